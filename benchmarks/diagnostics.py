@@ -1,0 +1,158 @@
+"""Diagnostics: what mode connectivity costs beside plain forward passes, Lanczos, and the theory's identities.
+
+    python benchmarks/diagnostics.py [--quick] [--model PATH] [--only lmc,lanczos,theory]
+
+Prints a table, and as its last line one JSON object. Branches are θ0 with a little noise: their losses do not matter,
+their bytes do. The full run needs 3 GB of scratch space for `lmc`, 17 GB for `lanczos`, and an idle machine; its time
+is dominated by 95 forward passes over 8,192 tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from merit.config.model import ModelConfig
+from merit.diagnostics.connectivity import connectivity
+from merit.diagnostics.hessian import Hessian
+from merit.diagnostics.lanczos import Lanczos
+from merit.diagnostics.live import LiveModel
+from merit.diagnostics.losses import LossSet
+from merit.models.loading import load_model, pick_precision
+from merit.models.nll import TokenRow
+from merit.models.source import resolve_model
+from merit.run.events import peak_memory_bytes
+from merit.theory.lab import run_lab
+
+BRANCHES = 4
+LENGTH = 128
+PARTS = ("lmc", "lanczos", "theory")
+
+
+def model_folder(path: str | None, quick: bool, scratch: Path) -> Path:
+    """The model's folder; with --quick a random one of 12M parameters."""
+    if not quick or path is not None:
+        return resolve_model(ModelConfig(path=path or "embedded:smollm2-135m"), Path.cwd()).path
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=8192,
+        hidden_size=384,
+        intermediate_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(scratch / "init")
+    return scratch / "init"
+
+
+def examples(count: int, vocabulary: int) -> list[TokenRow]:
+    """Rows of random tokens, the last quarter supervised."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, vocabulary, (count, LENGTH)).tolist()
+    return [(row, [-100] * (LENGTH * 3 // 4) + row[LENGTH * 3 // 4 :]) for row in ids]
+
+
+def lmc(folder: Path, rows: list[TokenRow], scratch: Path) -> dict[str, float]:
+    """Ten segments of eleven points, as published, against as many plain forward passes."""
+    model = load_model(folder)
+    folders = {}
+    for k in range(BRANCHES + 1):
+        torch.manual_seed(k)
+        noisy = load_model(folder)
+        with torch.no_grad():
+            for parameter in noisy.parameters():
+                parameter.add_(1e-4 * torch.randn_like(parameter))
+        folders[f"branch {k}" if k < BRANCHES else "merge"] = scratch / str(k)
+        noisy.save_pretrained(scratch / str(k))
+        del noisy
+    live = LiveModel(model, folders)
+    held_out = LossSet(rows, [0] * len(rows), precision=pick_precision("auto"))
+    held_out.measure(live.model, "warm-up")
+    branches = list(folders)[:BRANCHES]
+    pairs = [*itertools.combinations(branches, 2), *((branch, "merge") for branch in branches)]
+    passes = len(folders) + len(pairs) * 9
+    before, (plain, plain_cpu) = peak_memory_bytes(), forward_seconds(live, held_out)
+    started, started_cpu = time.monotonic(), time.process_time()
+    connectivity(live, pairs, {"held_out": held_out}, points=11)
+    took, took_cpu = time.monotonic() - started, time.process_time() - started_cpu
+    peak = peak_memory_bytes() - before
+    again, again_cpu = forward_seconds(live, held_out)
+    return {
+        "lmc_over_forward": took / (passes * (plain + again) / 2),
+        "lmc_over_forward_cpu": took_cpu / (passes * (plain_cpu + again_cpu) / 2),
+        "lmc_seconds": took,
+        "lmc_extra_peak_mb": peak / 1e6,  # beside the model and a forward pass: the blocks
+    }
+
+
+def forward_seconds(live: LiveModel, held_out: LossSet, repeats: int = 5) -> tuple[float, float]:
+    """Wall and processor seconds of one plain forward pass over all examples, the mean of a few."""
+    started, started_cpu = time.monotonic(), time.process_time()
+    for _ in range(repeats):
+        held_out.measure(live.model, "plain")
+    return (time.monotonic() - started) / repeats, (time.process_time() - started_cpu) / repeats
+
+
+def lanczos(folder: Path, rows: list[TokenRow], scratch: Path, steps: int) -> dict[str, float]:
+    """Hessian-vector products of Lanczos for ten eigenpairs."""
+    model: Any = load_model(folder)
+    hessian = Hessian(model, dict(model.named_parameters()), rows, batch_tokens=1024)
+    found = Lanczos(scratch / "basis", hessian.size, hessian.product)
+    started = time.monotonic()
+    for _ in range(steps):
+        found.step()
+    took = time.monotonic() - started
+    return {"lanczos_seconds": took, "lanczos_product_seconds": took / steps}
+
+
+def theory(quick: bool) -> dict[str, float]:
+    """The lab's identities."""
+    started = time.monotonic()
+    found = run_lab(instances=20 if quick else 200)
+    slopes = {slope.quantity: slope.early for slope in found.slopes}
+    return {
+        "theorem1_error": found.identity.largest_error,
+        "slope_lambda": slopes["lambda"],
+        "slope_alpha": slopes["alpha"],
+        "theory_seconds": time.monotonic() - started,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--model")
+    parser.add_argument("--only", default=",".join(PARTS))
+    arguments = parser.parse_args()
+    parts = arguments.only.split(",")
+    keys = ("lmc_over_forward", "theorem1_error", "slope_lambda", "slope_alpha")
+    found: dict[str, float | None] = dict.fromkeys(keys)
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        folder = model_folder(arguments.model, arguments.quick, scratch)
+        vocabulary = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+        if "lmc" in parts:
+            found |= lmc(folder, examples(8 if arguments.quick else 64, vocabulary), scratch)
+        if "lanczos" in parts:
+            rows = examples(4 if arguments.quick else 32, vocabulary)
+            found |= lanczos(folder, rows, scratch, 5 if arguments.quick else 30)
+        if "theory" in parts:
+            found |= theory(arguments.quick)
+    for key, value in found.items():
+        print(f"{key:28} {'–' if value is None else f'{value:.4g}'}")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""merit: decentralized merge-ready instruction tuning.
+
+Every stage is a function from files to files; these are the ones behind the commands. They are imported when first
+used, so that `import merit` loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from merit.branches.train import train_branch
+    from merit.config import RunConfig, load_config
+    from merit.conflict.measure import measure_conflict
+    from merit.data.build import build_mixture
+    from merit.gradients.collect import collect_sketches
+    from merit.merge.average import merge_checkpoints
+    from merit.pipeline import run_pipeline
+    from merit.report.build import build_report
+    from merit.split.make import make_partition
+    from merit.stages.context import RunContext
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "RunConfig": "merit.config",
+    "RunContext": "merit.stages.context",
+    "build_mixture": "merit.data.build",
+    "build_report": "merit.report.build",
+    "collect_sketches": "merit.gradients.collect",
+    "load_config": "merit.config",
+    "make_partition": "merit.split.make",
+    "measure_conflict": "merit.conflict.measure",
+    "merge_checkpoints": "merit.merge.average",
+    "run_pipeline": "merit.pipeline",
+    "train_branch": "merit.branches.train",
+}
+
+__all__ = [
+    "RunConfig",
+    "RunContext",
+    "build_mixture",
+    "build_report",
+    "collect_sketches",
+    "load_config",
+    "make_partition",
+    "measure_conflict",
+    "merge_checkpoints",
+    "run_pipeline",
+    "train_branch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'merit' has no attribute {name!r}")

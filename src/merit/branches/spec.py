@@ -1,0 +1,44 @@
+"""The branch job's contract: BranchSpec goes in, BranchResult comes out. Both are JSON and cross machines."""
+
+from __future__ import annotations
+
+from merit.config.model import ModelConfig
+from merit.config.train import TrainConfig
+from merit.run.record import Record
+
+MARKER = "merit.json"  # written last into a training checkpoint; holds the counters
+
+
+class BranchData(Record):
+    """One dataset of the branch. `data` is relative to the run directory."""
+
+    name: str
+    data: str
+    weight: float
+    fingerprint: str
+
+
+class BranchSpec(Record):
+    """`spec.json`: everything that a branch's result depends on."""
+
+    method: str
+    branch: int
+    model: ModelConfig
+    model_fingerprint: str
+    train: TrainConfig
+    data: list[BranchData]
+    max_length: int
+    planned_tokens: int  # supervised tokens over all epochs
+    seed: int
+
+
+class BranchResult(Record):
+    """`DONE`: written last. `supervised_tokens` were really trained on; the merge weighs by them."""
+
+    fingerprint: str  # of the spec
+    supervised_tokens: int
+    examples: int  # examples seen, epochs counted
+    steps: int
+    seconds: float  # training alone, over all sittings
+    final_loss: float | None
+    files: dict[str, str]  # file of the checkpoint → sha256

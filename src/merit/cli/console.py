@@ -1,0 +1,186 @@
+"""The terminal: bars and messages on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.measure import Measurement
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from merit.errors import printable
+from merit.logging import add_handler
+from merit.progress import Bar, Progress
+
+_PLAIN_SECONDS = 15
+_PIPE_WIDTH = 200
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would exit by itself; how the program ends is main's business
+
+
+# Names and messages come from files: no markup, no `:smile:` and no control character in them is ever obeyed.
+# A pipe has no width: figures must not be cut to fit 80 columns. A closed stdout is None.
+_WIDTH = None if sys.stdout is not None and sys.stdout.isatty() else _PIPE_WIDTH
+stdout = _Console(highlight=False, markup=False, emoji=False, width=_WIDTH)
+stderr = _Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+class _RichBar:
+    def __init__(self, progress: RichProgress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+
+    def update(self, done: float, *, total: float | None = None, note: str | None = None) -> None:
+        self._progress.update(self._task, completed=done, total=total)
+        if note is not None:
+            self._progress.update(self._task, note=printable(note))
+
+
+class TerminalProgress:
+    """Live bars with elapsed and remaining time."""
+
+    def __init__(self) -> None:
+        self._progress = RichProgress(
+            TextColumn("{task.description}", style="bold", markup=False),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
+            console=stderr,
+            transient=False,
+        )
+
+    @contextlib.contextmanager
+    def live(self) -> Iterator[Progress]:
+        """Shows the bars while the context lasts."""
+        with self._progress:
+            yield self
+
+    @contextlib.contextmanager
+    def bar(self, name: str, *, total: float, unit: str = "") -> Iterator[Bar]:
+        task = self._progress.add_task(printable(name), total=total, note="")
+        yield _RichBar(self._progress, task)
+        with contextlib.suppress(IndexError):
+            self._progress.update(task, completed=self._progress.tasks[task].total)
+            self._progress.stop_task(task)
+
+
+class _PlainBar:
+    def __init__(self, name: str, total: float, unit: str) -> None:
+        self._name, self._total, self._unit = printable(name), total, unit
+        self._started = self._said = time.monotonic()
+
+    def update(self, done: float, *, total: float | None = None, note: str | None = None) -> None:
+        self._total = total or self._total
+        now = time.monotonic()
+        if now - self._said < _PLAIN_SECONDS or not done:
+            return
+        self._said = now
+        left = (now - self._started) * (self._total - done) / done
+        complain(f"{self._name}: {done:g} of {self._total:g}, about {left:.0f} s left {printable(note or '')}")
+
+
+class PlainProgress:
+    """A line now and then, for logs and pipes."""
+
+    @contextlib.contextmanager
+    def live(self) -> Iterator[Progress]:
+        yield self
+
+    @contextlib.contextmanager
+    def bar(self, name: str, *, total: float, unit: str = "") -> Iterator[Bar]:
+        yield _PlainBar(name, total, unit)
+
+
+@contextlib.contextmanager
+def show_progress() -> Iterator[Progress]:
+    """Bars for a person, lines for a log; merit's own messages go the same way."""
+    show_messages()
+    display = TerminalProgress() if stderr.is_terminal else PlainProgress()
+    with display.live() as progress:
+        yield progress
+
+
+def print_table(rows: list[list[str]], *, legend: int | None = None) -> None:
+    """A table on stdout; the first row is the header, the first column is text, the others are figures.
+
+    Args:
+        rows: cells, all strings.
+        legend: the column that goes below the table, a line a row, where the terminal is too narrow for it.
+    """
+    table = _table(rows)
+    if legend is not None and Measurement.get(stdout, stdout.options, table).maximum > stdout.width:
+        stdout.print(_table([[*row[:legend], *row[legend + 1 :]] for row in rows]))
+        for row in rows[1:]:
+            say(f"  {row[0]}: {row[legend]}")
+    else:
+        stdout.print(table)
+
+
+def watch_tables(rows: Callable[[], list[list[str]]], seconds: float) -> None:
+    """The table of `rows()`, again and again in place, until the user stops it."""
+    with Live(_table(rows()), console=stdout, auto_refresh=False) as live:
+        while True:
+            time.sleep(seconds)
+            live.update(_table(rows()), refresh=True)
+
+
+def _table(rows: list[list[str]]) -> RichTable:
+    table = RichTable(header_style="bold", box=None, padding=(0, 1))
+    for index, cell in enumerate(rows[0]):
+        words = any(not _is_figure(row[index]) for row in rows[1:])
+        table.add_column(Text(printable(cell)), justify="left" if words else "right", no_wrap=index == 0)
+    for row in rows[1:]:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
+
+
+def _is_figure(cell: str) -> bool:
+    return not cell or cell[0].isdigit() or cell[0] in "–-−."
+
+
+def say(text: str) -> None:
+    """Lines on stdout, not wrapped, with control characters escaped."""
+    stdout.print(_lines(text), soft_wrap=True)
+
+
+def say_json(value: Any) -> None:
+    """JSON on stdout for scripts: one line of ASCII, so that it survives every terminal, pipe and locale."""
+    stdout.print(Text(json.dumps(value, ensure_ascii=True, allow_nan=False)), soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """Lines on stderr, where bars may be live."""
+    stderr.print(_lines(text), soft_wrap=True)
+
+
+class _Handler(logging.Handler):
+    """A line a message: rich's own handler pads and wraps them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(printable(record.getMessage()))
+
+
+def show_messages() -> None:
+    """Shows merit's own messages on stderr."""
+    if not logging.getLogger("merit").handlers:
+        add_handler(_Handler())
+
+
+def _lines(text: str) -> Text:
+    return Text("\n".join(printable(line) for line in text.split("\n")))

@@ -1,0 +1,98 @@
+"""`merit init`, `check`, `plan`, `schema`, `env`: everything before a model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from merit.cli.run_commands import File, Json
+
+_PANEL = "Before a run"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    for command in (init, check, plan, schema, env):
+        app.command(rich_help_panel=_PANEL)(command)
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="A folder of .jsonl, .json, .parquet or .csv files.")],
+    output: Annotated[Path | None, typer.Option("--out", "-o", help="Default: merit.yaml in the folder.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Looks at a folder of data files and writes a commented merit.yaml, one dataset a file."""
+    from merit.cli.console import say
+    from merit.data.init import propose_config
+    from merit.errors import InputError
+    from merit.io import write_text
+
+    target = output or folder / "merit.yaml"
+    if target.exists() and not force:
+        raise InputError("there already; --force replaces it", file=target)
+    write_text(target, propose_config(folder))
+    say(f"wrote {target}\nnext: merit check {target}   then: merit run {target}")
+
+
+def check(file: File, json: Json = False) -> None:
+    """Reads every dataset and validates everything before a model is loaded; tells all problems at once."""
+    from merit.cli.check_output import print_report
+    from merit.cli.console import show_progress
+    from merit.stages.check import check_run
+
+    with show_progress() as progress:
+        report = check_run(file, progress)
+    if not print_report(report, json=json):
+        raise typer.Exit(2)
+
+
+def plan(
+    file: File,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="Training speed of one device; default: measured here in a few seconds.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """What a run will cost, stage by stage, against joint training. Says what it assumes."""
+    from merit.cli.console import print_table, say, say_json, show_progress
+    from merit.planning.rows import plan_rows
+    from merit.stages.plan import plan_run
+
+    with show_progress() as progress:
+        result = plan_run(file, tokens_per_second, progress)
+    if json:
+        say_json(result.model_dump(mode="json"))
+        return
+    print_table(plan_rows(result))
+    for line in result.assumptions:
+        say(f"· {line}")
+
+
+def schema() -> None:
+    """Prints the JSON Schema of the configuration, for editors."""
+    import json as json_module
+
+    from merit.cli.console import say
+    from merit.config import RunConfig
+
+    say(json_module.dumps(RunConfig.model_json_schema(), indent=2, ensure_ascii=False))
+
+
+def env(json: Json = False) -> None:
+    """Prints versions and devices, for bug reports."""
+    import platform
+
+    from merit.cli.console import say, say_json
+    from merit.config.resolve import versions
+    from merit.executors.devices import usable_cores, visible_gpus
+
+    found: dict[str, str | int] = {**versions(Path.cwd())}
+    found.pop("git_commit", None)
+    found |= {"platform": platform.platform(), "cores": usable_cores(), "GPUs": len(visible_gpus())}
+    if json:
+        say_json(found)
+        return
+    for name, value in found.items():
+        say(f"{name}: {value}")

@@ -1,0 +1,76 @@
+"""`merit demo`: the main job on the embedded model and mixture."""
+
+from __future__ import annotations
+
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from merit.cli.run_commands import Json, execute
+from merit.errors import InputError
+from merit.executors.devices import usable_cores
+
+_LAUNCH = {
+    "local": "",
+    "ray": "launch: {{engine: ray, ray: {{cpus: {cores}}}}}\n",
+    "slurm": "launch: {{engine: slurm, slurm: {{cpus: {cores}}}}}\n",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command(rich_help_panel="The whole of it")(demo)
+
+
+def demo(
+    output: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory. Default: runs/demo.")] = None,
+    engine: Annotated[str, typer.Option(help="Where branches train: local, ray or slurm.")] = "local",
+    json: Json = False,
+    config: Annotated[bool, typer.Option("--config", help="Print the demo's configuration instead.")] = False,
+    vision: Annotated[bool, typer.Option("--vision", help="A vision-language model, prepared from nothing.")] = False,
+) -> None:
+    """The embedded run: SmolLM2-135M on twelve task families, MERIT against joint, WiSE-FT and a random split. With
+    `--vision`: a tiny model that learns to see first, on eleven tasks about pictures."""
+    source = resources.files("merit.cli").joinpath("demo_vision.yaml" if vision else "demo.yaml")
+    output = output or Path("runs/demo-vision" if vision else "runs/demo")
+    if config:
+        from merit.cli.console import say
+
+        say(source.read_text(encoding="utf-8").rstrip())
+        return
+    if engine not in _LAUNCH:
+        raise InputError(f"no engine {engine!r}; there are: {', '.join(_LAUNCH)}", field="--engine")
+    # Branches get all cores, one after the other, as on this machine: the same sums, hence the same table.
+    text = source.read_text(encoding="utf-8") + _LAUNCH[engine].format(cores=usable_cores())
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "demo.yaml"
+        file.write_text(text, encoding="utf-8")
+        execute(file, output, start=None, until=None, json=json)
+    if vision and not json:
+        _print_accuracy(output)
+
+
+def _print_accuracy(output: Path) -> None:
+    """Right answers on held-out pictures, task by task, against one who always says the most frequent answer."""
+    from merit.cli.console import print_table, say
+    from merit.data.visual_tasks import TASKS
+    from merit.evaluation.scores import ModelScores
+    from merit.run.layout import RunDir
+
+    run = RunDir(output)
+    labels = {"θ0": "base", "merge": "merit", "joint": "joint"}
+    scores = {title: ModelScores.load(run.evaluation(label)).in_mixture for title, label in labels.items()}
+    rows = [["right answers", "chance", *labels]]
+    for index, name in enumerate(item.name for item in scores["merge"]):
+        shares = [_share(scores[title][index].exact) for title in labels]
+        rows.append([name, f"{TASKS[name].chance:.0%}", *(f"{share:.0%}" for share in shares)])
+    print_table(rows)
+    learned = sum(_share(item.exact) > TASKS[item.name].chance + 0.2 for item in scores["merge"])
+    say(f"{learned} of {len(rows) - 1} tasks lie more than 20 points above chance")
+
+
+def _share(exact: list[float] | None) -> float:
+    return sum(exact) / len(exact) if exact else 0.0

@@ -1,0 +1,78 @@
+"""`merit add` and `merit remove`: a dataset more or less, without training everything again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from merit.cli.run_commands import Json
+from merit.cli.watch_commands import Run
+
+if TYPE_CHECKING:
+    from merit.stages.context import RunContext
+    from merit.stages.grow import Cost
+
+Baselines = Annotated[bool, typer.Option("--baselines", help="Train the baselines on the new mixture, too.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command(rich_help_panel="Branches")(add)
+    app.command(rich_help_panel="Branches")(remove)
+
+
+def add(
+    run: Run,
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A data file, a Hub id, or reasoning_gym:NAME.")],
+    name: Annotated[str, typer.Argument(help="The dataset's name in the mixture.")],
+    weight: Annotated[float, typer.Option(help="As `mixture.NAME.weight`.")] = 1.0,
+    max_examples: Annotated[int | None, typer.Option(help="As `mixture.NAME.max_examples`.")] = None,
+    baselines: Baselines = False,
+    json: Json = False,
+) -> None:
+    """A new dataset: sketched, put on the saved axes, its branch trained again, merged again."""
+    from merit.config.mixture import DatasetConfig
+    from merit.stages.grow import add_dataset
+
+    path = str(Path(source).resolve()) if Path(source).exists() else source
+    dataset = DatasetConfig(path=path, weight=weight, max_examples=max_examples)
+    _grow(run, lambda context, go: add_dataset(context, name, dataset, go, baselines=baselines), json=json)
+
+
+def remove(
+    run: Run,
+    name: Annotated[str, typer.Argument(help="The dataset's name in the mixture.")],
+    baselines: Baselines = False,
+    json: Json = False,
+) -> None:
+    """A dataset less: its branch is trained again without it, and merged again."""
+    from merit.stages.grow import remove_dataset
+
+    _grow(run, lambda context, go: remove_dataset(context, name, go, baselines=baselines), json=json)
+
+
+def _grow(run: Path, change: Callable[[RunContext, Callable[[RunContext], None]], Cost], *, json: bool) -> None:
+    from merit.cli.console import say, say_json, show_progress
+    from merit.stages.context import RunContext
+
+    with show_progress() as progress:
+        context = RunContext.open(run, progress=progress)
+        from merit.cli.results import print_results
+        from merit.pipeline import run_pipeline
+
+        cost = change(context, run_pipeline)
+    if json:
+        say_json(cost.__dict__)
+        return
+    print_results(context.run, None, json=False)
+    share = cost.tokens / cost.all_tokens if cost.all_tokens else 0.0
+    names = ", ".join(map(str, cost.branches)) or "none"
+    say(
+        f"trained again: branch {names}, {cost.tokens:,} supervised tokens; all branches would be {cost.all_tokens:,} "
+        f"({share:.0%} of that)"
+    )
+    if cost.dropped:
+        say(f"dropped, since they knew another mixture: {', '.join(cost.dropped)}; --baselines trains them again")

@@ -1,0 +1,75 @@
+"""`merit handover` and `merit adopt`: branches in the hands of another trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from merit.cli.run_commands import File, Json, Output, Redo
+from merit.cli.watch_commands import Run
+from merit.errors import InputError
+
+TRAINERS = ("trl", "axolotl", "llamafactory")
+Method = Annotated[str, typer.Option(help="The method that the branches belong to.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command(rich_help_panel="Branches")(handover)
+    app.command(rich_help_panel="Branches")(adopt)
+
+
+def handover(
+    file: File,
+    to: Annotated[str, typer.Option(help=f"{', '.join(TRAINERS)}.")],
+    output: Output = None,
+    method: Method = "merit",
+    json: Json = False,
+) -> None:
+    """A folder a branch for another trainer: its configuration, the branch's data, one command. Splits first."""
+    if to not in TRAINERS:
+        raise InputError(f"no trainer {to!r}; there are: {', '.join(TRAINERS)}", field="--to")
+    from merit.cli.console import say, say_json, show_progress
+    from merit.stages.context import RunContext
+
+    with show_progress() as progress:
+        context = RunContext.open(file, output=output, progress=progress)
+        from merit.pipeline import run_pipeline
+        from merit.stages.handover import hand_over
+
+        run_pipeline(context, until="split")
+        folders = hand_over(context, to, method)
+    if json:
+        say_json([str(folder) for folder in folders])
+        return
+    for folder in folders:
+        say(str(folder))
+    if folders:
+        say("each README.md has the one command to run, and the one that brings the branch back")
+
+
+def adopt(
+    run: Run,
+    branch: Annotated[int, typer.Argument(min=0, help="Which branch.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The trainer's output, or the hand-over's folder.")],
+    method: Method = "merit",
+    tokens: Annotated[int | None, typer.Option(min=1, help="Supervised tokens really trained on.")] = None,
+    any_budget: Annotated[bool, typer.Option("--any-budget", help="Accept a budget far from the plan.")] = False,
+    redo: Redo = False,
+    json: Json = False,
+) -> None:
+    """Checks a model that another trainer made of a branch, and puts it into the run."""
+    from merit.cli.console import say, say_json, show_progress
+    from merit.stages.context import RunContext
+
+    with show_progress() as progress:
+        context = RunContext.open(run, progress=progress)
+        from merit.stages.adopt import adopt_branch
+
+        result = adopt_branch(context, method, branch, folder, tokens=tokens, any_budget=any_budget, redo=redo)
+    if json:
+        say_json(result.model_dump(mode="json"))
+    else:
+        say(f"{method} branch {branch}: adopted, {result.supervised_tokens:,} supervised tokens; `merit run` merges it")

@@ -1,0 +1,117 @@
+"""`merit train` and `merit merge`: a stage of a run, or one piece of work on its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from merit.cli.run_commands import Json, Output, Redo, execute
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command(rich_help_panel="One stage")(train)
+    app.command(rich_help_panel="One stage")(merge)
+
+
+def train(
+    file: Annotated[str, typer.Argument(metavar="FILE|RUN|URL", help="A configuration, a run, or a run's store.")],
+    output: Output = None,
+    branch: Annotated[
+        int | None, typer.Option(min=0, help="Train this branch only; RUN must hold its spec.json.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="The method that the branch belongs to.")] = "merit",
+    processes: Annotated[int, typer.Option(min=1, help="With --branch: devices that train it together.")] = 1,
+    accelerate: Annotated[
+        Path | None, typer.Option(help="With --branch: an accelerate configuration (FSDP2, DeepSpeed).")
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="With --branch: where θ0 lies on this machine.")] = None,
+    redo: Redo = False,
+    json: Json = False,
+) -> None:
+    """Trains the branches. With --branch: the job that an executor starts, on any machine."""
+    if branch is None:
+        execute(Path(file), output, start="train" if redo else None, until="train", json=json)
+        return
+    from merit.branches.job import Ranks, run_branch_job
+    from merit.cli.console import say, say_json, show_messages
+
+    show_messages()
+    if "://" in file:
+        from merit.branches.remote_job import run_remote_branch_job
+
+        options = ["--processes", str(processes)] if processes > 1 else []
+        options += ["--accelerate", str(accelerate)] if accelerate is not None else []
+        result = run_remote_branch_job(file, method, branch, options)
+    else:
+        result = run_branch_job(Path(file), method, branch, Ranks(processes, accelerate), model)
+    if json:
+        say_json(result.model_dump(mode="json"))
+        return
+    loss = f", loss {result.final_loss:.4f}" if result.final_loss is not None else ""
+    say(f"{method} branch {branch}: {result.supervised_tokens:,} supervised tokens, {result.steps:,} steps{loss}")
+
+
+def merge(
+    inputs: Annotated[list[str], typer.Argument(metavar="FILE|RUN | MODEL MODEL …", help="A run, or checkpoints.")],
+    output: Annotated[Path | None, typer.Option("--out", "-o", help="Where the merged model goes.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="1,2,3, `uniform`, or `tokens` of branches; then `;REGEX=0,1,0` for tensors apart."),
+    ] = None,
+    scale: Annotated[list[float] | None, typer.Option(help="β of θ0 + β(merge − θ0); may be repeated.")] = None,
+    base: Annotated[str | None, typer.Option(help="θ0, for --scale and for the figures.")] = None,
+    dtype: Annotated[str, typer.Option(help="input, float32, bfloat16 or float16.")] = "input",
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="LoRA folders into one: `exact`, or a rank to cut down to. Default: whole weights."),
+    ] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Leave out inputs that are not there.")] = False,
+    stochastic: Annotated[bool, typer.Option("--stochastic", help="Round up or down at random, unbiased.")] = False,
+    keep_sums: Annotated[
+        Path | None, typer.Option(help="Also keep the running sums here, to add or remove a branch later.")
+    ] = None,
+    memory: Annotated[str, typer.Option(help="Memory budget, e.g. 512MB.")] = "512MB",
+    verify: Annotated[bool, typer.Option("--verify", help="Check the merge in OUT instead of making it.")] = False,
+    redo: Redo = False,
+    json: Json = False,
+) -> None:
+    """Merges the branches of a run; or any checkpoints of one model: merit merge A B C -o OUT."""
+    path = Path(inputs[0])
+    if not verify and len(inputs) == 1 and _is_run(path):
+        execute(path, output, start="merge" if redo else None, until="merge", json=json)
+        return
+    from merit.cli.console import say, show_progress
+    from merit.cli.merge_command import merge_models
+
+    with show_progress() as progress:
+        lines = merge_models(
+            inputs,
+            weights=weights,
+            output=output,
+            scale=scale or [1.0],
+            base=base,
+            dtype=dtype,
+            memory=memory,
+            verify=verify,
+            json_out=json,
+            adapter=adapter,
+            partial=partial,
+            stochastic=stochastic,
+            keep_sums=keep_sums,
+            progress=progress,
+        )
+    for line in lines:
+        say(line)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether `path` is a run or its configuration, not a checkpoint or a mergekit recipe."""
+    if path.suffix not in (".yaml", ".yml"):
+        return (path / "config.yaml").is_file()
+    try:
+        return not any(line.startswith("merge_method:") for line in path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError):
+        return True  # the configuration's reader says what is wrong with it

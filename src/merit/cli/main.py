@@ -1,0 +1,117 @@
+"""`merit`: every command, and how errors and signals leave the program."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+from types import FrameType
+
+import typer
+
+from merit.cli import (
+    agree_command,
+    data_commands,
+    demo_command,
+    diagnose_command,
+    grow_commands,
+    handover_commands,
+    job_commands,
+    prepare_command,
+    run_commands,
+    study_command,
+    watch_commands,
+)
+from merit.errors import MeritError, printable
+from merit.io import disk_is_full
+
+app = typer.Typer(
+    name="merit",
+    help="Split an instruction mixture by gradient conflict, tune the groups apart, merge once, and see if it helped.",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+demo_command.register(app)
+run_commands.register(app)
+prepare_command.register(app)
+data_commands.register(app)
+job_commands.register(app)
+diagnose_command.register(app)
+agree_command.register(app)
+study_command.register(app)
+watch_commands.register(app)
+handover_commands.register(app)
+grow_commands.register(app)
+
+# typer brings its own copy of click since 0.20; the class of wrong options is reached the same way in both.
+_USAGE_ERROR: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(BaseException):
+    """A signal asks us to end. No `except Exception` on the way swallows it, and every `finally` ends its jobs."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def main() -> None:
+    """The program. Exit codes: 0 done, 1 failed (run again to resume), 2 bad input, 128 + n ended by signal n."""
+    for number in _STOPS:
+        # A signal that is ignored (`nohup`, a job in the background) stays ignored.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _stop)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # None where the stream is closed
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command; what goes wrong becomes one line on stderr. Returns the exit code."""
+    try:
+        code = app(arguments or ["--help"], prog_name="merit", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except MeritError as error:
+        return _say(str(error), error.exit_code)
+    except _USAGE_ERROR as error:
+        command = error.ctx.command_path if error.ctx is not None else "merit"
+        return _say(f"{command}: {printable(error.format_message())}; see `{command} --help`", 2)
+    except Stopped as stop:
+        return _say(_farewell(stop.number), 128 + stop.number)
+    except BrokenPipeError:
+        # The reader has seen enough (`merit schema | head -1`). What is left in the buffer must not fail again at exit.
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        place = printable(str(error.filename or "output"))
+        if disk_is_full(error):
+            return _say(f"{place}: {error.strerror or 'the disk is full'}; free some space and run again to resume", 1)
+        if error.errno in _UNUSABLE:
+            return _say(f"{place}: {error.strerror}", 2)
+        raise
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
+
+
+def _farewell(number: int) -> str:
+    what = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+    return f"{what}; run the same command again to resume"
+
+
+def _say(text: str, code: int) -> int:
+    if sys.stderr is not None:
+        with contextlib.suppress(BrokenPipeError):
+            sys.stderr.write(f"{text}\n")
+    return code

@@ -1,0 +1,228 @@
+"""The body of `merit merge A B C -o OUT` and `merit merge --verify OUT`: reads the options, calls one function, answers
+in lines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast, get_args
+
+from merit.branches.spec import BranchResult
+from merit.config.merge import DtypeName
+from merit.config.model import ModelConfig
+from merit.errors import InputError
+from merit.merge.adapters import merge_adapters
+from merit.merge.average import merge_checkpoints
+from merit.merge.names import short_names
+from merit.merge.options import WeightRule
+from merit.merge.recipe import read_mergekit
+from merit.merge.remote import fetch, is_url, send_merge, url_of
+from merit.merge.result import MergeResult
+from merit.merge.verify import verify_merge
+from merit.merge.weights import token_weights, uniform_weights
+from merit.models.adapter import is_adapter
+from merit.models.source import check_model_folder, locate_model
+from merit.progress import SILENT, Progress
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def merge_models(
+    inputs: Sequence[str],
+    *,
+    output: Path | None,
+    weights: str | None = None,
+    scale: Sequence[float] = (1.0,),
+    base: str | None = None,
+    dtype: str = "input",
+    memory: str = "512MB",
+    verify: bool = False,
+    json_out: bool = False,
+    adapter: str | None = None,
+    partial: bool = False,
+    stochastic: bool = False,
+    keep_sums: Path | None = None,
+    progress: Progress = SILENT,
+) -> list[str]:
+    """Merges, or verifies a merge; returns the lines to print.
+
+    Args:
+        inputs: folders, Hub ids, URLs, or one mergekit recipe; with `verify` the merged folder.
+        weights: `1,2,3`, `uniform`, or `tokens` (what each branch of a run says it was trained on); then, after `;`,
+            `PATTERN=1,2,3` for tensors with other weights.
+        adapter: `exact` or a rank: LoRA folders become one LoRA folder instead of a whole model.
+
+    Raises:
+        InputError: an option that cannot be read, or what the merge itself refuses.
+        StageError: the disk is full, or a remote output cannot be written.
+    """
+    if verify:
+        return _verify(inputs, output, json_out, progress)
+    if output is None:
+        raise InputError("where does the merged model go? name a folder with -o", field="output")
+    models = list(inputs)
+    if len(models) == 1 and models[0].endswith((".yaml", ".yml")):
+        recipe = read_mergekit(Path(models[0]))
+        models, base, dtype, scale = list(recipe.models), recipe.base, recipe.dtype, (recipe.scale,)
+        weights = ",".join(map(repr, recipe.weights))
+    folders = [_locate(model, progress, must_exist=not partial) for model in models]
+    given, rules = parse_weights(weights, folders)
+    theta0 = _locate(base, progress) if base is not None else None
+    if adapter is not None:
+        return _merge_adapters(folders, given, output, theta0, adapter, json_out, progress)
+
+    def merge(outputs: Mapping[float, Path]) -> MergeResult:
+        return merge_checkpoints(
+            folders,
+            given,
+            outputs,
+            base=theta0,
+            dtype=parse_dtype(dtype),
+            rules=rules,
+            partial=partial,
+            keep_sums=keep_sums,
+            rounding="stochastic" if stochastic else "nearest",
+            memory_bytes=parse_bytes(memory),
+            progress=progress,
+        )
+
+    outputs = name_outputs(output, scale)
+    if is_url(str(output)):
+        urls = {beta: url_of(str(path)) for beta, path in outputs.items()}
+        result = send_merge(merge, urls, [list(map(str, folders)), weights, base, dtype, stochastic], progress)
+    else:
+        result = merge(outputs)
+    if json_out:
+        return [result.model_dump_json()]
+    return _lines(result, {f"{beta:g}": str(path) for beta, path in outputs.items()})
+
+
+def parse_weights(text: str | None, folders: Sequence[Path]) -> tuple[list[float], list[WeightRule]]:
+    """`1,2,3;lm_head=0,1,0` → the weights and the rules.
+
+    Raises:
+        InputError: not numbers, or `tokens` where the inputs are no branches of a run.
+    """
+    first, *others = (text or "uniform").split(";")
+    if first == "uniform":
+        given = uniform_weights(len(folders))
+    elif first == "tokens":
+        given = token_weights([BranchResult.load(path.parent / "DONE").supervised_tokens for path in folders])
+    else:
+        given = _numbers(first)
+    rules = []
+    for part in others:
+        pattern, found, numbers = part.rpartition("=")
+        if not found:
+            raise InputError(f"{part!r} is not PATTERN=1,2,3", field="weights")
+        rules.append(WeightRule(pattern=pattern, weights=_numbers(numbers)))
+    return given, rules
+
+
+def parse_bytes(text: str) -> int:
+    """`512MB`, `2GiB`, `1000000` → bytes.
+
+    Raises:
+        InputError: not a size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B?)\s*", text.upper())
+    unit = match[2] if match else ""
+    if match is None or (unit not in _UNITS and f"{unit}B" not in _UNITS):
+        raise InputError(f"{text!r} is not a size; write 512MB or 2GiB", field="memory")
+    return int(float(match[1]) * _UNITS.get(unit, _UNITS.get(f"{unit}B", 1)))
+
+
+def parse_dtype(text: str) -> DtypeName:
+    """A type that can be written.
+
+    Raises:
+        InputError: another one.
+    """
+    if text not in get_args(DtypeName):
+        raise InputError(f"{text!r} is none of {', '.join(get_args(DtypeName))}", field="dtype")
+    return cast(DtypeName, text)
+
+
+def name_outputs(output: Path, scales: Sequence[float]) -> dict[float, Path]:
+    """One β: `output` itself. Several: β = 1 there, the others beside it as `output@β`."""
+    found = list(dict.fromkeys(scales))
+    if len(found) == 1:
+        return {found[0]: output}
+    return {beta: output if beta == 1 else output.with_name(f"{output.name}@{beta:g}") for beta in found}
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{text!r} is not numbers with commas between them", field="weights") from None
+
+
+def _locate(model: str, progress: Progress, *, must_exist: bool = True) -> Path:
+    if is_url(model):
+        return fetch(model, progress)
+    # A folder is opened as it is, so that adapters pass too; a path that looks local is no Hub id.
+    local = Path(model)
+    if local.is_dir() or not must_exist or local.is_absolute() or model.startswith((".", "~")):
+        return local
+    found = locate_model(ModelConfig(path=model), Path.cwd())
+    if not is_adapter(found):
+        check_model_folder(found, trust_remote_code=False)
+    return found
+
+
+def _merge_adapters(
+    folders: Sequence[Path],
+    weights: Sequence[float],
+    output: Path,
+    base: Path | None,
+    wanted: str,
+    json_out: bool,
+    progress: Progress,
+) -> list[str]:
+    if base is None:
+        raise InputError("name the model that the adapters were trained on", field="base")
+    if wanted != "exact" and not wanted.isdecimal():
+        raise InputError(f"{wanted!r} is neither `exact` nor a rank", field="adapter")
+    rank = None if wanted == "exact" else int(wanted)
+    result = merge_adapters(folders, weights, output, base=base, rank=rank, progress=progress)
+    if json_out:
+        return [result.model_dump_json()]
+    lines = [f"merged {len(folders)} adapters into {output}, ranks up to {max(result.ranks.values(), default=0)}"]
+    if rank is not None:
+        worst = f", most of it in {result.worst_module}" if result.worst_module else ""
+        lines.append(f"cut to rank {rank}: {result.truncation_error:.2%} of the update's norm is lost{worst}")
+    return lines
+
+
+def _verify(inputs: Sequence[str], output: Path | None, json_out: bool, progress: Progress) -> list[str]:
+    *sources, last = [*inputs, *([str(output)] if output else [])] or [""]
+    if not last:
+        raise InputError("name the merged folder to verify", field="output")
+    result = verify_merge(Path(last), inputs=[Path(source) for source in sources] or None, progress=progress)
+    if json_out:
+        return [result.model_dump_json()]
+    lines = [
+        f"{last}: {result.shards} shards have their recorded SHA-256; {result.blocks} random blocks "
+        f"({result.parameters_recomputed / result.parameters:.0%} of the parameters) are what the inputs give"
+    ]
+    if result.rounded_otherwise:
+        lines.append(f"{result.rounded_otherwise} elements round to the other neighbour: a branch was removed")
+    return lines
+
+
+def _lines(result: MergeResult, places: Mapping[str, str]) -> list[str]:
+    names = short_names([item.path for item in result.inputs])
+    lines = [
+        f"merged {len(result.inputs)} inputs, {result.parameters:,} parameters in {result.dtype}, "
+        f"in {result.seconds:.1f} s"
+    ]
+    for number, (item, name) in enumerate(zip(result.inputs, names, strict=True)):
+        moved = f"  ‖θ−θ0‖ {result.branch_displacement[number]:.4g}" if result.branch_displacement else ""
+        lines.append(f"  {item.weight:.4f}  {name}{moved}")
+    for label, place in places.items():
+        moved = f"  ‖θ−θ0‖ {result.displacement[label]:.4g}" if label in result.displacement else ""
+        lost = f", rounding lost {result.rounding_error[label]:.2%} of it" if label in result.rounding_error else ""
+        lines.append(f"β = {label}: {place}{moved}{lost}")
+    return lines

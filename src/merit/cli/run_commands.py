@@ -1,0 +1,134 @@
+"""`merit run`, and one command a stage."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from merit.errors import InputError
+
+File = Annotated[Path, typer.Argument(metavar="FILE|RUN", help="A configuration, or the directory of an earlier run.")]
+Output = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory. Default: runs/NAME beside FILE.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Redo = Annotated[bool, typer.Option("--redo", help="Do it again even if nothing has changed.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command(rich_help_panel="The whole of it")(run)
+    for command in (conflict, split, evaluate, report):
+        app.command(rich_help_panel="One stage")(command)
+
+
+def run(
+    file: File,
+    output: Output = None,
+    start: Annotated[str | None, typer.Option("--from", help="Do this stage and the later ones again.")] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Stop after this stage.")] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Merge the branches that are done when others failed for good.")
+    ] = False,
+    deadline: Annotated[
+        str | None, typer.Option(help="With --partial: how long to train at most, e.g. 90m or 8h.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """All stages: mixture, conflict, split, train, merge, evaluate, report. Resumes; skips what is done."""
+    limit = _seconds(deadline) if deadline is not None else None
+    if limit is not None and not partial:
+        raise InputError("a deadline is for a partial run; add --partial", field="--deadline")
+    execute(file, output, start=start, until=until, partial=partial, seconds=limit, json=json)
+
+
+def conflict(
+    file: File,
+    output: Output = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show which pairs fight, which layers carry it, who stands on each axis.")
+    ] = False,
+    worker: Annotated[
+        int | None, typer.Option(min=0, help="Only measure gradients, beside other workers: the job of an executor.")
+    ] = None,
+    examples: Annotated[int | None, typer.Option(min=2, help="With --worker: calibration examples a dataset.")] = None,
+    redo: Redo = False,
+    json: Json = False,
+) -> None:
+    """Measures which datasets conflict: gradients at θ0, similarity, axes."""
+    if worker is not None:
+        from merit.cli.console import show_messages
+        from merit.stages.gradient_jobs import run_worker
+
+        show_messages()
+        run_worker(file, worker, examples)
+        return
+    execute(
+        file,
+        output,
+        start="conflict" if redo else None,
+        until="conflict",
+        json=json,
+        show="explanation" if explain else None,
+    )
+
+
+def split(file: File, output: Output = None, redo: Redo = False, json: Json = False) -> None:
+    """Cuts the mixture into groups, after `conflict`."""
+    execute(file, output, start="split" if redo else None, until="split", json=json)
+
+
+def evaluate(file: File, output: Output = None, redo: Redo = False, json: Json = False) -> None:
+    """Measures every model of the run, after `merge`."""
+    execute(file, output, start="evaluate" if redo else None, until="evaluate", json=json)
+
+
+def report(file: File, output: Output = None, json: Json = False) -> None:
+    """Draws report.html again from what the run directory holds."""
+    from merit.cli.console import say, say_json
+    from merit.stages.context import RunContext
+
+    run = RunContext.open(file, output=output).run
+    from merit.report.build import build_report
+
+    path = str(build_report(run.root))
+    if json:
+        say_json({"run": str(run.root), "report": path})
+    else:
+        say(path)
+
+
+def execute(
+    file: Path,
+    output: Path | None,
+    *,
+    start: str | None,
+    until: str | None,
+    json: bool,
+    show: str | None = None,
+    partial: bool = False,
+    seconds: float | None = None,
+) -> None:
+    """Runs the pipeline with bars, and prints what came of it: `show`, or else the result of stage `until`."""
+    from merit.cli.console import show_progress
+    from merit.stages.context import RunContext
+
+    with show_progress() as progress:
+        context = RunContext.open(file, output=output, progress=progress)
+        context.partial = partial
+        context.deadline = time.time() + seconds if seconds is not None else None
+        # The configuration is fine: only now is it worth the imports of the stages.
+        from merit.cli.results import print_results
+        from merit.pipeline import run_pipeline
+
+        run_pipeline(context, start=start, until=until)
+    print_results(context.run, show or until, json=json)
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    if found is None:
+        raise InputError(f"{text!r} is no length of time; write 90m, 8h or 2d", field="--deadline")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]

@@ -1,0 +1,38 @@
+"""Section `merge`: how branches become one model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from merit.config.section import Section
+
+DtypeName = Literal["input", "float32", "bfloat16", "float16"]
+Scale = Annotated[float, Field(gt=0, le=10)]
+
+
+class MergeConfig(Section):
+    """The weighted average, and points on its ray θ0 + β(θ̄ − θ0)."""
+
+    weights: Literal["tokens", "uniform", "fisher", "regmean"] = Field(
+        default="tokens",
+        description="w_k ∝ supervised tokens really trained on (published), or equal; or by curvature, measured on the "
+        "branches' data after their training: diagonal Fisher, or input Grams of linear layers (RegMean).",
+    )
+    ridge: float = Field(
+        default=0.1,
+        gt=0,
+        le=1e6,
+        description="Pull toward the token average (fisher, regmean), relative to the mean curvature of a tensor.",
+    )
+    curvature_examples: int = Field(
+        default=64, ge=2, description="Training examples of each branch that its curvature is of (fisher, regmean)."
+    )
+    dtype: DtypeName = Field(
+        default="input", description="Type of the merged weights; `input` keeps the branches' own."
+    )
+    scales: list[Scale] = Field(
+        default_factory=lambda: [1.0], min_length=1, description="The β of each model written; 1 is the merge itself."
+    )
+    shard_bytes: int = Field(default=5_000_000_000, ge=1_000_000, description="Largest safetensors shard, in bytes.")

@@ -1,0 +1,178 @@
+"""A study file: methods × budgets × seeds, and what they are compared on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from merit.config.calibration import CalibrationConfig
+from merit.config.launch import LaunchConfig
+from merit.config.methods import MethodConfig, standard_methods
+from merit.config.mixture import DatasetConfig
+from merit.config.model import ModelConfig
+from merit.config.section import Location, Section, Seed, refused
+from merit.config.train import TrainConfig
+
+Budget = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class WarmupConfig(Section):
+    """θ0 made on the spot: `model` warmed up jointly, or a small Llama from random weights, with no download."""
+
+    vocabulary: int = Field(
+        default=2048, ge=300, le=65536, description="Tokens of a fresh model's BPE, trained on the datasets."
+    )
+    hidden: int = Field(default=128, ge=16, le=2048, description="Width of a fresh model.")
+    layers: int = Field(default=4, ge=1, le=64, description="Layers.")
+    heads: int = Field(default=4, ge=1, le=64, description="Attention heads; they divide the width.")
+    intermediate: int = Field(default=384, ge=16, le=8192, description="Width of the MLP.")
+    examples: int = Field(default=200, ge=8, description="Examples of each dataset of `retention`.")
+    mixture_examples: int = Field(
+        default=24,
+        ge=8,
+        description="Examples of each dataset of the mixture: enough to see the format. What θ0 has learned already, "
+        "tuning cannot teach, and all methods look alike.",
+    )
+    train: TrainConfig = Field(default_factory=TrainConfig, description="Recipe of the warm-up.")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> WarmupConfig:
+        if self.hidden % (2 * self.heads):
+            raise refused([(("heads",), f"{self.heads} heads do not divide a width of {self.hidden} evenly")])
+        return self
+
+
+class FacesConfig(Section):
+    """How much is measured. Validation chooses α, β and rates; test is only ever reported."""
+
+    validation: int = Field(default=8, ge=2, description="Held-out examples a dataset that choose α, β and rates.")
+    test: int = Field(default=16, ge=2, description="Further held-out examples a dataset that are reported.")
+    drift: int = Field(default=16, ge=0, le=512, description="Prompts that θ0 answers; half of them validate. 0: none.")
+    max_new_tokens: int = Field(default=48, ge=1, description="Longest of θ0's own answers.")
+    batch_tokens: int = Field(default=8192, ge=1, description="Tokens a forward pass, padding included.")
+
+
+class QuestionConfig(Section):
+    """Does conflict predict harm? Tunes θ0 on every dataset alone, and looks at all the others."""
+
+    epochs: float = Field(default=1.0, gt=0, description="Passes over the one dataset.")
+    rate: float = Field(default=1.0, gt=0, le=100, description="Its learning rate, as a multiple of the recipe's.")
+    budget: str | None = Field(default=None, description="Which budget's data. Default: the largest.")
+    seeds: int | None = Field(default=None, ge=1, description="On the first so many seeds. Default: on all.")
+
+
+class CurvatureConfig(Section):
+    """Curvature-aware merges (`merge: fisher`, `merge: regmean`)."""
+
+    examples: int = Field(default=64, ge=2, description="Training examples of each branch that its curvature is of.")
+    ridge: list[Annotated[float, Field(gt=0, le=1000)]] = Field(
+        default_factory=lambda: [0.1, 1.0],
+        min_length=1,
+        description="Pull toward the token average, relative to the mean curvature; validation chooses.",
+    )
+
+
+class StudyConfig(Section):
+    """What a study file holds. Paths are relative to the file's own folder."""
+
+    name: str = Field(default="study", pattern=r"^[\w .,\-]{1,80}$", description="Title of the tables.")
+    model: ModelConfig | None = Field(
+        default=None, description="θ0, or what `warmup` begins with. Unset: a fresh small model."
+    )
+    warmup: WarmupConfig | None = Field(default=None, description="Make θ0 here, before anything else.")
+    mixture: dict[str, DatasetConfig] = Field(min_length=2, description="The datasets to tune on, by name.")
+    unseen: dict[str, DatasetConfig] = Field(default_factory=dict, description="Measured, never trained on.")
+    retention: dict[str, DatasetConfig] = Field(
+        default_factory=dict,
+        description="What θ0 can do already: measured, not tuned on. A warm-up trains on them, and θ0's own answers "
+        "to their prompts are what drift is measured on; without them, drift is on general prompts.",
+    )
+    held_out_fraction: float = Field(default=0.2, gt=0, lt=1, description="Share of each dataset's rows held out.")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="The recipe that every method shares.")
+    calibration: CalibrationConfig = Field(default_factory=CalibrationConfig, description="Gradients and sketches.")
+    centre: bool = Field(default=True, description="Centre the similarity matrix before its eigenvectors are taken.")
+    seeds: list[Seed] = Field(
+        default_factory=lambda: [0, 1, 2, 3, 4],
+        min_length=1,
+        description="A seed draws generated datasets anew, the order of training, and random groups.",
+    )
+    budgets: dict[str, Budget] = Field(
+        default_factory=lambda: {"whole": 1.0},
+        min_length=1,
+        description="Name → share of each dataset's training examples.",
+    )
+    methods: dict[str, MethodConfig] = Field(
+        default_factory=standard_methods, min_length=2, description="What is compared, by name. Default: all of them."
+    )
+    reference: str = Field(default="joint", description="The method that others are compared with.")
+    subjects: list[str] = Field(
+        default_factory=list,
+        description="The methods whose differences are tested (Holm over all of them). Default: those by conflict.",
+    )
+    faces: FacesConfig = Field(default_factory=FacesConfig, description="What is measured.")
+    curvature: CurvatureConfig = Field(default_factory=CurvatureConfig, description="Fisher and RegMean merges.")
+    question: QuestionConfig | None = Field(
+        default=None, description="Whether conflict predicts harm. Unset: not asked."
+    )
+    launch: LaunchConfig = Field(default_factory=LaunchConfig, description="Where the cells run.")
+    keep: Literal["all", "none"] = Field(
+        default="none", description="`none` removes a cell's weights once all that needs them is measured."
+    )
+    draws: int = Field(default=2000, ge=200, le=100_000, description="Bootstrap draws.")
+    output: str | None = Field(default=None, description="The study's directory. Default: runs/<name of this file>.")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_from_string(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("seeds", mode="after")
+    @classmethod
+    def _distinct(cls, value: list[int]) -> list[int]:
+        if len(set(value)) < len(value):
+            raise ValueError("a seed stands twice in the list")
+        return value
+
+    @model_validator(mode="after")
+    def _across_fields(self) -> StudyConfig:
+        problems = [*self._wrong_model(), *self._wrong_names(), *self._wrong_methods()]
+        if problems:
+            raise refused(problems)
+        return self
+
+    def _wrong_model(self) -> Iterator[tuple[Location, str]]:
+        if self.model is None and self.warmup is None:
+            yield ("model",), "give `model`, or `warmup` for a fresh small one"
+        if self.train.lora is not None:
+            yield ("train", "lora"), "a study compares full fine-tuning; leave it unset"
+
+    def _wrong_names(self) -> Iterator[tuple[Location, str]]:
+        owner: dict[str, str] = {}
+        for section in ("mixture", "unseen", "retention"):
+            for name in getattr(self, section):
+                if "/" in name or "\\" in name or name in (".", "..", "drift") or not name.isprintable():
+                    yield (section, name), "a name must not hold / or \\ or control characters, be a path, or `drift`"
+                elif name in owner:
+                    yield (section, name), f"this is also the name of a dataset in `{owner[name]}`; rename one"
+                owner.setdefault(name, section)
+        for section in ("budgets", "methods"):
+            for name in getattr(self, section):
+                if not re.fullmatch(r"[a-z0-9][a-z0-9.\-]{0,39}", name):
+                    yield (section, name), "use lower-case letters, digits, . and - (40 at most)"
+
+    def _wrong_methods(self) -> Iterator[tuple[Location, str]]:
+        for name, method in self.methods.items():
+            groups = method.groups
+            if name == "base":
+                yield ("methods", name), "this name is θ0's own"
+            if method.splitter not in ("single", "replicate") and groups is not None and groups > len(self.mixture):
+                yield ("methods", name, "axes"), f"{groups} groups need as many datasets; there are {len(self.mixture)}"
+        for name in (self.reference, *self.subjects):
+            if name not in self.methods:
+                yield ("reference" if name == self.reference else "subjects",), f"no method {name!r} in `methods`"
+        if self.question is not None and self.question.budget not in (None, *self.budgets):
+            yield ("question", "budget"), f"no budget {self.question.budget!r} in `budgets`"

@@ -1,0 +1,1 @@
+"""Which datasets conflict: similarity of their gradients, its reliability, its principal axes."""

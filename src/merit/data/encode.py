@@ -1,0 +1,242 @@
+"""The one encoder: counting, gradients, training, evaluation and reports see the same tokens and the same mask."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from merit.data.example import IGNORED, Encoded, Example, Message
+from merit.data.image import BadImage, thumbnail
+from merit.data.image_check import ImageChecker
+from merit.data.image_layout import Expanded, ImageTokens, Look, Size, Span, check_text, read_images
+from merit.data.mixture import Rendered
+from merit.data.template import ChatTemplate
+from merit.errors import InputError
+from merit.run.fingerprint import fingerprint
+
+_VERSION = 1  # part of the fingerprint: raise it when the encoding of any example changes
+IMAGE_TOKENS = (
+    "merit_images"  # as in models/loading.py: attribute of a vision-language model's tokenizer: see `ImageTokens`
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An example as text: `spans` are the characters [start, end) that are supervised, `images` those of each image."""
+
+    text: str
+    spans: tuple[Span, ...]
+    prompt: str  # the text before the first supervised turn, generation prompt included
+    images: tuple[Span, ...] = ()
+    contents: tuple[bytes, ...] = ()  # of the images
+    sizes: tuple[Size, ...] = ()
+
+
+class Encoder:
+    """Turns examples into token ids and labels.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers; its chat template is used, or a plain one where it has none.
+        max_length: longer examples are truncated at the end.
+
+    Raises:
+        InputError: the tokenizer is a slow one, which cannot say which characters a token covers.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise InputError(
+                "this model's tokenizer is not a fast one (tokenizer.json), which is needed", field="model"
+            )
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.image_tokens: ImageTokens | None = getattr(tokenizer, IMAGE_TOKENS, None)
+        self.template = ChatTemplate(tokenizer, self.image_tokens.token if self.image_tokens else None)
+
+    def encode(self, example: Example) -> Encoded:
+        """Token ids and labels; labels cover every assistant turn of the completion, through its end-of-turn token.
+
+        Raises:
+            InputError: the chat template refuses the example, or hides what to supervise.
+        """
+        return self.encode_layouts([self.layout(example)])[0][0]
+
+    def prompt_ids(self, example: Example) -> list[int]:
+        """What greedy decoding starts from: the tokens that stand before the first supervised one in training.
+
+        They are cut off the example's one tokenization. A prompt tokenized alone can differ in its last tokens, so that
+        a model would be asked in a way it was never tuned on. The completion may be empty.
+
+        Raises:
+            InputError: as `encode`.
+        """
+        if not any(turn.role == "assistant" for turn in example.completion):
+            example = replace(example, completion=(*example.completion, Message("assistant", "x")))
+        return self.encode_layouts([self.layout(example)])[0][1]
+
+    def render(self, example: Example) -> Rendered:
+        """The example as the model sees it. The spans are read off the labels, not off the template."""
+        layout = self.layout(example)
+        text = layout.text
+        encoded = self.encode_layouts([layout])[0][0]
+        offsets = self._tokenize([text])["offset_mapping"][0][: len(encoded.labels)]
+        spans: list[tuple[int, int]] = []
+        for (start, end), label, before in zip(offsets, encoded.labels, [IGNORED, *encoded.labels[:-1]], strict=True):
+            if label != IGNORED and before != IGNORED and spans:
+                spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
+            elif label != IGNORED:
+                spans.append((start, end))
+        shown = text[: offsets[-1][1]] if encoded.truncated and offsets else text
+        return _short(Rendered(text=shown, spans=spans), layout, len(encoded.images))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all that decides the encoding of an example, `max_length` apart."""
+        content = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        # State of the last call, not content.
+        content.pop("truncation", None)
+        content.pop("padding", None)
+        special = {key: str(value) for key, value in self.tokenizer.special_tokens_map.items()}
+        images = (self.image_tokens.fingerprint,) if self.image_tokens is not None else ()
+        return fingerprint(_VERSION, content, special, self.template.source, *images)
+
+    def look(self, examples: Sequence[Example], checker: ImageChecker) -> list[Look | BadImage]:
+        """The images of many examples, read and inspected at once."""
+        return read_images(examples, checker)
+
+    def layout(self, example: Example, look: Look | None = None) -> Layout:
+        """The text of an example, the characters to supervise, and those of its images.
+
+        Args:
+            look: its images, where they have been read.
+
+        Raises:
+            InputError: as `encode`; images for a model that takes none, or a template that drops them.
+        """
+        plain = self._plain_layout(example)
+        if self.image_tokens is None:
+            if example.images:
+                raise InputError("this model takes no images; choose a vision-language model", field="image")
+            return plain
+        token = self.image_tokens.token
+        check_text((*example.prompt, *example.completion), self.image_tokens.reserved)
+        if plain.text.count(token) != len(example.images):
+            raise InputError(
+                f"the chat template shows {plain.text.count(token)} of its {len(example.images)} images", field="image"
+            )
+        if not example.images:
+            return plain
+        if look is None:
+            found = read_images([example], ImageChecker(2**62))[0]
+            if isinstance(found, BadImage):
+                raise found
+            look = found
+        contents = tuple(content for content, _ in look)
+        sizes = tuple((facts.width, facts.height) for _, facts in look)
+        replacements = self.image_tokens.expansions(sizes)
+        whole = Expanded.of(plain.text, token, replacements)
+        prompt = Expanded.of(plain.prompt, token, replacements[: plain.prompt.count(token)])
+        spans = tuple((whole.moved(start), whole.moved(end)) for start, end in plain.spans)
+        return Layout(whole.text, spans, prompt.text, whole.spans, contents, sizes)
+
+    def _plain_layout(self, example: Example) -> Layout:
+        messages = (*example.prompt, *example.completion)
+        answers = [i for i in range(len(example.prompt), len(messages)) if messages[i].role == "assistant"]
+        if not answers:
+            raise InputError("no assistant turn in the completion, so there is nothing to learn")
+        full = self.template.text(messages)
+        spans = tuple(self.template.turn(messages, index, full) for index in answers)
+        if answers[0] == 0 or not self.template.has_prompt_header:
+            return Layout(full, spans, full[: spans[0][0]])
+        return Layout(full, spans, self.template.text(messages[: answers[0]], prompt=True))
+
+    def encode_layouts(self, layouts: Sequence[Layout]) -> list[tuple[Encoded, list[int]]]:
+        """Encodes many at once, which lets the tokenizer use all cores; each with its `prompt_ids`."""
+        if not layouts:
+            return []
+        batch = self._tokenize([layout.text for layout in layouts])
+        return [
+            self._labelled(layout, ids, offsets)
+            for layout, ids, offsets in zip(layouts, batch["input_ids"], batch["offset_mapping"], strict=True)
+        ]
+
+    def _labelled(self, layout: Layout, ids: list[int], offsets: list[tuple[int, int]]) -> tuple[Encoded, list[int]]:
+        mask = supervised_mask(np.asarray(offsets, np.int64).reshape(-1, 2), layout.spans)
+        if layout.text.startswith(layout.prompt):
+            prompt = list(ids[: int(mask.argmax())])
+        else:
+            # The generation prompt opens what the text of a conversation leaves out (`<think>`): it stands alone.
+            prompt = self._tokenize([layout.prompt])["input_ids"][0]
+        if layout.images:
+            return self._with_images(layout, ids, offsets, mask), prompt
+        labels = np.where(mask, np.asarray(ids, np.int64), IGNORED)[: self.max_length].tolist()
+        return Encoded(list(ids[: self.max_length]), labels, truncated=len(ids) > self.max_length), prompt
+
+    def _with_images(
+        self, layout: Layout, ids: list[int], offsets: list[tuple[int, int]], mask: NDArray[np.bool_]
+    ) -> Encoded:
+        """No token of an image carries loss, and a cut that would fall among an image's tokens falls before them."""
+        places = np.asarray(offsets, np.int64).reshape(-1, 2)
+        first = int(mask.argmax()) if mask.any() else len(ids)
+        end, kept, before = min(len(ids), self.max_length), 0, 0
+        for span in layout.images:
+            mine = np.flatnonzero(supervised_mask(places, [span]))
+            mask[mine] = False
+            if int(mine[-1]) >= end:
+                end = min(end, int(mine[0]))
+                continue
+            kept += 1
+            before += int(mine[0]) < first
+        labels = np.where(mask, np.asarray(ids, np.int64), IGNORED)[:end].tolist()
+        return Encoded(list(ids[:end]), labels, end < len(ids), layout.contents[:kept], before)
+
+    def _tokenize(self, texts: list[str]) -> Any:
+        # The template has written bos and the like into the text: special tokens are never added a second time.
+        return self.tokenizer(
+            texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+        )
+
+
+def supervised_mask(offsets: NDArray[np.int64], spans: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
+    """Which tokens are supervised: those that hold any character of a span.
+
+    A token across a span's start predicts the turn's first characters, so it counts. A tokenizer that trims offsets
+    gives white space an empty range at its right end: such a token belongs to the span when its end does.
+
+    Args:
+        offsets: (tokens, 2) characters [start, end) of each token.
+        spans: characters [start, end).
+    """
+    begin, end = offsets[:, 0], offsets[:, 1]
+    mask = np.zeros(len(offsets), np.bool_)
+    for start, stop in spans:
+        overlaps = (begin < stop) & (end > start)
+        empty_inside = (begin == end) & (end > start) & (end <= stop)
+        mask |= overlaps & (begin < end) | empty_inside
+    return mask
+
+
+def _short(rendered: Rendered, layout: Layout, kept: int) -> Rendered:
+    """The thousand tokens of an image as one word, and the images small."""
+    text, at, moves = "", 0, []
+    for number, ((start, end), (width, height)) in enumerate(zip(layout.images, layout.sizes, strict=True), start=1):
+        if number > kept:
+            break
+        text += rendered.text[at:start] + f"[image {number}: {width} × {height}]"
+        at = end
+        moves.append((end, len(text) - end))
+    if not moves:
+        return rendered
+
+    def moved(place: int) -> int:
+        return place + next((shift for end, shift in reversed(moves) if end <= place), 0)
+
+    spans = [(moved(start), moved(end)) for start, end in rendered.spans]
+    small = [thumbnail(content) for content in layout.contents[:kept]]
+    return Rendered(text=text + rendered.text[at:], spans=spans, images=small)

@@ -1,0 +1,101 @@
+"""The canonical example, and the encoded one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from merit.data.image import ImageRef
+
+Role = Literal["system", "user", "assistant", "tool"]
+IGNORED = -100  # label of a token that carries no loss, as in torch's cross entropy
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation. `images` are (character of `content` before which it stands, image), in order."""
+
+    role: Role
+    content: str
+    images: tuple[tuple[int, ImageRef], ...] = ()
+
+    @property
+    def parts(self) -> list[str | ImageRef]:
+        """Text and images, in the order in which they are read."""
+        found: list[str | ImageRef] = []
+        at = 0
+        for offset, image in self.images:
+            found += [self.content[at:offset]] if offset > at else []
+            found.append(image)
+            at = offset
+        return found + ([self.content[at:]] if at < len(self.content) else [])
+
+
+@dataclass(frozen=True)
+class Example:
+    """One record in the canonical form.
+
+    Every assistant turn of `completion` is supervised, and nothing else. `reference` is the answer that exact match
+    compares with; `verifier` is the JSON that a source's own scorer needs (reasoning_gym's entry).
+    """
+
+    prompt: tuple[Message, ...]
+    completion: tuple[Message, ...]
+    reference: str | None = None
+    verifier: str | None = None
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """All images, in the order in which they are read."""
+        return tuple(image for turn in (*self.prompt, *self.completion) for _, image in turn.images)
+
+    @property
+    def id(self) -> str:
+        """32 hex digits that depend on the content alone, so that adding rows moves no other row.
+
+        Raises:
+            BadImage: an image cannot be read.
+        """
+        turns = [_content(m) for m in self.prompt], [_content(m) for m in self.completion]
+        return hashlib.sha256(json.dumps(turns, ensure_ascii=True).encode()).hexdigest()[:32]
+
+
+def _content(turn: Message) -> list[object]:
+    images = [[offset, image.digest] for offset, image in turn.images]
+    return [turn.role, turn.content, images] if images else [turn.role, turn.content]
+
+
+class TokenRow(tuple[Sequence[int], Sequence[int]]):
+    """A pair (input_ids, labels) that also carries its images' bytes, in order."""
+
+    images: Sequence[bytes]
+
+    @classmethod
+    def of(cls, input_ids: Sequence[int], labels: Sequence[int], images: Sequence[bytes] = ()) -> TokenRow:
+        row = cls((input_ids, labels))
+        row.images = images
+        return row
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids and labels of one example; `labels[i]` is `input_ids[i]` where token i carries loss, else IGNORED.
+
+    Both are in the same positions: shifting by one is the loss's business, as in transformers. `images` are the bytes
+    of the images whose tokens are among `input_ids`, in order.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    truncated: bool = False
+    images: Sequence[bytes] = field(default=(), repr=False)
+    prompt_images: int = 0  # of them, those before the first supervised token
+    supervised: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Position 0 predicts nothing: no earlier token exists, so its label never carries loss.
+        count = sum(label != IGNORED for label in self.labels[1:])
+        object.__setattr__(self, "supervised", count)

@@ -1,0 +1,113 @@
+"""reasoning_gym families as sources: generated questions, with answers and a scorer."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+from merit.config.mixture import DatasetConfig
+from merit.data.row import Row
+from merit.errors import InputError
+
+PREFIX = "reasoning_gym:"
+DEFAULT_SIZE = 500
+_KEEP = 5_000  # rows kept after generation, because a build reads twice and generating costs more than reading
+# What the generators raise on wrong options: they validate with assert.
+_REFUSALS = (AssertionError, TypeError, ValueError, KeyError, AttributeError)
+
+
+@dataclass(frozen=True)
+class GymSource:
+    """One family. Rows are {question, answer, verifier}; `answer` is None where only the scorer knows one.
+
+    `verifier` is JSON with the family's `name` and the whole `entry`: what `reasoning_gym.get_score_answer_fn(name)`
+    and the function it returns take.
+    """
+
+    place: str
+    family: str
+    size: int
+    seed: int
+    options: dict[str, Any]
+    scores: bool = True
+    _rows: list[dict[str, Any]] = field(default_factory=list, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, config: DatasetConfig, field: str) -> GymSource:
+        """Checks family and options of the dataset at `field` of the configuration.
+
+        Raises:
+            InputError: not installed, unknown family or option (with the nearest known one), a refused value.
+        """
+        registry = _registry()
+        family = config.path.removeprefix(PREFIX)
+        if family not in registry:
+            raise InputError(f"unknown family {family!r}{_nearest(family, registry)}", field=f"{field}.path")
+        options = dict(config.options)
+        at = f"{field}.options"
+        seed = options.pop("seed", 0)
+        if type(seed) is not int:
+            raise InputError(f"must be a whole number, not {seed!r}", field=f"{at}.seed")
+        if "size" in options:
+            raise InputError("set `max_examples` instead", field=f"{at}.size")
+        known = {item.name for item in dataclasses.fields(registry[family][1])} - {"seed", "size"}
+        for key in options:
+            if key not in known:
+                raise InputError(f"unknown option{_nearest(key, known)}", field=f"{at}.{key}")
+        source = cls(config.path, family, config.max_examples or DEFAULT_SIZE, seed, options)
+        try:
+            _ = source._dataset
+        except _REFUSALS as error:
+            raise InputError(f"the generator refuses them: {error}", field=at) from error
+        return source
+
+    def rows(self) -> Iterator[Row]:
+        for index in range(self.size):
+            yield Row(index + 1, (index + 1) / self.size, self._row(index))
+
+    def fingerprint(self) -> str:
+        recipe = [self.family, self.size, self.seed, self.options, version("reasoning-gym")]
+        return "gym:" + json.dumps(recipe, sort_keys=True, default=str)
+
+    # Frozen dataclasses may cache: the instance dict is written past __setattr__.
+    @cached_property
+    def _dataset(self) -> Any:
+        import reasoning_gym
+
+        return reasoning_gym.create_dataset(self.family, seed=self.seed, size=self.size, **self.options)
+
+    def _row(self, index: int) -> dict[str, Any]:
+        if index < len(self._rows):
+            return self._rows[index]
+        try:
+            entry = self._dataset[index]
+        except _REFUSALS as error:
+            raise InputError(f"the generator failed: {error}", file=self.place, line=index + 1) from error
+        row = {
+            "question": entry["question"],
+            "answer": entry["answer"],
+            "verifier": json.dumps({"name": self.family, "entry": entry}, ensure_ascii=True, default=str),
+        }
+        if index == len(self._rows) and index < _KEEP:
+            self._rows.append(row)
+        return row
+
+
+def _registry() -> dict[str, Any]:
+    try:
+        from reasoning_gym.factory import DATASETS
+    except ImportError:
+        raise InputError("reasoning_gym is not installed: pip install 'merit-tuning[demo]'") from None
+    registry: dict[str, Any] = DATASETS
+    return registry
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(sorted(known)[:12])}"

@@ -1,0 +1,260 @@
+"""Images of examples: where their bytes are, whether they can be read, and how they become RGB.
+
+A bad image is a `BadImage`, found when the data is checked: by default its example is left out, and named.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import urllib.request
+import warnings
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from http.client import HTTPException
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from merit.data.row import MAX_ROW_BYTES
+from merit.errors import InputError
+from merit.io import write_bytes
+from merit.models.source import cache_folder
+
+# What Pillow may open. Left out: formats that run other programs (EPS), that hold no pixels, or that nobody tunes on.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
+_ENDINGS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (".jpg", ".jpeg", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k", ".jpx"),
+    "AVIF": (".avif",),
+    "ICO": (".ico",),
+}
+_ORIENTATION = 0x0112  # the EXIF tag
+_FETCH_SECONDS = 20
+_TURNED = {5, 6, 7, 8}  # orientations that swap width and height
+
+
+class BadImage(InputError):
+    """An image that cannot be used."""
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """Where one image's bytes are: a file, the row itself, or the web. `at` is the field it came from, `name` what it
+    is called in messages. One that has neither is a place for an image."""
+
+    name: str
+    at: str
+    path: Path | None = None
+    url: str | None = None
+    data: bytes | None = field(default=None, repr=False)
+
+    def read(self) -> bytes:
+        """The file's bytes, as they are.
+
+        Raises:
+            BadImage: no such file, no bytes, too many.
+        """
+        if self.data is not None:
+            content = self.data
+        elif self.url is not None:
+            content = _fetch(self, self.url)
+        else:
+            content = _read_file(self)
+        if not content:
+            raise self.bad("has no bytes")
+        if len(content) > MAX_ROW_BYTES:
+            raise self.bad(f"is larger than {MAX_ROW_BYTES:,} bytes")
+        return content
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the bytes, in hex: the image's identity, wherever it lies.
+
+        Raises:
+            BadImage: as `read`.
+        """
+        return hashlib.sha256(self.read()).hexdigest()
+
+    def bad(self, why: str) -> BadImage:
+        return BadImage(f"the image {self.name} {why}", field=self.at)
+
+
+def _read_file(ref: ImageRef) -> bytes:
+    if ref.path is None:
+        raise ref.bad("is nowhere")
+    try:
+        if ref.path.stat().st_size > MAX_ROW_BYTES:
+            raise ref.bad(f"is larger than {MAX_ROW_BYTES:,} bytes")
+        return ref.path.read_bytes()
+    except FileNotFoundError:
+        raise ref.bad("is missing: no such file") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ref.bad(f"cannot be read: {reason}") from None
+
+
+def _fetch(ref: ImageRef, url: str) -> bytes:
+    """Fetched once, then kept in merit's cache: the data is read twice."""
+    kept = cache_folder() / "fetched" / hashlib.sha256(url.encode()).hexdigest()
+    if kept.is_file():
+        return kept.read_bytes()
+    try:
+        with urllib.request.urlopen(url, timeout=_FETCH_SECONDS) as answer:
+            content: bytes = answer.read(MAX_ROW_BYTES + 1)
+    except (OSError, ValueError, HTTPException) as error:
+        raise ref.bad(f"cannot be fetched: {error}") from None
+    write_bytes(kept, content)
+    return content
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What is known of an image that can be used: its size as it is seen, and what is done to it."""
+
+    width: int
+    height: int
+    kind: str  # Pillow's name of the format
+    notes: tuple[str, ...] = ()  # "turned", "animated", "16-bit", "CMYK", "transparent"
+
+    def misnamed(self, name: str) -> bool:
+        """Whether a file's ending says another format."""
+        ending = Path(name).suffix.lower()
+        known = {item for endings in _ENDINGS.values() for item in endings}
+        return ending in known and ending not in _ENDINGS.get(self.kind, ())
+
+
+def inspect(content: bytes, max_pixels: int) -> ImageFacts:
+    """Decodes an image to its last byte, at the lowest resolution that its format allows.
+
+    Raises:
+        InputError: not an image, cut short, damaged, or more pixels than `max_pixels`; the message continues the
+            image's name.
+    """
+    image_module = _pillow()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with image_module.open(BytesIO(content), formats=_formats()) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise InputError(f"has {width:,} × {height:,} pixels, more than `max_pixels` {max_pixels:,}")
+                notes = _notes(image)
+                if image.format == "JPEG":
+                    # Every bit is still parsed, but pixels are made at an eighth of the size: four times as fast.
+                    image.draft(image.mode, (max(1, width // 8), max(1, height // 8)))
+                turned = image.getexif().get(_ORIENTATION, 1)
+                image.load()
+                kind = str(image.format)
+    except InputError:
+        raise
+    except image_module.DecompressionBombError as error:
+        raise InputError(f"has far more pixels than `max_pixels` {max_pixels:,}") from error
+    except image_module.UnidentifiedImageError as error:
+        raise InputError("is not an image, or of a kind that is not read") from error
+    except Exception as error:  # Pillow's plugins raise what they like at damaged bytes
+        raise InputError(f"is damaged: {' '.join(str(error).split())[:100] or type(error).__name__}") from error
+    if turned in _TURNED:
+        width, height = height, width
+    return ImageFacts(width, height, kind, (*notes, "turned") if turned not in (0, 1) else notes)
+
+
+def decode(content: bytes) -> Any:
+    """A Pillow image in RGB, turned as its EXIF orientation says; transparency on white, 16 bits scaled to 8.
+
+    Raises:
+        InputError: damaged; what `inspect` accepts is not.
+    """
+    image_module = _pillow()
+    from PIL import ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with image_module.open(BytesIO(content), formats=_formats()) as image:
+                image.load()
+                return to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:
+        raise InputError(f"an image of the run is damaged: {' '.join(str(error).split())[:100]}") from error
+
+
+def to_rgb(image: Any) -> Any:
+    """`image` in mode RGB."""
+    image_module = _pillow()
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        import numpy as np
+
+        values = np.asarray(image).astype(np.float64)
+        if image.mode != "F" or values.max(initial=0) > 1:
+            values = values / (65535 if values.max(initial=0) > 255 else 255)
+        grey = (values.clip(0, 1) * 255).round().astype(np.uint8)
+        return image_module.fromarray(grey).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        ground = image_module.new("RGBA", layer.size, (255, 255, 255, 255))
+        return image_module.alpha_composite(ground, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def thumbnail(content: bytes, side: int = 112) -> str:
+    """A small JPEG of the image as a data URI, for reports."""
+    image = decode(content)
+    image.thumbnail((side, side))
+    out = BytesIO()
+    image.save(out, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def from_base64(text: str) -> bytes:
+    """The bytes in base64, with or without a `data:` head.
+
+    Raises:
+        ValueError: not base64.
+    """
+    if text.startswith("data:"):
+        head, comma, text = text.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise ValueError("a `data:` address must be base64")
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"not base64: {error}") from None
+
+
+def _notes(image: Any) -> tuple[str, ...]:
+    found = []
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        found.append("animated")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        found.append("16-bit")
+    if image.mode == "CMYK":
+        found.append("CMYK")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        found.append("transparent")
+    return tuple(found)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow was built with."""
+    image_module = _pillow()
+    image_module.init()
+    return tuple(kind for kind in FORMATS if kind in image_module.OPEN)
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise InputError("images need Pillow: pip install 'merit-tuning[vision]'") from None
+    return Image

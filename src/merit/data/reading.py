@@ -1,0 +1,195 @@
+"""From a dataset's configuration to its examples, and which of them are used. `build` and `check` both read here.
+
+A dataset is read twice: first only to hash contents, find what is wrong, and choose; then to encode what was chosen.
+Between the two only 9 bytes a row are kept, so memory does not hold rows, whatever the size of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from merit.config.mixture import DatasetConfig
+from merit.data.example import Example
+from merit.data.formats import RowFormat, choose_format
+from merit.data.image import BadImage
+from merit.data.image_fields import NO_FOLDER, ImageSource
+from merit.data.source import Source, open_source
+from merit.errors import InputError
+
+_PROBED = 20
+
+
+@dataclass(frozen=True)
+class Read:
+    """One row: an `example`, or an `error`, or neither where the source itself has no answer to learn from."""
+
+    number: int
+    done: float
+    example: Example | None = None
+    error: InputError | None = None
+
+
+@dataclass(frozen=True)
+class DatasetReader:
+    """One dataset as a stream of examples."""
+
+    name: str
+    config: DatasetConfig
+    source: Source
+    unseen: bool = False
+    images: ImageSource = NO_FOLDER
+
+    @classmethod
+    def open(cls, name: str, config: DatasetConfig, base: Path, *, unseen: bool = False) -> DatasetReader:
+        """Opens the source.
+
+        Raises:
+            InputError: see `open_source`.
+        """
+        source = open_source(config, base, field_of(name, unseen=unseen))
+        folder = getattr(source, "path", base).parent if isinstance(getattr(source, "path", None), Path) else None
+        if config.image_folder is not None:
+            folder = base / Path(config.image_folder).expanduser()
+            if not folder.is_dir():
+                at = f"{field_of(name, unseen=unseen)}.image_folder"
+                raise InputError("no such folder", file=config.image_folder, field=at)
+        return cls(name, config, source, unseen, ImageSource(folder, config.image_urls))
+
+    @property
+    def at(self) -> str:
+        """The dataset's field in the configuration."""
+        return field_of(self.name, unseen=self.unseen)
+
+    @cached_property
+    def format(self) -> RowFormat:
+        """Named, or detected from the first rows.
+
+        Raises:
+            InputError: no row at all, no format that fits, a mapped column that is missing.
+        """
+        first = list(islice(self.source.rows(), _PROBED))
+        if not first:
+            raise InputError("empty: no rows", file=self.source.place)
+        values = [row.value for row in first if row.error is None]
+        if not values:
+            raise first[0].error or InputError("no readable row", file=self.source.place)
+        config = self.config
+        if self.source.scores and config.format is None:
+            # A generator's own shape; detection would stumble over answers that are null.
+            config = config.model_copy(update={"format": "qa"})
+        return choose_format(config, values, self.source.place, self.at, self.images)
+
+    def read(self) -> Iterator[Read]:
+        """All rows. What is wrong with a row is in the row; what ends the reading is raised."""
+        layout = self.format
+        for row in self.source.rows():
+            if row.error is not None:
+                yield Read(row.number, row.done, error=row.error)
+            elif self.source.scores and row.value["answer"] is None:
+                yield Read(row.number, row.done)
+            else:
+                try:
+                    yield Read(row.number, row.done, example=layout.parse(row.value, row.number))
+                except InputError as error:
+                    yield Read(row.number, row.done, error=error)
+
+
+def field_of(name: str, *, unseen: bool) -> str:
+    """Where the configuration has the dataset `name`."""
+    return f"evaluate.unseen.{name}" if unseen else f"mixture.{name}"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows are used. `hashes` and `keep` go by the row's place in the stream."""
+
+    hashes: NDArray[np.uint64]
+    keep: NDArray[np.bool_]
+    rows: int  # rows read, bad ones included
+    duplicates: int
+    skipped: int  # beyond max_examples
+    unanswered: int  # the source itself knows no answer
+    bad_images: int = 0  # rows whose images cannot be used
+
+    @property
+    def kept(self) -> int:
+        return int(self.keep.sum())
+
+
+def select(
+    reader: DatasetReader, on_error: Callable[[InputError], None], on_progress: Callable[[float], None]
+) -> Selection:
+    """The first reading: drops repeated contents and, beyond `max_examples`, keeps the smallest content hashes.
+
+    Contents are told apart by 64 bits of SHA-256: among ten million rows one is mistaken for another with a chance of
+    three in a million, and is then dropped.
+
+    Args:
+        on_error: gets the error of every bad row; a run raises it, `merit check` collects it.
+
+    Raises:
+        InputError: the source cannot be read; also whatever `on_error` raises.
+    """
+    hashes, good = array("Q"), array("b")
+    unanswered = bad_images = 0
+    for count, read in enumerate(reader.read()):
+        if read.error is not None:
+            on_error(read.error)
+            bad_images += isinstance(read.error, BadImage)
+        unanswered += read.example is None and read.error is None
+        hashes.append(_key(read.example.id) if read.example is not None else 0)
+        good.append(read.example is not None)
+        if count % 256 == 0:
+            on_progress(read.done)
+    keys = np.frombuffer(hashes, np.uint64) if hashes else np.zeros(0, np.uint64)
+    usable = np.flatnonzero(np.frombuffer(good, np.int8)) if good else np.zeros(0, np.int64)
+    # np.unique sorts, and gives the first place of each content.
+    _, first = np.unique(keys[usable], return_index=True)
+    chosen = usable[first]
+    limit = reader.config.max_examples
+    skipped = max(0, len(chosen) - limit) if limit is not None else 0
+    keep = np.zeros(len(keys), np.bool_)
+    keep[chosen[: len(chosen) - skipped]] = True
+    return Selection(keys, keep, len(keys), len(usable) - len(chosen), skipped, unanswered, bad_images)
+
+
+def chosen_rows(reader: DatasetReader, selection: Selection) -> Iterator[Read]:
+    """The second reading: the kept rows with their examples.
+
+    Raises:
+        InputError: the source changed since the first reading.
+    """
+    place = -1
+    for place, read in enumerate(reader.read()):
+        if place >= selection.rows:
+            raise _changed(reader)
+        if selection.keep[place]:
+            if read.example is None or _key(read.example.id) != int(selection.hashes[place]):
+                raise _changed(reader)
+            yield read
+    if place + 1 != selection.rows:
+        raise _changed(reader)
+
+
+def is_held_out(id: str, fraction: float) -> bool:
+    """Whether the example with content hash `id` is kept out of training: a hash of its own, so that neither
+    `max_examples` nor a weight, which go by the content hash's order, favours one part."""
+    digest = hashlib.sha256(b"held-out:" + id.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2.0**64
+
+
+def _key(id: str) -> int:
+    return int(id[:16], 16)
+
+
+def _changed(reader: DatasetReader) -> InputError:
+    return InputError("the source changed while it was read; run again", file=reader.source.place)

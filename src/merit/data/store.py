@@ -1,0 +1,246 @@
+"""Encoded datasets on disk: one Arrow IPC file each, memory-mapped when read. Needs neither torch nor transformers.
+
+The schema's metadata says what the file depends on; the last, empty batch's metadata holds the `DatasetSummary`,
+which is only known at the end. Both travel with the rows, so a file is whole or it is not there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from merit.data.mixture import DatasetSummary
+from merit.data.stored import StoredExample, StoredImages
+from merit.errors import InputError
+from merit.io import atomic_path
+
+VERSION = 1
+_BATCH = 256
+_IDS = pa.list_(pa.int32())
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.binary(16)),  # content hash
+        ("held_out", pa.bool_()),
+        ("input_ids", _IDS),
+        ("labels", _IDS),
+        ("supervised", pa.int32()),
+        ("truncated", pa.bool_()),
+        ("prompt_ids", _IDS),
+        ("prompt_text", pa.string()),
+        ("reference", pa.string()),
+        ("verifier", pa.string()),
+    ]
+)
+# Of a vision-language model. The bytes are those of the image files: a branch trains wherever its data is.
+IMAGES = "pictures"  # not `images`: trainers take that for data that they should process themselves
+_IMAGE_SCHEMA = _SCHEMA.append(pa.field(IMAGES, pa.list_(pa.large_binary()))).append(
+    pa.field("prompt_images", pa.int32())
+)
+_BATCH_BYTES = 64 * 2**20  # of images
+
+
+class StoreWriter:
+    """Collects rows into batches; made by `write_store`."""
+
+    def __init__(self, writer: Any, schema: Any) -> None:
+        self._writer, self._schema = writer, schema
+        self._rows: list[dict[str, Any]] = []
+        self._bytes = 0
+
+    def add(self, example: StoredExample) -> None:
+        self._rows.append({**example.__dict__, "id": bytes.fromhex(example.id)})
+        self._bytes += sum(map(len, example.pictures))
+        if len(self._rows) == _BATCH or self._bytes > _BATCH_BYTES:
+            self._flush()
+
+    def finish(self, summary: DatasetSummary | None) -> None:
+        """Writes what is left, and the summary."""
+        self._flush()
+        last = pa.RecordBatch.from_pylist([], schema=self._schema)
+        text = summary.model_dump_json() if summary is not None else ""
+        self._writer.write_batch(last, custom_metadata={"summary": text})
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
+            self._rows, self._bytes = [], 0
+
+
+def write_store(
+    path: Path,
+    examples: Iterable[StoredExample],
+    *,
+    depends: str = "",
+    summary: Callable[[], DatasetSummary] | None = None,
+    images: bool = False,
+) -> None:
+    """Streams `examples` into `path`, atomically.
+
+    Args:
+        depends: the fingerprint of all that the rows depend on.
+        summary: called when all rows are written.
+        images: whether rows may have images; without, the file has no column for them.
+
+    Raises:
+        InputError, StageError: `path` may not be written, the disk is full; also whatever `examples` raises. Nothing
+            is left behind then.
+    """
+    meta = json.dumps({"version": VERSION, "depends": depends})
+    schema = (_IMAGE_SCHEMA if images else _SCHEMA).with_metadata({"merit": meta})
+    with atomic_path(path) as part, pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        store = StoreWriter(writer, schema)
+        for example in examples:
+            store.add(example)
+        store.finish(summary() if summary is not None else None)
+
+
+class EncodedDataset:
+    """A stored dataset, memory-mapped.
+
+    Attributes:
+        table: the Arrow table; rows are in file order.
+        depends: the fingerprint given when it was written.
+        summary: the summary given when it was written.
+    """
+
+    def __init__(self, path: Path, table: Any, depends: str, summary: DatasetSummary | None) -> None:
+        self.path, self.table, self.depends, self.summary = path, table, depends, summary
+
+    @classmethod
+    def open(cls, path: Path) -> EncodedDataset:
+        """Maps the file.
+
+        Raises:
+            InputError: missing, truncated, damaged, or of another version; names the file.
+        """
+        try:
+            with pa.memory_map(str(path)) as source:
+                reader = pa.ipc.open_file(source)
+                meta = json.loads((reader.schema.metadata or {}).get(b"merit", b"{}"))
+                known = any(reader.schema.equals(schema) for schema in (_SCHEMA, _IMAGE_SCHEMA))
+                if meta.get("version") != VERSION or not known:
+                    raise InputError("written by another version of merit; remove it and run again", file=path)
+                last = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
+                text = (last.custom_metadata or {}).get(b"summary", b"")
+                table = reader.read_all()
+            table.validate()
+            # Wrong offsets would read outside the file; checking them touches 4 bytes a row and column.
+            for name in ("input_ids", "labels", "prompt_ids"):
+                table.column(name).validate(full=True)
+            for name in ("prompt_text", "reference", "verifier"):
+                table.column(name).cast(pa.binary()).validate(full=True)
+            summary = DatasetSummary.model_validate_json(text) if text else None
+        except FileNotFoundError:
+            raise InputError("no such file; the data stage writes it", file=path) from None
+        except (OSError, pa.ArrowException, ValidationError, ValueError, IndexError) as error:
+            raise InputError(f"damaged or incomplete; remove it and run again ({_short(error)})", file=path) from error
+        return cls(path, table, str(meta["depends"]), summary)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker process maps the file itself, instead of receiving a copy.
+        return EncodedDataset.open, (self.path,)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __getitem__(self, row: int) -> StoredExample:
+        """The example in `row` of the file.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        index = int(row)
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        batch = int(np.searchsorted(self._starts, index, side="right")) - 1
+        part = self._batches[batch].slice(index - int(self._starts[batch]), 1)
+        if IMAGES not in part.schema.names:
+            value = part.to_pylist()[0]
+            return StoredExample(**{**value, "id": value["id"].hex()})
+        value = part.drop_columns([IMAGES]).to_pylist()[0]
+        pictures = StoredImages(part.column(IMAGES)[0])
+        return StoredExample(**{**value, "id": value["id"].hex(), IMAGES: pictures})
+
+    def __iter__(self) -> Iterator[StoredExample]:
+        return (self[row] for row in range(len(self)))
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """(rows,) tokens of each row, after truncation."""
+        return self._numpy(lambda batch: np.diff(batch.column("input_ids").offsets.to_numpy()))
+
+    @cached_property
+    def supervised(self) -> NDArray[np.int64]:
+        """(rows,) supervised tokens of each row."""
+        return self._numpy(lambda batch: batch.column("supervised").to_numpy())
+
+    @cached_property
+    def truncated(self) -> NDArray[np.bool_]:
+        """(rows,) which rows were cut."""
+        flags = self._numpy(lambda batch: batch.column("truncated").to_numpy(zero_copy_only=False))
+        return flags.astype(np.bool_)
+
+    @cached_property
+    def ids(self) -> NDArray[np.uint64]:
+        """(rows, 2) content hashes, high half first."""
+        parts = [np.zeros((0, 2), np.uint64)]
+        for batch in self._batches:
+            raw = b"".join(batch.column("id").to_pylist())
+            parts.append(np.frombuffer(raw, ">u8").astype(np.uint64).reshape(-1, 2))
+        return np.concatenate(parts)
+
+    @cached_property
+    def train(self) -> NDArray[np.int64]:
+        """Rows to train on, in order of content hash: the order of rows in the source does not matter."""
+        return self._ordered(held_out=False)
+
+    @cached_property
+    def held_out(self) -> NDArray[np.int64]:
+        """Held-out rows, in order of content hash."""
+        return self._ordered(held_out=True)
+
+    def weighted_train(self, weight: float, seed: int) -> NDArray[np.int64]:
+        """Rows for one epoch, shuffled by `seed`.
+
+        Every row comes floor(weight) times; of the rest, the first round(fraction · n) in order of content hash come
+        once more, whatever the seed, so that branches and epochs agree on which rows count. At least one row.
+        """
+        rows = self.train
+        whole, fraction = divmod(weight, 1.0)
+        extra = round(fraction * len(rows))
+        if whole == 0 and extra == 0:
+            extra = min(1, len(rows))
+        chosen = np.concatenate([*[rows] * int(whole), rows[:extra]]).astype(np.int64)
+        return np.random.default_rng(seed).permutation(chosen)
+
+    @cached_property
+    def _batches(self) -> list[Any]:
+        batches: list[Any] = self.table.to_batches()
+        return batches
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return np.cumsum([0, *(batch.num_rows for batch in self._batches)]).astype(np.int64)
+
+    def _numpy(self, column: Any) -> NDArray[np.int64]:
+        parts: list[NDArray[np.int64]] = [np.asarray(column(batch), np.int64) for batch in self._batches]
+        joined: NDArray[np.int64] = np.concatenate([np.zeros(0, np.int64), *parts])
+        return joined
+
+    def _ordered(self, *, held_out: bool) -> NDArray[np.int64]:
+        flags = self._numpy(lambda batch: batch.column("held_out").to_numpy(zero_copy_only=False)).astype(np.bool_)
+        order: NDArray[np.int64] = np.lexsort((self.ids[:, 1], self.ids[:, 0])).astype(np.int64)
+        chosen: NDArray[np.int64] = order[flags[order] == held_out]
+        return chosen
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]

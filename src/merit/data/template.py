@@ -1,0 +1,167 @@
+"""A chat template as a function from messages to text, and where in that text an assistant turn lies.
+
+No `{% generation %}` markers are needed: a turn is found by rendering parts of the conversation, and what cannot be
+found is refused, so that a mask is right or absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from merit.data.example import Message
+from merit.data.image import ImageRef
+from merit.errors import InputError
+
+# For tokenizers without a template. `bos` is there only where the tokenizer puts it before plain text, too.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '### ' + message['role'] | capitalize + ':\\n' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token if eos_token else '' }}{% endif %}{{ '\\n\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
+)
+# Some templates print today's date: the same data would be encoded differently tomorrow. A macro hides the function.
+_FIXED_DATE = (
+    "{% macro strftime_now(format) -%}"
+    "{{ {'%Y-%m-%d': '2024-07-26', '%d %b %Y': '26 Jul 2024'}.get(format, '26 July 2024') }}"
+    "{%- endmacro %}"
+)
+_MARKER = "meritmarksthisturn"  # stands in for a turn's content; plain letters, so that no template changes it
+
+
+def template_of(tokenizer: Any) -> str:
+    """The tokenizer's template, or the plain one; what an exported model must carry to be prompted as it was tuned."""
+    if getattr(tokenizer, "chat_template", None):
+        text: str = tokenizer.get_chat_template()
+        return text
+    bos = tokenizer.bos_token
+    # Text, because an empty text gets no bos from some tokenizers.
+    adds = bos is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [tokenizer.bos_token_id]
+    return ("{{ bos_token }}" if adds else "") + PLAIN_TEMPLATE
+
+
+class ChatTemplate:
+    """Renders conversations and locates assistant turns.
+
+    Args:
+        image_token: what stands for an image in the text; None for a model that takes none.
+    """
+
+    def __init__(self, tokenizer: Any, image_token: str | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.image_token = image_token
+        self.source = template_of(tokenizer)
+        self._template = (_FIXED_DATE if "strftime_now" in self.source else "") + self.source
+
+    def text(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+        """The conversation as text; with `prompt`, the header that makes the assistant speak follows.
+
+        Raises:
+            InputError: the template refuses the conversation (roles that do not alternate, no tool role, …).
+        """
+        return self._apply([{"role": turn.role, "content": self._content(turn)} for turn in messages], prompt=prompt)
+
+    def _apply(self, turns: Sequence[dict[str, Any]], *, prompt: bool = False) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                turns, chat_template=self._template, tokenize=False, add_generation_prompt=prompt
+            )
+        except (TemplateError, TypeError, ValueError, LookupError) as error:
+            raise InputError(f"the chat template refuses this conversation: {error}") from None
+        return text
+
+    def _content(self, turn: Message) -> Any:
+        if self.image_token is None:
+            return turn.content
+        if self._takes_parts:
+            return [
+                {"type": "image"} if isinstance(part, ImageRef) else {"type": "text", "text": part}
+                for part in turn.parts or [""]
+            ]
+        return "".join(self.image_token if isinstance(part, ImageRef) else part for part in turn.parts)
+
+    @cached_property
+    def _takes_parts(self) -> bool:
+        """Whether the template knows a content of parts; a plain one would print the list."""
+        content = [{"type": "image"}, {"type": "text", "text": _MARKER}]
+        try:
+            text = self._apply([{"role": "user", "content": content}])
+        except InputError:
+            return False
+        return text.count(_MARKER) == 1 and "'type'" not in text and text.count(str(self.image_token)) == 1
+
+    @cached_property
+    def has_prompt_header(self) -> bool:
+        """Whether the template knows `add_generation_prompt` at all."""
+        turns = [Message("user", _MARKER)]
+        try:
+            return self.text(turns, prompt=True) != self.text(turns)
+        except InputError:
+            return True  # unknown, and it costs only a look
+
+    @cached_property
+    def ends_turns(self) -> bool:
+        """Whether anything visible ends an assistant turn; where nothing does, no model learns to stop."""
+        try:
+            text = self.text([Message("user", "a"), Message("assistant", _MARKER)])
+        except InputError:
+            return True  # unknown: the template wants more than a question and an answer
+        return bool(text.partition(_MARKER)[2].strip())
+
+    def turn(self, messages: Sequence[Message], index: int, full: str) -> tuple[int, int]:
+        """Characters [start, end) of assistant turn `index` in `full`, the text of all `messages`.
+
+        The turn begins where the generation prompt ends and goes through its end-of-turn token; white space that the
+        template puts after that is not part of it.
+
+        Raises:
+            InputError: the template renders the turn in a way in which its place cannot be known.
+        """
+        start, end = self._start(messages, index, full), self._end(messages, index, full)
+        if start is None or end is None:
+            head, closing, tail = self._around(messages, index)
+            if start is None and full.startswith(head):
+                start = len(head)
+            if end is None and full.endswith(tail) and tail.startswith(closing):
+                end = len(full) - len(tail) + len(closing)
+        if start is None or end is None:
+            raise InputError(
+                "the chat template renders this turn differently within a conversation, so what to supervise is "
+                "unknown; use another `model.chat_template`",
+                field=f"turn {index + 1}",
+            )
+        end = len(full[:end].rstrip())
+        if end <= start:
+            raise InputError("the chat template renders nothing for this assistant turn", field=f"turn {index + 1}")
+        return start, end
+
+    def _start(self, messages: Sequence[Message], index: int, full: str) -> int | None:
+        if index == 0 or not self.has_prompt_header:
+            return None
+        return self._prefix(messages[:index], full, prompt=True)
+
+    def _end(self, messages: Sequence[Message], index: int, full: str) -> int | None:
+        if index + 1 == len(messages):
+            return len(full)
+        return self._prefix(messages[: index + 1], full)
+
+    def _prefix(self, messages: Sequence[Message], full: str, *, prompt: bool = False) -> int | None:
+        try:
+            text = self.text(messages, prompt=prompt)
+        except InputError:
+            return None  # a part of a conversation need not be one
+        return len(text) if full.startswith(text) else None
+
+    def _around(self, messages: Sequence[Message], index: int) -> tuple[str, str, str]:
+        """What stands before the content of turn `index`, what closes it, and all that stands after it."""
+        marked = Message("assistant", _MARKER)
+        whole = self.text([*messages[:index], marked, *messages[index + 1 :]])
+        alone = self.text([*messages[:index], marked])
+        if whole.count(_MARKER) != 1 or alone.count(_MARKER) != 1:
+            raise InputError("the chat template drops or repeats this assistant turn", field=f"turn {index + 1}")
+        head, _, tail = whole.partition(_MARKER)
+        return head, alone.partition(_MARKER)[2].rstrip(), tail

@@ -1,0 +1,69 @@
+"""The error family. Every error a user can cause is an `InputError` that says where: file, line, field."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class MeritError(Exception):
+    """Base of all errors that merit raises on purpose. The CLI prints it on one line and exits with `exit_code`."""
+
+    exit_code = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class InputError(MeritError):
+    """Something the user gave is wrong. Exit code 2; nothing was written.
+
+    Args:
+        message: what is wrong and what to do about it, in one line.
+        file: the file it is in, where there is one.
+        line: the 1-based line in that file.
+        field: the dotted name of the field (`train.learning_rate`, `messages[2].role`).
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | Path | None = None,
+        line: int | None = None,
+        field: str | None = None,
+    ) -> None:
+        self.message = message
+        self.file = str(file) if file is not None else None
+        self.line = line
+        self.field = field
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        place = printable(self.file) if self.file else ""
+        if self.line is not None:
+            place += f":{self.line}" if place else f"line {self.line}"
+        parts = [part for part in (place, f"`{printable(self.field)}`" if self.field else "") if part]
+        return ": ".join([*parts, printable(self.message)])
+
+
+class Problems(InputError):
+    """Several `InputError`s at once, each on its own line; `merit check` and the config reader collect them all."""
+
+    def __init__(self, problems: Sequence[InputError]) -> None:
+        self.problems = list(problems)
+        super().__init__("; ".join(problem.message for problem in self.problems))
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+class StageError(MeritError):
+    """A stage failed while it ran (a branch died, a disk filled up). Exit code 1; a rerun resumes."""
+
+
+def printable(text: str) -> str:
+    """`text` on one line with control characters escaped, so that no input can drive the user's terminal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -1,0 +1,70 @@
+"""The figures of one evaluated model, and the table of all."""
+
+from __future__ import annotations
+
+from merit.run.record import Record
+
+
+class DatasetScore(Record):
+    """One model on one dataset."""
+
+    name: str
+    losses: list[float]  # mean supervised-token loss of each held-out example, in the dataset's fixed order
+    tokens: list[int]  # supervised tokens of each
+    exact: list[float] | None  # score in 0..1 of each greedily answered example, where the source can be scored
+
+    @property
+    def loss(self) -> float:
+        """Token-weighted mean loss, in nats a supervised token."""
+        return sum(x * n for x, n in zip(self.losses, self.tokens, strict=True)) / sum(self.tokens)
+
+
+class ModelScores(Record):
+    """`evaluation/<label>.json`."""
+
+    label: str  # base, merit, joint, joint@0.5, merit/branch-02 …
+    method: str  # base, merit, or a baseline's name
+    kind: str  # base, branch, merge
+    scale: float
+    fingerprint: str  # of the weights, the data and the settings
+    in_mixture: list[DatasetScore]
+    unseen: list[DatasetScore]
+    drift: DatasetScore | None
+    seconds: float
+
+
+class TableRow(Record):
+    """A line of the results table. Losses are unweighted means over datasets, ± one standard error over examples."""
+
+    label: str
+    method: str
+    kind: str
+    description: str  # "joint training", "MERIT, 4 groups" …
+    in_mixture: float
+    in_mixture_se: float | None  # None where no dataset has two examples
+    exact: float | None
+    unseen: float | None
+    unseen_se: float | None
+    drift: float | None
+    drift_se: float | None
+    displacement: float | None  # ‖θ − θ0‖, None for θ0 itself
+    supervised_tokens: int
+    train_seconds: float
+
+
+class Comparison(Record):
+    """Loss of model `a` minus loss of model `b` on one face, paired example by example. Negative: `a` is better."""
+
+    a: str
+    b: str
+    face: str  # in_mixture, unseen or drift
+    difference: float
+    standard_error: float
+
+
+class Table(Record):
+    """`evaluation/table.json`."""
+
+    rows: list[TableRow]
+    comparisons: list[Comparison]
+    notes: list[str]

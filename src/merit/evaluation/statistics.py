@@ -1,0 +1,50 @@
+"""Means over datasets, with standard errors over examples, paired where two models saw the same examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from merit.evaluation.scores import DatasetScore
+
+
+def mean_loss(scores: Sequence[DatasetScore]) -> tuple[float, float | None]:
+    """Unweighted mean over datasets of their token-weighted losses, and its standard error over examples."""
+    parts = [_ratio(np.asarray(score.losses), np.asarray(score.tokens)) for score in scores]
+    return _combine(parts)
+
+
+def mean_difference(a: Sequence[DatasetScore], b: Sequence[DatasetScore]) -> tuple[float, float | None]:
+    """The same for a − b, example by example: the noise that both models share cancels."""
+    parts = []
+    for left, right in zip(a, b, strict=True):
+        difference = np.asarray(left.losses) - np.asarray(right.losses)
+        parts.append(_ratio(difference, np.asarray(left.tokens)))
+    return _combine(parts)
+
+
+def mean_exact(scores: Sequence[DatasetScore]) -> float | None:
+    """Unweighted mean over the scored datasets of their mean score; None where nothing was scored."""
+    means = [sum(score.exact) / len(score.exact) for score in scores if score.exact]
+    return sum(means) / len(means) if means else None
+
+
+def _ratio(values: np.ndarray, weights: np.ndarray) -> tuple[float, float | None]:
+    """Weighted mean Σ w x / Σ w and its standard error by linearisation, since examples differ in length."""
+    mean = float((values * weights).sum() / weights.sum())
+    if len(values) < 2:
+        return mean, None
+    residuals = weights * (values - mean) / weights.mean()
+    return mean, float(residuals.std(ddof=1) / math.sqrt(len(values)))
+
+
+def _combine(parts: Sequence[tuple[float, float | None]]) -> tuple[float, float | None]:
+    """Mean and its error; a dataset of one example has no error of its own and is given the others' mean variance."""
+    mean = sum(part[0] for part in parts) / len(parts)
+    known = [part[1] for part in parts if part[1] is not None]
+    if not known:
+        return mean, None
+    variance = sum(error**2 for error in known) / len(known)
+    return mean, math.sqrt(variance / len(parts))

@@ -1,0 +1,103 @@
+"""Slurm's own commands: what is in the queue, and how to take something out of it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from merit.errors import StageError
+from merit.executors.record import JobRecord
+
+ENGINE = "slurm"
+
+# What a job can be in when it is over; any other state means that it waits or runs.
+_OVER = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+    "TIMEOUT",
+}  # fmt: skip
+MACHINE_LOST = {"BOOT_FAIL", "NODE_FAIL", "PREEMPTED", "REVOKED", "TIMEOUT"}
+_SECONDS = 60  # a busy controller answers late
+
+
+@dataclass(frozen=True)
+class Queued:
+    """One line of the queue."""
+
+    state: str
+    reason: str
+    nodes: str
+
+    @property
+    def over(self) -> bool:
+        return self.state in _OVER
+
+    @property
+    def waits(self) -> bool:
+        return self.state not in _OVER and self.state not in ("RUNNING", "COMPLETING")
+
+
+def installed() -> bool:
+    """Whether this machine has Slurm's commands."""
+    return shutil.which("squeue") is not None
+
+
+def read_queue(ids: Iterable[str]) -> dict[str, Queued]:
+    """Job id → its line, of those that Slurm still knows; finished ones stay known for some minutes.
+
+    Raises:
+        StageError: the controller does not answer.
+    """
+    wanted = sorted(set(ids))
+    if not wanted:
+        return {}
+    parents = ",".join(sorted({name.split("_")[0] for name in wanted}))
+    command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N", f"--jobs={parents}"]
+    result = _call(command)
+    if result.returncode and "Invalid job id" not in result.stderr:
+        raise StageError(f"squeue failed: {result.stderr.strip()[:300]}")
+    found = {}
+    for line in result.stdout.splitlines():
+        name, _, rest = line.partition("|")
+        if name in wanted and len(parts := rest.split("|")) == 3:
+            found[name] = Queued(*parts)
+    return found
+
+
+def cancel_jobs(ids: Iterable[str]) -> None:
+    """Takes jobs out of the queue, running or not; those that are gone already do not matter."""
+    wanted = sorted(set(ids))
+    if wanted:
+        _call(["scancel", "--quiet", *wanted])
+
+
+def cancel_and_wait(ident: str) -> None:
+    """Takes one job out of the queue, and returns when it has ended."""
+    cancel_jobs([ident])
+    while (line := read_queue([ident]).get(ident)) is not None and not line.over:
+        time.sleep(0.5)
+
+
+def recorded_id(record: Path | None) -> str | None:
+    """The Slurm job that the note at `record` speaks of."""
+    known = JobRecord.load(record)
+    return known.id if known is not None and known.engine == ENGINE and known.id else None
+
+
+def release(record: Path) -> None:
+    """Ends what an earlier driver left in the queue, before the job's files are touched."""
+    ident = recorded_id(record)
+    if ident is not None and installed():
+        cancel_and_wait(ident)
+
+
+def _call(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except FileNotFoundError:
+        raise StageError(f"Slurm's command `{command[0]}` is not on this machine") from None
+    except subprocess.TimeoutExpired:
+        raise StageError(f"Slurm does not answer: `{command[0]}` took more than {_SECONDS} s") from None

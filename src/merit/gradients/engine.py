@@ -1,0 +1,229 @@
+"""Measures a dataset's mean gradient at θ0 as two sketched half-sets, in hardly more memory than a forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from merit.data.example import Encoded
+from merit.errors import InputError
+from merit.gradients.abilities import Abilities
+from merit.gradients.apply import Sketcher
+from merit.gradients.attention import packed, packed_model
+from merit.gradients.batches import HALVES, packed_task, padded_tasks, split_half
+from merit.gradients.coverage import eager_experts, sketch_layout
+from merit.gradients.head import Task, backward
+from merit.gradients.intercept import FoldMode
+from merit.gradients.packing import pack
+from merit.gradients.recompute import recomputed
+from merit.gradients.sharding import Ranks, add_sketch, gathered
+from merit.gradients.sketch import SketchLayout, SketchSpec
+
+Precision = Literal["bf16", "fp32"]
+OnTokens = Callable[[int], None]  # called after each forward pass with the tokens of the examples it did
+
+
+@dataclass(frozen=True)
+class HalfSums:
+    """Sketched gradient *sums* of the two half-sets of one dataset; divide by `tokens` for means.
+
+    The mean gradient over all is (sums[0] + sums[1]) / (tokens[0] + tokens[1]): every supervised token weighs the same,
+    exactly as in the training loss.
+    """
+
+    sums: NDArray[np.float32]  # (2, width of the layout)
+    tokens: tuple[int, int]  # supervised tokens
+    examples: tuple[int, int]
+    losses: tuple[float, float]  # summed −log p
+
+
+class GradientEngine:
+    """One model, one sketch. Dropout is off while it measures; frozen parameters are not covered.
+
+    Args:
+        batch_tokens: tokens of one forward pass.
+        recompute: layers keep only their inputs and run twice: a fraction of the memory, about a third more time.
+        precision: `bf16` runs under autocast; sums are float32 in any case.
+        intercept, packing: off for tests and comparisons only. Without `intercept` every gradient is formed in full
+            and sketched afterwards; without `packing` batches are padded. The results are the same.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        spec: SketchSpec,
+        *,
+        batch_tokens: int,
+        precision: Precision = "fp32",
+        recompute: bool = False,
+        intercept: bool = True,
+        packing: bool = True,
+    ) -> None:
+        self.model = model
+        self.layout: SketchLayout = sketch_layout(model, spec)
+        self.in_full: set[str] = set()  # folded parameters whose gradient was formed in full
+        self._sketcher = Sketcher(self.layout)
+        self._ranks = Ranks(model)
+        self._batch_tokens = batch_tokens
+        self._precision = precision
+        self._recompute = recompute
+        self._device: torch.device = next(model.parameters()).device
+        self._abilities = Abilities.of(model, self._device)
+        self._may_pack = self._packing = packing and self._abilities.packed
+        self._parameters: dict[str, Tensor] = {
+            name: parameter for name, parameter in model.named_parameters() if name in self.layout.by_name
+        }
+        self._sums = {
+            tensor.name: torch.zeros(tensor.size, dtype=torch.float32, device=self._parameters[tensor.name].device)
+            for tensor in self.layout.tensors
+        }
+        # Kept between datasets: it holds the weights in the autocast dtype.
+        fold = intercept and spec.kind == "fold"
+        self._mode = FoldMode(self._sketcher, self._parameters, self._sums) if fold else None
+
+    def measure(self, name: str, examples: Sequence[Encoded], on_tokens: OnTokens = lambda _: None) -> HalfSums:
+        """The half-set sums of dataset `name`. Examples go to the halves alternately, in the order given.
+
+        Raises:
+            InputError: no supervised token; a loss or gradient that is not finite (names dataset, batch and the first
+                bad parameter); a gradient that is zero everywhere.
+        """
+        # An image's tokens attend to each other in both directions in some models, and count places in their own way.
+        self._packing = self._may_pack and not any(example.images for example in examples)
+        sums = np.zeros((HALVES, self.layout.width), dtype=np.float32)
+        halves = [split_half(examples, half) for half in range(HALVES)]
+        tokens = [sum(example.supervised for example in half) for half in halves]
+        if sum(tokens) == 0:
+            raise InputError("no supervised token in its calibration examples", field=_field(name))
+        losses = [0.0, 0.0]
+        with self._measuring():
+            for half in range(HALVES):
+                losses[half] = self._half(name, halves[half], on_tokens)
+                whole = self._ranks.total(torch.cat([value.to(self._device) for value in self._sums.values()]))
+                sums[half] = whole.cpu().numpy()
+                self._check(name, None, losses[half])
+        if not sums.any():
+            raise InputError("its gradient is zero everywhere; is the model trainable?", field=_field(name))
+        return HalfSums(sums, (tokens[0], tokens[1]), (len(halves[0]), len(halves[1])), (losses[0], losses[1]))
+
+    def _half(self, name: str, examples: Sequence[Encoded], on_tokens: OnTokens) -> float:
+        """Fills the sums; returns the summed loss."""
+        for value in self._sums.values():
+            value.zero_()
+        total = torch.zeros((), device=self._device)
+        for number, (task, attention, weight) in enumerate(self._tasks(examples)):
+            with attention, self._mode or contextlib.nullcontext():
+                loss = backward(self.model, task, self._abilities.tail, self._autocast, weight=weight)
+            if self._mode is not None:
+                self._mode.forget_input()
+            if self._ranks.count == 1:  # ranks that stop alone would leave the others waiting
+                self._check(name, number, float(loss))
+            total += loss.to(self._device)
+            on_tokens(task.tokens if weight else 0)
+        return float(self._ranks.total(total))
+
+    def _check(self, name: str, batch: int | None, loss: float) -> None:
+        finite = torch.stack([value.sum().cpu() for value in self._sums.values()]).isfinite()
+        if not bool(finite.all()) or not np.isfinite(loss):
+            bad = next((key for key, ok in zip(self._sums, finite.tolist(), strict=True) if not ok), None)
+            raise InputError(_not_finite(batch, loss, bad), field=_field(name))
+
+    def _tasks(self, examples: Sequence[Encoded]) -> Iterator[tuple[Task, AbstractContextManager[None], float]]:
+        """Forward passes, what to be inside meanwhile, and their weight: 0 where a rank keeps the others company."""
+        if self._ranks.count == 1:
+            for task, attention in self._batches(examples):
+                yield task, attention, 1.0
+            return
+        share = self._ranks.share(examples)
+        mine = list(self._batches(share))
+        most = self._ranks.most(len(mine))  # asked before the first pass: ranks must communicate in the same order
+        for task, attention in mine:
+            yield task, attention, 1.0
+        for _ in range(most - len(mine)):
+            task, attention = next(self._batches(share or examples))
+            yield task, attention, 0.0
+
+    def _batches(self, examples: Sequence[Encoded]) -> Iterator[tuple[Task, AbstractContextManager[None]]]:
+        if self._packing:
+            for row in pack(examples, self._batch_tokens):
+                yield packed_task(row.to(self._device)), packed(row.segments, self._device)
+        else:
+            for task in padded_tasks(examples, self._batch_tokens, self.model):
+                inputs = {key: value.to(self._device) for key, value in task.inputs.items()}
+                yield Task(inputs, task.keep, task.targets, task.tokens), contextlib.nullcontext()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16")
+
+    @contextlib.contextmanager
+    def _measuring(self) -> Iterator[None]:
+        """Evaluation mode, hooks in place, and no stray gradients before or after."""
+        training: list[nn.Module] = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        self.model.zero_grad(set_to_none=True)
+        with contextlib.ExitStack() as stack:
+            stack.callback(_set_training, training)
+            stack.callback(self.model.zero_grad, set_to_none=True)
+            for name, parameter in self._parameters.items():
+                stack.callback(parameter.register_post_accumulate_grad_hook(self._hook(name)).remove)
+            if self._packing:
+                stack.enter_context(packed_model(self.model))
+            stack.enter_context(torch.enable_grad())
+            if self._mode is not None:
+                stack.enter_context(eager_experts(self.model))
+                stack.enter_context(gathered(self.model, self._parameters, self._mode.tell))
+            if self._recompute:
+                stack.enter_context(recomputed(self.model, lambda: self._mode or contextlib.nullcontext()))
+            stack.enter_context(_frozen(p for name, p in self.model.named_parameters() if name not in self._parameters))
+            yield
+
+    def _hook(self, name: str) -> Callable[[Tensor], None]:
+        """Sketches and frees a gradient the moment it is complete, so that no two are ever held at once.
+
+        The hook of a tied weight fires once, when all its uses have been added up.
+        """
+
+        def keep(parameter: Tensor) -> None:
+            if parameter.grad is not None:
+                add_sketch(self._sketcher, name, parameter.grad, self._sums[name], self._ranks)
+                parameter.grad = None
+                if self.layout.by_name[name].how == "fold":
+                    self.in_full.add(name)
+
+        return keep
+
+
+@contextlib.contextmanager
+def _frozen(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Parameters outside the scope need no gradient, so what lies below the lowest covered one costs nothing."""
+    loose = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in loose:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in loose:
+            parameter.requires_grad_(True)
+
+
+def _set_training(modules: Sequence[nn.Module]) -> None:
+    for module in modules:
+        module.training = True
+
+
+def _field(name: str) -> str:
+    return f"mixture.{name}"
+
+
+def _not_finite(batch: int | None, loss: float, parameter: str | None) -> str:
+    where = f"; the first bad gradient is that of {parameter}" if parameter else ""
+    which = "a calibration batch" if batch is None else f"calibration batch {batch}"
+    return f"{which} has the loss {loss:g}{where}; are the model's weights finite?"

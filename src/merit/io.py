@@ -1,0 +1,160 @@
+"""Atomic writes, hashes and safe names: a reader never sees half a file, a name never leaves its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from merit.errors import InputError, StageError
+
+_PART = ".part"
+
+
+def disk_is_full(error: OSError) -> bool:
+    """Whether a write failed for want of space. numpy's `tofile` gives no error number, only how much it wrote."""
+    short = re.fullmatch(r"\d+ requested and \d+ written", str(error))
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and short is not None)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full disk or a forbidden path into one clear line that names `path`.
+
+    Raises:
+        StageError: the disk is full; what was finished before is kept.
+        InputError: the path may not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if disk_is_full(error):
+            raise StageError(f"{path}: the disk is full; free some space and run again to resume") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+            raise InputError(f"cannot write here ({error.strerror})", file=path) from error
+        raise
+
+
+def fsync_dir(path: Path) -> None:
+    """Makes a rename inside `path` durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary sibling of `path`; on success it is fsynced and renamed onto `path`, else removed."""
+    part = path.with_name(f"{path.name}.{os.getpid()}{_PART}")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            with part.open("rb") as handle:
+                os.fsync(handle.fileno())
+            part.replace(path)
+            fsync_dir(path.parent)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_dir(path: Path) -> Iterator[Path]:
+    """Yields an empty temporary sibling folder of `path`; on success it takes `path`'s place in one rename."""
+    part = path.with_name(f"{path.name}.{os.getpid()}{_PART}")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        try:
+            yield part
+            for file in part.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
+            if path.exists():
+                shutil.rmtree(path)
+            part.replace(path)
+            fsync_dir(path.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def sweep_parts(folder: Path, *, below: bool = True) -> None:
+    """Removes what killed processes left behind in `folder`, and `below` it. Call it with the run's lock held."""
+    for part in list(folder.rglob(f"*{_PART}") if below else folder.glob(f"*{_PART}")):
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    with atomic_path(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes bytes atomically."""
+    with atomic_path(path) as part:
+        part.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically, indented for people. NaN and infinity are refused: they are not JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        InputError: the file is missing, unreadable or not JSON; names file and line.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError("no such file", file=path) from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"not valid JSON: {error.msg}", file=path, line=error.lineno) from error
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, a number of a million digits, deep nesting
+        raise InputError(f"cannot be read: {error}", file=path) from error
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def safe_name(name: str) -> str:
+    """The file name that stands for a dataset's name: injective, ASCII, at most 120 characters, never `.` or `..`.
+
+    Plain names stay as they are; any other keeps its readable characters and gets a hash of the whole.
+    """
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,79}", name):
+        return name
+    readable = re.sub(r"[^A-Za-z0-9_\-]+", "_", name)[:60].lstrip("-")  # never what looks like an option
+    return f"{readable}~{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:16]}"
+
+
+def inside(root: Path, relative: str) -> Path:
+    """`root / relative`, refused when it would leave `root` (through `..`, an absolute path or a symlink).
+
+    Raises:
+        InputError: the path escapes.
+    """
+    path = (root / relative).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise InputError(f"the path {relative!r} leaves the run directory", file=root)
+    return path

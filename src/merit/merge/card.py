@@ -1,0 +1,115 @@
+"""The model card of a merged folder: what it was made of, how to check it, how to make it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from merit.errors import InputError, printable
+from merit.io import write_text
+from merit.merge.names import hub_id, short_names
+from merit.merge.recipe import mergekit_recipe
+from merit.merge.result import MergeRecord, load_record
+
+CARD = "README.md"
+
+
+def write_card(
+    folder: Path,
+    *,
+    title: str | None = None,
+    datasets: Sequence[Sequence[str]] = (),
+    missing: Sequence[Sequence[str]] = (),
+) -> None:
+    """(Re)writes the card of a merged folder.
+
+    Args:
+        title: its heading; default: the folder's name.
+        datasets: the names of the datasets that each input was trained on, where they are known.
+        missing: the datasets of each branch that should have been merged and was not done.
+
+    Raises:
+        InputError: no merge of ours.
+    """
+    card = merge_card(load_record(folder), title or folder.name, datasets)
+    if missing:
+        names = "; ".join(", ".join(map(_cell, group)) for group in missing)
+        card += f"\n**Partial**: {len(missing)} of the planned branches were not done and are not in it: {names}.\n"
+    write_text(folder / CARD, card)
+
+
+def merge_card(record: MergeRecord, title: str, datasets: Sequence[Sequence[str]] = ()) -> str:
+    """The card as Markdown with the Hub's front matter."""
+    result = record.result
+    known = [*result.inputs, *([result.base] if result.base else [])]
+    names = [_cell(name) for name in short_names([item.path for item in known])]
+    hub = [name for item in known if (name := hub_id(item.path))]
+    front: dict[str, object] = {"library_name": "transformers", "tags": ["merge", "merit"]}
+    if hub:
+        front |= {"base_model": list(dict.fromkeys(hub)), "base_model_relation": "merge"}
+    parts = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {_cell(title)}", ""]
+    parts += [_summary(record, names[-1] if result.base else None), ""]
+    head = ["input", "share", "fingerprint", *(["datasets"] if datasets else [])]
+    parts += ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" + " --- |" * (len(head) - 2)]
+    for number, item in enumerate(result.inputs):
+        row = [names[number], f"{item.weight:.6g}", f"`{item.fingerprint}`"]
+        if datasets:
+            row.append(", ".join(map(_cell, datasets[number])) if number < len(datasets) else "")
+        parts.append("| " + " | ".join(row) + " |")
+    parts += ["", *_figures(record), *_rules(record), *_notes(record)]
+    parts += ["## Check it", "", "```", "merit merge --verify .", "```", ""]
+    parts += ["| shard | SHA-256 |", "| --- | --- |"]
+    parts += [f"| {name} | `{digest}` |" for name, digest in result.checksums[record.label].items()]
+    try:
+        recipe = mergekit_recipe(record, names)
+    except InputError:
+        recipe = None
+    if recipe is not None:
+        parts += ["", "## As a mergekit recipe", "", "```yaml", recipe.strip(), "```"]
+    return "\n".join([*parts, "", f"Made with merit {result.version}.", ""])
+
+
+def _summary(record: MergeRecord, base: str | None) -> str:
+    result = record.result
+    if record.scale is None:
+        return (
+            f"Running sums Σ n_k θ_k of {len(result.inputs)} checkpoints in float64: not a model, but what a late "
+            "branch is added to."
+        )
+    count = len(result.inputs)
+    mean = f"the weighted average of {count} fine-tuned checkpoints" if count > 1 else "one fine-tuned checkpoint"
+    what = mean[0].upper() + mean[1:]
+    if record.scale != 1:
+        what = f"θ0 + β(θ̄ − θ0) at β = {record.scale:g}: on the ray from θ0 to θ̄, {mean}"
+    where = f", tuned from {base} (θ0)" if base else ""
+    return (
+        f"{what}{where}. {result.parameters:,} parameters in {result.dtype}, summed in float64 and rounded once "
+        f"({result.rounding})."
+    )
+
+
+def _figures(record: MergeRecord) -> list[str]:
+    result = record.result
+    if not result.displacement or record.scale is None:
+        return []
+    rows = ["| distance from θ0 | |", "| --- | ---: |", f"| this model | {result.displacement[record.label]:.4g} |"]
+    rows += [f"| input {n + 1} | {moved:.4g} |" for n, moved in enumerate(result.branch_displacement)]
+    rows.append(f"| rounding error, of this model's distance | {result.rounding_error[record.label]:.2%} |")
+    return [*rows, ""]
+
+
+def _rules(record: MergeRecord) -> list[str]:
+    rows = [
+        f"| `{_cell(rule.pattern)}` | {', '.join(f'{w:g}' for w in rule.weights)} |" for rule in record.result.rules
+    ]
+    return ["| tensors that match | weights |", "| --- | --- |", *rows, ""] if rows else []
+
+
+def _notes(record: MergeRecord) -> list[str]:
+    return [*(f"- {_cell(note)}" for note in record.result.notes), ""] if record.result.notes else []
+
+
+def _cell(text: str) -> str:
+    return printable(text).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")

@@ -1,0 +1,83 @@
+"""Models as θ0 + β δ in memory: one read of a checkpoint serves every point of its ray."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merit.errors import InputError
+from merit.models.checkpoint import Checkpoint
+
+State = dict[str, Tensor]
+
+
+def read_state(folder: Path) -> State:
+    """Every tensor of a checkpoint, as it is stored."""
+    checkpoint = Checkpoint.open(folder)
+    return {name: checkpoint.tensor(name) for name in checkpoint.tensors}
+
+
+class Ray:
+    """θ0, and any model as a step δ from it.
+
+    Args:
+        model: θ0, loaded in float32; its weights are overwritten by `set`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval()
+        self._parameters = dict(model.named_parameters())
+        self.theta0: State = {name: value.detach().clone() for name, value in self._parameters.items()}
+
+    @property
+    def parameters(self) -> int:
+        return sum(value.numel() for value in self.theta0.values())
+
+    def step(self, folder: Path) -> State:
+        """θ − θ0 of a checkpoint.
+
+        Raises:
+            InputError: a parameter is missing in it, or has another shape.
+        """
+        state = read_state(folder)
+        found: State = {}
+        for name, start in self.theta0.items():
+            if name not in state or state[name].shape != start.shape:
+                raise InputError("not a checkpoint of θ0's model: this parameter differs", file=folder, field=name)
+            found[name] = state[name].to(start.device, start.dtype) - start
+        return found
+
+    def mean(self, folders: Sequence[Path], tokens: Sequence[int]) -> tuple[State, list[float]]:
+        """Σ n_k (θ_k − θ0) / Σ n_k, summed in float64 one branch at a time, and each ‖θ_k − θ0‖ (PAPER step 4)."""
+        total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in self.theta0.items()}
+        distances = []
+        for folder, count in zip(folders, tokens, strict=True):
+            step = self.step(folder)
+            distances.append(norm(step))
+            for name, value in step.items():
+                total[name].add_(value.double(), alpha=count / sum(tokens))
+        return {name: value.to(self.theta0[name].dtype) for name, value in total.items()}, distances
+
+    @torch.no_grad()
+    def set(self, step: Mapping[str, Tensor], scale: float = 1.0) -> Any:
+        """The model at θ0 + scale · step."""
+        for name, parameter in self._parameters.items():
+            torch.add(self.theta0[name], step[name], alpha=scale, out=parameter.data)
+        return self.model
+
+    @torch.no_grad()
+    def reset(self) -> Any:
+        """The model at θ0."""
+        for name, parameter in self._parameters.items():
+            parameter.data.copy_(self.theta0[name])
+        return self.model
+
+
+def norm(step: Mapping[str, Tensor]) -> float:
+    """‖δ‖ over all parameters, in float64."""
+    return math.sqrt(math.fsum(float(value.double().square().sum()) for value in step.values()))

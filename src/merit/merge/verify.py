@@ -1,0 +1,148 @@
+"""`verify_merge`: is a merged folder still what was written, and is that what its inputs give?"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from merit.errors import InputError
+from merit.io import sha256_file
+from merit.merge.accumulate import Accumulator
+from merit.merge.options import MergeOptions
+from merit.merge.plan import Block, Output, whole_rows
+from merit.merge.prepare import PreparedMerge, prepare_merge
+from merit.merge.result import MergeRecord, MergeResult, load_record
+from merit.merge.stream import CHUNK
+from merit.models.checkpoint import Checkpoint, FilePool
+from merit.models.header import ITEM_BYTES
+from merit.models.source import weights_fingerprint
+from merit.progress import SILENT, Progress
+from merit.run.record import Record
+
+BLOCKS = 64
+
+
+class VerifyResult(Record):
+    """What was found to hold. `rounded_otherwise` is 0 unless a branch was removed from running sums."""
+
+    shards: int
+    bytes_hashed: int
+    blocks: int
+    parameters_recomputed: int
+    parameters: int
+    rounded_otherwise: int
+
+
+def verify_merge(
+    folder: Path,
+    *,
+    inputs: Sequence[Path] | None = None,
+    base: Path | None = None,
+    blocks: int = BLOCKS,
+    seed: int | None = None,
+    progress: Progress = SILENT,
+) -> VerifyResult:
+    """Hashes every shard of `folder` and recomputes random blocks of it from its inputs, bit by bit.
+
+    Args:
+        inputs: where the inputs are now, in their order, when they moved; the same for `base`.
+        blocks: blocks of about a million parameters to recompute; all of them where there are fewer.
+        seed: of the choice of blocks; None: another choice each time.
+
+    Raises:
+        InputError: a shard, an input or a block that is not what it was; names file and tensor.
+    """
+    record = load_record(folder)
+    result = record.result
+    hashed = _check_shards(folder, result.checksums[record.label], progress)
+    paths = [Path(item.path) for item in result.inputs] if inputs is None else list(inputs)
+    theta0 = base or (Path(result.base.path) if result.base else None)
+    _check_inputs(result, paths, theta0)
+    prepared = prepare_merge(paths, [item.factor for item in result.inputs], [Output(folder, record.scale)],
+                             _options(result, theta0))  # fmt: skip
+    plan = prepared.plan
+    chosen = random.Random(seed).sample(range(len(plan.blocks)), min(blocks, len(plan.blocks)))
+    accumulator = Accumulator(plan, CHUNK)
+    merged = Checkpoint.open(folder)
+    otherwise = 0
+    with FilePool() as files, np.errstate(all="ignore"), progress.bar("verify", total=len(chosen), unit="block") as bar:
+        for done, number in enumerate(chosen, 1):
+            otherwise += _compare(prepared, accumulator, merged, files, plan.blocks[number], record)
+            bar.update(done)
+    return VerifyResult(
+        shards=len(result.checksums[record.label]),
+        bytes_hashed=hashed,
+        blocks=len(chosen),
+        parameters_recomputed=sum(plan.blocks[number].count for number in chosen),
+        parameters=plan.parameters,
+        rounded_otherwise=otherwise,
+    )
+
+
+def _options(result: MergeResult, base: Path | None) -> MergeOptions:
+    return MergeOptions(
+        base=base,
+        dtype=result.requested_dtype,
+        rounding=result.rounding,
+        seed=result.seed,
+        shard_bytes=result.shard_bytes,
+        rules=tuple(result.rules),
+        as_given=True,
+    )
+
+
+def _check_shards(folder: Path, checksums: dict[str, str], progress: Progress) -> int:
+    total = 0
+    with progress.bar("checksums", total=len(checksums), unit="shard") as bar:
+        for done, (name, digest) in enumerate(checksums.items(), 1):
+            file = folder / name
+            if not file.is_file():
+                raise InputError("this shard of the merge is gone", file=file)
+            if sha256_file(file) != digest:
+                raise InputError("its bytes are not those that were merged (SHA-256 differs)", file=file)
+            total += file.stat().st_size
+            bar.update(done)
+    return total
+
+
+def _check_inputs(result: MergeResult, paths: Sequence[Path], base: Path | None) -> None:
+    if len(paths) != len(result.inputs):
+        raise InputError(f"{len(paths)} inputs given, but {len(result.inputs)} were merged", field="inputs")
+    known = [*result.inputs, *([result.base] if result.base else [])]
+    for path, item in zip([*paths, *([base] if base and result.base else [])], known, strict=True):
+        if not path.is_dir():
+            raise InputError("this input is gone, so nothing can be recomputed; name where it is now", file=path)
+        if weights_fingerprint(path) != item.fingerprint:
+            raise InputError("this input changed since it was merged", file=path)
+
+
+def _compare(
+    prepared: PreparedMerge,
+    accumulator: Accumulator,
+    merged: Checkpoint,
+    files: FilePool,
+    block: Block,
+    record: MergeRecord,
+) -> int:
+    tensor = prepared.plan.tensors[block.tensor]
+    info = merged.info(tensor.name)
+    size = ITEM_BYTES[info.dtype]
+    step = whole_rows(tensor.row, CHUNK)
+    otherwise = 0
+    for start in range(block.start, block.start + block.count, step):
+        count = min(step, block.start + block.count - start)
+        written = np.empty(count * size, np.uint8)
+        files.read(info, start * size, written)
+        for _, expected in accumulator.chunk(files, tensor, start, count):
+            if np.array_equal(written, expected):
+                continue
+            words = [part.view(f"<i{size}").astype(np.int64) for part in (written, expected)]
+            steps = np.abs(words[0] - words[1])
+            if not record.result.removed or int(steps.max()) > 1:
+                at = start + int(np.flatnonzero(steps)[0])
+                raise InputError(f"element {at} is not what its inputs give", file=info.file, field=tensor.name)
+            otherwise += int(np.count_nonzero(steps))
+    return otherwise

@@ -1,0 +1,1 @@
+"""θ0 and checkpoints: loading, headers, sharded writing."""

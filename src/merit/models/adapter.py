@@ -1,0 +1,218 @@
+"""Adapter: a LoRA folder as PEFT writes it, seen through its header and matched with the tensors of its base."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merit.errors import InputError
+from merit.io import read_json
+from merit.models.checkpoint import Checkpoint
+from merit.models.header import TensorInfo, read_header
+from merit.models.layout import find_layout
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_FACTORS = {
+    ".lora_A.weight": "a",
+    ".lora_B.weight": "b",
+    ".lora_embedding_A": "a",
+    ".lora_embedding_B": "b",
+    ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",
+}
+# Settings whose update is not scale · B A on the base as it is; merged as if it were, they would be wrong in silence.
+_REFUSED = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "megatron_config",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+)
+_KNOWN_INITS = (True, False, "gaussian", "eva", "orthogonal", None)  # others change the base before training
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The update of one matrix W (rows, columns): scale · B A, transposed where W is stored as (inputs, outputs).
+
+    `a` is (r, inputs), `b` (outputs, r). With DoRA, W becomes m · (W + update) / ‖W + update‖ row by row.
+    """
+
+    a: TensorInfo
+    b: TensorInfo
+    scale: float  # α/r, or α/√r with rsLoRA
+    transposed: bool
+    magnitude: TensorInfo | None
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What one adapter changes, by the base's own tensor names."""
+
+    path: Path
+    config: Mapping[str, Any]
+    updates: Mapping[str, LowRank]
+    full: Mapping[str, TensorInfo]  # modules_to_save and trained biases: whole tensors that replace the base's
+    modules: Mapping[str, str]  # base's tensor name → the module's name inside the adapter's file
+
+    @classmethod
+    def open(cls, path: Path, base: Checkpoint) -> Adapter:
+        """Reads configuration and header, and finds the base's tensor for each update.
+
+        Raises:
+            InputError: pickled or damaged, a kind of adapter that is not plain LoRA, rsLoRA or DoRA, or a tensor that
+                `base` does not have in that shape. Names the file and the tensor or setting.
+        """
+        config = _config(path)
+        if not (path / WEIGHTS).is_file():
+            pickled = (path / "adapter_model.bin").is_file()
+            why = "the adapter is pickled, which can run code when loaded; save it as safetensors" if pickled else (
+                f"there is no {WEIGHTS} in it"
+            )  # fmt: skip
+            raise InputError(why, file=path)
+        parts: dict[str, dict[str, TensorInfo]] = {}
+        whole: dict[str, TensorInfo] = {}
+        for info in read_header(path / WEIGHTS):
+            name = info.name.removeprefix(_PREFIX)
+            for ending, role in _FACTORS.items():
+                if name.endswith(ending):
+                    parts.setdefault(name.removesuffix(ending), {})[role] = info
+                    break
+            else:
+                whole[name.replace(".base_layer.", ".")] = info
+        own = find_layout(base.tensors).names
+        found = _Names(base, {**own, **{name: name for name in base.tensors}}, path)
+        updates, modules = {}, {}
+        for module, factors in parts.items():
+            name = found.of(f"{module}.weight", next(iter(factors.values())))
+            updates[name] = _low_rank(path, config, module, factors, base.info(name))
+            modules[name] = module
+        full = {found.of(name, info): info for name, info in whole.items()}
+        _check_full(path, full, base)
+        _check_tied(path, config, {*updates, *full}, base)
+        return cls(path, config, updates, full, modules)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds an adapter instead of a whole model."""
+    return (path / CONFIG).is_file()
+
+
+def base_of(path: Path) -> str | None:
+    """What the adapter's configuration names as its base: a folder or a Hub id."""
+    name = _config(path).get("base_model_name_or_path")
+    return name if isinstance(name, str) and name else None
+
+
+@dataclass(frozen=True)
+class _Names:
+    base: Checkpoint
+    spelled: Mapping[str, str]
+    path: Path
+
+    def of(self, name: str, info: TensorInfo) -> str:
+        try:
+            return self.spelled[name]
+        except KeyError:
+            raise InputError(
+                f"the base {self.base.path} has no `{name}`", file=self.path / WEIGHTS, field=info.name
+            ) from None
+
+
+def _config(path: Path) -> dict[str, Any]:
+    file = path / CONFIG
+    config = read_json(file)
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        raise InputError(f"adapters of type {kind} cannot be averaged; only LoRA", file=file, field="peft_type")
+    for key in _REFUSED:
+        if config.get(key):
+            raise InputError("adapters with this setting cannot be averaged", file=file, field=key)
+    if config.get("init_lora_weights", True) not in _KNOWN_INITS:
+        raise InputError(
+            f"{config['init_lora_weights']!r} changed the base before training; convert the adapter to plain LoRA",
+            file=file,
+            field="init_lora_weights",
+        )
+    return config
+
+
+def _low_rank(
+    path: Path, config: Mapping[str, Any], module: str, factors: Mapping[str, TensorInfo], weight: TensorInfo
+) -> LowRank:
+    file = path / WEIGHTS
+    if not {"a", "b"} <= factors.keys():
+        raise InputError("one of the factors A and B is missing", file=file, field=module)
+    a, b = factors["a"], factors["b"]
+    embedding = "lora_embedding" in a.name
+    transposed = embedding or bool(config.get("fan_in_fan_out"))
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
+        raise InputError(f"A {list(a.shape)} and B {list(b.shape)} are no two factors", file=file, field=module)
+    shape = (b.shape[0], a.shape[1])
+    if weight.shape != (shape[::-1] if transposed else shape):
+        raise InputError(
+            f"the update is {list(shape)}, but {weight.name} of the base is {list(weight.shape)}",
+            file=file,
+            field=module,
+        )
+    magnitude = factors.get("magnitude")
+    if bool(config.get("use_dora")) != (magnitude is not None):
+        raise InputError("`use_dora` and the magnitude vectors do not agree", file=file, field=module)
+    if magnitude is not None and (transposed or magnitude.elements != shape[0]):
+        raise InputError("DoRA on embeddings or Conv1D cannot be averaged", file=file, field=module)
+    alpha = _pattern(config, "alpha_pattern", module, config.get("lora_alpha"))
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise InputError(f"{alpha!r} is not a number", file=path / CONFIG, field="lora_alpha")
+    rank = a.shape[0]
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return LowRank(a, b, scale, transposed, magnitude)
+
+
+def _pattern(config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
+    """As PEFT looks a module up: the first pattern that matches the end of its name."""
+    for pattern, value in (config.get(key) or {}).items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        except re.error as error:
+            raise InputError(f"not a regular expression: {error}", field=f"{key}.{pattern}") from error
+    return default
+
+
+def _check_full(path: Path, full: Mapping[str, TensorInfo], base: Checkpoint) -> None:
+    for name, info in full.items():
+        if info.shape != base.info(name).shape:
+            raise InputError(
+                f"shape {list(info.shape)}, but {list(base.info(name).shape)} in the base",
+                file=path / WEIGHTS,
+                field=info.name,
+            )
+
+
+def _check_tied(path: Path, config: Mapping[str, Any], changed: set[str], base: Checkpoint) -> None:
+    if not base.tied or config.get("ensure_weight_tying"):
+        return
+    for name in (base.embedding, base.head):
+        if name in changed:
+            raise InputError(
+                f"{name} is tied to the other end of the model in the base, but the adapter changes one end alone",
+                file=path / WEIGHTS,
+                field=name,
+            )

@@ -1,0 +1,61 @@
+"""Parameter names of vision-language checkpoints differ between versions of transformers; one spelling to compare by.
+
+transformers up to 4.51 saved `language_model.model.layers…` (LLaVA, Gemma 3, Mllama …) or `visual.…` beside
+`model.layers…` (Qwen2-VL …); 4.52 moved both below `model.`; 5.x also dropped the `vision_model` level of a CLIP tower.
+Tools that match raw names have re-initialised half a model in silence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from merit.errors import InputError
+
+_Rules = tuple[tuple[re.Pattern[str], str], ...]
+_LLAVA: _Rules = (
+    (re.compile(r"^language_model\.model\."), "model.language_model."),
+    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
+    (re.compile(r"^(vision_tower|vision_model|multi_modal_projector|image_newline)(?=\.|$)"), r"model.\1"),
+)
+_QWEN: _Rules = (
+    (re.compile(r"^visual\."), "model.visual."),
+    (re.compile(r"^model\.(?!language_model\.|visual\.)"), "model.language_model."),
+)
+_TOWER: _Rules = ((re.compile(r"^(model\.)?vision_tower\.vision_model\."), r"\1vision_tower."),)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The names of one checkpoint. `names` maps the common spelling to the checkpoint's own."""
+
+    generation: str
+    names: dict[str, str]
+
+
+def find_layout(names: Iterable[str]) -> Layout:
+    """Reads the generation off the names, and spells every name as the newest transformers does.
+
+    Raises:
+        InputError: two names would become one.
+    """
+    own = list(names)
+    rules: _Rules = ()
+    if any(name.startswith("language_model.model.") for name in own):
+        generation, rules = "LLaVA names of transformers ≤ 4.51", _LLAVA
+    elif any(name.startswith("visual.") for name in own):
+        generation, rules = "Qwen-VL names of transformers ≤ 4.51", _QWEN
+    elif any(name.startswith("model.language_model.") for name in own):
+        generation = "vision-language names of transformers ≥ 4.52"
+    else:
+        generation = "language model"
+    common: dict[str, str] = {}
+    for name in own:
+        spelled = name
+        for pattern, replacement in (*rules, *_TOWER):
+            spelled = pattern.sub(replacement, spelled)
+        if spelled in common:
+            raise InputError(f"means the same tensor as {common[spelled]}: two layouts in one checkpoint", field=name)
+        common[spelled] = name
+    return Layout(generation, common)

@@ -1,0 +1,161 @@
+"""Loads a checked model folder into torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from merit.config.model import Role
+from merit.errors import InputError
+from merit.models.roles import FROZEN, role_of
+from merit.models.source import ModelFolder, check_model_folder
+from merit.models.vision import ModelImages, is_vision_model, load_images
+
+Precision = Literal["bf16", "fp32"]
+
+
+IMAGES = "merit_images"  # attribute of a vision-language model and of its tokenizer: its `ModelImages`
+
+
+def load_model(
+    folder: Path,
+    *,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype | str = torch.float32,
+    freeze: Collection[Role] | None = None,
+) -> PreTrainedModel:
+    """A model on the best device, in `dtype` (`"auto"`: as stored), safetensors only. One that takes images and text
+    carries its `ModelImages`.
+
+    Args:
+        freeze: roles whose parameters get no gradient. None: the published default, which is the vision tower.
+
+    Raises:
+        InputError: the folder is not loadable, tensors are missing in it, or nothing is left to train.
+    """
+    check_model_folder(folder, trust_remote_code=trust_remote_code)
+    quiet_transformers()
+    vision = is_vision_model(folder)
+    kind = AutoModelForImageTextToText if vision else AutoModelForCausalLM
+    try:
+        model, info = kind.from_pretrained(
+            str(folder),
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        raise InputError(f"cannot be loaded: {str(error).splitlines()[0]}", file=folder) from error
+    # transformers only warns about tensors that it had to make up; a half-random model must not pass.
+    if missing := sorted(info["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(f"`{missing[0]}`{more} missing in the weights", file=folder)
+    if freeze and not vision:
+        raise InputError("only a vision-language model has parts to freeze", field="model.freeze")
+    if vision:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), trust_remote_code=trust_remote_code, local_files_only=True
+        )
+        setattr(model, IMAGES, load_images(folder, tokenizer, trust_remote_code=trust_remote_code))
+        freeze_roles(model, FROZEN if freeze is None else freeze)
+    return model.to(best_device())
+
+
+def freeze_roles(model: torch.nn.Module, roles: Collection[Role]) -> None:
+    """Parameters of these roles get no gradient.
+
+    Raises:
+        InputError: no parameter is left.
+    """
+    for name, parameter in model.named_parameters():
+        if role_of(name) in roles:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("every part of the model is frozen, so there is nothing to train", field="model.freeze")
+
+
+def images_of(model_or_tokenizer: Any) -> ModelImages | None:
+    """The image side of a model or of a tokenizer, behind wrappers of DDP and PEFT; None where there is none."""
+    model = model_or_tokenizer
+    while isinstance(inner := getattr(model, "module", None), torch.nn.Module):
+        model = inner
+    if callable(base := getattr(model, "get_base_model", None)):
+        model = base()
+    found: ModelImages | None = getattr(model, IMAGES, None)
+    return found
+
+
+def load_tokenizer(folder: ModelFolder, chat_template: Path | None = None) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with the user's chat template where one is given, and always with a padding token.
+
+    Raises:
+        InputError: no tokenizer in the folder, or no such template file.
+    """
+    quiet_transformers()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder.path), trust_remote_code=folder.trust_remote_code, local_files_only=True
+        )
+    except (ValueError, OSError, KeyError) as error:
+        raise InputError(f"no tokenizer in this folder: {str(error).splitlines()[0]}", file=folder.path) from error
+    if chat_template is not None:
+        try:
+            tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot be read: {error}", file=chat_template, field="model.chat_template") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if is_vision_model(folder.path):
+        images = load_images(folder.path, tokenizer, trust_remote_code=folder.trust_remote_code)
+        setattr(tokenizer, IMAGES, images)
+    return tokenizer
+
+
+def best_device() -> torch.device:
+    """The current accelerator, or the CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def pick_precision(wanted: Literal["auto", "bf16", "fp32"]) -> Precision:
+    """`auto` is bf16 where the hardware multiplies it natively, else fp32."""
+    if wanted != "auto":
+        return wanted
+    device = best_device()
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        fast = _cpu_has_bf16()
+    else:
+        fast = True
+    return "bf16" if fast else "fp32"
+
+
+def autocast(precision: Precision) -> Any:
+    """The context in which forward passes run; weights stay fp32, matrix products run in bf16 where asked."""
+    return torch.autocast(best_device().type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def quiet_transformers() -> None:
+    """Keeps transformers' own bars and hints off the terminal: merit shows one bar, its own."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _cpu_has_bf16() -> bool:
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and bool(
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    )

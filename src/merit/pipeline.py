@@ -1,0 +1,139 @@
+"""The order of the stages. Nothing else knows it."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merit.config.resolve import dump_config
+from merit.errors import InputError
+from merit.io import sweep_parts, write_text
+from merit.logging import get_logger
+from merit.run.events import stage_events
+from merit.run.lock import run_lock
+from merit.run.manifest import check_stage, finish_stage, forget_stage
+from merit.run.rollback import Before
+from merit.stages import conflict, diagnose, evaluate, gate, merge, mixture, prepare, report, split, train
+from merit.stages.context import RunContext
+from merit.stages.preflight import preflight
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage.
+
+    Attributes:
+        depends: says by fingerprints what its result rests on; None means that it always runs.
+        outputs: files and folders that go when it is asked for again.
+        wanted: whether this run has it at all.
+        files: results whose damage a later run must notice.
+    """
+
+    name: str
+    run: Callable[[RunContext], dict[str, Any]]
+    depends: Callable[[RunContext], dict[str, str]] | None
+    outputs: Callable[[RunContext], list[Path]] = lambda _: []
+    wanted: Callable[[RunContext], bool] = lambda _: True
+    files: Callable[[RunContext], list[Path]] = lambda _: []
+
+
+STAGES = (
+    Stage(prepare.NAME, prepare.run, prepare.depends, wanted=prepare.wanted, files=prepare.files),
+    Stage(mixture.NAME, mixture.run, mixture.depends, files=mixture.files),
+    Stage(conflict.NAME, conflict.run, conflict.depends, conflict.outputs, conflict.wanted, conflict.files),
+    Stage(split.NAME, split.run, split.depends, files=split.files),
+    Stage(gate.NAME, gate.run, gate.depends, gate.outputs, gate.wanted, gate.files),
+    Stage(train.NAME, train.run, train.depends, train.outputs, files=train.files),
+    Stage(merge.NAME, merge.run, merge.depends, merge.outputs, files=merge.outputs),
+    Stage(evaluate.NAME, evaluate.run, evaluate.depends, evaluate.outputs, files=evaluate.files),
+    Stage(diagnose.NAME, diagnose.run, diagnose.depends, diagnose.outputs, diagnose.wanted, diagnose.files),
+    Stage(report.NAME, report.run, None),
+)
+STAGE_NAMES = tuple(stage.name for stage in STAGES)
+_FIRST = (prepare.NAME, mixture.NAME)  # read the data: what they find wrong leaves the run directory as it was
+
+
+def run_pipeline(context: RunContext, *, start: str | None = None, until: str | None = None) -> None:
+    """Runs the stages whose result is missing or no longer holds.
+
+    Args:
+        context: the run.
+        start: redo from this stage on, whatever the fingerprints say.
+        until: the last stage to run. The report is made all the same, of what is there.
+
+    Raises:
+        InputError: bad input, an unknown stage, or another process works on the run.
+        StageError: a stage failed; a rerun resumes.
+    """
+    first = _index(start, "--from") if start is not None else len(STAGES)
+    last = _index(until, "--until") if until is not None else len(STAGES) - 1
+    if first > last and start is not None:
+        raise InputError(f"the stage `{start}` comes after `{until}`", field="--from")
+    preflight(context)
+    run = context.run
+    before = Before.of(run, run.config, run.mixture, run.stage(mixture.NAME))
+    with run_lock(run):
+        _sweep(context)
+        context.redo = frozenset(STAGE_NAMES[first:])
+        stages = [stage for i, stage in enumerate(STAGES) if (i <= last or stage.depends is None)]
+        with before.restored_on_bad_input():
+            write_text(run.config, dump_config(context.config, context.base))
+            for stage in stages:
+                if stage.name in _FIRST and stage.wanted(context):
+                    _run_stage(context, stage)
+        for stage in stages:
+            if stage.name not in _FIRST and stage.wanted(context):
+                _run_stage(context, stage)
+
+
+def _sweep(context: RunContext) -> None:
+    """Removes what killed processes left half-written. Branches and merges resume from theirs, and sweep for
+    themselves."""
+    run = context.run
+    for folder in (run.state, run.data_folder, run.similarity.parent, run.evaluations):
+        sweep_parts(folder)
+    sweep_parts(run.root, below=False)
+
+
+def _run_stage(context: RunContext, stage: Stage) -> None:
+    if stage.depends is None:
+        with stage_events(context.run.events, stage.name):
+            stage.run(context)
+        return
+    depends = stage.depends(context)
+    state = check_stage(context.run, stage.name, depends)
+    forced = stage.name in context.redo
+    if state.fresh and not forced:
+        _log.info("%s: unchanged, kept", stage.name)
+        return
+    if state.known or stage.name not in _FIRST:  # that a new run begins at its beginning is no news
+        _log.info("%s: %s", stage.name, "asked for again" if state.fresh else state.why)
+    forget_stage(context.run, stage.name)
+    for path in (*state.damaged, *(stage.outputs(context) if forced else ())):
+        _remove(path)
+    with stage_events(context.run.events, stage.name) as facts:
+        facts |= stage.run(context)
+    if "incomplete" in facts:  # a partial run: the next one goes on with it
+        return
+    finish_stage(context.run, stage.name, depends, [path for path in stage.files(context) if path.is_file()])
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _index(name: str, option: str) -> int:
+    if name not in STAGE_NAMES:
+        near = difflib.get_close_matches(name, STAGE_NAMES, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"the stages are {', '.join(STAGE_NAMES)}"
+        raise InputError(f"no stage {name!r}; {hint}", field=option)
+    return STAGE_NAMES.index(name)

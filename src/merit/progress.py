@@ -1,0 +1,72 @@
+"""How a stage tells how far it is. Stages know this protocol; only the CLI knows a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+_FILE_SECONDS = 0.5
+
+
+class Bar(Protocol):
+    """One line of progress."""
+
+    def update(self, done: float, *, total: float | None = None, note: str | None = None) -> None:
+        """Sets how much is done, of how much, and a short note (a loss, a dataset's name)."""
+
+
+class Progress(Protocol):
+    """Where bars are shown."""
+
+    def bar(self, name: str, *, total: float, unit: str = "") -> contextlib.AbstractContextManager[Bar]:
+        """A new bar, gone when its context ends."""
+
+
+class _SilentBar:
+    def update(self, done: float, *, total: float | None = None, note: str | None = None) -> None:
+        pass
+
+
+class SilentProgress:
+    """Shows nothing: the default of every stage when it is used as a library."""
+
+    @contextlib.contextmanager
+    def bar(self, name: str, *, total: float, unit: str = "") -> Iterator[Bar]:
+        yield _SilentBar()
+
+
+def write_state(path: Path, done: float, total: float, note: str = "") -> None:
+    """Rewrites a job's progress file. Not worth an fsync, but a reader must never see half of it."""
+    part = path.with_suffix(".tmp")
+    part.write_text(json.dumps({"done": done, "total": total, "note": note}), encoding="utf-8")
+    part.replace(path)
+
+
+class _FileBar:
+    def __init__(self, path: Path, total: float) -> None:
+        self._path, self._total, self._said = path, total, 0.0
+
+    def update(self, done: float, *, total: float | None = None, note: str | None = None) -> None:
+        self._total = total or self._total
+        if time.monotonic() - self._said < _FILE_SECONDS:
+            return
+        self._said = time.monotonic()
+        write_state(self._path, done, self._total, note or "")
+
+
+class FileProgress:
+    """Rewrites a small JSON file, {"done", "total", "note"}: how a job tells the executor that started it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @contextlib.contextmanager
+    def bar(self, name: str, *, total: float, unit: str = "") -> Iterator[Bar]:
+        yield _FileBar(self._path, total)
+
+
+SILENT = SilentProgress()

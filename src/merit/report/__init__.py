@@ -1,0 +1,1 @@
+"""The report: reads the run's JSON, draws one HTML file."""

@@ -1,0 +1,150 @@
+"use strict";
+(() => {
+  const NARROW = 560; // CSS pixels of a plot, below which its phone layout is used
+  const root = document.documentElement;
+  const figures = [...document.querySelectorAll(".figure")];
+  const system = matchMedia("(prefers-color-scheme: dark)");
+
+  // Storage may be forbidden for files; the choice then lasts as long as the page.
+  const stored = () => { try { return localStorage.getItem("merit-theme"); } catch { return null; } };
+  const store = (theme) => { try { localStorage.setItem("merit-theme", theme); } catch { /* see above */ } };
+  if (stored()) root.dataset.theme = stored();
+
+  // A figure names its colours as CSS variables: "--accent" becomes the value that the theme gives it.
+  const resolve = (value, style) => {
+    if (typeof value === "string") return value.startsWith("--") ? style.getPropertyValue(value).trim() : value;
+    if (Array.isArray(value)) return value.map((item) => resolve(item, style));
+    if (value && typeof value === "object") {
+      return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, resolve(item, style)]));
+    }
+    return value;
+  };
+
+  const put = (target, dotted, value) => {
+    const keys = dotted.split(".");
+    const last = keys.pop();
+    let at = target;
+    for (const key of keys) at = at[key] ??= {};
+    at[last] = value;
+  };
+
+  const themed = (layout, style, narrow) => {
+    const colour = (name) => style.getPropertyValue(name).trim();
+    const axis = (own = {}) => ({
+      gridcolor: colour("--line"), zerolinecolor: colour("--faint"), linecolor: colour("--line"), tickcolor: colour("--line"),
+      automargin: true, zeroline: false, fixedrange: narrow, ...own,
+      title: { standoff: 8, ...own.title, font: { size: 12, color: colour("--muted") } },
+    });
+    return {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, dragmode: narrow ? false : "zoom",
+      ...layout,
+      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("--ink") },
+      margin: { l: 8, r: 12, t: 12, b: 8, ...layout.margin },
+      hoverlabel: { bgcolor: colour("--surface"), bordercolor: colour("--faint"), font: { size: 12, color: colour("--ink") }, align: "left" },
+      legend: { font: { size: 12 }, ...layout.legend },
+      xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis),
+    };
+  };
+
+  const draw = async (figure) => {
+    const plot = figure.querySelector(".plot");
+    const spec = JSON.parse(figure.querySelector("script").textContent);
+    const style = getComputedStyle(root);
+    const narrow = plot.clientWidth < NARROW;
+    const view = spec.views[Number(figure.dataset.view ?? 0)];
+    if (view) for (const [key, value] of Object.entries(view.restyle)) put(spec.data[0], key, value[0]);
+    if (narrow) for (const [key, value] of Object.entries(spec.narrow)) put(spec.layout, key, value);
+    const layout = themed(resolve(spec.layout, style), style, narrow);
+    plot.style.minHeight = `${layout.height}px`;
+    const config = { displayModeBar: false, responsive: false, doubleClick: "reset", showTips: false };
+    await Plotly.react(plot, resolve(spec.data, style), layout, config);
+    figure.dataset.narrow = String(narrow);
+    figure.dataset.drawn = "true";
+  };
+
+  const drawAll = async () => {
+    for (const figure of figures) {
+      await draw(figure);
+      await new Promise((done) => setTimeout(done)); // lets the page scroll between two figures
+    }
+    root.dataset.figures = "drawn";
+  };
+
+  const loadPlotly = async () => {
+    const packed = Uint8Array.from(atob(document.getElementById("plotly-bundle").textContent), (c) => c.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+  };
+
+  const save = (name, url) => {
+    const link = document.createElement("a");
+    link.download = name;
+    link.href = url;
+    link.click();
+  };
+
+  const csv = (table) => [...table.rows].map((row) => [...row.cells].map((cell) => {
+    const text = cell.textContent.replaceAll("−", "-");
+    // Spreadsheets run what begins like a formula; only plain numbers may begin with a sign.
+    const formula = /^[=+\-@\t\r]/.test(text) && !/^[+-]?[\d.,]+( ± [\d.]+)?%?$/.test(text);
+    return `"${(formula ? "'" : "") + text.replaceAll('"', '""')}"`;
+  }).join(",")).join("\r\n");
+
+  for (const figure of figures) {
+    const name = figure.id.replace("fig-", "");
+    figure.addEventListener("click", async (event) => {
+      const button = event.target.closest("button");
+      if (!button) return;
+      if (button.dataset.view) {
+        figure.dataset.view = button.dataset.view;
+        for (const other of figure.querySelectorAll("[data-view]")) {
+          if (other !== figure) other.setAttribute("aria-pressed", String(other === button));
+        }
+        await draw(figure);
+      } else if (button.dataset.save === "csv") {
+        const url = URL.createObjectURL(new Blob([csv(figure.querySelector("table"))], { type: "text/csv" }));
+        save(`${name}.csv`, url);
+        setTimeout(() => URL.revokeObjectURL(url), 1000);
+      } else if (button.dataset.save === "png") {
+        const plot = figure.querySelector(".plot");
+        const size = { format: "png", scale: 2, width: plot.clientWidth, height: plot.clientHeight };
+        save(`${name}.png`, await Plotly.toImage({ ...plot, data: plot.data,
+          layout: { ...plot.layout, paper_bgcolor: getComputedStyle(root).getPropertyValue("--surface").trim() } }, size));
+      }
+    });
+  }
+
+  const redraw = () => { if (root.dataset.figures === "drawn") drawAll(); };
+  document.getElementById("theme").addEventListener("click", () => {
+    const dark = root.dataset.theme ? root.dataset.theme === "dark" : system.matches;
+    root.dataset.theme = dark ? "light" : "dark";
+    store(root.dataset.theme);
+    redraw();
+  });
+  system.addEventListener("change", () => { if (!root.dataset.theme) redraw(); });
+
+  let width = innerWidth;
+  let waiting;
+  addEventListener("resize", () => {
+    if (innerWidth === width) return; // a phone's address bar changes the height alone
+    width = innerWidth;
+    clearTimeout(waiting);
+    waiting = setTimeout(redraw, 150);
+  });
+
+  const links = new Map([...document.querySelectorAll(".bar nav a")].map((link) => [link.hash.slice(1), link]));
+  const watch = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (!entry.isIntersecting) continue;
+      for (const link of links.values()) link.removeAttribute("aria-current");
+      links.get(entry.target.id)?.setAttribute("aria-current", "true");
+    }
+  }, { rootMargin: "-15% 0px -75% 0px" });
+  document.querySelectorAll("main > section").forEach((section) => watch.observe(section));
+
+  if (figures.length === 0) root.dataset.figures = "drawn";
+  else if (!("DecompressionStream" in window)) root.dataset.figures = "unsupported"; // every figure has its table
+  else loadPlotly().then(drawAll);
+})();

@@ -1,0 +1,118 @@
+"""Writes `report.html`: reads the run, tells the story in order, renders one file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from merit.errors import InputError
+from merit.io import write_text
+from merit.report.evidence import Evidence, read_evidence
+from merit.report.figure import Section
+from merit.report.safe import inline_json, prose, visible
+from merit.report.sections.asked import asked
+from merit.report.sections.conflict import conflict
+from merit.report.sections.cost import cost
+from merit.report.sections.diagnostics import diagnostics
+from merit.report.sections.gains import gains
+from merit.report.sections.reproduce import reproduce
+from merit.report.sections.split import split
+from merit.report.sections.training import training
+from merit.report.verdict import Verdict, reach_verdict
+from merit.report.words import compact
+from merit.run.layout import RunDir
+
+
+def build_report(root: Path) -> Path:
+    """Writes RUN/report.html from whatever the run has so far, and returns its path.
+
+    Raises:
+        InputError: there is no such folder, or it may not be written.
+        StageError: the disk is full.
+    """
+    if not root.is_dir():
+        raise InputError("no such run directory", file=root)
+    path = RunDir(root).report
+    write_text(path, render_report(read_evidence(root)))
+    return path
+
+
+def render_report(evidence: Evidence) -> str:
+    """The whole page."""
+    verdict = reach_verdict(evidence)
+    template = _environment().get_template("report.html.j2")
+    return template.render(
+        name=evidence.run.root.resolve().name,
+        headline=verdict.headline if verdict else _state(evidence),
+        measures=_measures(evidence, verdict),
+        sections=_sections(evidence, verdict),
+        assets={name: _asset(name) for name in ("light.css", "dark.css", "report.css", "report.js")},
+        plotly=Markup(base64.b64encode(zlib.compress(get_plotlyjs().encode(), 9)).decode()),
+    )
+
+
+def _sections(evidence: Evidence, verdict: Verdict | None) -> list[Section]:
+    return [
+        asked(evidence),
+        conflict(evidence),
+        split(evidence),
+        training(evidence),
+        gains(evidence, verdict),
+        *diagnostics(evidence),
+        cost(evidence),
+        reproduce(evidence),
+    ]
+
+
+def _state(evidence: Evidence) -> str:
+    """What can be said before there is a result."""
+    if evidence.table:
+        return "The run has been evaluated; there is no merge to compare yet."
+    if any(branch.result for branch in evidence.main.branches):
+        return "Branches have been trained; nothing has been evaluated yet."
+    if evidence.main.partition:
+        return "The mixture has been split; no branch has been trained yet."
+    if evidence.conflict:
+        return "Conflict has been measured; the mixture has not been split yet."
+    return "The run has begun."
+
+
+def _measures(evidence: Evidence, verdict: Verdict | None) -> list[tuple[str, str]]:
+    """The few large numbers below the title."""
+    found = []
+    if evidence.mixture:
+        found.append((str(len(evidence.mixture.datasets)), "datasets"))
+        found.append((compact(sum(evidence.mixture.planned_tokens.values())), "supervised tokens an epoch"))
+    if evidence.main.partition:
+        found.append((str(len(evidence.main.partition.groups)), "branches"))
+    if verdict:
+        found.append((f"{verdict.merge.in_mixture:.3f}", "loss in the mixture"))
+        if verdict.merge.unseen is not None:
+            found.append((f"{verdict.merge.unseen:.3f}", "loss on unseen datasets"))
+    return found
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("merit.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # Every plain string on the page, wherever it comes from, is first rid of what could hide or reorder text.
+        finalize=lambda value: visible(value) if type(value) is str else value,
+    )
+    environment.filters["prose"] = prose
+    environment.filters["inline_json"] = inline_json
+    return environment
+
+
+def _asset(name: str) -> Markup:
+    text = resources.files("merit.report").joinpath("assets", name).read_text(encoding="utf-8")
+    return Markup(text)

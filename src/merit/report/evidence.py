@@ -1,0 +1,203 @@
+"""Everything that a report can draw on, read from a run directory. Missing files are None; damaged ones are named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from merit.branches.spec import BranchResult
+from merit.conflict.explain import Explanation
+from merit.conflict.result import AxesResult, ConflictResult
+from merit.data.mixture import Mixture
+from merit.errors import InputError
+from merit.evaluation.drift_set import DriftSet
+from merit.evaluation.scores import ModelScores, Table
+from merit.io import read_json
+from merit.report.log_lines import LogLine, read_log
+from merit.run.events import read_events
+from merit.run.layout import MAIN_METHOD, BranchDir, MethodDir, RunDir
+from merit.run.record import Record
+from merit.split.evidence import AxesEvidence
+from merit.split.partition import Partition
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class BranchEvidence:
+    """One branch: how it trained, and what came out."""
+
+    index: int
+    log: Sequence[LogLine]
+    result: BranchResult | None
+    checkpoint_bytes: int
+
+
+@dataclass(frozen=True)
+class MethodEvidence:
+    """One method: the main one, or a baseline."""
+
+    name: str
+    partition: Partition | None
+    branches: Sequence[BranchEvidence]
+    merge: dict[str, Any] | None  # merge.json as it is: weights, displacement, rounding error
+
+    @property
+    def is_joint(self) -> bool:
+        """One branch on everything: joint training."""
+        return self.partition is not None and self.partition.splitter == "single"
+
+
+@dataclass
+class Reader:
+    """Reads records, and keeps what went wrong in words."""
+
+    root: Path
+    problems: list[str] = field(default_factory=list)
+
+    def record(self, kind: type[R], path: Path) -> R | None:
+        """The record at `path`; None if there is none, or if it cannot be read."""
+        if not path.exists():
+            return None
+        try:
+            return kind.load(path)
+        except InputError as error:
+            self.problem(path, error.message + (f" (`{error.field}`)" if error.field else ""))
+            return None
+
+    def problem(self, path: Path, message: str) -> None:
+        """Notes that `path` is left out of the report."""
+        self.problems.append(f"`{path.relative_to(self.root).as_posix()}` is left out: {message}")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A run as its files tell it."""
+
+    run: RunDir
+    config_text: str | None
+    config: dict[str, Any]
+    mixture: Mixture | None
+    conflict: ConflictResult | None
+    axes: AxesResult | None
+    similarity: NDArray[np.float64] | None
+    explanation: Explanation | None
+    axes_evidence: AxesEvidence | None
+    methods: Sequence[MethodEvidence]  # the main one first
+    table: Table | None
+    scores: Sequence[ModelScores]
+    drift: DriftSet | None
+    events: Sequence[dict[str, Any]]
+    problems: Sequence[str]
+
+    @property
+    def main(self) -> MethodEvidence:
+        return self.methods[0]
+
+    @property
+    def joint(self) -> MethodEvidence | None:
+        """Joint training, if the run has it."""
+        return next((method for method in self.methods if method.is_joint), None)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        found = self.config.get("versions")
+        return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
+
+
+def read_evidence(root: Path) -> Evidence:
+    """Reads whatever is there. A run that is half done, or half damaged, is evidence too."""
+    run = RunDir(root)
+    reader = Reader(root)
+    text, config = _config(reader, run.config)
+    conflict = reader.record(ConflictResult, run.conflict)
+    axes = reader.record(AxesResult, run.axes)
+    names = conflict.names if conflict else axes.names if axes else []
+    return Evidence(
+        run=run,
+        config_text=text,
+        config=config,
+        mixture=reader.record(Mixture, run.mixture),
+        conflict=conflict,
+        axes=axes,
+        similarity=_similarity(reader, run.similarity, len(names)),
+        explanation=reader.record(Explanation, run.explanation),
+        axes_evidence=reader.record(AxesEvidence, run.axes_evidence),
+        methods=[_method(reader, run, name) for name in [MAIN_METHOD, *_baselines(run, config)]],
+        table=reader.record(Table, run.table),
+        scores=_scores(reader, run),
+        drift=reader.record(DriftSet, run.drift),
+        events=read_events(run.events),
+        problems=reader.problems,
+    )
+
+
+def _config(reader: Reader, path: Path) -> tuple[str | None, dict[str, Any]]:
+    if not path.exists():
+        return None, {}
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        value = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reader.problem(path, str(error))
+        return None, {}
+    return text, value if isinstance(value, dict) else {}
+
+
+def _baselines(run: RunDir, config: dict[str, Any]) -> list[str]:
+    """In the configuration's order; without one, whatever folders are there."""
+    wanted = config.get("baselines")
+    if isinstance(wanted, dict):
+        return [str(name) for name in wanted if run.method(str(name)).root.is_dir()]
+    folder = run.method("any").root.parent
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _method(reader: Reader, run: RunDir, name: str) -> MethodEvidence:
+    method = run.method(name)
+    partition = reader.record(Partition, method.partition)
+    folders = len(partition.groups) if partition else 0
+    merge = None
+    if method.merge_record.exists():
+        try:
+            value = read_json(method.merge_record)
+            merge = value if isinstance(value, dict) else None
+        except InputError as error:
+            reader.problem(method.merge_record, error.message)
+    return MethodEvidence(name, partition, [_branch(reader, method, k) for k in range(folders)], merge)
+
+
+def _branch(reader: Reader, method: MethodDir, k: int) -> BranchEvidence:
+    branch = method.branch(k)
+    return BranchEvidence(k, read_log(branch.log), reader.record(BranchResult, branch.done), _checkpoint_bytes(branch))
+
+
+def _checkpoint_bytes(branch: BranchDir) -> int:
+    return sum(file.stat().st_size for file in branch.checkpoint.glob("*") if file.is_file())
+
+
+def _scores(reader: Reader, run: RunDir) -> list[ModelScores]:
+    folder = run.table.parent
+    others = (run.table, run.drift)
+    files = sorted(path for path in folder.glob("*.json") if path not in others) if folder.is_dir() else []
+    return [scores for path in files if (scores := reader.record(ModelScores, path)) is not None]
+
+
+def _similarity(reader: Reader, path: Path, size: int) -> NDArray[np.float64] | None:
+    if not path.exists() or not size:
+        return None
+    try:
+        matrix = np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
+    except (OSError, ValueError, EOFError) as error:
+        reader.problem(path, str(error))
+        return None
+    if matrix.shape != (size, size):
+        reader.problem(path, f"its shape is {matrix.shape}, not {(size, size)}")
+        return None
+    return matrix

@@ -1,0 +1,210 @@
+"""What was gained: differences with their intervals, the trade-off, and the loss of every dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from merit.evaluation.scores import Comparison, ModelScores, TableRow
+from merit.report.figure import DataTable, Figure
+from merit.report.figures.labels import place_labels
+from merit.report.figures.palette import method_colour, method_symbol
+from merit.report.safe import plotly_text
+from merit.report.words import decimal, short_labels, shorten, signed, with_error
+
+FACES = {"in_mixture": "in the mixture", "unseen": "unseen datasets", "drift": "drift from θ0"}
+_LABELLED = 60
+
+
+def forest_figure(comparisons: Sequence[Comparison]) -> Figure | None:
+    """Loss of the merge minus loss of each other model: left of zero it is better. Whiskers: 2 standard errors.
+
+    θ0 is left out where there is anything else: the distance to it would squeeze all other differences together.
+    """
+    tuned = [item for item in comparisons if item.b != "base" and item.face in FACES]
+    comparisons = tuned or [item for item in comparisons if item.face in FACES]
+    if not comparisons:
+        return None
+    others = list(dict.fromkeys(item.b for item in comparisons))
+    faces = [face for face in FACES if any(item.face == face for item in comparisons)]
+    traces = []
+    for index, face in enumerate(faces):
+        items = [item for item in comparisons if item.face == face]
+        shift = (index - (len(faces) - 1) / 2) * 0.22
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": FACES[face],
+                "x": [item.difference for item in items],
+                "y": [others.index(item.b) + shift for item in items],
+                "error_x": {
+                    "type": "data",
+                    "array": [2 * item.standard_error for item in items],
+                    "thickness": 1.5,
+                    "width": 4,
+                    "color": f"--face-{index}",
+                },
+                "marker": {"color": f"--face-{index}", "size": 10, "symbol": ("circle", "diamond", "square")[index]},
+                "customdata": [[plotly_text(item.b), _verdict(item)] for item in items],
+                "hovertemplate": f"against %{{customdata[0]}}, {FACES[face]}<br><b>%{{x:+.3f}}</b> nats a token: "
+                "the merge is %{customdata[1]}<extra></extra>",
+            }
+        )
+    name = comparisons[0].a
+    return Figure(
+        id="forest",
+        title=f"The merge ({name}) minus every other model",
+        alt=f"Differences in loss between the merge and {len(others)} other models on {len(faces)} "
+        "faces, with whiskers of two standard errors. Left of zero the merge is better.",
+        traces=traces,
+        layout={
+            "xaxis": {"title": {"text": "difference in loss  (← the merge is better)"}, "zeroline": True},
+            "yaxis": {
+                "tickmode": "array",
+                "tickvals": list(range(len(others))),
+                "ticktext": [plotly_text(shorten(other, 24)) for other in others],
+                "range": [len(others) - 0.5, -0.5],
+                "showgrid": False,
+                "zeroline": False,
+            },
+            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+            "showlegend": True,
+        },
+        table=DataTable(
+            ["against", "face", "difference", "standard error", "the merge is"],
+            [
+                [item.b, FACES[item.face], signed(item.difference), f"{item.standard_error:.3f}", _verdict(item)]
+                for item in comparisons
+            ],
+        ),
+        height=120 + 64 * len(others),
+    )
+
+
+def tradeoff_figure(rows: Sequence[TableRow], face: str) -> Figure | None:
+    """In-mixture loss of tuned models against the loss on another face; down and left is better."""
+    kept = [row for row in rows if getattr(row, face) is not None and row.kind != "base"]
+    if len(kept) < 2:
+        return None
+    methods = list(dict.fromkeys(row.method for row in kept if row.method not in ("base", "merit")))
+    traces = []
+    labels = [shorten(row.label, 24) for row in kept]
+    spots = place_labels([(row.in_mixture, getattr(row, face)) for row in kept], labels, size=(220, 180))
+    for row, label, spot in zip(kept, labels, spots, strict=True):
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers+text",
+                "name": plotly_text(row.label),
+                "x": [row.in_mixture],
+                "y": [getattr(row, face)],
+                "text": [plotly_text(label)],
+                "textposition": spot,
+                "cliponaxis": False,
+                "error_x": _whisker(row.in_mixture_se, row.method, methods),
+                "error_y": _whisker(getattr(row, f"{face}_se"), row.method, methods),
+                "marker": {
+                    "size": 13 if row.method == "merit" else 10,
+                    "color": method_colour(row.method, methods),
+                    "symbol": method_symbol(row.method, methods),
+                    "line": {"width": 2 if row.method == "base" else 0, "color": method_colour(row.method, methods)},
+                },
+                "hovertemplate": f"<b>{plotly_text(row.label)}</b><br>in the mixture %{{x:.3f}}"
+                f"<br>{FACES[face]} %{{y:.3f}}<extra></extra>",
+            }
+        )
+    return Figure(
+        id=f"tradeoff-{face}",
+        title=f"Loss in the mixture against {FACES[face]}",
+        alt=f"Scatter plot of {len(kept)} tuned models: loss in the mixture against {FACES[face]}, "
+        "with two standard errors. Down and to the left is better.",
+        traces=traces,
+        layout={
+            "xaxis": {"title": {"text": "loss in the mixture  (← better)"}},
+            "yaxis": {"title": {"text": f"{'loss, ' if face == 'unseen' else ''}{FACES[face]}  (better ↓)"}},
+            "showlegend": False,
+        },
+        table=DataTable(
+            ["model", "loss in the mixture", FACES[face]],
+            [
+                [
+                    row.label,
+                    with_error(row.in_mixture, row.in_mixture_se),
+                    with_error(getattr(row, face), getattr(row, f"{face}_se")),
+                ]
+                for row in kept
+            ],
+        ),
+        height=420,
+    )
+
+
+def dataset_figure(scores: Sequence[ModelScores], order: Sequence[str], *, unseen: bool) -> Figure | None:
+    """Held-out loss of every dataset under every model: a row a dataset, a marker a model."""
+    kept = [item for item in scores if item.kind != "branch"]
+    by_model = {item.label: {s.name: s.loss for s in (item.unseen if unseen else item.in_mixture)} for item in kept}
+    names = [name for name in order if any(name in losses for losses in by_model.values())]
+    if not names:
+        return None
+    methods = list(dict.fromkeys(item.method for item in kept if item.method not in ("base", "merit")))
+    where = {name: position for position, name in enumerate(names)}
+    traces: list[dict[str, Any]] = []
+    for item in kept:
+        found = [(name, by_model[item.label][name]) for name in names if name in by_model[item.label]]
+        hollow = item.scale not in (0.0, 1.0)
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": plotly_text(item.label),
+                "x": [loss for _, loss in found],
+                "y": [where[name] for name, _ in found],
+                "marker": {
+                    "size": 11 if item.method == "merit" else 9,
+                    "color": method_colour(item.method, methods),
+                    "symbol": method_symbol(item.method, methods) + ("-open" if hollow else ""),
+                    "line": {"width": 2 if hollow or item.method == "base" else 0},
+                },
+                "hovertemplate": f"%{{y}}<br><b>{plotly_text(item.label)}</b> %{{x:.3f}}<extra></extra>",
+            }
+        )
+    labels = [plotly_text(label) for label in short_labels(names, 26)]
+    readable = len(names) <= _LABELLED
+    kind = "unseen" if unseen else "trained-on"
+    return Figure(
+        id="unseen-losses" if unseen else "dataset-losses",
+        title="Held-out loss of each unseen dataset" if unseen else "Held-out loss of each dataset",
+        alt=f"Dot plot of the held-out loss of {len(names)} {kind} datasets under {len(kept)} models. "
+        "Further left is better.",
+        traces=traces,
+        layout={
+            "xaxis": {"title": {"text": "held-out loss  (← better)"}},
+            "yaxis": {
+                "tickmode": "array",
+                "tickvals": list(range(len(names))),
+                "ticktext": labels,
+                "showticklabels": readable,
+                "range": [len(names) - 0.5, -0.5],
+                "zeroline": False,
+            },
+            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+            "showlegend": True,
+        },
+        table=DataTable(
+            ["dataset", *(item.label for item in kept)],
+            [[name, *(decimal(by_model[item.label].get(name)) for item in kept)] for name in names],
+        ),
+        height=max(260, min(1400, 140 + 26 * len(names))),
+    )
+
+
+def _whisker(error: float | None, method: str, methods: Sequence[str]) -> dict[str, Any]:
+    array = [2 * error] if error is not None else []
+    return {"type": "data", "array": array, "thickness": 1, "width": 3, "color": method_colour(method, methods)}
+
+
+def _verdict(item: Comparison) -> str:
+    if abs(item.difference) <= 2 * item.standard_error:
+        return "not told apart"
+    return "better" if item.difference < 0 else "worse"

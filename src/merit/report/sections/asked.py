@@ -1,0 +1,127 @@
+"""Chapter 1: the model, the datasets, the recipe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from merit.data.mixture import DatasetSummary, Mixture, Rendered
+from merit.report.evidence import Evidence
+from merit.report.figure import DataTable, Section
+from merit.report.words import compact, count, plural, series
+
+_EXAMPLE_CHARS = 1500
+
+
+def asked(evidence: Evidence) -> Section:
+    """What was asked."""
+    mixture = evidence.mixture
+    context: dict[str, Any] = {"facts": list(_facts(evidence)), "mixture": None, "unseen": None, "examples": []}
+    if mixture:
+        context |= {
+            "mixture": _table(mixture.datasets),
+            "unseen": _table(mixture.unseen) if mixture.unseen else None,
+            "max_length": mixture.max_length,
+            "examples": [
+                (item.name, list(_capped(item.rendered[0].pieces)), _pictures(item.rendered[0]))
+                for item in mixture.datasets
+                if item.rendered
+            ],
+        }
+    return Section("asked", "What was asked", "asked", context)
+
+
+def _facts(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    config = evidence.config
+    model = config.get("model")
+    if isinstance(model, dict) and model.get("path"):
+        revision = f", revision {model['revision']}" if model.get("revision") else ""
+        yield "Shared init θ0", f"{model['path']}{revision}"
+    if evidence.mixture:
+        yield "Mixture", _mixture_words(evidence.mixture)
+    partition = evidence.main.partition
+    split = _section(config, "split")
+    if partition or split:
+        splitter = partition.splitter if partition else str(split.get("splitter"))
+        groups = plural(len(partition.groups), "group") if partition else f"{split.get('axes')} axes"
+        yield "Splitter", f"{splitter}, {groups}"
+    train = _section(config, "train")
+    if train:
+        kind = "LoRA" if train.get("lora") else "full fine-tuning"
+        epochs = train.get("epochs")
+        yield (
+            "Recipe",
+            f"{kind}, {epochs} epoch{'' if epochs == 1 else 's'}, learning rate {train.get('learning_rate')}, "
+            f"about {train.get('batch_tokens')} tokens a step, schedule {train.get('schedule')}",
+        )
+    if len(evidence.methods) > 1:
+        told = [
+            f"{method.name} ({method.partition.splitter})" if method.partition else method.name
+            for method in evidence.methods[1:]
+        ]
+        yield "Compared with", series(told)
+    if "seed" in config:
+        yield "Seed", str(config["seed"])
+
+
+def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _mixture_words(mixture: Mixture) -> str:
+    examples = sum(item.train.examples for item in mixture.datasets)
+    tokens = sum(item.planned_tokens for item in mixture.datasets)
+    unseen = f"; {plural(len(mixture.unseen), 'unseen dataset')} only measured" if mixture.unseen else ""
+    return (
+        f"{plural(len(mixture.datasets), 'dataset')}, {plural(examples, 'training example')}, "
+        f"{compact(tokens)} supervised tokens an epoch{unseen}"
+    )
+
+
+def _table(datasets: list[DatasetSummary]) -> DataTable:
+    header = ["dataset", "source", "format", "training", "held out", "supervised tokens", "median length"]
+    weighted = any(item.weight != 1 for item in datasets)
+    dropped = any(item.truncated or item.duplicates or item.skipped or item.bad_images for item in datasets)
+    rows = []
+    for item in datasets:
+        row = [
+            item.name,
+            item.source,
+            item.format,
+            count(item.train.examples),
+            count(item.held_out.examples),
+            count(item.train.supervised_tokens),
+            count(item.length_quantiles.get("0.5", 0)),
+        ]
+        row += [f"{item.weight:g}"] * weighted + [_dropped(item)] * dropped
+        rows.append(row)
+    return DataTable(header + ["weight"] * weighted + ["left out or cut"] * dropped, rows)
+
+
+def _dropped(item: DatasetSummary) -> str:
+    parts = [
+        f"{count(number)} {word}"
+        for number, word in (
+            (item.truncated, "truncated"),
+            (item.duplicates, "duplicates"),
+            (item.skipped, "beyond the cap"),
+            (item.bad_images, "with bad images"),
+        )
+        if number
+    ]
+    return ", ".join(parts) or "–"
+
+
+def _pictures(rendered: Rendered) -> list[str]:
+    """Small images that merit itself made. An address of any other kind could make a reader's browser fetch it."""
+    return [image for image in rendered.images if re.fullmatch(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+", image)]
+
+
+def _capped(pieces: list[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
+    left = _EXAMPLE_CHARS
+    for text, supervised in pieces:
+        if text and left > 0:
+            yield (text if len(text) <= left else text[:left] + " …"), supervised
+            left -= len(text)

@@ -1,0 +1,98 @@
+"""Chapter 3: which datasets train together, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from merit.report.evidence import Evidence
+from merit.report.figure import DataTable, Section, missing
+from merit.report.figures.bars import tokens_figure
+from merit.report.grouping import group_label
+from merit.report.words import code, compact, plural, series, signed
+from merit.split.evidence import AxesEvidence
+from merit.split.partition import Cut, Partition
+
+ID, TITLE = "split", "How it was split"
+
+# What follows "was split" …
+_HOW = {
+    "pca": "along the axes of gradient conflict, at the token-weighted median of each axis (MERIT)",
+    "random": "at random, with near-equal tokens",
+    "adversarial": "so that conflicting datasets stand together (the paper's negative control)",
+    "kmeans": "by k-means on the conflict axes",
+    "manual": "by hand",
+    "single": "into one group, which is joint training",
+    "replicate": "into copies: every branch has the whole mixture, and a seed of its own (merged, a uniform soup)",
+}
+
+
+def split(evidence: Evidence) -> Section:
+    """How it was split."""
+    partition = evidence.main.partition
+    if partition is None:
+        return missing(ID, TITLE, "The mixture has not been split in this run yet.")
+    tokens = evidence.mixture.planned_tokens if evidence.mixture else {}
+    context = {
+        "how": _how(partition),
+        "balance": _balance(partition),
+        "evidence": _evidence(evidence.axes_evidence),
+        "figure": tokens_figure(partition, tokens) if tokens else None,
+        "groups": [
+            (group_label(k), k, f"{compact(group.tokens)} tokens", group.datasets)
+            for k, group in enumerate(partition.groups)
+        ],
+        "advice": evidence.axes_evidence.reason if evidence.axes_evidence else None,
+        "cuts": [_cut_words(cut, partition, tokens) for cut in partition.cuts],
+        "baselines": [
+            f"{code(method.name)} ({plural(len(method.partition.groups), 'group')}) was split {_how(method.partition)}."
+            for method in evidence.methods[1:]
+            if method.partition
+        ],
+    }
+    return Section(ID, TITLE, "split", context)
+
+
+def _how(partition: Partition) -> str:
+    return _HOW.get(partition.splitter, f"by the splitter {code(partition.splitter)}")
+
+
+def _balance(partition: Partition) -> str | None:
+    sizes = [group.tokens for group in partition.groups]
+    if len(sizes) < 2 or not sum(sizes):
+        return None
+    large, small = max(sizes) / sum(sizes), min(sizes) / sum(sizes)
+    return (
+        f"The largest group holds {large:.1%} of the tokens, the smallest {small:.1%}; equal shares would be "
+        f"{1 / len(sizes):.1%}. With one machine a group, the largest sets the time."
+    )
+
+
+def _evidence(found: AxesEvidence | None) -> DataTable | None:
+    """What each further axis captures, judged on examples that it was not found on."""
+    if found is None:
+        return None
+    header = ["axes", "groups", "conflict between the groups", "with a random last cut", "p"]
+    rows = [[str(a.axes), str(a.groups), f"{a.share:.1%}", f"{a.random_share:.1%}", f"{a.p:.3f}"] for a in found.axes]
+    return DataTable(header, rows)
+
+
+def _cut_words(cut: Cut, partition: Partition, tokens: Mapping[str, int]) -> str:
+    low, high = _sides(cut, partition, tokens)
+    note = f" Note: {cut.note}." if cut.note else ""
+    return (
+        f"On PC{cut.axis + 1}, {plural(len(cut.group), 'dataset')} were cut at {signed(cut.threshold)}: "
+        f"{series([code(name) for name in low], limit=6)} below ({compact(cut.tokens_low)} tokens), "
+        f"{series([code(name) for name in reversed(high)], limit=6)} above ({compact(cut.tokens_high)} tokens).{note}"
+    )
+
+
+def _sides(cut: Cut, partition: Partition, tokens: Mapping[str, int]) -> tuple[list[str], list[str]]:
+    """Low and high side. Tokens tell where the cut fell even when datasets tie on the threshold; scores otherwise."""
+    reached = 0
+    for position, name in enumerate(cut.group[:-1], start=1):
+        reached += tokens.get(name, 0)
+        if reached == cut.tokens_low and tokens:
+            return cut.group[:position], cut.group[position:]
+    scores = {name: row[cut.axis] for name, row in partition.scores.items() if cut.axis < len(row)}
+    low = [name for name in cut.group if scores.get(name, 0.0) <= cut.threshold]
+    return low, [name for name in cut.group if name not in low]

@@ -1,0 +1,1 @@
+"""The run directory: every path, stage records, fingerprints, lock, events."""

@@ -1,0 +1,70 @@
+"""Stage records: what a finished stage depended on, so that a rerun skips it or says why it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from merit.errors import InputError
+from merit.io import sha256_file
+from merit.run.layout import RunDir, relative
+from merit.run.record import Record
+
+
+class StageRecord(Record):
+    """One finished stage. `depends` maps what it depends on (`train`, `mixture`, …) to its fingerprint."""
+
+    stage: str
+    depends: dict[str, str]
+    files: dict[str, str] = Field(default_factory=dict)  # results, relative to the run → sha256
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """Whether a stage must run, and the reason in words."""
+
+    fresh: bool
+    why: str
+    damaged: tuple[Path, ...] = ()  # results that are not as they were written
+    known: bool = True  # whether there is a record at all
+
+
+def check_stage(run: RunDir, stage: str, depends: Mapping[str, str]) -> Freshness:
+    """Compares the record of `stage` with what it depends on now."""
+    try:
+        record = StageRecord.load(run.stage(stage))
+    except InputError:
+        return Freshness(False, "not done yet", known=False)
+    changed = sorted(name for name in {*depends, *record.depends} if depends.get(name) != record.depends.get(name))
+    # Looked at even where something changed: a stage keeps what it can use of an earlier result.
+    damaged = {name: run.root / name for name, mark in record.files.items() if _mark(run.root / name) != mark}
+    if changed or damaged:
+        why = [f"{', '.join(changed)} changed"] if changed else []
+        why += [f"{', '.join(damaged)} damaged or gone"] if damaged else []
+        return Freshness(False, "; ".join(why), tuple(damaged.values()))
+    return Freshness(True, "unchanged")
+
+
+def finish_stage(run: RunDir, stage: str, depends: Mapping[str, str], files: Sequence[Path] = ()) -> None:
+    """Records that `stage` is whole. Call it after everything the stage wrote is on disk.
+
+    Args:
+        files: results whose damage would otherwise go unnoticed; their checksums are recorded.
+    """
+    marks = {relative(path, run.root): _mark(path) for path in files}
+    StageRecord(stage=stage, depends=dict(depends), files=marks).save(run.stage(stage))
+
+
+def forget_stage(run: RunDir, stage: str) -> None:
+    """Removes the record, before the stage's files are touched."""
+    run.stage(stage).unlink(missing_ok=True)
+
+
+def _mark(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError:
+        return "-"

@@ -1,0 +1,36 @@
+"""What every JSON file of a run directory has in common."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from merit.errors import InputError
+from merit.io import read_json, write_json
+
+
+class Record(BaseModel):
+    """A frozen noun that lives in one JSON file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def save(self, path: Path) -> None:
+        """Writes the record atomically."""
+        write_json(path, json.loads(self.model_dump_json()))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads the record.
+
+        Raises:
+            InputError: missing, not JSON, or not of this kind; names the file and the first wrong field.
+        """
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(map(str, first["loc"])) or None
+            raise InputError(f"damaged or from another version: {first['msg']}", file=path, field=field) from None

@@ -1,0 +1,1 @@
+"""Partitions of a mixture, and the splitters that make them."""

@@ -1,0 +1,65 @@
+"""`manual`: the user's own groups, from a JSON or YAML file `{group: [dataset, …]}`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from merit.errors import InputError, Problems
+from merit.split.partition import Group, Partition
+
+
+def manual_partition(file: Path, tokens: Mapping[str, int]) -> Partition:
+    """The groups of `file`, in its order. Every dataset of the mixture belongs to exactly one.
+
+    Raises:
+        InputError: the file cannot be read or has another form; a dataset is unknown, missing or named twice. Several
+            such come together, as `Problems`.
+    """
+    content = _read(file)
+    problems: list[InputError] = []
+    owner: dict[str, str] = {}
+    groups: list[Group] = []
+    for label, members in content.items():
+        field = str(label)
+        if not isinstance(members, list) or not members or not all(isinstance(name, str) for name in members):
+            problems.append(InputError("a group must be a non-empty list of dataset names", file=file, field=field))
+            continue
+        for position, name in enumerate(members):
+            where = f"{field}[{position}]"
+            if name not in tokens:
+                near = difflib.get_close_matches(name, list(tokens), n=1)
+                hint = f"; did you mean `{near[0]}`?" if near else ""
+                problems.append(InputError(f"`{name}` is no dataset of the mixture{hint}", file=file, field=where))
+            elif name in owner:
+                problems.append(InputError(f"`{name}` is already in group `{owner[name]}`", file=file, field=where))
+            owner.setdefault(name, field)
+        groups.append(Group(datasets=members, tokens=sum(tokens.get(name, 0) for name in members)))
+    missing = [name for name in tokens if name not in owner]
+    if missing:
+        problems.append(InputError(f"no group has {', '.join(f'`{name}`' for name in missing)}", file=file))
+    if problems:
+        raise problems[0] if len(problems) == 1 else Problems(problems)
+    return Partition(splitter="manual", groups=groups, scores={}, cuts=[])
+
+
+def _read(file: Path) -> dict[Any, Any]:
+    """JSON is YAML too, so one reader does for both."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError("no such file; it should hold {group: [dataset, …]}", file=file, field="split.file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read: {error}", file=file) from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else None
+        raise InputError(f"not valid YAML or JSON: {error.problem}", file=file, line=line) from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"not valid YAML or JSON: {error}", file=file) from None
+    if not isinstance(content, dict) or not content:
+        raise InputError("must hold a mapping {group: [dataset, …]}", file=file)
+    return content

@@ -1,0 +1,35 @@
+"""`pca`: MERIT. Cuts along the principal axes of gradient conflict (the paper's step 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from merit.conflict.result import AxesResult
+from merit.split.median import median_partition
+from merit.split.partition import Cut, Partition
+
+
+def pca_partition(axes: AxesResult, tokens: Mapping[str, int], *, r: int) -> Partition:
+    """K = 2^r groups by the token-weighted medians of the scores on the first r axes.
+
+    Raises:
+        InputError: fewer datasets than groups.
+    """
+    scores = {name: row[: max(r, 1)] for name, row in zip(axes.names, axes.scores, strict=True)}
+    partition = median_partition("pca", scores, tokens, axes=r)
+    if axes.noise is None:
+        return partition
+    noise = dict(zip(axes.names, axes.noise, strict=True))
+    cuts = [cut.model_copy(update={"margins": _margins(cut, scores, noise)}) for cut in partition.cuts]
+    return partition.model_copy(update={"cuts": cuts})
+
+
+def _margins(
+    cut: Cut, scores: Mapping[str, Sequence[float]], noise: Mapping[str, Sequence[float | None]]
+) -> dict[str, float]:
+    margins = {}
+    for name in cut.group:
+        error = noise[name][cut.axis]
+        if error:
+            margins[name] = (scores[name][cut.axis] - cut.threshold) / error
+    return margins

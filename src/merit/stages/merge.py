@@ -1,0 +1,144 @@
+"""Stage `merge`: the branches of every method become one model, or several points on its ray."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from merit.branches.spec import BranchResult
+from merit.errors import InputError
+from merit.io import sweep_parts
+from merit.run.fingerprint import fingerprint
+from merit.run.record import Record
+from merit.split.partition import Partition
+from merit.stages.context import Method, RunContext
+from merit.stages.train import branch_results, left_out
+
+NAME = "merge"
+
+
+class MethodMerge(Record):
+    """`merge.json`: what one method's merge was made of. Displacements are ‖θ − θ0‖ over all parameters."""
+
+    fingerprint: str
+    weights: list[float]
+    supervised_tokens: list[int]
+    left_out: list[int] = Field(default_factory=list)  # branches that were not done: a partial run
+    displacement: dict[str, float]  # scale, as `%g` → of the model written
+    branch_displacement: list[float]
+    rounding_error: dict[str, float]  # scale → ‖rounding error‖ / ‖θ − θ0‖
+    seconds: float
+
+
+def depends(context: RunContext) -> dict[str, str]:
+    """The branches' weights and the merge's settings."""
+    return {
+        "branches": fingerprint([_inputs(context, method) for method in context.methods]),
+        "merge": fingerprint(context.config.merge, [[m.name, m.config.scales] for m in context.methods]),
+        "model": context.model.fingerprint,
+    }
+
+
+def merged_branches(method: Method) -> dict[int, BranchResult]:
+    """The results of the branches that are in the method's merge.
+
+    Raises:
+        InputError: not merged yet, or a branch is gone.
+    """
+    skip = MethodMerge.load(method.dir.merge_record).left_out
+    count = len(Partition.load(method.dir.partition).groups)
+    return {k: BranchResult.load(method.dir.branch(k).done) for k in range(count) if k not in skip}
+
+
+def outputs(context: RunContext) -> list[Path]:
+    """What a forced rerun makes anew."""
+    return [method.dir.merge_record for method in context.methods]
+
+
+def run(context: RunContext) -> dict[str, Any]:
+    """Writes merged/ (and merged@β/) of every method whose branches or settings changed."""
+    merged = 0
+    for method in context.methods:
+        mark = fingerprint(
+            _inputs(context, method), context.config.merge, method.config.scales, context.model.fingerprint
+        )
+        if not _whole(method, mark):
+            sweep_parts(method.dir.root)
+            merge_method(context, method, mark)
+            merged += 1
+    return {"merged": merged}
+
+
+def merge_method(context: RunContext, method: Method, mark: str) -> MethodMerge:
+    """Merges one method's branches by the tokens they really trained on (PAPER step 4)."""
+    from merit.merge.average import merge_checkpoints
+    from merit.merge.card import write_card
+    from merit.merge.weights import normalised, token_weights, uniform_weights
+
+    config = context.config.merge
+    results = branch_results(context, method)
+    tokens = [result.supervised_tokens for result in results.values()]
+    weights = uniform_weights(len(tokens)) if config.weights == "uniform" else token_weights(tokens)
+    outputs = {scale: method.dir.merged(scale) for scale in method.config.scales}
+    method.dir.merge_record.unlink(missing_ok=True)
+    _clear(method)
+    inputs, shares, distances = [method.dir.branch(k).checkpoint for k in results], weights, None
+    if config.weights in ("fisher", "regmean") and len(inputs) > 1:
+        from merit.stages.curved import curved_checkpoint
+
+        folder, distances = curved_checkpoint(context, method, inputs, tokens)
+        inputs, shares = [folder], [1.0]
+    merge = merge_checkpoints(
+        inputs,
+        shares,
+        outputs,
+        base=context.model.path,
+        dtype=config.dtype,
+        shard_bytes=config.shard_bytes,
+        progress=context.progress,
+    )
+    groups = [group.datasets for group in Partition.load(method.dir.partition).groups]
+    missing = left_out(method)
+    for scale, folder in outputs.items():
+        name = method.name if scale == 1 else f"{method.name}, pulled to {scale:g}"
+        write_card(
+            folder,
+            title=f"{context.run.root.name}: {name}",
+            datasets=[groups[k] for k in results],
+            missing=[groups[k] for k in missing],
+        )
+    record = MethodMerge(
+        fingerprint=mark,
+        weights=normalised(weights),
+        supervised_tokens=tokens,
+        left_out=missing,
+        displacement=merge.displacement,
+        branch_displacement=merge.branch_displacement if distances is None else distances,
+        rounding_error=merge.rounding_error,
+        seconds=merge.seconds,
+    )
+    record.save(method.dir.merge_record)
+    return record
+
+
+def _clear(method: Method) -> None:
+    """Removes outputs of an earlier merge. Half a merge alone is kept, to be resumed; one that was killed while its
+    outputs were renamed into place is not worth telling apart."""
+    outputs = list(method.dir.root.glob("merged*"))
+    for folder in [*outputs, *(method.dir.root.glob(".merged*") if outputs else ())]:
+        shutil.rmtree(folder)
+
+
+def _inputs(context: RunContext, method: Method) -> list[Any]:
+    return [[result.files, result.supervised_tokens] for result in branch_results(context, method).values()]
+
+
+def _whole(method: Method, mark: str) -> bool:
+    try:
+        known = MethodMerge.load(method.dir.merge_record)
+    except InputError:
+        return False
+    return known.fingerprint == mark and all(method.dir.merged(scale).is_dir() for scale in method.config.scales)

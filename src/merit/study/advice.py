@@ -1,0 +1,141 @@
+"""Which model to use, by the user's own trade-off, and what that gives up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from merit.errors import InputError
+from merit.evaluation.scores import Table
+from merit.study.results import Results
+
+FACES = ("in_mixture", "unseen", "retention")
+EVEN = dict.fromkeys(FACES, 1.0)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that is there, or could be made without training."""
+
+    label: str
+    words: str
+    chosen_by: Mapping[str, float]  # face → the loss that it is chosen by
+    losses: Mapping[str, float]  # face → the loss that is reported
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The best candidate by the weighted mean loss, the next of another method, and the best on each face alone."""
+
+    best: Candidate
+    next: Candidate | None
+    weights: Mapping[str, float]
+    specialists: Mapping[str, Candidate]
+    note: str
+
+    @property
+    def lines(self) -> list[str]:
+        """In plain words."""
+        faces = ", ".join(f"{face.replace('_', '-')} {value:.3f}" for face, value in self.best.losses.items())
+        lines = [f"use {self.best.label} ({self.best.words}): {faces}"]
+        for face, other in self.specialists.items():
+            lost = self.best.losses[face] - other.losses[face]
+            if other.label != self.best.label and lost > 0:
+                name = face.replace("_", "-")
+                lines.append(f"  gives up {lost:.3f} nats of {name} loss against {other.label} ({other.words})")
+        if self.next is not None:
+            gap = _mean(self.next.losses, self.weights) - _mean(self.best.losses, self.weights)
+            lines.append(f"  next: {self.next.label} ({self.next.words}), {gap:+.3f} on your trade-off")
+        return [*lines, f"  {self.note}"]
+
+
+def parse_trade_off(text: str | None) -> dict[str, float]:
+    """`in_mixture=2,unseen=1` → weights; a face that is not named weighs nothing; without text all weigh the same.
+
+    Raises:
+        InputError: an unknown face, a negative or missing number, all zero.
+    """
+    if not text:
+        return dict(EVEN)
+    weights = dict.fromkeys(FACES, 0.0)
+    for part in text.split(","):
+        face, _, number = part.partition("=")
+        face = face.strip().replace("-", "_")
+        if face not in weights:
+            raise InputError(f"no face {face!r}; there are {', '.join(FACES)}", field="--prefer")
+        try:
+            weights[face] = float(number)
+        except ValueError:
+            raise InputError(f"{number!r} is not a number", field=f"--prefer {face}") from None
+        if not math.isfinite(weights[face]) or weights[face] < 0:
+            raise InputError(f"{number} is no weight: give a number of 0 or more", field=f"--prefer {face}")
+    if not any(weights.values()):
+        raise InputError("all weights are zero", field="--prefer")
+    return weights
+
+
+def advise_study(results: Results, weights: Mapping[str, float], budget: str | None = None) -> Advice:
+    """Among all points of all rays at `budget` (default: the last of the file) that saw no more tokens than one pass.
+
+    Raises:
+        InputError: no such budget.
+    """
+    budget = budget or results.budgets[-1]
+    if budget not in results.budgets:
+        raise InputError(f"no budget {budget!r}; there are {', '.join(results.budgets)}", field="--budget")
+    words = {row.label: row for row in results.rows if row.budget == budget}
+    found = [
+        Candidate(
+            ray.method if point.scale == 1 else f"{ray.method} × {point.scale:g}",
+            words[ray.method].words,
+            point.validation,
+            point.faces,
+        )
+        for ray in results.rays
+        if ray.budget == budget and words[ray.method].passes <= 1
+        for point in ray.points
+    ]
+    note = f"chosen on validation examples, reported on test; budget {budget}, {len(results.seeds)} seeds"
+    return choose(found, weights, note)
+
+
+def advise_run(table: Table, weights: Mapping[str, float]) -> Advice:
+    """Among the merges of one run. Retention is drift.
+
+    Raises:
+        InputError: the run has measured nothing to choose by.
+    """
+    found = []
+    for row in table.rows:
+        if row.kind == "branch":
+            continue
+        losses = {"in_mixture": row.in_mixture, "unseen": row.unseen, "retention": row.drift}
+        known = {face: value for face, value in losses.items() if value is not None}
+        found.append(Candidate(row.label, row.description, known, known))
+    note = "one run: chosen on the same held-out examples that it reports, so a little flattered; see the report's ±"
+    return choose(found, weights, note)
+
+
+def choose(found: Sequence[Candidate], weights: Mapping[str, float], note: str) -> Advice:
+    """The least weighted mean loss.
+
+    Raises:
+        InputError: no candidate, or none of the weighed faces was measured.
+    """
+    if not found:
+        raise InputError("there is no model to choose from yet")
+    used = {face: weights[face] for face in found[0].chosen_by if weights.get(face)}
+    if not used:
+        raise InputError("none of these faces was measured", field="--prefer")
+    order = sorted(found, key=lambda item: _mean(item.chosen_by, used))
+    best = order[0]
+    family = best.label.split(" × ")[0].split("@")[0]
+    other = next((item for item in order if item.label.split(" × ")[0].split("@")[0] != family), None)
+    specialists = {face: min(found, key=lambda item: item.chosen_by[face]) for face in found[0].chosen_by}
+    return Advice(best, other, used, specialists, note)
+
+
+def _mean(losses: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    used = {face: weight for face, weight in weights.items() if face in losses}
+    return sum(losses[face] * weight for face, weight in used.items()) / sum(used.values())

@@ -1,0 +1,242 @@
+"""One seed at one budget: every method trained, merged and measured in one process, which can be killed at any moment.
+
+A small model trains in seconds and a process takes ten to start, so a job holds many cells; a cell that is there, from
+this job or another, is not trained again, and a method that is measured is not touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import shutil
+import time
+from collections import Counter
+from typing import Any
+
+from merit.branches.examples import training_rows
+from merit.branches.spec import BranchResult, BranchSpec
+from merit.branches.train import train_branch
+from merit.config.methods import MethodConfig
+from merit.errors import InputError, StageError
+from merit.executors.job_side import job_lock
+from merit.logging import get_logger
+from merit.merge.ray import Ray, State, norm
+from merit.models.loading import load_model, pick_precision
+from merit.progress import SILENT, Progress, write_state
+from merit.run.fingerprint import fingerprint
+from merit.run.layout import BranchDir
+from merit.study.cells import SeedData, cell_mark
+from merit.study.foreign import foreign_step, mergekit
+from merit.study.measure import Examples, drift_set, measure
+from merit.study.scores import MethodResult, PointResult, PointScores, Summary
+from merit.study.spec import Study
+
+VERSION = 1  # raise it when a score would come out differently
+_LONG_RAY = 4  # points; a ray of so many is drawn, so all of it is measured on test examples
+_PATIENCE_SECONDS = 24 * 3600
+_log = get_logger(__name__)
+
+
+def job_mark(study: Study) -> str:
+    """What a job's summary depends on besides its seed and budget. Fields at their default are left out, so that a
+    new version's new field makes no finished job stale; the methods are not, since their default may grow."""
+    left = {
+        "seeds",
+        "budgets",
+        "draws",
+        "launch",
+        "keep",
+        "question",
+        "reference",
+        "subjects",
+        "name",
+        "output",
+        "methods",
+    }
+    config = study.config.model_dump(mode="json", exclude=left, exclude_defaults=True)
+    methods = {name: item.model_dump(mode="json", exclude_defaults=True) for name, item in study.config.methods.items()}
+    return fingerprint(VERSION, config, methods, study.theta0.fingerprint)
+
+
+class Job:
+    """The work on one seed and budget."""
+
+    def __init__(self, study: Study, seed: int, budget: str, progress: Progress = SILENT) -> None:
+        self.study, self.seed, self.budget, self.progress = study, seed, budget, progress
+        config = study.config
+        self.share = config.budgets[budget]
+        self.precision = pick_precision(config.train.precision)
+        self.ray = Ray(self._load())
+        # Jobs of one seed's budgets share this: the first one makes it, the others wait for it.
+        with job_lock(study.dir.seed(seed).root / "lock", wait_seconds=_PATIENCE_SECONDS):
+            self.data = SeedData(study, seed, progress)
+            drift = drift_set(study, seed, self.data.mixture, self.ray.reset)
+        self.examples = Examples.of(self.data.run, self.data.mixture, frozenset(config.retention), config.faces, drift)
+        # The trainer collects garbage once a branch, which takes a second among the objects of large libraries.
+        gc.collect()
+        gc.freeze()
+        self._started = time.monotonic()
+
+    def run(self) -> Summary:
+        """Does what is missing; writes the summary last.
+
+        Raises:
+            InputError, StageError: as `train_branch`.
+        """
+        config, study = self.study.config, self.study
+        base = self._point(self.ray.reset(), self._mark("base"), test=True)
+        skipped: dict[str, str] = {}
+        plans: dict[str, list[BranchSpec]] = {}
+        for name, method in config.methods.items():
+            if method.merge in ("ties", "dare_ties") and mergekit() is None:
+                skipped[name] = "mergekit is not installed"
+                continue
+            plans[name] = self.data.specs(method, self.share)
+        needed = Counter(cell_mark(spec) for specs in plans.values() for spec in specs)
+        results: dict[str, MethodResult] = {}
+        total = sum(spec.planned_tokens for specs in plans.values() for spec in specs)
+        done = 0
+        with self.progress.bar(f"seed {self.seed}, {self.budget}", total=total, unit="tok") as bar:
+            for name, specs in plans.items():
+                self._tell(done, total, name)
+                results[name] = self._method(name, config.methods[name], specs)
+                done += sum(spec.planned_tokens for spec in specs)
+                bar.update(done, note=name)
+                for mark in map(cell_mark, specs):
+                    needed[mark] -= 1
+                    if not needed[mark] and config.keep == "none":
+                        shutil.rmtree(study.dir.cell(mark).checkpoint, ignore_errors=True)
+        summary = Summary(
+            mark=job_mark(study),
+            seed=self.seed,
+            budget=self.budget,
+            base=base.mark,
+            methods=results,
+            skipped=skipped,
+            parameters=self.ray.parameters,
+            seconds=round(time.monotonic() - self._started, 1),
+        )
+        summary.save(study.dir.summary(self.seed, self.budget))
+        self._tell(total, total, "")
+        return summary
+
+    def _method(self, name: str, method: MethodConfig, specs: list[BranchSpec]) -> MethodResult:
+        study = self.study
+        curvature = study.config.curvature if method.merge in ("fisher", "regmean") else None
+        mark = self._mark(specs, method.merge, method.scales, curvature)
+        path = study.dir.job(self.seed, self.budget) / "methods" / f"{name}.json"
+        try:
+            known = MethodResult.load(path)
+            if known.mark == mark and all(study.dir.point(item.mark).is_file() for item in known.points):
+                return known
+        except InputError:
+            pass
+        branches = [self.train(spec) for spec in specs]
+        tokens = [result.supervised_tokens for _, result in branches]
+        steps, distances = self._steps(method, specs, branches)
+        points = [
+            self._point_of(step, scale, ridge, fingerprint(mark, scale, ridge))
+            for ridge, step in steps.items()
+            for scale in sorted({1.0, *method.scales})
+        ]
+        plain = min((i for i, item in enumerate(points) if item.scale == 1), key=lambda i: points[i].average)
+        chosen = min(range(len(points)), key=lambda i: points[i].average)
+        reported = {plain, chosen}
+        if len(method.scales) >= _LONG_RAY:
+            reported |= {i for i, item in enumerate(points) if item.ridge == points[chosen].ridge}
+        for index in reported:
+            item = points[index]
+            self._point(self.ray.set(steps[item.ridge], item.scale), item.mark, test=True)
+        result = MethodResult(
+            name=name,
+            mark=mark,
+            groups=[[item.name for item in spec.data] for spec in specs],
+            supervised_tokens=sum(tokens),
+            branch_tokens=tokens,
+            steps=[result.steps for _, result in branches],
+            seconds=round(sum(result.seconds for _, result in branches), 3),
+            branch_distance=distances,
+            points=points,
+            plain=plain,
+            chosen=chosen,
+        )
+        result.save(path)
+        return result
+
+    def train(self, spec: BranchSpec) -> tuple[BranchDir, BranchResult]:
+        """The cell of `spec`, trained unless it is there."""
+        branch = self.study.dir.cell(cell_mark(spec))
+        if not branch.spec.is_file():
+            spec.save(branch.spec)
+        return branch, train_branch(self.study.dir.run, branch, base=self.study.base)
+
+    def _steps(
+        self, method: MethodConfig, specs: list[BranchSpec], branches: list[tuple[BranchDir, BranchResult]]
+    ) -> tuple[dict[float | None, State], list[float]]:
+        """Ridge (None where the rule has none) → the merge's step from θ0; and how far each branch went."""
+        folders = [branch.checkpoint for branch, _ in branches]
+        tokens = [result.supervised_tokens for _, result in branches]
+        if method.merge == "tokens":
+            mean, distances = self.ray.mean(folders, tokens)
+            return {None: mean}, distances
+        if method.merge in ("ties", "dare_ties"):
+            distances = [norm(self.ray.step(folder)) for folder in folders]
+            work = self.study.dir.job(self.seed, self.budget) / "mergekit"
+            return {
+                None: foreign_step(self.ray, method.merge, folders, tokens, self.study.theta0.path, work)
+            }, distances
+        from merit.merge.curvature import RULES
+
+        merge = RULES[method.merge](self.ray.theta0)
+        distances = []
+        for spec, folder, count in zip(specs, folders, tokens, strict=True):
+            step = self.ray.step(folder)
+            distances.append(norm(step))
+            rows = training_rows(self.study.dir.root, spec, self.study.config.curvature.examples)
+            merge.add(self.ray.set(step), step, count, rows)
+        return {ridge: merge.solve(ridge) for ridge in self.study.config.curvature.ridge}, distances
+
+    def _point_of(self, step: State, scale: float, ridge: float | None, mark: str) -> PointResult:
+        scores = self._point(self.ray.set(step, scale), mark, test=False)
+        return PointResult(
+            scale=scale,
+            ridge=ridge,
+            mark=scores.mark,
+            validation={name: round(value, 6) for name, value in scores.validation.losses.items()},
+            average=scores.validation.average,
+            distance=norm(step) * scale,
+        )
+
+    def _point(self, model: Any, mark: str, *, test: bool) -> PointScores:
+        """The scores of what `model` is now; measured unless they are there."""
+        path = self.study.dir.point(mark)
+        known: PointScores | None = None
+        with contextlib.suppress(InputError):
+            known = PointScores.load(path)
+        if known is not None and (known.test is not None or not test):
+            return known
+        tokens = self.study.config.faces.batch_tokens
+        validation = (
+            known.validation
+            if known is not None
+            else measure(model, self.examples.validation, batch_tokens=tokens, precision=self.precision)
+        )
+        reported = measure(model, self.examples.test, batch_tokens=tokens, precision=self.precision) if test else None
+        scores = PointScores(mark=mark, validation=validation, test=reported)
+        if not all(value == value and value < float("inf") for value in validation.losses.values()):
+            raise StageError(f"a loss is not finite at a point of seed {self.seed}, {self.budget}: lower the rate")
+        scores.save(path)
+        return scores
+
+    def _mark(self, *parts: Any) -> str:
+        """Of a model that `parts` make from θ0, measured on this seed's examples."""
+        return fingerprint(VERSION, parts, self.examples.mark, self.study.theta0.fingerprint)
+
+    def _load(self) -> Any:
+        theta0 = self.study.theta0
+        return load_model(theta0.path, trust_remote_code=theta0.trust_remote_code)
+
+    def _tell(self, done: float, total: float, note: str) -> None:
+        folder = self.study.dir.job(self.seed, self.budget)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_state(folder / "progress.json", done, max(1, total), note)

@@ -1,0 +1,145 @@
+"""Measures one model on all three faces, in one pass over one pool of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from merit.config.study import FacesConfig
+from merit.data.mixture import Mixture
+from merit.data.store import EncodedDataset
+from merit.errors import InputError
+from merit.evaluation.drift_set import DriftSet
+from merit.evaluation.loss import example_scores
+from merit.evaluation.scores import DatasetScore
+from merit.models.loading import Precision
+from merit.models.nll import TokenRow
+from merit.run.fingerprint import fingerprint
+from merit.run.layout import RunDir
+from merit.study.scores import DRIFT, Face, Faces
+from merit.study.spec import Study
+
+_DIGITS = 6  # of a loss, as it is kept
+_FEWEST = 4  # answers that drift can be measured on
+
+
+@dataclass(frozen=True)
+class Part:
+    """Examples of one dataset, on one face."""
+
+    face: Face
+    name: str
+    rows: list[TokenRow]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The held-out examples of one seed: those that choose, and those that are reported."""
+
+    validation: list[Part]
+    test: list[Part]
+    mark: str  # of all of them
+
+    @classmethod
+    def of(
+        cls, run: RunDir, mixture: Mixture, retained: frozenset[str], config: FacesConfig, drift: DriftSet | None
+    ) -> Examples:
+        """Takes them in the order of their content hash, validation first.
+
+        Raises:
+            InputError: a dataset has too few held-out examples; names it.
+        """
+        validation, test = [], []
+        for item in (*mixture.datasets, *mixture.unseen):
+            face: Face = "retention" if item.name in retained else "unseen"
+            if item in mixture.datasets:
+                face = "in_mixture"
+            stored = EncodedDataset.open(run.data(item.name))
+            rows = [stored[int(row)] for row in stored.held_out[: config.validation + config.test]]
+            if len(rows) < config.validation + 2:
+                raise InputError(
+                    f"{len(rows)} held-out examples; a study needs {config.validation + 2} at least, "
+                    f"of which {config.validation} validate: give more rows, or hold out a larger share",
+                    field=f"{'mixture' if face == 'in_mixture' else face}.{item.name}",
+                )
+            pairs: list[tuple[Sequence[int], Sequence[int]]] = [row.token_row for row in rows]
+            validation.append(Part(face, item.name, list(pairs[: config.validation])))
+            test.append(Part(face, item.name, list(pairs[config.validation :])))
+        if drift is not None and len(drift.input_ids) >= _FEWEST:
+            pairs = list(zip(drift.input_ids, drift.labels, strict=True))
+            validation.append(Part("retention", DRIFT, list(pairs[::2])))
+            test.append(Part("retention", DRIFT, list(pairs[1::2])))
+        mark = fingerprint([[part.face, part.name, part.rows] for part in (*validation, *test)])
+        return cls(validation, test, mark)
+
+
+def measure(model: Any, parts: list[Part], *, batch_tokens: int, precision: Precision) -> Faces:
+    """Loss and exactness of every example of `parts`."""
+    rows = [row for part in parts for row in part.rows]
+    losses, tokens, exact = example_scores(model, rows, batch_tokens=batch_tokens, precision=precision)
+    faces: dict[Face, list[DatasetScore]] = {"in_mixture": [], "unseen": [], "retention": []}
+    at = 0
+    for part in parts:
+        end = at + len(part.rows)
+        score = DatasetScore(
+            name=part.name,
+            losses=[round(value, _DIGITS) for value in losses[at:end]],
+            tokens=tokens[at:end],
+            exact=exact[at:end],
+        )
+        faces[part.face].append(score)
+        at = end
+    return Faces(**faces)
+
+
+def drift_set(
+    study: Study, seed: int, mixture: Mixture, load: Callable[[], Any], progress: Callable[[int], None] = lambda _: None
+) -> DriftSet | None:
+    """θ0's own greedy answers: to prompts of what it is to retain, in turn, or to merit's general prompts. Kept.
+
+    An answer that ends at once would measure nothing but the end token; such prompts are left out.
+    """
+    faces = study.config.faces
+    if not faces.drift:
+        return None
+    from merit.data.encode import Encoder
+    from merit.data.example import Example, Message
+    from merit.evaluation.answers import greedy_answers
+    from merit.evaluation.drift import general_prompts
+
+    run = study.dir.seed(seed)
+    mark = fingerprint(faces, study.theta0.fingerprint, [item.fingerprint for item in mixture.unseen])
+    path = study.dir.drift(seed)
+    try:
+        stored = DriftSet.load(path)
+        if stored.fingerprint == mark:
+            return stored
+    except InputError:
+        pass
+    prompts = _retained_prompts(study, run, faces)
+    if not prompts:
+        encoder = Encoder(study.tokenizer, mixture.max_length)
+        texts = general_prompts(faces.drift)
+        prompts = [encoder.prompt_ids(Example(prompt=(Message("user", text),), completion=())) for text in texts]
+    answers = greedy_answers(load(), study.tokenizer, prompts, max_new_tokens=faces.max_new_tokens, advance=progress)
+    kept = [(ids, answer) for ids, answer in zip(prompts, answers, strict=True) if len(answer) > 1]
+    made = DriftSet(
+        fingerprint=mark,
+        prompts=[study.tokenizer.decode(ids) for ids, _ in kept],
+        answers=[study.tokenizer.decode(answer, skip_special_tokens=True) for _, answer in kept],
+        input_ids=[[*ids, *answer] for ids, answer in kept],
+        labels=[[-100] * len(ids) + list(answer) for ids, answer in kept],
+    )
+    made.save(path)
+    return made
+
+
+def _retained_prompts(study: Study, run: RunDir, faces: FacesConfig) -> list[list[int]]:
+    found: list[list[int]] = []
+    stored = [EncodedDataset.open(run.data(name)) for name in study.config.retention]
+    place = faces.validation + faces.test - 1
+    while stored and len(found) < faces.drift and place >= 0:
+        found += [list(item[int(item.held_out[place])].prompt_ids) for item in stored if place < len(item.held_out)]
+        place -= 1
+    return found[: faces.drift]

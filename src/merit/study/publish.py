@@ -1,0 +1,183 @@
+"""Puts a study's results together, and writes tables and figures."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from merit.errors import InputError
+from merit.io import write_text
+from merit.study.answer import answers
+from merit.study.compare import AVERAGE, compare, difference, shared_examples
+from merit.study.gather import Contender, contenders, face_names
+from merit.study.question import QuestionResult
+from merit.study.results import Comparison, Interval, Ray, RayPoint, Results, Row
+from merit.study.run import summary
+from merit.study.scores import PointScores, Summary
+from merit.study.spec import Study
+from merit.study.tables import html_page, latex_table, markdown
+
+
+def publish(study: Study) -> Results:
+    """Writes results/: results.json, tables.md, table.tex, results.html and the figures.
+
+    Raises:
+        InputError: no job has finished yet.
+        StageError: methods at unequal tokens.
+    """
+    from merit.study.figures import write_figures
+
+    found = collect(study)
+    found.save(study.dir.table)
+    write_figures(found, study.dir.results)
+    write_text(study.dir.results / "tables.md", markdown(found))
+    write_text(study.dir.results / "table.tex", latex_table(found))
+    write_text(study.dir.results / "results.html", html_page(found, study.dir.results))
+    return found
+
+
+def collect(study: Study) -> Results:
+    """Everything that finished jobs say, budget by budget, over the seeds that have all of a budget's cells."""
+    config = study.config
+    found = {(s, b): summary(study, s, b) for s in config.seeds for b in config.budgets}
+    by_budget = {b: [item for s in config.seeds if (item := found[s, b]) is not None] for b in config.budgets}
+    by_budget = {budget: items for budget, items in by_budget.items() if items}
+    if not by_budget:
+        raise InputError("no job of this study has finished yet; `merit study` runs them", file=study.dir.root)
+    rows: list[Row] = []
+    comparisons: list[Comparison] = []
+    rays: list[Ray] = []
+    for budget, items in by_budget.items():
+        competing = contenders(study, items)
+        rows += [_row(study, budget, item) for item in competing.values()]
+        comparisons += compare(study, budget, competing)
+        rays += [_ray(study, budget, name, items) for name in config.methods if name in items[0].methods]
+    any_items = next(iter(by_budget.values()))
+    faces = PointScores.load(study.dir.point(any_items[0].base)).test
+    asked = [_question(study, seed) for seed in config.seeds]
+    answered = [item for item in asked if item is not None]
+    return Results(
+        name=config.name,
+        complete=all(item is not None for item in found.values()),
+        seeds=sorted({item.seed for items in by_budget.values() for item in items}),
+        budgets=list(by_budget),
+        parameters=any_items[0].parameters,
+        datasets={name: len(faces.face(name)) for name in ("in_mixture", "unseen", "retention")} if faces else {},
+        examples={n: sum(len(s.losses) for s in faces.face(n)) for n in ("in_mixture", "unseen", "retention")}
+        if faces
+        else {},
+        rows=rows,
+        comparisons=comparisons,
+        rays=rays,
+        answers=answers(answered, draws=min(config.draws, 1000)),
+        recommended_axes=[item.recommended_axes for item in answered],
+        shared_examples=shared_examples(study),
+        skipped={name: why for items in by_budget.values() for item in items for name, why in item.skipped.items()},
+        notes=_notes(study, by_budget),
+        machine=machine(),
+    )
+
+
+def _row(study: Study, budget: str, item: Contender) -> Row:
+    def interval(face: str) -> Interval:
+        found = difference(study, item, None, face)
+        return Interval(value=found.value, low=found.low, high=found.high)
+
+    methods = [entry.method for entry in item.entries if entry.method is not None]
+    points = [entry.point for entry in item.entries if entry.point is not None]
+    return Row(
+        budget=budget,
+        label=item.label,
+        method=item.method,
+        words=item.words,
+        passes=item.passes,
+        supervised_tokens=round(float(np.mean([m.supervised_tokens for m in methods]))) if methods else 0,
+        faces={face: interval(face) for face in face_names(item)},
+        average=interval(AVERAGE),
+        exact=item.exact(),
+        drift=item.drift(),
+        distance=float(np.mean([point.distance for point in points])) if points else 0.0,
+        seconds=float(np.mean([m.seconds for m in methods])) if methods else 0.0,
+        chosen=item.choices,
+    )
+
+
+def _ray(study: Study, budget: str, name: str, items: Sequence[Summary]) -> Ray:
+    """Points at each scale, mean over seeds, at the ridge that validation chose, where test scores are."""
+    results = [item.methods[name] for item in items]
+    points = []
+    for scale in sorted({point.scale for point in results[0].points}):
+        found = []
+        chosen_by = []
+        for result in results:
+            ridge = result.points[result.chosen].ridge
+            point = next(p for p in result.points if p.scale == scale and p.ridge == ridge)
+            test = PointScores.load(study.dir.point(point.mark)).test
+            chosen_by.append(point.validation)
+            if test is not None:
+                found.append(test.losses)
+        if len(found) < len(results):  # only points of long rays, and those that a row shows, are measured on test
+            continue
+        mean = {face: float(np.mean([losses[face] for losses in found])) for face in found[0]}
+        points.append(
+            RayPoint(
+                scale=scale,
+                faces=mean,
+                average=float(np.mean(list(mean.values()))),
+                validation={face: float(np.mean([item[face] for item in chosen_by])) for face in chosen_by[0]},
+            )
+        )
+    return Ray(budget=budget, method=name, points=points)
+
+
+def _question(study: Study, seed: int) -> QuestionResult | None:
+    try:
+        return QuestionResult.load(study.dir.question(seed))
+    except InputError:
+        return None
+
+
+def _notes(study: Study, by_budget: dict[str, list[Summary]]) -> list[str]:
+    notes = []
+    for budget, items in by_budget.items():
+        if len(items) < len(study.config.seeds):
+            notes.append(f"Budget {budget}: {len(items)} of {len(study.config.seeds)} seeds so far.")
+        if len(items) == 1:
+            notes.append(f"Budget {budget}: one seed; its intervals are over examples alone and say nothing of seeds.")
+    passes = sorted({item.passes for item in study.config.methods.values()})
+    if len(passes) > 1:
+        notes.append(
+            "Methods with another number of passes than 1 did not see the same tokens as joint training; "
+            "all others did, exactly, by their logs."
+        )
+    return notes
+
+
+def machine() -> dict[str, str]:
+    """Where and with what the tables were made. No host names."""
+    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    found["cores"] = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    cpu = Path("/proc/cpuinfo")
+    if cpu.is_file():
+        names = [
+            line.split(":", 1)[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")
+        ]
+        found["processor"] = names[0] if names else "unknown"
+    for package in ("merit-tuning", "torch", "transformers", "trl", "reasoning-gym"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    try:
+        here = Path(__file__).parent
+        command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+        found["commit"] = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return found

@@ -1,0 +1,163 @@
+"""`merit study`: θ0, then a job a seed and budget on the executor, then the tables. Resumes; skips what is done."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+from merit.errors import InputError
+from merit.executors.base import Job as LaunchedJob
+from merit.executors.drive import Rules
+from merit.executors.job_side import die_with_parent, job_lock
+from merit.executors.make import make_executor
+from merit.io import read_json, sweep_parts, write_json
+from merit.logging import get_logger
+from merit.progress import SILENT, Progress
+from merit.run.events import stage_events
+from merit.run.fingerprint import fingerprint
+from merit.run.layout import BranchDir
+from merit.run.lock import run_lock
+from merit.study.scores import Summary
+from merit.study.spec import Study
+
+_log = get_logger(__name__)
+
+
+def run_study(
+    study: Study,
+    progress: Progress = SILENT,
+    *,
+    seeds: Collection[int] | None = None,
+    budgets: Collection[str] | None = None,
+) -> bool:
+    """Does what is missing of the study, or of some `seeds` and `budgets` of it; returns whether all of it is there.
+
+    Raises:
+        InputError: bad input, or another process works on the study.
+        StageError: a job failed; a rerun resumes.
+    """
+    for name in budgets or ():
+        if name not in study.config.budgets:
+            raise InputError(f"no budget {name!r}; there are {', '.join(study.config.budgets)}", field="--budget")
+    for seed in seeds or ():
+        if seed not in study.config.seeds:
+            raise InputError(f"no seed {seed}; there are {', '.join(map(str, study.config.seeds))}", field="--seed")
+    with run_lock(study.dir.run):
+        for folder in (study.dir.root / "points", study.dir.root / "cells"):
+            if folder.is_dir():
+                sweep_parts(folder)
+        study.save()
+        launch = study.config.launch
+        rules = Rules(retries=launch.retries, losses=launch.losses)
+        executor = make_executor(launch, rules, study.dir.run.engine)
+        if study.config.warmup is not None:
+            executor.run([_warm_up(study)], progress)
+        wanted = [
+            (seed, budget)
+            for seed in study.config.seeds
+            for budget in study.config.budgets
+            if (seeds is None or seed in seeds) and (budgets is None or budget in budgets)
+        ]
+        jobs = [_launched(study, seed, budget) for seed, budget in wanted if summary(study, seed, budget) is None]
+        executor.run(jobs, progress)
+    return all(summary(study, s, b) is not None for s in study.config.seeds for b in study.config.budgets)
+
+
+def summary(study: Study, seed: int, budget: str) -> Summary | None:
+    """What a finished job came to, if the study still asks for the same."""
+    from merit.study.job import job_mark
+
+    try:
+        found = Summary.load(study.dir.summary(seed, budget))
+    except InputError:
+        return None
+    return found if found.mark == job_mark(study) else None
+
+
+def run_init(root: Path) -> None:
+    """Makes θ0: the job before all others.
+
+    Raises:
+        InputError: a dataset cannot be read.
+        StageError: another process does it already.
+    """
+    die_with_parent()
+    study = Study.open(root)
+    from merit.study.init import make_init
+
+    with job_lock(study.dir.init / "lock"), stage_events(study.dir.run.events, "init"):
+        make_init(study)
+        write_json(study.dir.init_done, {"mark": init_mark(study)})
+
+
+def init_mark(study: Study) -> str:
+    """What θ0 depends on. Fields at their default are left out, as in `job_mark`."""
+    parts = {"model", "warmup", "mixture", "retention"}
+    return fingerprint(study.config.model_dump(mode="json", include=parts, exclude_defaults=True))
+
+
+def run_job(root: Path, seed: int, budget: str) -> Summary:
+    """One job, seen from inside: what an executor starts, on any machine that sees the study's directory.
+
+    Raises:
+        InputError: no study there, or no such seed or budget in it.
+        StageError: another process works on this job.
+    """
+    die_with_parent()
+    study = Study.open(root)
+    if seed not in study.config.seeds or budget not in study.config.budgets:
+        raise InputError(f"no seed {seed} or no budget {budget!r} in this study", file=study.dir.config)
+    from merit.study.job import Job
+    from merit.study.question import ask
+
+    folder = study.dir.job(seed, budget)
+    with job_lock(folder / "lock"), stage_events(study.dir.run.events, f"study {seed} {budget}") as facts:
+        job = Job(study, seed, budget)
+        if asks(study, seed, budget):
+            ask(job)
+        found = job.run()
+        facts |= {"methods": len(found.methods)}
+    return found
+
+
+def asks(study: Study, seed: int, budget: str) -> bool:
+    """Whether this job also answers the question about conflict and harm."""
+    question = study.config.question
+    if question is None:
+        return False
+    largest = max(study.config.budgets, key=lambda name: study.config.budgets[name])
+    count = question.seeds or len(study.config.seeds)
+    return budget == (question.budget or largest) and seed in study.config.seeds[:count]
+
+
+def _warm_up(study: Study) -> LaunchedJob:
+    done = study.dir.init_done
+    try:
+        known = read_json(done)
+    except InputError:
+        known = None
+    if known != {"mark": init_mark(study)}:
+        done.unlink(missing_ok=True)
+    return LaunchedJob(
+        name="warm-up",
+        command=(sys.executable, "-m", "merit", "study", str(study.dir.root), "--job", "init"),
+        done=done,
+        progress=BranchDir(study.dir.init / "branch").progress,
+        output=study.dir.init / "output.txt",
+    )
+
+
+def _launched(study: Study, seed: int, budget: str) -> LaunchedJob:
+    folder = study.dir.job(seed, budget)
+    study.dir.summary(seed, budget).unlink(missing_ok=True)  # of another configuration
+    command = (sys.executable, "-m", "merit", "study", str(study.dir.root), "--job", f"{seed}:{budget}")
+    return LaunchedJob(
+        name=f"seed {seed}, budget {budget}",
+        command=command,
+        done=study.dir.summary(seed, budget),
+        progress=folder / "progress.json",
+        output=folder / "output.txt",
+        # Largest budget first, seed by seed: a study that is cut short holds one budget's table with all its seeds.
+        weight=len(study.config.seeds) * study.config.budgets[budget] * 1000 - study.config.seeds.index(seed),
+    )

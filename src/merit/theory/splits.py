@@ -1,0 +1,120 @@
+"""Splitters against each other where everything is known: does the conflict axis give the largest gain?
+
+Two questions that are easily taken for one. The *gain* Σ w_k L(θ_k) − L(θ̄) is what Proposition 1 maximises. The *loss*
+L(θ̄) is what a user gets. With one shared H, θ̄ does not depend on the partition at all (every branch's δ is linear in
+its group's mean optimum): a larger gain then only means worse branches. Where datasets have curvatures of their own,
+the partition does change θ̄, and the second question has an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from merit.conflict.axes import principal_axes
+from merit.split.adversarial import adversarial_partition
+from merit.split.kmeans import kmeans_partition
+from merit.split.partition import Partition
+from merit.split.pca import pca_partition
+from merit.split.random import random_partition
+from merit.theory.quadratic import Matrix, measured_gain
+from merit.theory.result import SplitComparison, SplitterScore
+from merit.theory.tasks import Tasks, random_tasks
+
+RATE, STEPS = 0.1, 20  # ητλ_max = 2 a branch
+OWN_CURVATURE = 0.5
+_RANDOM = 5  # random splits an instance
+_COMPARED = ("pca", "pca uncentred", "kmeans", "adversarial", "random")
+
+
+def compare_splits(
+    rng: np.random.Generator, *, instances: int = 60, datasets: int = 12, axes: int = 1
+) -> SplitComparison:
+    """Each splitter on the same random instances; with one axis, also the best of all partitions as balanced."""
+    gains: dict[str, list[float]] = {name: [] for name in _COMPARED}
+    losses: dict[str, list[float]] = {name: [] for name in _COMPARED}
+    best: list[float] = []
+    chance_gain: list[float] = []  # means over random splits: what the ratios are taken to
+    chance_loss: list[float] = []
+    spread = 0.0
+    for instance in range(instances):
+        shared = random_tasks(rng, datasets=datasets)
+        own = random_tasks(rng, datasets=datasets, own_curvature=OWN_CURVATURE)
+        merged = []
+        for name, parts in _partitions(shared, axes, instance).items():
+            found = [split_outcome(shared, groups) for groups in parts]
+            gains[name].append(found[0][0])
+            merged += [loss for _, loss in found]
+        chance_gain.append(float(np.mean([gain for gain, _ in found])))  # random comes last
+        spread = max(spread, (max(merged) - min(merged)) / max(merged))
+        for name, parts in _partitions(own, axes, instance).items():
+            found = [split_outcome(own, groups) for groups in parts]
+            losses[name].append(found[0][1])
+        chance_loss.append(float(np.mean([loss for _, loss in found])))
+        if axes == 1:
+            best.append(best_gain(shared, _partitions(shared, axes, instance)["pca"][0]))
+    table, merged_losses = (np.array([column[name] for name in _COMPARED]) for column in (gains, losses))
+    scores = [
+        SplitterScore(
+            splitter=name,
+            gain_share=float((table.argmax(0) == row).mean()),
+            gain_captured=float((table[row] / np.array(best)).mean()) if best else None,
+            gain_over_random=float((table[row] / np.array(chance_gain)).mean()),
+            loss_share=float((merged_losses.argmin(0) == row).mean()),
+            loss_over_random=float((merged_losses[row] / np.array(chance_loss)).mean()),
+        )
+        for row, name in enumerate(_COMPARED)
+    ]
+    return SplitComparison(
+        instances=instances, datasets=datasets, groups=2**axes, scores=scores, merged_loss_spread=spread
+    )
+
+
+def split_outcome(tasks: Tasks, groups: Sequence[Sequence[int]]) -> tuple[float, float]:
+    """Gain, and the mixture's loss at the merge, after every group was trained for the same number of steps."""
+    deltas = np.stack([tasks.train(group, rate=RATE, steps=STEPS) for group in groups])
+    weights = np.array([tasks.tokens[list(group)].sum() for group in groups]) / tasks.tokens.sum()
+    mixture = tasks.pooled()
+    return measured_gain(mixture, deltas, weights), float(mixture.loss((weights @ deltas)[None, :])[0])
+
+
+def best_gain(tasks: Tasks, reference: Sequence[Sequence[int]]) -> float:
+    """The largest gain of any two groups that are at least as balanced as `reference`; needs one shared H, T ≤ 16."""
+    count = len(tasks.tokens)
+    limit = abs(2 * tasks.tokens[list(reference[0])].sum() - tasks.tokens.sum())
+    masks = np.arange(1, 2 ** (count - 1))[:, None] >> np.arange(count) & 1  # dataset T−1 always in the second group
+    member = masks.astype(np.float64)
+    low = member @ tasks.tokens
+    total = float(tasks.tokens.sum())
+    member, low = member[abs(2 * low - total) <= limit], low[abs(2 * low - total) <= limit]
+    # δ_k is linear in the group's mean optimum: train every dataset alone once, and average.
+    alone = np.stack([tasks.train([t], rate=RATE, steps=STEPS) for t in range(count)])
+    first = (member * tasks.tokens) @ alone / low[:, None]
+    second = ((1 - member) * tasks.tokens) @ alone / (total - low)[:, None]
+    apart = first - second
+    share = low / total
+    hessian: Matrix = tasks.hessians[0]
+    gains = 0.5 * share * (1 - share) * np.einsum("nd,nd->n", apart @ hessian, apart)
+    return float(gains.max())
+
+
+def _partitions(tasks: Tasks, axes: int, seed: int) -> dict[str, list[list[list[int]]]]:
+    names = [f"task {t:02d}" for t in range(len(tasks.tokens))]
+    tokens = {name: int(count) for name, count in zip(names, tasks.tokens, strict=True)}
+    unit = tasks.gradients / np.linalg.norm(tasks.gradients, axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    centred = principal_axes(names, similarity, axes=axes)
+    uncentred = principal_axes(names, similarity, axes=axes, centre=False)
+    made = {
+        "pca": [pca_partition(centred, tokens, r=axes)],
+        "pca uncentred": [pca_partition(uncentred, tokens, r=axes)],
+        "kmeans": [kmeans_partition(centred, tokens, r=axes, seed=seed)],
+        "adversarial": [adversarial_partition(names, similarity, tokens, r=axes, seed=seed)],
+        "random": [random_partition(tokens, r=axes, seed=_RANDOM * seed + draw) for draw in range(_RANDOM)],
+    }
+    return {name: [_indices(names, part) for part in parts] for name, parts in made.items()}
+
+
+def _indices(names: Sequence[str], partition: Partition) -> list[list[int]]:
+    return [[names.index(name) for name in group.datasets] for group in partition.groups]

@@ -1,0 +1,68 @@
+"""Which checkpoint a branch resumes from, and what becomes of its log."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from merit.branches.callbacks import MARKER, _cut_log, newest_checkpoint
+from merit.branches.finished import finished_branch
+from merit.branches.spec import BranchResult
+from merit.run.layout import BranchDir
+
+
+def _checkpoint(branch: BranchDir, step: int, marker: str | None) -> Path:
+    folder = branch.training_state / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    if marker is not None:
+        (folder / MARKER).write_text(marker)
+    return folder
+
+
+def test_the_newest_whole_one_wins_and_the_rest_goes(tmp_path: Path) -> None:
+    branch = BranchDir(tmp_path)
+    good = json.dumps({"supervised_tokens": 5, "examples": 2, "seconds": 1.5})
+    _checkpoint(branch, 9, good)
+    newest = _checkpoint(branch, 10, good)  # not by name: "9" sorts after "10"
+    cut_short = _checkpoint(branch, 11, None)
+    torn = _checkpoint(branch, 12, '{"supervised_tok')
+    found = newest_checkpoint(branch)
+    assert found is not None
+    assert found[0] == newest
+    assert found[1].supervised_tokens == 5
+    assert found[1].seconds >= 1.5
+    assert not cut_short.exists()
+    assert not torn.exists()
+
+
+def test_none_at_all(tmp_path: Path) -> None:
+    assert newest_checkpoint(BranchDir(tmp_path)) is None
+
+
+def test_the_log_loses_what_will_be_trained_again(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    _cut_log(log, 2)
+    assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_job_killed_after_its_last_word_is_done_and_tidied_up(tmp_path: Path) -> None:
+    branch = BranchDir(tmp_path)
+    leftover = _checkpoint(branch, 5, None)
+    branch.checkpoint.mkdir()
+    (branch.checkpoint / "config.json").write_text("{}")
+    result = BranchResult(
+        fingerprint="mine",
+        supervised_tokens=1,
+        examples=1,
+        steps=5,
+        seconds=1,
+        final_loss=None,
+        files={"checkpoint/config.json": "0"},
+    )
+    result.save(branch.done)
+    assert finished_branch(branch, "another's") is None
+    assert finished_branch(branch, "mine") == result
+    assert not leftover.exists()
+    (branch.checkpoint / "config.json").unlink()
+    assert finished_branch(branch, "mine") is None

@@ -1,0 +1,194 @@
+"""The design, held: who imports whom, where torch is, how long a file is, and that nothing prints."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "merit"
+MAX_LINES = 300
+
+# A package may import those of earlier rows, and its own row's.
+ORDER = [
+    {"errors", "io", "logging", "progress"},
+    {"config"},
+    {"run"},
+    {"data", "models"},
+    {"gradients"},
+    {"conflict"},
+    {"split"},
+    {"branches"},
+    {"merge", "theory"},
+    {"diagnostics", "evaluation"},
+    {"study", "report"},
+    {"planning"},
+    {"stages"},
+    {"pipeline"},
+    {"cli", "__main__"},
+]
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+# Beside the order: no ML, so that a scheduler's side can be installed and read alone.
+EXECUTORS = {"errors", "io", "config", "logging", "progress", "run.events", "executors"}
+# Executors may be used from here on.
+EXECUTOR_USERS = {"branches", "study", "planning", "stages", "pipeline", "cli", "executors"}
+# Their code is not ours, and raises what it likes; or everything is raised again.
+MAY_CATCH_ALL = {"data/image.py", "evaluation/exact.py", "merge/stream.py", "run/events.py"}
+
+HEAVY = {"torch", "transformers", "trl", "datasets"}
+HOLD_TENSORS = (
+    "models/loading.py",
+    "models/nll.py",
+    "models/gguf.py",
+    "models/assemble.py",
+    "models/vision.py",
+    "gradients/",
+    "branches/train.py",
+    "branches/rows.py",
+    "branches/sampler.py",
+    "branches/callbacks.py",
+    "branches/trajectory.py",
+    "branches/trl_arguments.py",
+    "branches/loss.py",
+    "branches/pull.py",
+    "branches/trainer.py",
+    "evaluation/loss.py",
+    "evaluation/answers.py",
+    "evaluation/drift.py",
+    "evaluation/evaluate.py",
+    "diagnostics/",
+    "merge/",
+    "study/init.py",
+    "study/measure.py",
+    "study/similarities.py",
+)
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(SOURCE).as_posix()
+
+
+def package_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """What runs when the module is imported: no function bodies, nothing for type checkers alone."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from at_import(child)
+
+
+def imported(nodes: Iterator[ast.AST]) -> Iterator[tuple[int, str]]:
+    """Line and module; `from merit.run import events` counts as `merit.run.events`."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, item.name) for item in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            whole = node.module in ("merit", "merit.run")
+            for item in node.names if whole else node.names[:1]:
+                yield node.lineno, f"{node.module}.{item.name}" if whole else str(node.module)
+
+
+def own_imports(path: Path) -> list[tuple[int, str]]:
+    """Every import of merit, in functions, too: `gradients.engine` for `merit.gradients.engine`."""
+    return [
+        (line, name.removeprefix("merit.")) for line, name in imported(ast.walk(parsed(path))) if name[:6] == "merit."
+    ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_go_one_way(path):
+    package = package_of(path)
+    if package in ("executors", "__init__"):
+        return
+    assert package in RANK, f"{package} has no place in the order"
+    wrong = []
+    for line, name in own_imports(path):
+        target = name.split(".")[0]
+        if target == "executors":
+            if package not in EXECUTOR_USERS:
+                wrong.append(f"{line}: {name}")
+        elif RANK[target] > RANK[package]:
+            wrong.append(f"{line}: {name}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if package_of(path) == "executors"], ids=name_of)
+def test_executors_stand_apart(path):
+    wrong = [
+        f"{line}: {name}"
+        for line, name in own_imports(path)
+        if not any(name == known or name.startswith(f"{known}.") for known in EXECUTORS)
+    ]
+    assert not wrong
+
+
+def test_no_circle():
+    """Of imports at module level, file by file."""
+    graph: dict[str, set[str]] = {}
+    modules = {".".join(path.relative_to(SOURCE.parent).with_suffix("").parts): path for path in FILES}
+    for name, path in modules.items():
+        graph[name] = {
+            target for _, target in imported(at_import(parsed(path))) if target in modules and target != name
+        }
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " → ".join((*trail, name))
+        if name not in done:
+            for target in graph[name]:
+                visit(target, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_torch_is_where_tensors_are(path):
+    if name_of(path).startswith(HOLD_TENSORS):
+        return
+    heavy = [(line, name) for line, name in imported(at_import(parsed(path))) if name.split(".")[0] in HEAVY]
+    assert not heavy
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_the_law_of_files(path):
+    text = path.read_text(encoding="utf-8")
+    tree = parsed(path)
+    assert len(text.splitlines()) <= MAX_LINES
+    assert ast.get_docstring(tree), "a file says what it is for"
+    assert path.name not in ("utils.py", "helpers.py", "common.py", "misc.py")
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+    # What is thrown away when Python runs with -O is no check of input.
+    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    handlers = [node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)]
+    broad = [item for item in handlers if item.type is None or ast.unparse(item.type) in ("Exception", "BaseException")]
+    assert not broad or name_of(path) in MAY_CATCH_ALL
+
+
+def test_only_branches_import_trl():
+    users = {
+        package_of(path)
+        for path in FILES
+        for _, name in imported(ast.walk(parsed(path)))
+        if name.split(".")[0] == "trl"
+    }
+    assert users == {"branches"}

@@ -1,0 +1,62 @@
+"""Damage behind training: one branch or one merge is made again, with the same result, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+from command import Command, config_text
+from test_damage import cut, flip
+
+REST = "evaluate: {held_out: 2, generate: 0}"
+
+
+@pytest.fixture
+def merit(capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(capsys)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model, tmp_path_factory) -> Path:
+    from merit.cli.main import run
+
+    folder = tmp_path_factory.mktemp("finished")
+    for name in ("a", "b"):
+        lines = [f'{{"prompt": "{name} {i}", "completion": "{name}{i}"}}\n' for i in range(40)]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    head, _, tail = config_text(tiny_model, rest=REST).partition("  chat:")
+    file = folder / "merit.yaml"
+    file.write_text(head + "  a: {path: a.jsonl}\n  b: {path: b.jsonl}\n" + tail[tail.index("split:") :])
+    assert run(["run", str(file), "-o", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def weights(run: Path) -> dict[str, str]:
+    files = sorted(run.rglob("*.safetensors"))
+    return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "says"),
+    [
+        ("branches/00/DONE", cut, "train: branches/00/DONE damaged or gone"),
+        ("branches/01/DONE", flip, "train: branches/01/DONE damaged or gone"),
+        ("merge.json", flip, "merge: merge.json damaged or gone"),
+        ("evaluation/table.json", cut, "evaluate: evaluation/table.json damaged or gone"),
+        ("evaluation/base.json", flip, "evaluate: evaluation/base.json damaged or gone"),
+    ],
+)
+def test_a_damaged_result_is_made_again(name, damage, says, merit: Command, finished, tmp_path):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = weights(run)
+    assert len(before) == 3
+    untouched = [path.stat().st_mtime_ns for path in run.rglob("branches/*/checkpoint/*") if name[:11] not in str(path)]
+    damage(run / name)
+    outcome = merit("run", run)
+    assert outcome.code == 0, outcome
+    assert says in outcome.lines
+    assert weights(run) == before
+    after = [path.stat().st_mtime_ns for path in run.rglob("branches/*/checkpoint/*") if name[:11] not in str(path)]
+    assert after == untouched

@@ -1,0 +1,146 @@
+"""Names and messages are shown, never obeyed; a closed or full output ends the program without a traceback."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import Command, config_text, start
+from rich.console import Console
+
+from merit.cli import console
+from merit.errors import InputError, Problems, StageError, printable
+
+HOSTILE = "[red]x[/red] :skull: [link=http://a]b[/link] \x1b[2J\x9b31m\x07\x7f\u202e\r\nz"
+SHOWN = "[red]x[/red] :skull: [link=http://a]b[/link] \\x1b[2J\\x9b31m\\x07\\x7f\\u202e\\r\\nz"
+
+
+@pytest.fixture
+def merit(capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(capsys)
+
+
+def test_printable():
+    assert printable(HOSTILE) == SHOWN
+    assert printable("θ0 日本 é") == "θ0 日本 é"
+    assert printable("\udc80") == "\\udc80"
+
+
+@pytest.mark.parametrize("error", [StageError(HOSTILE), InputError(HOSTILE), InputError("m", field=HOSTILE)])
+def test_errors_are_one_harmless_line(error):
+    assert SHOWN in str(error)
+    assert str(error).isprintable()
+
+
+def test_several_problems_are_a_line_each():
+    both = Problems([InputError("a\nb", file="f"), InputError("c", line=3)])
+    assert str(both) == "f: a\\nb\nline 3: c"
+
+
+def test_everything_that_is_printed(capsys):
+    console.say(f"one {HOSTILE.replace(chr(10), '')}")
+    console.print_table([["name", HOSTILE], [HOSTILE, "1"]])
+    console.complain(HOSTILE.replace("\n", ""))
+    console.show_messages()
+    out, err = capsys.readouterr()
+    assert SHOWN.replace("\\n", "") in out
+    assert out.count(SHOWN) >= 1
+    assert SHOWN.replace("\\n", "") in err
+    for stream in (out, err):
+        assert set(stream) - set("\n") == {char for char in stream if char.isprintable()}
+
+
+def test_lines_are_not_wrapped(capsys):
+    console.say("word " * 100)
+    console.say_json({"a": "é\x9b " * 100})
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 2
+    assert out.isascii()
+    assert json.loads(out.splitlines()[1]) == {"a": "é\x9b " * 100}
+
+
+def test_bars(monkeypatch):
+    """On a terminal, where markup would count."""
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=300, markup=False, emoji=False, highlight=False)
+    monkeypatch.setattr(console, "stderr", terminal)
+    progress = console.TerminalProgress()
+    with progress.live(), progress.bar(HOSTILE, total=2) as bar:
+        bar.update(1, note=HOSTILE)
+    text = screen.getvalue()
+    assert text.count(SHOWN) >= 2
+    assert "\x1b[2J" not in text
+    assert "\x9b" not in text
+
+
+def test_a_hostile_file_name_and_name_of_a_dataset(merit: Command, tiny_model, four_files):
+    name = "[red]x :skull:"
+    file = four_files / "merit.yaml"
+    file.write_text(config_text(tiny_model, {f'"{name}"': '{path: "a\\x1b[2Jb.jsonl"}'}))
+    outcome = merit("check", file)
+    assert outcome.lines == [f"a\\x1b[2Jb.jsonl: `mixture.{name}.path`: no such file; did you mean `chat.jsonl`?"]
+    (four_files / "a\x1b[2Jb.jsonl").write_text((four_files / "chat.jsonl").read_text().replace("say", "tell"))
+    outcome = merit("check", file)
+    assert outcome.code == 0
+    assert name in outcome.out
+    assert "\x1b" not in outcome.out
+    assert merit("run", file, "--until", "split").code == 0
+    inside = [path.relative_to(four_files) for path in (four_files / "runs" / "merit").rglob("*")]
+    assert all("[red]" not in str(path) for path in inside)
+
+
+def test_marks_stand_at_what_carries_loss(merit: Command, tiny_model, four_files):
+    """The prompt repeats the answer."""
+    for name in ("chat", "copy", "shout", "last"):
+        lines = [json.dumps({"prompt": f"{name} {i}", "completion": f"{name} {i}"}) for i in range(40)]
+        (four_files / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    file = four_files / "merit.yaml"
+    file.write_text(config_text(tiny_model, {name: f"{{path: {name}.jsonl}}" for name in ("copy", "shout", "last")}))
+    out = merit("check", file).out
+    assert "assistant\n⟦chat " in out
+    assert "user\n⟦" not in out
+
+
+def through_shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    merit = f"{sys.executable} -m merit"
+    command = ["bash", "-c", f"set -o pipefail; {script.replace('MERIT', merit)}"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=os.environ | {"LC_ALL": "C.UTF-8"})
+
+
+@pytest.mark.parametrize("command", ["MERIT schema | true", "MERIT env | true", "MERIT --help | true"])
+def test_a_closed_pipe(command, tmp_path):
+    done = through_shell(command, tmp_path)
+    assert done.stderr == ""
+    # Whether the reader was gone before the text was written is chance.
+    assert done.returncode in (0, 1, 141)
+
+
+def test_the_first_line_is_enough(tmp_path):
+    done = through_shell("MERIT schema | head -1", tmp_path)
+    assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+def test_closed_streams(tmp_path):
+    assert through_shell("MERIT schema >&-", tmp_path).returncode == 0
+    assert through_shell("MERIT run nowhere.yaml 2>&-", tmp_path).returncode == 2
+
+
+def test_a_full_output(tmp_path):
+    done = through_shell("MERIT schema >/dev/full", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "output: No space left on device; free some space and run again to resume\n"
+
+
+def test_a_locale_without_unicode(tiny_model, four_files):
+    file = four_files / "merit.yaml"
+    file.write_text(config_text(tiny_model, {'"日本"': "{path: nowhere.jsonl}"}), encoding="utf-8")
+    process = start("check", file, env={"PYTHONIOENCODING": "ascii"})
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err == "nowhere.jsonl: `mixture.\\u65e5\\u672c.path`: no such file; did you mean `chat.jsonl`?\n"
+    assert "\\u27e6" in out  # the mark of what carries loss

@@ -1,0 +1,174 @@
+"""What a configuration means: defaults, short forms, YAML's numbers, resolved paths, and its way back from disk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from merit.config import RunConfig, load_config
+from merit.config.resolve import dump_config, resolve_paths, versions
+
+SMALL = {"model": "m", "mixture": {"a": {"path": "a.jsonl"}, "b": {"path": "b.jsonl"}}, "split": {"axes": 1}}
+
+
+def parse(tmp_path, text: str) -> RunConfig:
+    file = tmp_path / "merit.yaml"
+    file.write_text(text)
+    return load_config(file)
+
+
+def yaml_of(**more: object) -> str:
+    return yaml.safe_dump({**SMALL, **more}, sort_keys=False)
+
+
+def test_defaults(tmp_path):
+    config = parse(tmp_path, yaml_of())
+    assert config == RunConfig.model_validate(SMALL)
+    assert (config.split.splitter, config.split.centre, config.train.epochs, config.seed) == ("pca", True, 1, 0)
+    assert (config.held_out_fraction, config.merge.weights, config.launch.engine) == (0.1, "tokens", "local")
+    assert config.merge.scales == [1.0]
+    assert config.baselines == {}
+    assert config.train.lora is None
+
+
+def test_short_forms(tmp_path):
+    config = parse(tmp_path, yaml_of(baselines={"joint": "single", "rnd": {"splitter": "random", "axes": 1}}))
+    assert config.model.path == "m"
+    assert config.baselines["joint"].splitter == "single"
+    assert config.baselines["joint"].axes is None
+    assert config.baselines["rnd"].axes == 1
+
+
+def test_order_of_datasets_is_the_files(tmp_path):
+    names = ["z", "a", "m", "1", "on", "null"]
+    mixture = {name: {"path": f"{name}.jsonl"} for name in names}
+    text = "model: m\nmixture:\n" + "".join(f"  {name}: {json.dumps(item)}\n" for name, item in mixture.items())
+    assert list(parse(tmp_path, text).mixture) == names
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("2e-5", 2e-5), ("2.0e-5", 2e-5), ("1E-3", 1e-3), ("+1e-3", 1e-3), (".5", 0.5), ("1", 1.0), ("1_000e-6", 1e-3)],
+)
+def test_numbers(written, value, tmp_path):
+    """YAML 1.1 reads `2e-5` as text."""
+    assert parse(tmp_path, yaml_of() + f"train: {{learning_rate: {written}}}\n").train.learning_rate == value
+
+
+@pytest.mark.parametrize("written", ['"2e-5"', "'1'"])
+def test_quoted_text_stays_text_where_text_is_wanted(written, tmp_path):
+    config = parse(tmp_path, yaml_of() + f"output: {written}\n")
+    assert config.output == written.strip("\"'")
+
+
+def test_names_may_be_in_any_script(tmp_path):
+    names = ["数学", "café", "a.b", "a b", "x" * 200, "🙂"]
+    config = parse(
+        tmp_path, yaml.safe_dump({**SMALL, "mixture": {n: {"path": "p"} for n in names}}, allow_unicode=True)
+    )
+    assert sorted(config.mixture) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    "name", ["/", "a/b", "..", ".", "a\\b", "a\x00", "a\nb", "\x1b[31m", "\u202ea", " ", "", "x" * 201]
+)
+def test_names_that_could_be_mistaken(name):
+    with pytest.raises(ValidationError, match="a name must"):
+        RunConfig.model_validate(SMALL | {"mixture": {name: {"path": "a"}, "b": {"path": "b"}}})
+
+
+@pytest.mark.parametrize(
+    ("datasets", "axes", "fits"), [(2, 1, True), (3, 1, True), (3, 2, False), (4, 2, True), (7, 3, False), (8, 3, True)]
+)
+def test_axes_need_a_dataset_a_group(datasets, axes, fits):
+    values = SMALL | {"mixture": {str(i): {"path": "p"} for i in range(datasets)}, "split": {"axes": axes}}
+    if fits:
+        assert RunConfig.model_validate(values).split.axes == axes
+    else:
+        with pytest.raises(ValidationError, match=f"{axes} axes make {2**axes} groups, but the mixture has {datasets}"):
+            RunConfig.model_validate(values)
+
+
+@pytest.mark.parametrize("splitter", ["single", "replicate"])
+def test_one_dataset_needs_a_splitter_without_conflict(splitter):
+    one = SMALL | {"mixture": {"a": {"path": "a"}}}
+    assert RunConfig.model_validate(one | {"split": {"splitter": splitter}}).split.splitter == splitter
+    with pytest.raises(ValidationError, match="one dataset cannot conflict with another"):
+        RunConfig.model_validate(one)
+
+
+def test_nothing_can_be_changed_afterwards():
+    config = RunConfig.model_validate(SMALL)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+
+
+def test_paths_become_absolute_where_a_file_is_meant(tmp_path):
+    (tmp_path / "a.jsonl").touch()
+    (tmp_path / "m").mkdir()
+    config = RunConfig.model_validate(
+        SMALL
+        | {
+            "model": {"path": "m", "chat_template": "t.jinja"},
+            "mixture": {
+                "a": {"path": "a.jsonl"},
+                "gone": {"path": "gone.jsonl"},
+                "hub": {"path": "org/name"},
+                "gym": {"path": "reasoning_gym:gcd"},
+                "long": {"path": "x" * 5000},
+                "nul": {"path": "a\0b"},
+            },
+            "split": {"splitter": "manual", "file": "groups.yaml"},
+            "baselines": {"mine": {"splitter": "manual", "file": "/other.yaml"}},
+            "evaluate": {"unseen": {"u": {"path": "./a.jsonl"}}},
+        }
+    )
+    resolved = resolve_paths(config, tmp_path)
+    assert resolved.model.path == str(tmp_path / "m")
+    assert resolved.model.chat_template == str(tmp_path / "t.jinja")
+    assert resolved.mixture["a"].path == str(tmp_path / "a.jsonl")
+    for name in ("gone", "hub", "gym", "long", "nul"):
+        assert resolved.mixture[name] == config.mixture[name]
+    assert resolved.split.file == str(tmp_path / "groups.yaml")
+    assert resolved.baselines["mine"].file == "/other.yaml"
+    assert resolved.evaluate.unseen["u"].path == str(tmp_path / "a.jsonl")
+    # Doing it twice changes nothing.
+    assert resolve_paths(resolved, tmp_path / "elsewhere") == resolved
+
+
+def test_a_run_replays_its_own_configuration(tmp_path):
+    config = RunConfig.model_validate(
+        SMALL
+        | {
+            "mixture": {"数学": {"path": "a: b #c"}, "no": {"path": "'\"\\"}},
+            "train": {"learning_rate": 1e-7, "lora": {"r": 4}, "trl": {"optim": "adamw_torch"}},
+            "merge": {"scales": [1, 0.5]},
+        }
+    )
+    text = dump_config(config, tmp_path)
+    assert parse(tmp_path, text) == config
+    written = yaml.safe_load(text)
+    assert written["versions"]["python"].startswith("3.")
+    assert set(RunConfig.model_fields) == set(written) - {"versions"}
+
+
+def test_versions_hold_the_commit_of_the_configurations_folder(tmp_path):
+    assert "git_commit" not in versions(tmp_path)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run([*git, *arguments], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert versions(tmp_path)["git_commit"] == head
+
+
+def test_the_schema_describes_every_field():
+    schema = RunConfig.model_json_schema()
+    sections = [schema, *schema["$defs"].values()]
+    fields = [(section["title"], name, field) for section in sections for name, field in section["properties"].items()]
+    assert len(fields) > 50
+    assert not [(title, name) for title, name, field in fields if not field.get("description")]
+    assert all(section["additionalProperties"] is False for section in sections)

@@ -1,0 +1,185 @@
+"""Formats: what a row becomes, and the one line that a wrong row gets."""
+
+from __future__ import annotations
+
+import pytest
+
+from merit.config.mixture import DatasetConfig
+from merit.data.example import Example, Message
+from merit.data.formats import choose_format
+from merit.errors import InputError
+
+
+def parse(row, rows=None, **config) -> Example:
+    chosen = choose_format(DatasetConfig(path="f.jsonl", **config), rows or [row], "f.jsonl", "mixture.d")
+    return chosen.parse(row, 7)
+
+
+def spoken(example: Example) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    return [(m.role, m.content) for m in example.prompt], [(m.role, m.content) for m in example.completion]
+
+
+def say(*turns: str) -> list[dict[str, str]]:
+    roles = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
+    return [{"role": roles[turn[0]], "content": turn[1:]} for turn in turns]
+
+
+QA = ([("user", "q")], [("assistant", "a")])
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "expected"),
+    [
+        ({"messages": say("uq", "aa")}, "messages", QA),
+        ({"prompt": "q", "completion": "a"}, "prompt_completion", QA),
+        ({"instruction": "q", "input": "", "output": "a"}, "alpaca", QA),
+        ({"instruction": "q", "output": "a"}, "alpaca", QA),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "sharegpt", QA),
+        ({"question": "q", "answer": "a", "id": 4}, "qa", QA),
+        ({"instruction": "q", "input": "more", "output": "a"}, "alpaca", ([("user", "q\n\nmore")], QA[1])),
+        # Other people's mixtures of the two ways to write a turn.
+        ({"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "messages", QA),
+        ({"conversations": say("uq", "aa")}, "sharegpt", QA),
+        # Arrow fills up what other rows have with null.
+        ({"messages": [{"role": "user", "content": "q", "value": None}, *say("aa")]}, "messages", QA),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, *say("aa")]}, "messages", QA),
+    ],
+)  # fmt: skip
+def test_formats_are_detected_and_read(row, name, expected):
+    chosen = choose_format(DatasetConfig(path="x"), [row], "x", "mixture.d")
+    assert chosen.name == name
+    assert spoken(chosen.parse(row, 1)) == expected
+
+
+def test_a_conversation_is_completed_from_its_first_answer_on():
+    example = parse({"messages": say("sbe kind", "uq", "aa", "uq2", "tt", "aa2", "uthanks")})
+    assert spoken(example) == (
+        [("system", "be kind"), ("user", "q")],
+        [("assistant", "a"), ("user", "q2"), ("tool", "t"), ("assistant", "a2")],
+    )
+    assert example.reference is None
+
+
+def test_prompts_and_completions_may_be_messages():
+    example = parse({"prompt": say("uq", "aa", "uq2"), "completion": say("aa2")})
+    assert spoken(example) == ([("user", "q"), ("assistant", "a"), ("user", "q2")], [("assistant", "a2")])
+    assert example.reference == "a2"
+    assert spoken(parse({"prompt": "q", "completion": say("aa")})) == QA
+
+
+def test_columns_are_mapped():
+    row = {"frage": "q", "antwort": "the long way to 4", "ergebnis": "4", "rolle": "be kind"}
+    columns = {"prompt": "frage", "completion": "antwort", "reference": "ergebnis", "system": "rolle"}
+    example = parse(row, columns=columns)
+    assert spoken(example) == ([("system", "be kind"), ("user", "q")], [("assistant", "the long way to 4")])
+    assert example.reference == "4"
+    assert parse({"question": "q", "solution": "a"}, columns={"completion": "solution"}, format="qa").reference == "a"
+    assert spoken(parse({"chat": say("uq", "aa")}, columns={"messages": "chat"})) == QA
+
+
+def test_the_system_message():
+    row = {"question": "q", "answer": "a"}
+    assert spoken(parse(row, system="S"))[0] == [("system", "S"), ("user", "q")]
+    assert spoken(parse({**row, "system": "own"}, system="S"))[0] == [("system", "own"), ("user", "q")]
+    assert spoken(parse({**row, "system": ""}, system="S"))[0] == [("system", "S"), ("user", "q")]
+    assert spoken(parse({"messages": say("sown", "uq", "aa")}, system="S"))[0] == [("system", "own"), ("user", "q")]
+
+
+def test_ids_depend_on_the_conversation_alone():
+    one = parse({"question": "q", "answer": "a", "source": "x"})
+    assert one.id == parse({"messages": say("uq", "aa")}).id
+    assert one.id != parse({"question": "q", "answer": "a "}).id
+    assert len(one.id) == 32
+    # Where a turn ends matters, not only the text of all.
+    assert Example((Message("user", "ab"),), (Message("assistant", "c"),)).id != Example(
+        (Message("user", "a"),), (Message("assistant", "bc"),)
+    ).id  # fmt: skip
+
+
+MESSAGES = {"messages": say("uq", "aa")}
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"messages": say("uq")}, "`messages`: no assistant turn, so there is nothing to learn"),
+        ({"messages": []}, "`messages`: no assistant turn, so there is nothing to learn"),
+        ({"messages": "hello"}, "`messages`: must be a list of messages, not text ('hello')"),
+        ({"messages": None}, "`messages`: is null; a row needs it"),
+        ({"message": []}, "`messages`: missing (did you mean `message`?); the row has message"),
+        ({"messages": [*say("uq", "aa"), {"role": "asistant", "content": "x"}]},
+         "`messages[2].role`: unknown role 'asistant'; did you mean `assistant`?"),
+        ({"messages": [{"role": "zzz", "content": "x"}]},
+         "`messages[0].role`: unknown role 'zzz'; known: system, user, assistant, tool"),
+        ({"messages": [{"role": 3, "content": "x"}]}, "`messages[0].role`: must be text, not a number (3)"),
+        ({"messages": [{"content": "x"}]}, "`messages[0].role`: missing"),
+        ({"messages": [{"role": "user"}]}, "`messages[0].content`: missing"),
+        ({"messages": [{"role": "user", "content": None}]}, "`messages[0].content`: missing"),
+        ({"messages": [{"role": "user", "content": {"a": 1}}]}, "`messages[0].content`: must be text, not an object"),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]},
+         "`messages[0].content[0].type`: only text and image parts are supported, not 'audio'"),
+        ({"messages": ["hello"]}, "`messages[0]`: must be an object with `role` and `content`, not text ('hello')"),
+        ({"messages": say("uq", "a  ")}, "`messages[1].content`: the completion is empty"),
+        ({"messages": say("uq", "aa", "uq", "a")}, "`messages[3].content`: the completion is empty"),
+        ({"messages": [*say("uq"), {"role": "assistant", "content": "", "tool_calls": [1]}]},
+         "`messages[1].tool_calls`: tool calls cannot be rendered yet; write them into `content`"),
+        ({"messages": say("u\ud800", "aa")}, "`messages[0].content`: holds half a surrogate pair, which is no text"),
+        ([1], "a row must be an object, not list"),
+    ],
+)  # fmt: skip
+def test_a_wrong_conversation_gets_one_line(row, line):
+    with pytest.raises(InputError) as caught:
+        parse(row, rows=[MESSAGES])
+    assert str(caught.value) == f"f.jsonl:7: {line}"
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"question": "q", "answer": ""}, "`answer`: the completion is empty"),
+        ({"question": "q", "answer": " \n"}, "`answer`: the completion is empty"),
+        ({"question": "q", "answer": 42}, "`answer`: must be text, not a number (42)"),
+        ({"question": True, "answer": "a"}, "`question`: must be text, not a truth value (true)"),
+        ({"question": ["q"], "answer": "a"}, "`question`: must be text, not a list"),
+        ({"question": "q", "answer": None}, "`answer`: is null; a row needs it"),
+        ({"question": "q", "text": "a"}, "`answer`: missing; the row has question, text"),
+        ({}, "`question`: missing; the row has no columns"),
+        ({"question": "q", "answer": "a", "system": 1}, "`system`: must be text, not a number (1)"),
+    ],
+)
+def test_a_wrong_answer_gets_one_line(row, line):
+    with pytest.raises(InputError) as caught:
+        parse(row, rows=[{"question": "q", "answer": "a"}])
+    assert str(caught.value) == f"f.jsonl:7: {line}"
+
+
+@pytest.mark.parametrize(
+    ("config", "row", "line"),
+    [
+        ({"columns": {"prompt": "questoin"}}, {"question": "q", "answer": "a"},
+         "`mixture.d.columns.prompt`: there is no column 'questoin' (did you mean `question`?); it has answer, "
+         "question"),
+        ({}, {"text": "x"},
+         "`mixture.d.format`: no known format fits (text); name the columns, e.g. columns: {prompt: question, "
+         "completion: answer}"),
+        ({}, {}, "`mixture.d.format`: no known format fits (no columns); name the columns, e.g. columns: "
+         "{prompt: question, completion: answer}"),
+        ({"format": "qa", "columns": {"messages": "answer"}}, {"question": "q", "answer": "a"},
+         "`mixture.d.columns.messages`: the format `qa` has no 'messages'; it has prompt, completion"),
+    ],
+)  # fmt: skip
+def test_a_format_that_does_not_fit_gets_one_line(config, row, line):
+    with pytest.raises(InputError) as caught:
+        choose_format(DatasetConfig(path="f.jsonl", **config), [row], "f.jsonl", "mixture.d")
+    assert str(caught.value) == f"f.jsonl: {line}"
+
+
+def test_a_named_format_meets_other_rows():
+    with pytest.raises(InputError, match=r"^f\.jsonl:7: `messages`: missing; the row has question, answer$"):
+        parse({"question": "q", "answer": "a"}, format="messages")
+
+
+def test_detection_looks_beyond_a_first_row_that_lacks_a_column():
+    rows = [{"question": "q"}, {"question": "q", "answer": "a"}]
+    assert choose_format(DatasetConfig(path="x"), rows, "x", "mixture.d").name == "qa"
+    assert choose_format(DatasetConfig(path="x"), [[1], "a"], "x", "mixture.d").name == "messages"

@@ -1,0 +1,118 @@
+"""`merit init`: what it proposes loads, and checks."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+from chat_tokenizers import make_tokenizer
+from test_build_mixture import qa, write
+
+from merit.config import load_config
+from merit.data.check import check_mixture
+from merit.data.init import _batch_tokens, propose_config
+from merit.errors import InputError
+
+
+def load(folder):
+    text = propose_config(folder)
+    (folder / "merit.yaml").write_text(text, encoding="utf-8")
+    return text, load_config(folder / "merit.yaml")
+
+
+def test_four_files_in_four_formats(tmp_path):
+    write(tmp_path / "one.jsonl", qa(100))
+    write(tmp_path / "two.jsonl", [{"instruction": f"{i}", "output": f"{i}"} for i in range(100)])
+    said = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    write(tmp_path / "three.jsonl", [{"conversations": said, "id": i} for i in range(3)])
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    write(tmp_path / "four.jsonl", [{"messages": chat}])
+    (tmp_path / "notes.txt").write_text("not data")
+    text, config = load(tmp_path)
+    assert list(config.mixture) == ["four", "one", "three", "two"]
+    assert [item.path for item in config.mixture.values()] == ["four.jsonl", "one.jsonl", "three.jsonl", "two.jsonl"]
+    for name, kind in {"one": "qa", "two": "alpaca", "three": "sharegpt", "four": "messages"}.items():
+        assert f"  {name}: {{path: {name}.jsonl}}  # format: {kind}\n" in text
+    assert (config.split.splitter, config.split.axes) == ("pca", 1)
+    assert config.baselines["joint"].splitter == "single"
+    report = check_mixture(config, tmp_path, make_tokenizer())
+    assert {item.name for item in report.datasets if not item.problems} >= {"one", "two"}
+
+
+@pytest.mark.parametrize(("count", "splitter", "axes"), [(1, "single", 2), (2, "pca", 1), (3, "pca", 1), (9, "pca", 2)])
+def test_axes_fit_the_number_of_files(tmp_path, count, splitter, axes):
+    for i in range(count):
+        write(tmp_path / f"d{i}.jsonl", qa(3))
+    _, config = load(tmp_path)
+    assert (config.split.splitter, config.split.axes) == (splitter, axes)
+    assert ("joint" in config.baselines) == (count > 1)
+
+
+def test_names_that_yaml_would_misread(tmp_path):
+    stems = [
+        "no",
+        "12",
+        "1e5",
+        "a: b",
+        "größe",
+        "it's #1",
+        "- x",
+        "[a]",
+        "null",
+        "..x",
+        "a\tb",
+        "{",
+        "&a",
+        "x" * 120,
+        "~",
+    ]
+    for stem in stems:
+        write(tmp_path / f"{stem}.jsonl", qa(3))
+    text, config = load(tmp_path)
+    # A tab cannot be written; the file is left out, and why is said.
+    assert len(config.mixture) == len(stems) - 1
+    assert "# left out: " in text
+    assert sorted(item.path for item in config.mixture.values()) == sorted(f"{s}.jsonl" for s in stems if s != "a\tb")
+
+
+def test_one_name_for_each_file(tmp_path):
+    write(tmp_path / "a.jsonl", qa(3))
+    (tmp_path / "a.json").write_text(json.dumps(qa(3)))
+    (tmp_path / "a.csv").write_text("question,answer\nq,a\n")
+    _, config = load(tmp_path)
+    assert {name: item.path for name, item in config.mixture.items()} == {
+        "a": "a.csv", "a-json": "a.json", "a-jsonl": "a.jsonl"
+    }  # fmt: skip
+
+
+def test_files_that_are_not_data_become_comments(tmp_path):
+    write(tmp_path / "good.jsonl", qa(3))
+    (tmp_path / "config.json").write_text('{"name": "x"}')
+    (tmp_path / "broken.jsonl").write_text('{"question": \n')
+    text, config = load(tmp_path)
+    assert list(config.mixture) == ["good"]
+    assert "  # config: {path: config.json}  # left out: config.json: `mixture.config.format`: no known format" in text
+    assert "  # broken: {path: broken.jsonl}  # left out: broken.jsonl:1: not valid JSON" in text
+
+
+def test_the_embedded_model_where_its_package_is(tmp_path, monkeypatch):
+    write(tmp_path / "a.jsonl", qa(3))
+    for spec, model in ((None, "HuggingFaceTB/SmolLM2-135M-Instruct"), (object(), "embedded:smollm2-135m")):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, spec=spec: spec)
+        assert load(tmp_path)[1].model.path == model
+
+
+def test_a_folder_without_data(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        propose_config(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"no data file in this folder \(\.jsonl"):
+        propose_config(tmp_path)
+    (tmp_path / "a.jsonl").touch()
+    with pytest.raises(InputError, match=r"^a\.jsonl: empty"):
+        propose_config(tmp_path)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, 512), (600_000, 512), (1_300_000, 2048), (1_000_000_000, 16_384)])
+def test_the_batch_follows_the_size_of_the_data(size, expected):
+    assert _batch_tokens(size) == expected

@@ -1,0 +1,253 @@
+"""Sources: every kind streams the same rows, and names file and line of what cannot be read."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from merit.config.mixture import DatasetConfig
+from merit.data import json_stream
+from merit.data.source import open_source
+from merit.errors import InputError
+
+ROWS = [{"question": f"what is {i}, “{i}”?\nTell.", "answer": f'it is "{i}"'} for i in range(30)]
+
+
+def source(tmp_path: Path, name: str, **config):
+    return open_source(DatasetConfig(path=name, **config), tmp_path, "mixture.d")
+
+
+def write(tmp_path: Path, name: str, content: str | bytes) -> None:
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def only_error(rows) -> InputError:
+    return next(row.error for row in rows if row.error is not None)
+
+
+def test_all_kinds_of_file_give_the_same_rows(tmp_path):
+    def field(text):
+        return '"' + text.replace('"', '""') + '"'
+
+    csv = "\ufeffquestion,answer\n" + "".join(f"{field(r['question'])},{field(r['answer'])}\n" for r in ROWS)
+    write(tmp_path, "a.jsonl", "\n\n".join(json.dumps(row) for row in ROWS))
+    write(tmp_path, "a.JSON", json.dumps(ROWS, indent=2))
+    write(tmp_path, "lines.json", "\n".join(json.dumps(row) for row in ROWS))
+    write(tmp_path, "a.csv", csv)
+    write(tmp_path, "a.tsv", "question\tanswer\n" + "".join(
+        f"{field(r['question'])}\t{field(r['answer'])}\n" for r in ROWS))  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet", row_group_size=7)
+    for name in ("a.jsonl", "a.JSON", "lines.json", "a.csv", "a.tsv", "a.parquet"):
+        rows = list(source(tmp_path, name).rows())
+        assert [row.value for row in rows] == ROWS, name
+        assert all(row.error is None for row in rows)
+        assert 0 < rows[0].done <= rows[-1].done <= 1
+        assert rows[-1].done > 0.99
+
+
+def test_lines_are_those_of_the_file(tmp_path):
+    write(tmp_path, "a.jsonl", '{"a": 1}\n\n{"a": 2}\n')
+    assert [row.number for row in source(tmp_path, "a.jsonl").rows()] == [1, 3]
+    write(tmp_path, "a.json", '[\n {"a": 1},\n\n {\n"a": 2}, {"a": 3}]')
+    assert [row.number for row in source(tmp_path, "a.json").rows()] == [2, 4, 5]
+    write(tmp_path, "a.csv", 'a,b\n"1\n1",x\n2,y\n')
+    assert [row.number for row in source(tmp_path, "a.csv").rows()] == [2, 4]
+
+
+def test_a_bad_line_does_not_hide_the_next(tmp_path):
+    write(tmp_path, "a.jsonl", b'{"a": 1}\n{"a": \n{"a": "\xff"}\n' + b"[" * 100_000 + b'\n{"a": 2}\n')
+    rows = list(source(tmp_path, "a.jsonl").rows())
+    assert [row.error is None for row in rows] == [True, False, False, False, True]
+    assert str(rows[1].error).startswith("a.jsonl:2: not valid JSON")
+    assert str(rows[2].error) == "a.jsonl:3: not valid UTF-8"
+    assert str(rows[3].error).startswith("a.jsonl:4: not valid JSON")
+
+
+def test_line_80001_is_named_and_memory_stays_small(tmp_path):
+    line = json.dumps({"question": "q" * 300, "answer": "a" * 100}) + "\n"
+    write(tmp_path, "a.jsonl", line * 80_000 + '{"question": "q", "answer"\n' + line)
+    # The same as one array: the element that starts in line 80,001 is broken.
+    write(tmp_path, "a.json", "[" + line.strip() + ",\n" + (line.strip() + ",\n") * 79_999 + '{"question" "q"}]')
+    for name in ("a.jsonl", "a.json"):
+        tracemalloc.start()
+        error = only_error(source(tmp_path, name).rows())
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert str(error).startswith(f"{name}:80001: not valid JSON")
+        assert peak < 4e6 < (tmp_path / name).stat().st_size / 8
+
+
+VALUES = st.text(max_size=60) | st.integers() | st.lists(st.floats(allow_nan=False))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.dictionaries(st.text(max_size=4), VALUES), max_size=6),
+    indent=st.sampled_from([None, 0, 3]),
+    chunk=st.integers(1, 40),
+)
+def test_json_in_any_pieces_is_what_the_standard_parser_says(rows, indent, chunk):
+    import io
+
+    text = json.dumps(rows, indent=indent, ensure_ascii=False)
+    text = text.encode("utf-8", "replace").decode()
+    original, json_stream._CHUNK = json_stream._CHUNK, chunk
+    try:
+        read = list(json_stream.stream_json(io.BytesIO(text.encode()), place="x", size=1))
+    finally:
+        json_stream._CHUNK = original
+    assert [row.value for row in read] == json.loads(text)
+    assert [row.error for row in read] == [None] * len(rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "words"),
+    [
+        ('[{"a": 1}\n{"a": 2}]', 2, "expected `,`"),
+        ('[{"a": 1},\n', 2, "Expecting value"),
+        ('[{"a": 1}\n', 2, "no end"),
+        ('[{"a": 1}]\n\nx', 3, "follows"),
+        ('[\n{"a": "\n"}]', 2, "control character"),
+        (b'[{"a": 1},\n{"a": "\xff"}]', 2, "UTF-8"),
+        ("[" * 100_000, 1, "recursion|nested"),
+    ],
+)
+def test_broken_json_is_the_last_row_with_its_line(tmp_path, content, line, words):
+    write(tmp_path, "a.json", content)
+    *_, last = source(tmp_path, "a.json").rows()
+    assert last.error is not None
+    assert last.error.line == line
+    with pytest.raises(InputError, match=words):
+        raise last.error
+
+
+def test_csv_says_which_row_has_too_many_fields(tmp_path):
+    write(tmp_path, "a.csv", 'a,b\n1,2\n"3\n3",4,5\n6,7\n')
+    rows = list(source(tmp_path, "a.csv").rows())
+    assert str(rows[1].error) == "a.csv:3: 3 fields, but the header has 2"
+    assert rows[2].value == {"a": "6", "b": "7"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a,b,a\n1,2,3\n", r"a.csv:1: the header names the column 'a' twice"),
+        ('a,b\n1,"2\n', r"a.csv:2: not valid CSV"),
+        (b"a,b\n1,\xff\n", r"a.csv:2: not valid UTF-8"),
+    ],
+)
+def test_csv_that_cannot_be_read_on(tmp_path, content, words):
+    write(tmp_path, "a.csv", content)
+    with pytest.raises(InputError, match=words):
+        list(source(tmp_path, "a.csv").rows())
+
+
+def test_long_csv_fields_are_fine(tmp_path):
+    write(tmp_path, "a.csv", f"a,b\n{'x' * 500_000},y\n")
+    assert len(next(source(tmp_path, "a.csv").rows()).value["a"]) == 500_000
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    for damaged in (b"", b"PAR1", content[:-9], content[:100]):
+        write(tmp_path, "a.parquet", damaged)
+        with pytest.raises(InputError, match=r"^a\.parquet: not a readable Parquet file") as caught:
+            list(source(tmp_path, "a.parquet").rows())
+        assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_opened(tmp_path):
+    write(tmp_path, "train.jsonl", "{}")
+    write(tmp_path, "notes.txt", "hello")
+    (tmp_path / "folder").mkdir()
+    for path, words in {
+        "trian.jsonl": "no such file; did you mean `train.jsonl`?",
+        "notes.txt": "unknown kind of file; use one of .jsonl",
+        "folder": "this is a folder",
+        "folder/train": "no such file",
+        "../x/y/z": "no such file",
+        "/no/where.csv": "no such file",
+    }.items():
+        with pytest.raises(InputError, match=words) as caught:
+            source(tmp_path, path)
+        assert str(caught.value).startswith(f"{path}: `mixture.d.path`: ")
+    with pytest.raises(InputError, match=r"`mixture\.d\.options`"):
+        source(tmp_path, "train.jsonl", options={"seed": 1})
+
+
+def test_the_fingerprint_is_of_the_content(tmp_path):
+    write(tmp_path, "a.jsonl", "{}")
+    write(tmp_path, "b.jsonl", "{}")
+    write(tmp_path, "c.jsonl", "{} ")
+    a, b, c = (source(tmp_path, name).fingerprint() for name in ("a.jsonl", "b.jsonl", "c.jsonl"))
+    assert a == b != c
+
+
+def test_the_hub_offline_says_so_in_one_line(tmp_path, monkeypatch):
+    import datasets
+
+    def refuse(*args, **kwargs):
+        raise ConnectionError("Couldn't reach 'org/name'\non the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(InputError, match=r"^org/name: the Hub cannot be reached"):
+        list(source(tmp_path, "org/name").rows())
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: (_ for _ in ()).throw(ValueError("bad\nsplit")))
+    with pytest.raises(InputError, match=r"^org/name: cannot be loaded: bad split$"):
+        list(source(tmp_path, "org/name", split="nope").rows())
+
+
+def test_a_hub_dataset_is_loaded_once(tmp_path, monkeypatch):
+    import datasets
+
+    calls = []
+
+    def load(path, name, split):
+        calls.append((path, name, split))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    hub = source(tmp_path, "org/name", subset="main", split="test")
+    assert calls == []
+    assert [row.value for row in hub.rows()] == ROWS
+    assert hub.fingerprint() == hub.fingerprint()
+    assert calls == [("org/name", "main", "test")]
+
+
+def test_a_reasoning_gym_family(tmp_path):
+    pytest.importorskip("reasoning_gym")
+    gym = source(tmp_path, "reasoning_gym:gcd", max_examples=7, options={"seed": 3, "max_value": 50})
+    rows = [row.value for row in gym.rows()]
+    assert len(rows) == 7
+    assert rows == [row.value for row in gym.rows()]
+    assert rows != [row.value for row in source(tmp_path, "reasoning_gym:gcd", max_examples=7).rows()]
+    assert gym.scores
+    stored = json.loads(rows[0]["verifier"])
+    assert stored["name"] == "gcd"
+    assert stored["entry"]["answer"] == rows[0]["answer"]
+
+
+@pytest.mark.parametrize(
+    ("path", "config", "words"),
+    [
+        ("reasoning_gym:gcdd", {}, r"`mixture\.d\.path`: unknown family 'gcdd'; did you mean `gcd`\?"),
+        ("reasoning_gym:gcd", {"options": {"max_valu": 1}}, r"`mixture\.d\.options\.max_valu`: .*`max_value`"),
+        ("reasoning_gym:gcd", {"options": {"seed": "x"}}, r"options\.seed`: must be a whole number"),
+        ("reasoning_gym:gcd", {"options": {"size": 3}}, r"options\.size`: set `max_examples`"),
+        ("reasoning_gym:gcd", {"options": {"min_numbers": -4}}, r"`mixture\.d\.options`: the generator refuses"),
+        ("reasoning_gym:gcd", {"options": {"min_numbers": "x"}}, r"`mixture\.d\.options`: the generator refuses"),
+        ("reasoning_gym:composite", {}, r"`mixture\.d\.options`: the generator refuses"),
+    ],
+)
+def test_what_reasoning_gym_refuses(tmp_path, path, config, words):
+    pytest.importorskip("reasoning_gym")
+    with pytest.raises(InputError, match=words):
+        source(tmp_path, path, **config)

@@ -1,0 +1,41 @@
+"""Generated pictures: always the same for a seed, right answers, honest chance."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from merit.config.mixture import DatasetConfig
+from merit.data.reading import DatasetReader
+from merit.data.visual import VisualSource
+from merit.data.visual_tasks import TASKS
+from merit.errors import InputError
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_rows(tmp_path, task):
+    config = DatasetConfig(path=f"visual:{task}", max_examples=300)
+    rows = [row.value for row in VisualSource.open(config, "mixture.d").rows()]
+    assert rows == [row.value for row in VisualSource.open(config, "mixture.d").rows()]
+    assert len({row["image"]["bytes"] for row in rows}) > 290
+    most = Counter(row["answer"] for row in rows).most_common(1)[0][1] / len(rows)
+    assert abs(most - TASKS[task].chance) < 0.09
+    other = DatasetConfig(path=f"visual:{task}", max_examples=2, options={"seed": 1})
+    assert next(iter(VisualSource.open(other, "mixture.d").rows())).value != rows[0]
+    (read, *_) = DatasetReader.open("d", DatasetConfig(path=f"visual:{task}", max_examples=1), tmp_path).read()
+    assert read.example.images[0].read() == rows[0]["image"]["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        ({"path": "visual:digits"}, "`mixture.d.path`: unknown task 'digits'; did you mean `digit`?"),
+        ({"path": "visual:digit", "options": {"sed": 1}}, "`mixture.d.options.sed`: unknown option; there is: seed"),
+        ({"path": "visual:digit", "options": {"seed": "a"}}, "`mixture.d.options.seed`: must be a whole number"),
+    ],
+)
+def test_mistakes(config, line):
+    with pytest.raises(InputError) as error:
+        VisualSource.open(DatasetConfig(**config), "mixture.d")
+    assert str(error.value).startswith(line)

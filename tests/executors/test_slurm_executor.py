@@ -1,0 +1,153 @@
+"""Jobs on a real Slurm, started by the test: queue, preemption, time-out, a driver that dies, messages of failures."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jobs import DONE, counting, job, starts_of, steps_of
+from slurm_cluster import SlurmCluster, why_not
+
+from merit.config.launch import LaunchConfig, SlurmConfig
+from merit.errors import InputError, StageError
+from merit.executors.drive import Rules
+from merit.executors.record import JobRecord
+
+pytest.importorskip("submitit", reason="needs the extra `slurm`")
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[SlurmCluster]:
+    patch = pytest.MonkeyPatch()
+    with SlurmCluster() as cluster:
+        for name, value in cluster.env.items():
+            patch.setenv(name, value)
+        yield cluster
+    patch.undo()
+
+
+def executor(folder: Path, rules: Rules | None = None, **options):
+    from merit.executors.slurm import SlurmExecutor
+
+    options = {"partition": "low", "poll_seconds": 0.3, "minutes": 10} | options
+    launch = LaunchConfig(engine="slurm", slurm=SlurmConfig(**options))
+    return SlurmExecutor(launch, rules or Rules(), folder / "engine")
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 40
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def slurm_id(item) -> str:
+    record = JobRecord.load(item.record)
+    assert record is not None
+    return record.id
+
+
+def test_an_array_of_jobs_runs_to_its_end(slurm, tmp_path):
+    jobs = [job(tmp_path, name, "print('hello')\n" + DONE, env={"MINE": name}) for name in "abc"]
+    executor(tmp_path).run(jobs)
+    assert all(item.done.exists() for item in jobs)
+    assert (tmp_path / "a" / "output.txt").read_text() == "hello\n"
+    ids = [slurm_id(item) for item in jobs]
+    assert len({ident.split("_")[0] for ident in ids}) == 1  # one array
+    assert [ident.split("_")[1] for ident in ids] == ["0", "1", "2"]
+
+
+def test_failures_are_told_as_everywhere(slurm, tmp_path):
+    died = job(tmp_path, "died", "sys.stderr.write('one\\ntwo\\n'); sys.exit(1)\n")
+    bad = job(tmp_path, "bad", "sys.stderr.write('spec.json: wrong\\n'); sys.exit(2)\n")
+    killed = job(tmp_path, "killed", "os.kill(os.getpid(), signal.SIGKILL)\n")
+    with pytest.raises(StageError) as caught:
+        executor(tmp_path, Rules(retries=0)).run([died, bad, killed])
+    text = str(caught.value)
+    assert "died failed (exit code 1): two; see " in text
+    assert "bad failed (exit code 2): spec.json: wrong; see " in text
+    assert "killed failed (SIGKILL, perhaps out of memory); see " in text
+
+
+def test_a_job_that_never_began_says_why(slurm, tmp_path):
+    with pytest.raises(StageError, match=r"Slurm: FAILED .*: no module `cuda/99` here"):
+        executor(tmp_path, Rules(retries=0), setup=["echo 'no module `cuda/99` here' >&2; exit 1"]).run(
+            [job(tmp_path, "unbegun", DONE)]
+        )
+
+
+def test_preempted_and_timed_out_jobs_are_requeued_and_resume(slurm, tmp_path):
+    """USR2 is what Slurm sends when the time is nearly up; the other job is really preempted by a better partition."""
+    timed, preempted = counting(tmp_path, "timed", 40), counting(tmp_path, "preempted", 60)
+    done: list[bool] = []
+
+    def disturb() -> str | None:
+        if not done and all((item.done.parent / "count").exists() for item in (timed, preempted)):
+            slurm.call("scancel", "--signal=USR2", slurm_id(timed))
+            slurm.call("sbatch", "--partition=high", "--output=/dev/null", "--cpus-per-task=2", "--wrap", "sleep 1")
+            done.append(True)
+        slurm.hurry()
+        return None
+
+    executor(tmp_path, Rules(stop=disturb)).run([timed, preempted])
+    assert done
+    for item in (timed, preempted):
+        assert starts_of(item) >= 2
+        assert set(steps_of(item)) == set(range(len(set(steps_of(item)))))
+        assert len(steps_of(item)) <= len(set(steps_of(item))) + starts_of(item)  # a step a restart at most
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from jobs import counting
+from test_slurm_executor import executor
+folder = Path(sys.argv[1])
+executor(folder).run([counting(folder, "a", 30)])
+"""
+
+
+def test_a_driver_that_dies_finds_its_job_again(slurm, tmp_path):
+    program = DRIVER.format(tests=str(Path(__file__).parent))
+    driver = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], env=dict(os.environ))
+    wait_until((tmp_path / "a" / "count").exists)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    item = counting(tmp_path, "a", 30)
+    before = slurm_id(item)
+    assert not item.done.exists()
+    executor(tmp_path).run([item])
+    assert slurm_id(item) == before
+    assert starts_of(item) == 1  # it never stopped
+    assert steps_of(item) == list(range(30))
+
+
+def test_cancelled_jobs_leave_the_queue(slurm, tmp_path):
+    item = counting(tmp_path, "a", 600)
+    begun = tmp_path / "a" / "count"
+    rules = Rules(stop=lambda: "cancelled; run again to resume" if begun.exists() else None)
+    with pytest.raises(StageError, match="cancelled"):
+        executor(tmp_path, rules).run([item])
+    wait_until(lambda: not slurm.call("squeue", "--noheader", "--states=RUNNING,PENDING").strip())
+    record = JobRecord.load(item.record)
+    assert record is not None
+    assert record.state == "cancelled"
+
+
+def test_what_slurm_refuses_is_said(slurm, tmp_path):
+    with pytest.raises(InputError, match=r"`launch\.slurm`: sbatch refused the job: .*partition"):
+        executor(tmp_path, partition="nowhere").run([job(tmp_path, "a", DONE)])
+
+
+def test_without_slurm(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(InputError, match=r"`launch\.engine`: Slurm's commands \(srun\) are not on this machine"):
+        executor(tmp_path).run([job(tmp_path, "a", DONE)])

@@ -1,0 +1,195 @@
+"""LoRA: updates are averaged, never factors. PEFT's own merge of each adapter is the reference."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from merge_folders import read
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from merit.cli.merge_command import merge_models
+from merit.errors import InputError
+from merit.io import sha256_file
+from merit.merge.adapters import merge_adapters
+from merit.merge.average import merge_checkpoints
+from merit.merge.lora import read_rows
+from merit.models.adapter import Adapter
+from merit.models.checkpoint import Checkpoint, FilePool
+
+LLAMA = LlamaConfig(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64,
+    tie_word_embeddings=False,
+)  # fmt: skip
+GPT2 = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=32)
+KINDS = {
+    "plain": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]},
+    "rslora": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "use_rslora": True},
+    "patterns": {
+        "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"],
+        "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.self_attn.v_proj": 3},
+    },
+    "whole": {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "embedding": {"r": 2, "lora_alpha": 3, "target_modules": ["embed_tokens", "o_proj"]},
+    "dora": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], "use_dora": True},
+}  # fmt: skip
+
+
+def base_and_adapters(root, kinds, model):
+    """Saves θ0 and one random adapter a kind; returns PEFT's own merged weights of each."""
+    model.save_pretrained(root / "base")
+    merged = []
+    for number, kind in enumerate(kinds):
+        tuned = get_peft_model(copy.deepcopy(model), LoraConfig(**kind))
+        for name, value in tuned.named_parameters():
+            if value.requires_grad:
+                torch.nn.init.normal_(value, std=0.05) if "magnitude" not in name else value.data.mul_(1.1)
+        tuned.save_pretrained(root / f"adapter{number}")
+        merged.append(tuned.merge_and_unload().state_dict())
+    return merged
+
+
+def close(found, expected):
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name].float(), rtol=2e-5, atol=2e-6, msg=name)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("memory", [512_000_000, 2_300_000])
+def test_whole_model_from_adapters(tmp_path, kind, memory):
+    torch.manual_seed(0)
+    merged = base_and_adapters(tmp_path, [KINDS[kind], KINDS["plain"]], LlamaForCausalLM(LLAMA))
+    adapters = [tmp_path / "adapter0", tmp_path / "adapter1"]
+    result = merge_checkpoints(adapters, [3, 1], {1.0: tmp_path / "out"}, base=tmp_path / "base", memory_bytes=memory)
+    close(read(tmp_path / "out"), {name: 0.75 * merged[0][name] + 0.25 * merged[1][name] for name in merged[0]})
+    start = read(tmp_path / "base")
+    moved = sum(float((merged[0][name].double() - start[name].double()).square().sum()) for name in start)
+    assert result.branch_displacement[0] == pytest.approx(moved**0.5, rel=1e-4)
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.lm_head.weight.shape == (64, 32)
+
+
+def test_conv1d_is_transposed(tmp_path):
+    torch.manual_seed(0)
+    kind = {"r": 4, "target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}
+    merged = base_and_adapters(tmp_path, [kind], GPT2LMHeadModel(GPT2))
+    merge_checkpoints([tmp_path / "adapter0"], [1], {1.0: tmp_path / "out"}, base=tmp_path / "base")
+    close(read(tmp_path / "out"), merged[0])
+
+
+def test_adapter_beside_a_whole_checkpoint(tmp_path):
+    torch.manual_seed(0)
+    merged = base_and_adapters(tmp_path, [KINDS["plain"]], LlamaForCausalLM(LLAMA))
+    other = LlamaForCausalLM(LLAMA)
+    other.save_pretrained(tmp_path / "other")
+    merge_checkpoints(
+        [tmp_path / "adapter0", tmp_path / "other"], [1, 1], {1.0: tmp_path / "out"}, base=tmp_path / "base"
+    )
+    close(read(tmp_path / "out"), {n: (merged[0][n] + other.state_dict()[n]) / 2 for n in merged[0]})
+
+
+@pytest.mark.parametrize("kind", ["plain", "rslora", "patterns", "embedding"])
+def test_stacked_adapter_is_exact_and_loads_in_peft(tmp_path, kind):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LLAMA)
+    merged = base_and_adapters(tmp_path, [KINDS[kind], KINDS["plain"]], model)
+    adapters = [tmp_path / "adapter0", tmp_path / "adapter1"]
+    result = merge_adapters(adapters, [3, 1], tmp_path / "out", base=tmp_path / "base")
+    assert result.truncation_error == 0
+    if kind == "plain":
+        assert set(result.ranks.values()) == {8}
+    found = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "out").merge_and_unload().state_dict()
+    close(found, {name: 0.75 * merged[0][name] + 0.25 * merged[1][name] for name in merged[0]})
+
+
+def test_truncated_adapter_has_the_least_error_and_tells_it(tmp_path):
+    torch.manual_seed(0)
+    base_and_adapters(tmp_path, [KINDS["plain"]] * 3, LlamaForCausalLM(LLAMA))
+    adapters = [tmp_path / f"adapter{n}" for n in range(3)]
+    base = tmp_path / "base"
+    exact = merge_adapters(adapters, [1, 1, 1], tmp_path / "exact", base=base)
+    cut = merge_adapters(adapters, [1, 1, 1], tmp_path / "cut", base=base, rank=5)
+    assert set(cut.ranks.values()) == {5}
+    deltas = [updates(tmp_path / name, base) for name in ("exact", "cut")]
+    lost = sum(float((deltas[0][n] - deltas[1][n]).square().sum()) for n in deltas[0])
+    best = sum(float(torch.linalg.svdvals(delta)[5:].square().sum()) for delta in deltas[0].values())
+    assert lost == pytest.approx(best, rel=1e-4)
+    assert cut.truncation_error == pytest.approx(best**0.5 / exact.update_norm, rel=1e-5)
+    assert cut.worst_module in cut.ranks
+
+
+def updates(path, base):
+    """Each module's update, scale · B A."""
+    adapter = Adapter.open(path, Checkpoint.open(base))
+    with FilePool() as files:
+        return {
+            name: torch.from_numpy(
+                u.scale * read_rows(files, u.b, 0, u.b.shape[0]) @ read_rows(files, u.a, 0, u.a.shape[0])
+            )
+            for name, u in adapter.updates.items()
+        }
+
+
+def test_one_adapter_at_weight_one_gives_itself_back(tmp_path):
+    base_and_adapters(tmp_path, [KINDS["rslora"], KINDS["plain"]], LlamaForCausalLM(LLAMA))
+    merge_adapters([tmp_path / "adapter0", tmp_path / "adapter1"], [7, 0], tmp_path / "out", base=tmp_path / "base")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert sha256_file(tmp_path / "out" / name) == sha256_file(tmp_path / "adapter0" / name)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"peft_type": "LOHA"}, "`peft_type`: adapters of type LOHA"),
+        ({"init_lora_weights": "pissa"}, "`init_lora_weights`: 'pissa' changed the base"),
+        ({"lora_bias": True}, "`lora_bias`: adapters with this setting"),
+        ({"target_parameters": ["x"]}, "`target_parameters`: adapters with this setting"),
+        ({"lora_alpha": None}, "`lora_alpha`: None is not a number"),
+        ({"use_dora": True}, "`use_dora` and the magnitude vectors do not agree"),
+        ({"alpha_pattern": {"(": 3}}, "not a regular expression"),
+    ],
+)
+def test_refused_by_name(tmp_path, change, match):
+    base_and_adapters(tmp_path, [KINDS["plain"]], LlamaForCausalLM(LLAMA))
+    file = tmp_path / "adapter0/adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(InputError, match=match):
+        merge_checkpoints([tmp_path / "adapter0"], [1], {1.0: tmp_path / "out"}, base=tmp_path / "base")
+    assert not (tmp_path / "out").exists()
+
+
+def test_adapters_that_cannot_be(tmp_path):
+    base_and_adapters(tmp_path, [KINDS["dora"], KINDS["plain"]], LlamaForCausalLM(LLAMA))
+    base = tmp_path / "base"
+    with pytest.raises(InputError, match="DoRA: its update is no low-rank matrix"):
+        merge_adapters([tmp_path / "adapter0"], [1], tmp_path / "out", base=base)
+    with pytest.raises(InputError, match="an adapter cannot be the base"):
+        merge_checkpoints([base], [1], {1.0: tmp_path / "out"}, base=tmp_path / "adapter1")
+    with pytest.raises(InputError, match="an adapter, trained on"):
+        merge_checkpoints([tmp_path / "adapter1"], [1], {1.0: tmp_path / "out"})
+    small = LlamaConfig(**LLAMA.to_dict() | {"hidden_size": 16})
+    LlamaForCausalLM(small).save_pretrained(tmp_path / "small")
+    with pytest.raises(InputError, match=r"the update is \[32, 32\], but .* is \[16, 16\]|the update is"):
+        merge_checkpoints([tmp_path / "adapter1"], [1], {1.0: tmp_path / "out"}, base=tmp_path / "small")
+    tied = LlamaConfig(**LLAMA.to_dict() | {"tie_word_embeddings": True})
+    base_and_adapters(tmp_path / "tied", [KINDS["embedding"]], LlamaForCausalLM(tied))
+    with pytest.raises(InputError, match="is tied to the other end"):
+        merge_checkpoints([tmp_path / "tied/adapter0"], [1], {1.0: tmp_path / "out"}, base=tmp_path / "tied/base")
+
+
+def test_adapters_by_hub_id(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    merged = base_and_adapters(tmp_path, [KINDS["plain"], KINDS["plain"]], LlamaForCausalLM(LLAMA))
+    asked = []
+
+    def download(name, **_):
+        asked.append(name)
+        return str(tmp_path / name.removeprefix("org/"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    merge_models(["org/adapter0", "org/adapter1"], output=tmp_path / "out", weights="1,1", base="org/base")
+    assert asked == ["org/adapter0", "org/adapter1", "org/base"]
+    close(read(tmp_path / "out"), {name: (merged[0][name] + merged[1][name]) / 2 for name in merged[0]})

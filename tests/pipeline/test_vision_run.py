@@ -1,0 +1,78 @@
+"""A whole run of a tiny vision-language model: text, one image, three images; prepared, tried out, split and merged."""
+
+from __future__ import annotations
+
+import json
+
+from runs import merit
+
+from merit.data.store import EncodedDataset
+from merit.diagnostics.gate import GateResult
+from merit.evaluation.scores import ModelScores
+from merit.models.loading import load_model
+from merit.models.roles import role_of
+from merit.run.layout import RunDir
+from pictures import png
+from vision_models import write_tiny_vlm
+
+RECIPE = """
+model: {model}
+prepare:
+  mixture: {{one: {{path: one.json}}}}
+  stages: [{{freeze: [vision, language], learning_rate: 1.0e-3}}, {{freeze: [vision]}}]
+gate: {{share: 0.3, examples: 2, points: 3, enforce: false}}
+mixture:
+  one:   {{path: one.json}}
+  text:  {{path: text.csv}}
+  three: {{path: three.jsonl}}
+held_out_fraction: 0.25
+calibration: {{examples: 6}}
+split: {{axes: 1}}
+train: {{learning_rate: 3.0e-3, batch_tokens: 600, precision: fp32, max_length: 400}}
+evaluate: {{held_out: 3, generate: 1, max_new_tokens: 3}}
+"""
+COLOURS = ("red", "green", "blue")
+
+
+def write_data(folder, rows: int = 24) -> None:
+    (folder / "img").mkdir()
+    one = []
+    for index in range(rows):
+        (folder / "img" / f"{index}.png").write_bytes(png(20 + index % 5, 24, index))
+        turns = [{"from": "human", "value": f"<image>\nwhat {index}?"}, {"from": "gpt", "value": COLOURS[index % 3]}]
+        one.append({"image": f"img/{index}.png", "conversations": turns})
+    (folder / "img" / "3.png").write_bytes(b"")
+    (folder / "one.json").write_text(json.dumps(one))
+    lines = ["question,answer", *(f"say {COLOURS[i % 3]} {i},{COLOURS[i % 3]}" for i in range(rows))]
+    (folder / "text.csv").write_text("\n".join(lines) + "\n")
+    with (folder / "three.jsonl").open("w") as handle:
+        for index in range(rows):
+            images = [f"img/{(index + step) % rows}.png" for step in (4, 5, 6)]
+            row = {"question": f"<image><image> and <image>: {index}", "answer": " ".join(COLOURS), "images": images}
+            handle.write(json.dumps(row) + "\n")
+
+
+def test_a_mixture_of_text_one_and_three_images(tmp_path):
+    write_tiny_vlm("llava", tmp_path / "model")
+    write_data(tmp_path)
+    (tmp_path / "merit.yaml").write_text(RECIPE.format(model=tmp_path / "model"))
+    merit("run", tmp_path / "merit.yaml", "-o", tmp_path / "run")
+    run = RunDir(tmp_path / "run")
+    counts = {
+        name: {len(row.pictures) for row in EncodedDataset.open(run.data(name))} for name in ("one", "text", "three")
+    }
+    assert counts == {"one": {1}, "text": {0}, "three": {3}}
+    gate = GateResult.load(run.gate_record)
+    assert len(gate.branch_losses) == 2
+    assert min(gate.merged_loss, gate.displacement) > 0
+    start = dict(load_model(tmp_path / "model").named_parameters())
+    prepared = [run.prepare.method().branch(k).checkpoint for k in range(2)]
+    changed = []
+    for folder in (*prepared, run.method().merged()):
+        found = load_model(folder).named_parameters()
+        changed.append({role_of(name) for name, value in found if not value.equal(start[name])})
+    assert changed == [{"projector"}, {"projector", "language"}, {"projector", "language"}]
+    scores = ModelScores.load(run.evaluation("merit"))
+    assert [item.name for item in scores.in_mixture] == ["one", "text", "three"]
+    assert all(item.exact is not None for item in scores.in_mixture)
+    assert "data:image/jpeg;base64," in run.report.read_text()

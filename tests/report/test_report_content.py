@@ -1,0 +1,98 @@
+"""What the page says about the synthetic run, sentence by sentence."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from parsing import Page
+from synthetic import NAMES, make_run
+
+from merit.report.build import build_report
+from merit.run.layout import RunDir
+
+
+def chapter(page: str, name: str) -> str:
+    text = next(element.text for element in Page(page).all("section") if element.attributes["id"] == name)
+    return re.sub(r"\s+", " ", text)
+
+
+def test_asked(page: str) -> None:
+    text = chapter(page, "asked")
+    assert "12 datasets, 6,000 training examples" in text
+    assert "2 unseen datasets only measured" in text
+    assert "full fine-tuning, 1 epoch, learning rate 5e-05" in text
+    assert "3 truncated" in text
+    assert any(element.text == "5<|end|>" for element in Page(page).all("mark"))
+
+
+def test_conflict(page: str) -> None:
+    text = chapter(page, "conflict")
+    assert "These fight most" in text
+    assert "135 M trainable parameters" in text
+    assert "most of its gradient is noise (reliability 0.41)" in text
+
+
+def test_split(page: str) -> None:
+    text = chapter(page, "split")
+    assert "along the axes of gradient conflict" in text
+    assert "On PC1, 12 datasets were cut at" in text
+    assert "holds 71% of this group's tokens" in text
+    assert "which is joint training" in text
+    for name in NAMES:
+        assert name in text
+
+
+def test_training_passes_over_torn_lines(page: str) -> None:
+    text = chapter(page, "training")
+    assert "What each branch weighs in the merge" in text
+    assert "not finished" not in text
+
+
+def test_unfinished_branches_are_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", until="train")
+    run.method().branch(2).done.unlink()
+    run.method().branch(3).done.unlink()
+    text = chapter(build_report(run.root).read_text(encoding="utf-8"), "training")
+    assert "merit: branches 2 and 3 not finished" in text
+
+
+def test_gains(page: str) -> None:
+    text = chapter(page, "gains")
+    assert "Against joint training (joint):" in text
+    assert "worse in the mixture (+0.540 ± 0.020)" in text
+    assert "The merge stays 3.2× closer to θ0" in text
+    assert "Merging gain" in text
+    assert "One run has one seed" in text
+
+
+def test_best_figures_are_marked_by_more_than_colour(page: str) -> None:
+    best = [element.text for element in Page(page).all("td") if element.attributes.get("class") == "best"]
+    assert any("1.490" in text and "★" in text and "best" in text for text in best)
+
+
+def test_cost_sums_sittings_and_tells_traffic(page: str) -> None:
+    text = chapter(page, "cost")
+    assert "5 min 34 s" in text  # 312 s and the 21.5 s of the sitting that failed
+    assert "branch 2 died" in text
+    assert "3.1 GB" in text  # a branch job's peak; its time is in the stage's already
+    assert "train merit 1" not in text
+    assert "4 × 4.1 kB = 16.4 kB" in text
+    # 2 · 3/4 · 4 bytes · 134,515,008 parameters a step, 200 steps
+    assert "807 MB" in text
+    assert "161 GB a worker" in text
+
+
+def test_reproduce(page: str) -> None:
+    text = chapter(page, "reproduce")
+    assert "merit-tuning==0.1.0" in text
+    assert "merit run config.yaml" in text
+    assert "git_commit" in text
+
+
+def test_a_soup_has_no_groups_of_its_own(tmp_path: Path) -> None:
+    run: RunDir = make_run(tmp_path / "run", until="split")
+    partition = run.method().partition
+    text = partition.read_text(encoding="utf-8").replace('"pca"', '"replicate"')
+    partition.write_text(text, encoding="utf-8")
+    assert "merged, a uniform soup" in chapter(build_report(run.root).read_text(encoding="utf-8"), "split")

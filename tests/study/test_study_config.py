@@ -1,0 +1,73 @@
+"""What is wrong with a study file is said in one line a mistake, with its place."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from tiny_study import write_study
+
+from merit.config.methods import MethodConfig, standard_methods
+from merit.errors import InputError
+from merit.study.spec import Study
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seeds": "seeds: [1, 1]"}, r"study.yaml:\d+: `seeds`: a seed stands twice in the list"),
+        ({"seeds": "sedes: [1]"}, r"`sedes`: unknown key; did you mean `seeds`\?"),
+        ({"budgets": "budgets: {half: 1.5}"}, r"`budgets.half`: Input should be less than or equal to 1"),
+        ({"budgets": "budgets: {Half/2: 0.5}"}, r"`budgets.Half/2`: use lower-case letters"),
+        ({"unseen": 'unseen: {gcd: {path: "reasoning_gym:gcd"}}'}, r"`unseen.gcd`: this is also the name of a dataset"),
+        ({"question": "question: {budget: big}"}, r"`question.budget`: no budget 'big' in `budgets`"),
+        ({"  soup-2": "  soup-2: {splitter: replicate}"}, r"`methods.soup-2.copies`: a soup \(`replicate`\) needs it"),
+        ({"  random-2": "  random-2: {splitter: random, axes: 3}"}, r"`methods.random-2.axes`: 8 groups need as many"),
+        ({"  joint": "  joined: {splitter: single}"}, r"`reference`: no method 'joint' in `methods`"),
+        ({"  merit-1d": "  merit-1d: {splitter: pcaa}"}, r"`methods.merit-1d.splitter`: .*did you mean `pca`\?"),
+    ],
+)
+def test_mistakes(tmp_path, changes, said):
+    with pytest.raises(InputError) as error:
+        Study.open(write_study(tmp_path, **changes))
+    assert re.search(said, str(error.value)), str(error.value)
+    assert "study.yaml" in str(error.value)
+
+
+def test_no_study_in_a_folder(tmp_path):
+    with pytest.raises(InputError, match=r"there is no study.yaml in it"):
+        Study.open(tmp_path)
+
+
+def test_the_standard_methods_hold_the_published_ones_and_the_controls():
+    methods = standard_methods()
+    assert {
+        "joint",
+        "joint-0.5ep",
+        "joint-2ep",
+        "random-2",
+        "random-4",
+        "random-8",
+        "adversarial-2",
+        "kmeans-4",
+    } <= set(methods)
+    assert {f"soup-{k}" for k in (2, 3, 4)} | {f"merit-{k}d" for k in (1, 2, 3)} | {"merit-auto"} <= set(methods)
+    assert {"joint-slow", "joint-fast", "joint-pull-1", "merit-2d-ties", "merit-2d-dare"} <= set(methods)
+    assert methods["joint"].scales == [0.3, 0.5, 0.7, 0.85, 1.0]
+    assert methods["soup-3"].passes == 3
+    assert MethodConfig(splitter="pca", axes="auto").groups is None
+
+
+def test_saved_studies_are_read_back(tmp_path):
+    study = Study.open(write_study(tmp_path), output=tmp_path / "out")
+    study.save()
+    assert Study.open(tmp_path / "out").config == study.config
+
+
+@pytest.mark.parametrize("name", ["small", "smollm2"])
+def test_the_shipped_studies_are_read(name):
+    study = Study.open(Path(__file__).parents[2] / "studies" / name / "study.yaml")
+    assert len(study.config.mixture) >= {"small": 24, "smollm2": 16}[name]
+    assert len(study.config.seeds) >= {"small": 5, "smollm2": 3}[name]
+    assert {"joint", "soup-2", "random-4", "merit-1d", "merit-2d", "merit-2d-regmean"} <= set(study.config.methods)

@@ -1,0 +1,26 @@
+"""The Python API: what the commands call, imported late."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import merit
+
+
+@pytest.mark.parametrize("name", merit.__all__)
+def test_every_name_is_there(name: str) -> None:
+    assert callable(getattr(merit, name))
+    assert merit._HOME.keys() == set(merit.__all__)
+
+
+def test_importing_merit_loads_nothing_heavy() -> None:
+    code = "import sys, merit; print([m for m in ('torch', 'transformers', 'numpy', 'pydantic') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_wrong_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="merge_all"):
+        _ = merit.merge_all
