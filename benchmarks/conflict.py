@@ -249,7 +249,9 @@ def fidelity(model: Any, data: dict[str, list[Encoded]], folder: Path) -> dict[s
         r = float(np.corrcoef(matrix[upper], full[upper])[0, 1])
         worst = float(np.abs(matrix - full).max())
         by_tokens, alike = share(matrix, tokens), share(matrix, equal)
-        print(f"{label:15s} r {r:.5f}  largest error {worst:.4f}  captured 2D {by_tokens:.3f}, datasets alike {alike:.3f}")
+        print(
+            f"{label:15s} r {r:.5f}  largest error {worst:.4f}  captured 2D {by_tokens:.3f}, datasets alike {alike:.3f}"
+        )
         if label == "fold":
             result |= {"fidelity_r": r, "fidelity_max_error": worst}
             result |= {"captured_2d": by_tokens, "captured_2d_equal": alike}
