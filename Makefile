@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test test-trainers lint bench docs clean
 
 # ENGINE=ray starts Ray on this machine (or joins RAY_ADDRESS); ENGINE=slurm submits to the Slurm that it belongs to.
 demo: $(VENV)/demo.stamp $(if $(filter ray slurm,$(ENGINE)),$(VENV)/$(ENGINE).stamp)
@@ -13,6 +13,10 @@ demo: $(VENV)/demo.stamp $(if $(filter ray slurm,$(ENGINE)),$(VENV)/$(ENGINE).st
 
 test: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What `merit handover` writes, against the schemas of the trainers that it is for.
+test-trainers: $(VENV)/trainers.stamp
+	$(BIN)/python -m pytest tests/branches/test_handover_schemas.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
@@ -45,4 +49,9 @@ $(VENV)/ray.stamp $(VENV)/slurm.stamp: $(VENV)/%.stamp: $(VENV)/demo.stamp
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	$(PIP) -e '.[dev]'
+	touch $@
+
+# Without their dependencies, which are pinned to older versions of ours; their schemas need two of them.
+$(VENV)/trainers.stamp: $(VENV)/dev.stamp
+	$(PIP) --no-deps axolotl==0.19.0 llamafactory==0.9.5 addict omegaconf
 	touch $@

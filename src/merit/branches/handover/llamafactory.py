@@ -23,6 +23,7 @@ def configuration(bundle: Bundle) -> dict[str, Any]:
         "stage": "sft",
         "do_train": True,
         "finetuning_type": "full" if train.lora is None else "lora",
+        "dataset": DATA,  # only asked for: rows that are tokenized already come before any dataset of this name
         "tokenized_path": DATA,
         "template": "empty",  # the rows are rendered already
         "cutoff_len": spec.max_length,
