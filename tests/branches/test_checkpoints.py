@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
-from merit.branches.callbacks import MARKER, _cut_log, newest_checkpoint
+import pytest
+
+from merit.branches.callbacks import _cut_log
+from merit.branches.checkpoints import Counters, drop_older, mark_whole, newest_checkpoint
 from merit.branches.finished import finished_branch
-from merit.branches.spec import BranchResult
+from merit.branches.spec import MARKER, BranchResult
 from merit.run.layout import BranchDir
 
 
@@ -21,7 +26,7 @@ def _checkpoint(branch: BranchDir, step: int, marker: str | None) -> Path:
 
 def test_the_newest_whole_one_wins_and_the_rest_goes(tmp_path: Path) -> None:
     branch = BranchDir(tmp_path)
-    good = json.dumps({"supervised_tokens": 5, "examples": 2, "seconds": 1.5})
+    good = json.dumps({"supervised_tokens": 5, "examples": 2, "seconds": 1.5, "files": {}})
     _checkpoint(branch, 9, good)
     newest = _checkpoint(branch, 10, good)  # not by name: "9" sorts after "10"
     cut_short = _checkpoint(branch, 11, None)
@@ -33,6 +38,40 @@ def test_the_newest_whole_one_wins_and_the_rest_goes(tmp_path: Path) -> None:
     assert found[1].seconds >= 1.5
     assert not cut_short.exists()
     assert not torn.exists()
+
+
+def _whole(branch: BranchDir, step: int) -> Path:
+    folder = _checkpoint(branch, step, None)
+    for name in ("model.safetensors", "optimizer.pt"):
+        (folder / name).write_bytes(b"12345678")
+    mark_whole(branch, step, Counters(supervised_tokens=step))
+    return folder
+
+
+@pytest.mark.parametrize("harm", ["missing", "short"])
+def test_one_that_lacks_a_part_of_a_file_is_not_whole(tmp_path: Path, harm: str) -> None:
+    branch = BranchDir(tmp_path)
+    older, newer = _whole(branch, 1), _whole(branch, 2)
+    if harm == "missing":
+        (newer / "optimizer.pt").unlink()
+    else:
+        (newer / "model.safetensors").write_bytes(b"1234")
+    found = newest_checkpoint(branch)
+    assert found is not None
+    assert (found[0], found[1].supervised_tokens) == (older, 1)
+    assert not newer.exists()
+
+
+def test_the_oldest_goes_by_step_and_its_marker_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    branch = BranchDir(tmp_path)
+    folders = [_whole(branch, step) for step in (8, 9, 10)]
+    os.utime(folders[0], (2e9, 2e9))  # removing a part of a folder makes it look the newest
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before any of the big files went
+        drop_older(branch)
+    assert not (folders[0] / MARKER).exists()
+    assert newest_checkpoint(branch) is not None
+    assert sorted(branch.training_state.iterdir()) == sorted(folders[1:])
 
 
 def test_none_at_all(tmp_path: Path) -> None:

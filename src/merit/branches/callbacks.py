@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,47 +11,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from merit.branches.spec import MARKER
-from merit.errors import InputError, StageError
-from merit.io import read_json, write_json, write_text
+from merit.branches.checkpoints import Counters, drop_older, mark_whole
+from merit.errors import StageError
+from merit.io import write_text
 from merit.progress import write_state
 from merit.run.layout import BranchDir
-
-
-class Counters:
-    """What was really trained on, over all sittings of the branch."""
-
-    def __init__(self, supervised_tokens: int = 0, examples: int = 0, seconds: float = 0.0) -> None:
-        self.supervised_tokens = supervised_tokens
-        self.examples = examples
-        self._before = seconds
-        self._started = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return self._before + time.monotonic() - self._started
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "supervised_tokens": self.supervised_tokens,
-            "examples": self.examples,
-            "seconds": round(self.seconds, 3),
-        }
-
-
-def newest_checkpoint(branch: BranchDir) -> tuple[Path, Counters] | None:
-    """The newest checkpoint that is whole. Any other is removed: a kill may have cut it short."""
-    best: tuple[int, Path, Counters] | None = None
-    for folder in sorted(branch.training_state.glob("checkpoint-*")):
-        try:
-            counters = Counters(**read_json(folder / MARKER))
-            step = int(folder.name.removeprefix("checkpoint-"))
-        except (InputError, TypeError, ValueError):
-            shutil.rmtree(folder, ignore_errors=True)
-            continue
-        if best is None or step > best[0]:
-            best = (step, folder, counters)
-    return best[1:] if best else None
 
 
 class BranchCallback(TrainerCallback):
@@ -107,8 +70,8 @@ class BranchCallback(TrainerCallback):
         if args.world_size > 1:
             torch.distributed.barrier()  # every process writes a part of it
         if state.is_world_process_zero:
-            folder = self.branch.training_state / f"checkpoint-{state.global_step}"
-            write_json(folder / MARKER, self.counters.as_dict())
+            mark_whole(self.branch, state.global_step, self.counters)
+            drop_older(self.branch)
 
     def _progress(self, state: TrainerState) -> None:
         self._shown = time.monotonic()

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import SFTConfig
 
 from merit.branches.batching import plan_batching
-from merit.branches.callbacks import BranchCallback, Counters, newest_checkpoint
+from merit.branches.callbacks import BranchCallback
+from merit.branches.checkpoints import Counters, newest_checkpoint
 from merit.branches.finished import finished_branch
 from merit.branches.pull import PullCallback
 from merit.branches.rows import branch_rows, row_without_loss
@@ -122,7 +123,6 @@ def _make_trainer(
         "dataloader_pin_memory": on_gpu,
         "seed": spec.seed % 2**31,
         "save_strategy": "no",
-        "save_total_limit": 2,  # the newest may be cut short by a kill; the one before it is whole
         "logging_strategy": "steps",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,

@@ -9,7 +9,7 @@ import torch
 from trl import SFTTrainer
 
 from merit.branches.batching import Batching
-from merit.branches.callbacks import Counters
+from merit.branches.checkpoints import Counters
 from merit.branches.sampler import StepSampler
 from merit.data.example import IGNORED, TokenRow
 from merit.data.store import IMAGES

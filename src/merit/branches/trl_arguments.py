@@ -25,6 +25,8 @@ _OWNED = {
     "data_seed": "set `seed`",
     "save_strategy": "set `train.checkpoint_minutes`",
     "save_steps": "set `train.checkpoint_minutes`",
+    "save_total_limit": "merit keeps the newest two",
+    "save_only_model": "merit resumes from what is saved",
     "resume_from_checkpoint": "merit resumes by itself",
     "dataset_kwargs": "merit encodes the data itself",
     "packing": "merit batches by tokens itself",
