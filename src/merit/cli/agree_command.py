@@ -7,9 +7,13 @@ from typing import Annotated
 
 import typer
 
+from merit.cli.completion import complete_run
 from merit.cli.run_commands import Json
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory whose conflict is measured.")]
+Run = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="A run directory whose conflict is measured.", autocompletion=complete_run),
+]
 
 
 def register(app: typer.Typer) -> None:

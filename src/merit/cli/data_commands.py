@@ -1,4 +1,4 @@
-"""`merit init`, `check`, `plan`, `schema`, `env`: everything before a model is loaded."""
+"""`merit init`, `check`, `plan`, `schema`: everything before a model is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PANEL = "Before a run"
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (init, check, plan, schema, env):
+    for command in (init, check, plan, schema):
         app.command(rich_help_panel=_PANEL)(command)
 
 
@@ -78,21 +78,3 @@ def schema() -> None:
     from merit.config import RunConfig
 
     say(json_module.dumps(RunConfig.model_json_schema(), indent=2, ensure_ascii=False))
-
-
-def env(json: Json = False) -> None:
-    """Prints versions and devices, for bug reports."""
-    import platform
-
-    from merit.cli.console import say, say_json
-    from merit.config.resolve import versions
-    from merit.executors.devices import usable_cores, visible_gpus
-
-    found: dict[str, str | int] = {**versions(Path.cwd())}
-    found.pop("git_commit", None)
-    found |= {"platform": platform.platform(), "cores": usable_cores(), "GPUs": len(visible_gpus())}
-    if json:
-        say_json(found)
-        return
-    for name, value in found.items():
-        say(f"{name}: {value}")

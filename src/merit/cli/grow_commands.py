@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from merit.cli.completion import complete_dataset
 from merit.cli.run_commands import Json
 from merit.cli.watch_commands import Run
 
@@ -44,7 +45,7 @@ def add(
 
 def remove(
     run: Run,
-    name: Annotated[str, typer.Argument(help="The dataset's name in the mixture.")],
+    name: Annotated[str, typer.Argument(help="The dataset's name in the mixture.", autocompletion=complete_dataset)],
     baselines: Baselines = False,
     json: Json = False,
 ) -> None:

@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 
 from merit.cli.run_commands import File, Json, Output, Redo
-from merit.cli.watch_commands import Run
+from merit.cli.watch_commands import Branch, Method, Run
 from merit.errors import InputError
 
 TRAINERS = ("trl", "axolotl", "llamafactory")
-Method = Annotated[str, typer.Option(help="The method that the branches belong to.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -23,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 def handover(
     file: File,
-    to: Annotated[str, typer.Option(help=f"{', '.join(TRAINERS)}.")],
+    to: Annotated[str, typer.Option(help=f"{', '.join(TRAINERS)}.", autocompletion=lambda: list(TRAINERS))],
     output: Output = None,
     method: Method = "merit",
     json: Json = False,
@@ -52,7 +51,7 @@ def handover(
 
 def adopt(
     run: Run,
-    branch: Annotated[int, typer.Argument(min=0, help="Which branch.")],
+    branch: Branch,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The trainer's output, or the hand-over's folder.")],
     method: Method = "merit",
     tokens: Annotated[int | None, typer.Option(min=1, help="Supervised tokens really trained on.")] = None,

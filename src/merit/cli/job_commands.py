@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from merit.cli.completion import complete_branch, complete_file_or_run
 from merit.cli.run_commands import Json, Output, Redo, execute
+from merit.cli.watch_commands import Method
 
 
 def register(app: typer.Typer) -> None:
@@ -17,12 +19,22 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    file: Annotated[str, typer.Argument(metavar="FILE|RUN|URL", help="A configuration, a run, or a run's store.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|RUN|URL",
+            help="A configuration, a run, or a run's store.",
+            autocompletion=complete_file_or_run,
+        ),
+    ],
     output: Output = None,
     branch: Annotated[
-        int | None, typer.Option(min=0, help="Train this branch only; RUN must hold its spec.json.")
+        int | None,
+        typer.Option(
+            min=0, help="Train this branch only; RUN must hold its spec.json.", autocompletion=complete_branch
+        ),
     ] = None,
-    method: Annotated[str, typer.Option(help="The method that the branch belongs to.")] = "merit",
+    method: Method = "merit",
     processes: Annotated[int, typer.Option(min=1, help="With --branch: devices that train it together.")] = 1,
     accelerate: Annotated[
         Path | None, typer.Option(help="With --branch: an accelerate configuration (FSDP2, DeepSpeed).")

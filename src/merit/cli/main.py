@@ -16,10 +16,12 @@ from merit.cli import (
     data_commands,
     demo_command,
     diagnose_command,
+    env_command,
     grow_commands,
     handover_commands,
     job_commands,
     prepare_command,
+    push_command,
     run_commands,
     study_command,
     watch_commands,
@@ -31,11 +33,11 @@ app = typer.Typer(
     name="merit",
     help="Split an instruction mixture by gradient conflict, tune the groups apart, merge once, and see if it helped.",
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 demo_command.register(app)
 run_commands.register(app)
+push_command.register(app)
 prepare_command.register(app)
 data_commands.register(app)
 job_commands.register(app)
@@ -45,6 +47,7 @@ study_command.register(app)
 watch_commands.register(app)
 handover_commands.register(app)
 grow_commands.register(app)
+env_command.register(app)
 
 # typer brings its own copy of click since 0.20; the class of wrong options is reached the same way in both.
 _USAGE_ERROR: type[typer.BadParameter] = typer.BadParameter.__mro__[1]

@@ -9,9 +9,17 @@ from typing import Annotated
 
 import typer
 
+from merit.cli.completion import complete_file_or_run
 from merit.errors import InputError
 
-File = Annotated[Path, typer.Argument(metavar="FILE|RUN", help="A configuration, or the directory of an earlier run.")]
+File = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE|RUN",
+        help="A configuration, or the directory of an earlier run.",
+        autocompletion=complete_file_or_run,
+    ),
+]
 Output = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory. Default: runs/NAME beside FILE.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Redo = Annotated[bool, typer.Option("--redo", help="Do it again even if nothing has changed.")]

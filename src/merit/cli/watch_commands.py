@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from merit.cli.completion import complete_branch, complete_method, complete_run
 from merit.cli.run_commands import Json
 from merit.errors import InputError
 
 if TYPE_CHECKING:
     from merit.stages.status import BranchStatus
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=complete_run)]
+Branch = Annotated[int, typer.Argument(min=0, help="Which branch.", autocompletion=complete_branch)]
+Method = Annotated[str, typer.Option(help="The method that the branches belong to.", autocompletion=complete_method)]
 _SECONDS = 2.0
 
 
@@ -44,8 +47,8 @@ def status(
 
 def logs(
     run: Run,
-    branch: Annotated[int, typer.Argument(min=0, help="Which branch.")],
-    method: Annotated[str, typer.Option(help="The method that the branch belongs to.")] = "merit",
+    branch: Branch,
+    method: Method = "merit",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the branch is done.")] = False,
 ) -> None:
     """What a branch has printed."""

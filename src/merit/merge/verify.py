@@ -57,7 +57,7 @@ def verify_merge(
     """
     record = load_record(folder)
     result = record.result
-    hashed = _check_shards(folder, result.checksums[record.label], progress)
+    hashed = check_shards(folder, result.checksums[record.label], progress)
     paths = [Path(item.path) for item in result.inputs] if inputs is None else list(inputs)
     theta0 = base or (Path(result.base.path) if result.base else None)
     _check_inputs(result, paths, theta0)
@@ -94,7 +94,12 @@ def _options(result: MergeResult, base: Path | None) -> MergeOptions:
     )
 
 
-def _check_shards(folder: Path, checksums: dict[str, str], progress: Progress) -> int:
+def check_shards(folder: Path, checksums: dict[str, str], progress: Progress = SILENT) -> int:
+    """Hashes the shards of a merged folder; returns how many bytes they have.
+
+    Raises:
+        InputError: one is gone, or is not what was written.
+    """
     total = 0
     with progress.bar("checksums", total=len(checksums), unit="shard") as bar:
         for done, (name, digest) in enumerate(checksums.items(), 1):

@@ -126,7 +126,8 @@ def load_tokenizer(folder: ModelFolder, chat_template: Path | None = None) -> Pr
 
 def best_device() -> torch.device:
     """The current accelerator, or the CPU."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    # A CUDA build names its accelerator on a machine without one, too.
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def pick_precision(wanted: Literal["auto", "bf16", "fp32"]) -> Precision:

@@ -1,0 +1,1 @@
+"""A finished model to the Hub: what goes, whether it may, and the upload."""

@@ -1,0 +1,163 @@
+"""What of a run goes to the Hub: the merged model at the root, its card, and how it came about."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from merit.errors import InputError
+from merit.merge.names import short_names
+from merit.merge.result import RECORD, MergeRecord, load_record
+from merit.run.layout import RunDir
+from merit.run.record import Record
+
+CARD = "README.md"
+MERGE_CARD = "MERGE.md"  # the merge's own card, where the run's takes its place
+_MODEL = {".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken"}
+_LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file of the repository. `content` is a file on this disk, or bytes made for the Hub."""
+
+    name: str
+    content: Path | bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+
+    def read(self) -> bytes:
+        return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+
+
+class LeftOut(Record):
+    """A file that stays here, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What would go."""
+
+    merged: Path
+    record: MergeRecord
+    items: list[Item]
+    left_out: list[LeftOut]
+
+
+def gather(root: Path, *, model_only: bool = False) -> Contents:
+    """What of a run directory, or of a folder that merit merged, goes to the Hub.
+
+    Paths of this machine are taken out of the merge's record and of the configuration.
+
+    Raises:
+        InputError: neither; nothing merged yet; running sums; a symlink, which could lead anywhere.
+    """
+    if not root.is_dir():
+        raise InputError("no such folder", file=root)
+    run = RunDir(root) if (root / "config.yaml").is_file() else None
+    merged = root if run is None else run.method().merged()
+    if run is not None and not merged.is_dir():
+        raise InputError("nothing is merged here yet; `merit run` goes on to it", file=root)
+    for folder in (root, merged):
+        _refuse_link(folder)
+    record = load_record(merged)
+    if record.scale is None:
+        raise InputError("running sums are no model", file=merged)
+    items, left_out = _model(merged, record)
+    if run is not None and not model_only:
+        items = _with_story(run, items)
+    if not any(item.name == CARD for item in items):
+        raise InputError("there is no model card in it", file=merged / CARD)
+    return Contents(merged, record, sorted(items, key=lambda item: item.name), left_out)
+
+
+def _model(merged: Path, record: MergeRecord) -> tuple[list[Item], list[LeftOut]]:
+    items, left_out = [], []
+    for file in _files(merged):
+        name = file.relative_to(merged).as_posix()
+        if file.name == RECORD:
+            items.append(Item(name, _without_places(record)))
+        elif name == CARD or file.suffix in _MODEL or file.name.upper().startswith(_LEGAL):
+            items.append(Item(name, file))
+        else:
+            left_out.append(LeftOut(name=name, reason="no part of a model"))
+    return items, left_out
+
+
+def _with_story(run: RunDir, items: list[Item]) -> list[Item]:
+    """The run's card instead of the merge's, and the files that tell how the model was made."""
+    found = list(items)
+    if run.card.is_file():
+        found = [Item(MERGE_CARD, item.content) if item.name == CARD else item for item in found]
+        found.append(Item(CARD, run.card))
+    files = (run.report, run.method().partition, run.table)
+    found += [Item(file.relative_to(run.root).as_posix(), file) for file in files if file.is_file()]
+    found.append(Item(run.config.name, _portable(run.config)))
+    for file in (run.card, run.config, *files):
+        _refuse_link(file)
+    return found
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        _refuse_link(path)
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise InputError("a symlink, which could lead anywhere: put the file itself there, or take it away", file=path)
+
+
+def _without_places(record: MergeRecord) -> bytes:
+    """The merge's record with short names instead of paths."""
+    result = record.result
+    known = [*result.inputs, *([result.base] if result.base else [])]
+    named = [
+        item.model_copy(update={"path": name})
+        for item, name in zip(known, short_names([item.path for item in known]), strict=True)
+    ]
+    update = {"inputs": named[: len(result.inputs)], "base": named[-1] if result.base else None}
+    cleaned = record.model_copy(update={"result": result.model_copy(update=update)})
+    return (cleaned.model_dump_json(indent=2) + "\n").encode()
+
+
+def _portable(config: Path) -> bytes:
+    """The configuration with absolute paths shortened to what follows the folder that all of them share."""
+    try:
+        values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"cannot be read: {' '.join(str(error).split())}", file=config) from None
+    places = sorted({text for text in _strings(values) if Path(text).is_absolute()})
+    shared = os.path.commonpath([Path(place).parent for place in places]) if places else ""
+    short = {place: Path(os.path.relpath(place, shared)).as_posix() for place in places}
+    return yaml.safe_dump(_replaced(values, short), sort_keys=False, allow_unicode=True, width=120).encode()
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
+
+
+def _replaced(value: Any, new: dict[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _replaced(item, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replaced(item, new) for item in value]
+    return new.get(value, value) if isinstance(value, str) else value
