@@ -203,10 +203,12 @@ def similarity(folder: Path, datasets: int, numbers: int) -> dict[str, float]:
     return {"similarity_seconds": took, "similarity_peak_mb": size}
 
 
-def collect(model: Any, data: dict[str, list[Encoded]], spec: SketchSpec, folder: Path) -> SketchStore:
-    """A store of every dataset's sketch, fp32."""
-    engine = GradientEngine(model, spec, batch_tokens=BATCH_TOKENS)
-    store = SketchStore.create(folder, StoreInfo(model_fingerprint="-", precision="fp32", layout=engine.layout))
+def collect(
+    model: Any, data: dict[str, list[Encoded]], spec: SketchSpec, folder: Path, precision: Any = "fp32"
+) -> SketchStore:
+    """A store of every dataset's sketch."""
+    engine = GradientEngine(model, spec, batch_tokens=BATCH_TOKENS, precision=precision)
+    store = SketchStore.create(folder, StoreInfo(model_fingerprint="-", precision=precision, layout=engine.layout))
     for name, examples in data.items():
         half = engine.measure(name, examples)
         row = RowInfo(
