@@ -7,7 +7,7 @@ import math
 import pytest
 
 from merit.evaluation.scores import DatasetScore
-from merit.evaluation.statistics import mean_difference, mean_exact, mean_loss
+from merit.evaluation.statistics import exact_difference, mean_difference, mean_exact, mean_loss
 
 
 def _score(losses: list[float], tokens: list[int], exact: list[float] | None = None) -> DatasetScore:
@@ -43,5 +43,20 @@ def test_one_example_has_no_error_of_its_own() -> None:
 
 
 def test_exact_match_is_over_scored_datasets() -> None:
-    assert mean_exact([_score([1], [1], [1.0, 0.0]), _score([1], [1]), _score([1], [1], [1.0])]) == 0.75
-    assert mean_exact([_score([1], [1])]) is None
+    mean, error = mean_exact([_score([1], [1], [1.0, 0.0]), _score([1], [1]), _score([1], [1], [1.0])])
+    assert mean == 0.75
+    assert error == pytest.approx(0.5 / math.sqrt(2))  # sd √½, two answers: 0.5; the single answer is taken to be alike
+    assert mean_exact([_score([1], [1])]) == (None, None)
+
+
+def test_answers_all_alike_have_no_error_rather_than_none_at_all() -> None:
+    assert mean_exact([_score([1], [1], [0.0] * 16)]) == (0.0, None)
+
+
+def test_exact_match_is_compared_answer_by_answer() -> None:
+    right = [1.0, 1.0, 0.0, 1.0]
+    a, b = [_score([1], [1], right), _score([1], [1])], [_score([1], [1], [1.0, 0.0, 0.0, 1.0]), _score([1], [1])]
+    difference, error = exact_difference(a, b)
+    assert difference == 0.25
+    assert error == pytest.approx(0.5 / math.sqrt(4))  # differences 0 1 0 0 have sd ½
+    assert exact_difference(a, a) == (0.0, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib.util
 import json
 import re
 import shutil
@@ -32,13 +33,17 @@ FLAGS = (
     "--dump-dom",
 )
 
+# axe-core travels in this package; nothing of it is imported, only the script is used.
+_AXE = importlib.util.find_spec("axe_playwright_python")
+AXE = Path(str(_AXE.origin)).with_name("axe.min.js") if _AXE else None
+
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: the page is not opened")
 
 
-def use_page(report: Path, profile: Path, *, width: int) -> dict[str, Any]:
+def use_page(report: Path, profile: Path, *, width: int, axe: bool = False) -> dict[str, Any]:
     """Opens `report` in a frame `width` wide, presses every button, and returns what the harness saw."""
     harness = Path(__file__).with_name("harness.html").as_uri()
-    address = f"{harness}#{report.as_uri()}|{width}"
+    address = f"{harness}#{report.as_uri()}|{width}|{AXE.as_uri() if AXE and axe else ''}"
     command = [str(BROWSER), *FLAGS, f"--user-data-dir={profile}", address]
     result = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
     console = [line for line in result.stderr.splitlines() if "CONSOLE" in line]
@@ -59,12 +64,23 @@ def check(seen: dict[str, Any]) -> None:
     assert seen["links"] == seen["foreign"] == 0
 
 
-@pytest.mark.parametrize("width", [1200, 390])
-def test_a_finished_run(finished_run: RunDir, tmp_path: Path, width: int) -> None:
-    seen = use_page(finished_run.report, tmp_path / "profile", width=width)
+@pytest.fixture(scope="module", params=[1200, 390])
+def finished(request: pytest.FixtureRequest, finished_run: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What was seen of the finished run on a desk and on a phone, axe-core included where it is installed."""
+    return use_page(finished_run.report, tmp_path_factory.mktemp("profile"), width=request.param, axe=True)
+
+
+def test_a_finished_run(finished: dict[str, Any]) -> None:
+    seen = finished
     check(seen)
     assert seen["figures"] >= 12
     assert seen["pressed"] == 1
+
+
+@pytest.mark.skipif(AXE is None, reason="no axe-core here: pip install --no-deps axe-playwright-python")
+def test_axe_finds_nothing_in_either_theme(finished: dict[str, Any]) -> None:
+    assert finished["audits"] == []
+    assert finished["rules"] >= 40  # twenty a theme: it did look
 
 
 def test_hostile_names(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from merit.report.build import build_report
 from merit.run.layout import RunDir
 
 CHAPTERS = ["asked", "conflict", "split", "training", "gains", "cost", "reproduce"]
+WHOLE = ["asked", "conflict", "split", "gate", "training", "diagnostics", "gains", "cost", "reproduce"]
 STATES = {
     "mixture": "The run has begun.",
     "conflict": "the mixture has not been split yet",
@@ -45,7 +46,7 @@ def test_plotly_is_inlined_once(page: str) -> None:
 
 def test_the_story_is_told_in_order(page: str) -> None:
     sections = [element.attributes["id"] for element in Page(page).all("section")]
-    assert sections == CHAPTERS
+    assert sections == WHOLE
 
 
 def test_headings_are_nested(page: str) -> None:

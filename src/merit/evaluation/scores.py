@@ -43,6 +43,7 @@ class TableRow(Record):
     in_mixture: float
     in_mixture_se: float | None  # None where no dataset has two examples
     exact: float | None
+    exact_se: float | None = None  # None too where all answers score alike; tables of older runs have none
     unseen: float | None
     unseen_se: float | None
     drift: float | None
@@ -53,13 +54,21 @@ class TableRow(Record):
 
 
 class Comparison(Record):
-    """Loss of model `a` minus loss of model `b` on one face, paired example by example. Negative: `a` is better."""
+    """Model `a` minus model `b` on one face, paired example by example.
+
+    Losses (negative: `a` is better), but for the face `exact`: shares of right answers (positive: `a` is better).
+    """
 
     a: str
     b: str
-    face: str  # in_mixture, unseen or drift
+    face: str  # in_mixture, exact, unseen or drift
     difference: float
     standard_error: float
+
+    @property
+    def gain(self) -> float:
+        """How much better `a` is: positive whichever way the face counts."""
+        return self.difference if self.face == "exact" else -self.difference
 
 
 class Table(Record):

@@ -25,10 +25,31 @@ def mean_difference(a: Sequence[DatasetScore], b: Sequence[DatasetScore]) -> tup
     return _combine(parts)
 
 
-def mean_exact(scores: Sequence[DatasetScore]) -> float | None:
-    """Unweighted mean over the scored datasets of their mean score; None where nothing was scored."""
-    means = [sum(score.exact) / len(score.exact) for score in scores if score.exact]
-    return sum(means) / len(means) if means else None
+def mean_exact(scores: Sequence[DatasetScore]) -> tuple[float | None, float | None]:
+    """Unweighted mean over the scored datasets of their mean score, and its standard error over examples.
+
+    None, None where nothing was scored. Where every answer of a dataset scores the same, for every dataset, nothing
+    varies that an error could be estimated from: it is None, not zero.
+    """
+    parts = [_ratio(np.asarray(score.exact), np.ones(len(score.exact))) for score in scores if score.exact]
+    return _known(parts)
+
+
+def exact_difference(a: Sequence[DatasetScore], b: Sequence[DatasetScore]) -> tuple[float | None, float | None]:
+    """The same for a − b, answer by answer, over the datasets that both were scored on."""
+    parts = [
+        _ratio(np.asarray(left.exact) - np.asarray(right.exact), np.ones(len(left.exact)))
+        for left, right in zip(a, b, strict=True)
+        if left.exact and right.exact and len(left.exact) == len(right.exact)
+    ]
+    return _known(parts)
+
+
+def _known(parts: Sequence[tuple[float, float | None]]) -> tuple[float | None, float | None]:
+    if not parts:
+        return None, None
+    mean, error = _combine(parts)
+    return mean, error or None
 
 
 def _ratio(values: np.ndarray, weights: np.ndarray) -> tuple[float, float | None]:

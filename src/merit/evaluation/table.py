@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from merit.branches.spec import BranchResult
 from merit.evaluation.scores import Comparison, DatasetScore, ModelScores, Table, TableRow
-from merit.evaluation.statistics import mean_difference, mean_exact, mean_loss
+from merit.evaluation.statistics import exact_difference, mean_difference, mean_exact, mean_loss
 
-_FACES = ("in_mixture", "unseen", "drift")
+_FACES = ("in_mixture", "exact", "unseen", "drift")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ def _row(scores: ModelScores, facts: MethodFacts | None) -> TableRow:
     in_mixture, in_mixture_se = mean_loss(scores.in_mixture)
     unseen = mean_loss(scores.unseen) if scores.unseen else (None, None)
     drift = mean_loss([scores.drift]) if scores.drift else (None, None)
+    exact = mean_exact(scores.in_mixture)
     branches = _branches(scores, facts)
     return TableRow(
         label=scores.label,
@@ -50,7 +51,8 @@ def _row(scores: ModelScores, facts: MethodFacts | None) -> TableRow:
         description=_describe(scores, facts),
         in_mixture=in_mixture,
         in_mixture_se=in_mixture_se,
-        exact=mean_exact(scores.in_mixture),
+        exact=exact[0],
+        exact_se=exact[1],
         unseen=unseen[0],
         unseen_se=unseen[1],
         drift=drift[0],
@@ -98,11 +100,12 @@ def _face(scores: ModelScores, face: str) -> Sequence[DatasetScore]:
 
 
 def _compare(a: ModelScores, b: ModelScores, face: str) -> Comparison | None:
-    left, right = _face(a, face), _face(b, face)
-    if not left:
-        return None
-    difference, error = mean_difference(left, right)
-    if error is None:  # one example a dataset: nothing can be said
+    if face == "exact":
+        difference, error = exact_difference(a.in_mixture, b.in_mixture)
+    else:
+        left, right = _face(a, face), _face(b, face)
+        difference, error = mean_difference(left, right) if left else (None, None)
+    if difference is None or error is None:  # one example a dataset: nothing can be said
         return None
     return Comparison(a=a.label, b=b.label, face=face, difference=difference, standard_error=error)
 

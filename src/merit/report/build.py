@@ -21,6 +21,7 @@ from merit.report.sections.conflict import conflict
 from merit.report.sections.cost import cost
 from merit.report.sections.diagnostics import diagnostics
 from merit.report.sections.gains import gains
+from merit.report.sections.gate import gate
 from merit.report.sections.reproduce import reproduce
 from merit.report.sections.split import split
 from merit.report.sections.training import training
@@ -62,9 +63,10 @@ def _sections(evidence: Evidence, verdict: Verdict | None) -> list[Section]:
         asked(evidence),
         conflict(evidence),
         split(evidence),
+        *gate(evidence),
         training(evidence),
-        gains(evidence, verdict),
         *diagnostics(evidence),
+        gains(evidence, verdict),
         cost(evidence),
         reproduce(evidence),
     ]

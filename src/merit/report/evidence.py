@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from merit.branches.spec import BranchResult
 from merit.conflict.explain import Explanation
-from merit.conflict.result import AxesResult, ConflictResult
+from merit.conflict.result import AxesResult, ConflictResult, load_similarity
 from merit.data.mixture import Mixture
+from merit.diagnostics.gate import GateResult
 from merit.errors import InputError
 from merit.evaluation.drift_set import DriftSet
 from merit.evaluation.scores import ModelScores, Table
@@ -89,6 +90,7 @@ class Evidence:
     similarity: NDArray[np.float64] | None
     explanation: Explanation | None
     axes_evidence: AxesEvidence | None
+    gate: GateResult | None
     methods: Sequence[MethodEvidence]  # the main one first
     table: Table | None
     scores: Sequence[ModelScores]
@@ -129,6 +131,7 @@ def read_evidence(root: Path) -> Evidence:
         similarity=_similarity(reader, run.similarity, len(names)),
         explanation=reader.record(Explanation, run.explanation),
         axes_evidence=reader.record(AxesEvidence, run.axes_evidence),
+        gate=reader.record(GateResult, run.gate_record),
         methods=[_method(reader, run, name) for name in [MAIN_METHOD, *_baselines(run, config)]],
         table=reader.record(Table, run.table),
         scores=_scores(reader, run),
@@ -193,9 +196,9 @@ def _similarity(reader: Reader, path: Path, size: int) -> NDArray[np.float64] | 
     if not path.exists() or not size:
         return None
     try:
-        matrix = np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
-    except (OSError, ValueError, EOFError) as error:
-        reader.problem(path, str(error))
+        matrix = load_similarity(path)
+    except InputError as error:
+        reader.problem(path, error.message)
         return None
     if matrix.shape != (size, size):
         reader.problem(path, f"its shape is {matrix.shape}, not {(size, size)}")

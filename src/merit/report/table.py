@@ -32,7 +32,7 @@ _COLUMNS = (
     ),
     Column(
         "exact match ↑",
-        lambda row: decimal(row.exact),
+        lambda row: with_error(row.exact, row.exact_se),
         lambda row: row.exact,
         "high",
     ),

@@ -16,7 +16,12 @@ from merit.report.words import code, decimal, series, signed
 MAIN = "merit"
 SIGNIFICANT = 2.0  # standard errors
 
-_FACES = {"in_mixture": "in the mixture", "unseen": "on unseen datasets", "drift": "in drift from θ0"}
+_FACES = {
+    "in_mixture": "in the mixture",
+    "exact": "in exact match",
+    "unseen": "on unseen datasets",
+    "drift": "in drift from θ0",
+}
 
 
 @dataclass(frozen=True)
@@ -70,9 +75,9 @@ def reach_verdict(evidence: Evidence) -> Verdict | None:
     against = [
         Against(
             rows[label],
-            better=[item for item in mine if item.difference < -SIGNIFICANT * item.standard_error],
-            worse=[item for item in mine if item.difference > SIGNIFICANT * item.standard_error],
-            open=[item for item in mine if abs(item.difference) <= SIGNIFICANT * item.standard_error],
+            better=[item for item in mine if item.gain > SIGNIFICANT * item.standard_error],
+            worse=[item for item in mine if item.gain < -SIGNIFICANT * item.standard_error],
+            open=[item for item in mine if abs(item.gain) <= SIGNIFICANT * item.standard_error],
         )
         for label in dict.fromkeys(item.b for item in comparisons)
         if label in rows

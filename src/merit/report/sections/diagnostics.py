@@ -25,9 +25,10 @@ from merit.report.figure import DataTable, Figure, Section
 from merit.report.figures.basin import connectivity_figure, landscape_figure, noise_figure
 from merit.report.figures.prediction import alignment_figure, calibration_figure, displacement_figure, losses_figure
 from merit.report.figures.ways import ways_figure
+from merit.report.sections.reading import READINGS, WAYS, Reading
 from merit.report.words import decimal, plural, series
 
-ID, TITLE = "diagnostics", "What the basin looks like"
+ID, TITLE = "diagnostics", "Whether the basin held"
 
 
 def diagnostics(evidence: Evidence) -> list[Section]:
@@ -49,13 +50,13 @@ def diagnostics(evidence: Evidence) -> list[Section]:
     return [Section(ID, TITLE, "diagnostics", context)]
 
 
-_Part = tuple[str, Figure]
+_Part = tuple[str, Figure]  # what was found, in words and as a figure
 
 
-def _parts(result: Check) -> list[_Part]:
-    found = [_TELL[type(result)](result)]
+def _parts(result: Check) -> list[tuple[Reading, str, Figure]]:
+    found = [(READINGS[type(result)], *_TELL[type(result)](result))]
     if isinstance(result, DisplacementResult) and result.trajectories is not None:
-        found.append(_ways(result.trajectories))
+        found.append((WAYS, *_ways(result.trajectories)))
     return found
 
 
@@ -67,7 +68,7 @@ def _ways(found: Trajectories) -> _Part:
     if found.ratio:
         text += (
             f" Joint training is {decimal(min(found.ratio), 2)} to {decimal(max(found.ratio), 2)} times as far from θ0 "
-            "as the merge along the way (published: 2.4–2.9)."
+            "as the merge along the way."
         )
     return text, ways_figure(found)
 
@@ -77,7 +78,7 @@ def _lmc(result: LmcResult) -> _Part:
     highest = max(result.held_out, key=lambda segment: segment.peak.value)
     where = f"between {highest.a} and {highest.b} at t = {highest.at:.2f}: {with_interval(highest.peak)} nats"
     text = (
-        f"{len(real)} of {plural(len(result.held_out), 'segment')} cross a barrier (published: 0 of 10), a hill that "
+        f"{len(real)} of {plural(len(result.held_out), 'segment')} cross a barrier, a hill that "
         f"is neither noise nor lower than {NEGLIGIBLE:.0%} of the loss. The highest point over a chord is {where}. "
         "Where branches know nothing of each other's data, their ends are high and the middle may sag far below the "
         "chord: that is the merging gain, and no proof of a flat basin."
@@ -91,7 +92,7 @@ def _displacement(result: DisplacementResult) -> _Part:
     text = f"The updates of two branches have cosines of {decimal(min(cosines), 2)} to {decimal(max(cosines), 2)}."
     if result.ratio is not None:
         text += (
-            f" The merge stays {decimal(result.ratio, 2)} times closer to θ0 than joint training (published: 2.4–2.9). "
+            f" The merge stays {decimal(result.ratio, 2)} times closer to θ0 than joint training. "
             "Averaging and fewer steps a branch both shorten the way; closeness alone is no merit."
         )
     return text, displacement_figure(result)
@@ -109,7 +110,7 @@ def _gain(result: GainResult) -> _Part:
             f"{_than(result.train.merge_minus_joint, 'higher', 'lower')} that of joint training on training examples "
             f"({with_interval(result.train.merge_minus_joint)}), and "
             f"{_than(found.merge_minus_joint, 'higher', 'lower')} it on held-out ones "
-            f"({with_interval(found.merge_minus_joint)}); published: higher, with the better held-out score."
+            f"({with_interval(found.merge_minus_joint)})."
         )
     return text, losses_figure(result)
 
@@ -121,7 +122,7 @@ def _perturbation(result: PerturbationResult) -> _Part:
         sigma = result.levels["merge"][-1].sigma
         text += (
             f" At σ = {sigma:g} the merge rises {_than(last, 'more', 'less')} joint training "
-            f"({with_interval(last)} nats; published: it stays flat while joint climbs)."
+            f"({with_interval(last)} nats)."
         )
     return text, noise_figure(result)
 
@@ -133,10 +134,7 @@ def _curvature(result: CurvatureResult) -> _Part:
     )
     if result.z_tasks is not None:
         aligned = "lie more along curvature than" if result.z_tasks > 2 else "cannot be told apart from"
-        text += (
-            f" Conflict axes {aligned} single datasets' gradients (z = {decimal(result.z_tasks, 1)}; published: 0.133 "
-            "against 0.091 ± 0.023)."
-        )
+        text += f" Conflict axes {aligned} single datasets' gradients (z = {decimal(result.z_tasks, 1)})."
     text += (
         f" The quadratic model predicts a merging gain of {decimal(result.gain_quadratic)}; "
         f"{decimal(result.gain_measured)} is measured on the same examples. The eigenpairs found account for "
