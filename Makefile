@@ -49,6 +49,8 @@ $(VENV)/ray.stamp $(VENV)/slurm.stamp: $(VENV)/%.stamp: $(VENV)/demo.stamp
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	$(PIP) -e '.[dev]'
+	# Only axe-core, the script inside, is used: no browser comes along.
+	$(PIP) --no-deps axe-playwright-python
 	touch $@
 
 # Without their dependencies, which are pinned to older versions of ours; their schemas need two of them.

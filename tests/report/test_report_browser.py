@@ -59,6 +59,7 @@ def check(seen: dict[str, Any]) -> None:
     assert seen["errors"] == []
     assert seen["figures"] == seen["drawn"] > 0
     assert seen["saved"] == seen["saves"]
+    assert seen["pressed"] == seen["views"]
     assert seen["themed"]
     assert seen["overflow"] == 0
     assert seen["links"] == seen["foreign"] == 0
@@ -74,7 +75,9 @@ def test_a_finished_run(finished: dict[str, Any]) -> None:
     seen = finished
     check(seen)
     assert seen["figures"] >= 12
-    assert seen["pressed"] == 1
+    assert seen["views"] == 2
+    assert len(seen["looked"]) == 1
+    assert "group 0. Lowest cosines: " in seen["looked"][0]
 
 
 @pytest.mark.skipif(AXE is None, reason="no axe-core here: pip install --no-deps axe-playwright-python")

@@ -31,6 +31,8 @@ def test_conflict(page: str) -> None:
     assert "These fight most" in text
     assert "135 M trainable parameters" in text
     assert "most of its gradient is noise (reliability 0.41)" in text
+    assert "Find a dataset" in text
+    assert re.search(r"PC1, 3\d% of what differs (\w+ ){3}", text)
 
 
 def test_split(page: str) -> None:
@@ -81,6 +83,20 @@ def test_cost_sums_sittings_and_tells_traffic(page: str) -> None:
     # 2 · 3/4 · 4 bytes · 134,515,008 parameters a step, 200 steps
     assert "807 MB" in text
     assert "161 GB a worker" in text
+
+
+def test_cost_stands_beside_that_of_joint_training(page: str) -> None:
+    text = chapter(page, "cost")
+    assert "training, one machine3 min 36 s3 min1.2" in text  # 4 × 60 steps of 0.9 s against 200
+    assert "training, 4 machines54 s (the longest branch)45 s at best1.2" in text
+    assert "bytes between 4 machines16.4 kB, once646 GB, in 200 steps" in text
+    assert "finding the conflict, and splitting48 s" in text
+
+
+def test_no_comparison_of_costs_while_branches_train(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    run.method().branch(1).done.unlink()
+    assert "at best" not in chapter(build_report(run.root).read_text(encoding="utf-8"), "cost")
 
 
 def test_reproduce(page: str) -> None:

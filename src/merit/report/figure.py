@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -24,10 +24,21 @@ class DataTable:
 
 @dataclass(frozen=True)
 class View:
-    """Another look at the same figure, chosen with a button: `restyle` is given to plotly for trace 0."""
+    """Another look at the same figure, chosen with a button. Traces that name a view in `meta` are drawn only in it."""
 
     label: str
-    restyle: Mapping[str, Any]
+    restyle: Mapping[str, Any]  # for trace 0
+    relayout: Mapping[str, Any] = field(default_factory=dict)  # layout changes, as dotted paths
+    order: Sequence[int] = ()  # rows and columns, as positions in the search's names; empty: as they are
+
+
+@dataclass(frozen=True)
+class Search:
+    """Lets a reader look up one row and column of a heat map. All in drawing order of the first view."""
+
+    names: Sequence[str]
+    groups: Sequence[str]  # what each belongs to, or empty strings
+    view: int  # the view whose numbers are told; its order is that of `names`
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,7 @@ class Figure:
     height: int = 380
     narrow: Mapping[str, Any] = field(default_factory=dict)  # layout changes on a phone, as dotted paths
     views: Sequence[View] = ()
+    search: Search | None = None
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -51,7 +63,8 @@ class Figure:
             "data": list(self.traces),
             "layout": {"height": self.height, **self.layout},
             "narrow": dict(self.narrow),
-            "views": [{"label": view.label, "restyle": dict(view.restyle)} for view in self.views],
+            "views": [asdict(view) for view in self.views],
+            "search": asdict(self.search) if self.search else None,
         }
 
 

@@ -1,5 +1,6 @@
 "use strict";
 (() => {
+  const FOUND = 5; // datasets framed at most
   const NARROW = 560; // CSS pixels of a plot, below which its phone layout is used
   const root = document.documentElement;
   const figures = [...document.querySelectorAll(".figure")];
@@ -46,6 +47,42 @@
     };
   };
 
+  // Datasets whose name contains what is looked for, as positions in the search's names; one that equals it is alone.
+  const found = (figure, { search }) => {
+    const wanted = figure.querySelector(".search input").value.trim().toLowerCase();
+    if (!wanted) return [];
+    const names = search.names.map((name) => name.toLowerCase());
+    if (names.includes(wanted)) return [names.indexOf(wanted)];
+    return [...names.keys()].filter((i) => names[i].includes(wanted)).slice(0, FOUND);
+  };
+
+  const frames = (positions, view, search) => positions.flatMap((position) => {
+    const at = view?.order.length ? view.order.indexOf(position) : position;
+    const last = search.names.length - 0.5;
+    const frame = { type: "rect", line: { color: "--ink", width: 2 } };
+    return [{ ...frame, x0: -0.5, x1: last, y0: at - 0.5, y1: at + 0.5 }, { ...frame, x0: at - 0.5, x1: at + 0.5, y0: -0.5, y1: last }];
+  });
+
+  // Says in words what the framed rows show: whom each dataset fights, and whom it agrees with.
+  const tell = (figure) => {
+    const spec = JSON.parse(figure.querySelector("script").textContent);
+    const { names, groups, view } = spec.search;
+    const cosines = spec.views.length ? spec.views[view].restyle.z[0] : spec.data[0].z;
+    const number = (value) => value.toFixed(2).replace("-", "−");
+    const lines = found(figure, spec).map((i) => {
+      const others = [...names.keys()].filter((j) => j !== i && cosines[i][j] !== null).sort((a, b) => cosines[i][a] - cosines[i][b]);
+      const list = (some) => some.map((j) => `${names[j]} (${number(cosines[i][j])})`).join(", ");
+      return `${names[i]}${groups[i] ? `, ${groups[i]}` : ""}. Lowest cosines: ${list(others.slice(0, 3))}. `
+        + `Highest: ${list(others.slice(-3).reverse())}.`;
+    });
+    if (!lines.length && figure.querySelector(".search input").value.trim()) lines.push("No dataset has such a name.");
+    figure.querySelector(".found").replaceChildren(...lines.map((line) => {
+      const paragraph = document.createElement("p");
+      paragraph.textContent = line;
+      return paragraph;
+    }));
+  };
+
   const draw = async (figure) => {
     const plot = figure.querySelector(".plot");
     const spec = JSON.parse(figure.querySelector("script").textContent);
@@ -54,6 +91,9 @@
     const view = spec.views[Number(figure.dataset.view ?? 0)];
     if (view) for (const [key, value] of Object.entries(view.restyle)) put(spec.data[0], key, value[0]);
     if (narrow) for (const [key, value] of Object.entries(spec.narrow)) put(spec.layout, key, value);
+    if (view) for (const [key, value] of Object.entries(view.relayout)) put(spec.layout, key, value);
+    spec.data = spec.data.filter((trace) => trace.meta?.view === undefined || trace.meta.view === Number(figure.dataset.view ?? 0));
+    if (spec.search) spec.layout.shapes = [...spec.layout.shapes, ...frames(found(figure, spec), view, spec.search)];
     const layout = themed(resolve(spec.layout, style), style, narrow);
     plot.style.minHeight = `${layout.height}px`;
     const config = { displayModeBar: false, responsive: false, doubleClick: "reset", showTips: false };
@@ -91,6 +131,11 @@
     const formula = /^[=+\-@\t\r]/.test(text) && !/^[+-]?[\d.,]+( ± [\d.]+)?%?$/.test(text);
     return `"${(formula ? "'" : "") + text.replaceAll('"', '""')}"`;
   }).join(",")).join("\r\n");
+
+  for (const input of document.querySelectorAll(".search input")) {
+    const figure = input.closest(".figure");
+    input.addEventListener("input", () => { tell(figure); if (figure.dataset.drawn) draw(figure); });
+  }
 
   for (const figure of figures) {
     const name = figure.id.replace("fig-", "");

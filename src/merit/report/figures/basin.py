@@ -48,7 +48,7 @@ def connectivity_figure(result: LmcResult) -> Figure:
         traces=traces,
         layout={
             "xaxis": {"title": {"text": "t: from one model to the other"}, "range": [0, 1]},
-            "yaxis": {"title": {"text": "L − chord, nats a token  (below 0: no barrier)"}, "zeroline": True},
+            "yaxis": {"title": {"text": "loss over the chord, nats"}, "zeroline": True},
             "legend": LEGEND,
             "showlegend": True,
         },
@@ -56,6 +56,7 @@ def connectivity_figure(result: LmcResult) -> Figure:
             ["from", "to", "peak over the chord", "95% interval", "at t"],
             [[item.a, item.b, signed(item.peak.value), between(item.peak), f"{item.at:.2f}"] for item in order],
         ),
+        narrow={"yaxis.nticks": 5},  # labels of one width: plotly's margins would not settle otherwise
     )
 
 

@@ -1,4 +1,4 @@
-"""The T×T similarity as a heat map, ordered by group."""
+"""The T×T similarity as a heat map, ordered by group, or by likeness with a dendrogram above it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from merit.report.figure import DataTable, Figure, View
-from merit.report.figures.palette import group_colour
+from merit.report.figure import DataTable, Figure, Search, View
+from merit.report.figures.palette import group_colour, group_symbol
+from merit.report.figures.tree import Tree, grow_tree
 from merit.report.grouping import Grouping, group_label
-from merit.report.safe import plotly_text
+from merit.report.safe import plotly_text, visible
 from merit.report.words import decimal, short_labels
 
 Matrix = NDArray[np.float64]
 
 _SCALE = [[0, "--fight-2"], [0.25, "--fight-1"], [0.5, "--neutral"], [0.75, "--agree-1"], [1, "--agree-2"]]
+_COSINE = "Cosine"
 _READABLE = 60  # datasets; beyond, names on the axes would overlap
 
 
@@ -26,10 +28,14 @@ def heatmap_figure(names: Sequence[str], cosines: Matrix, split_sees: Matrix | N
     raw = _ordered(cosines, order)
     size = len(order)
     labels = [plotly_text(label) for label in short_labels(grouping.names, 26)]
-    views = [("Cosine", raw)]
+    views = [(_COSINE, raw)]
     if split_sees is not None:
         views.insert(0, ("Centred: what the split sees", _ordered(split_sees, order)))
     first = views[0][1]
+    looks = [View(label, {key: [value] for key, value in _colours(matrix).items()}) for label, matrix in views]
+    tree = grow_tree(cosines[np.ix_(order, order)])
+    if tree is not None:
+        looks.append(_by_likeness(tree, raw, labels))
     trace = {
         "type": "heatmap",
         **_colours(first),
@@ -59,7 +65,7 @@ def heatmap_figure(names: Sequence[str], cosines: Matrix, split_sees: Matrix | N
         id="similarity",
         title="Similarity of the datasets' gradients",
         alt=_alt(size, grouping),
-        traces=[trace],
+        traces=[trace, *(_tree_traces(tree, grouping, len(looks) - 1) if tree else [])],
         layout=layout,
         table=_table(grouping.names, raw),
         height=max(340, min(1100, 150 + size * 26)),
@@ -70,10 +76,58 @@ def heatmap_figure(names: Sequence[str], cosines: Matrix, split_sees: Matrix | N
             "xaxis.tickfont.size": 9,
             "height": 430,
         },
-        views=[View(label, {key: [value] for key, value in _colours(matrix).items()}) for label, matrix in views]
-        if len(views) > 1
-        else [],
+        views=looks if len(looks) > 1 else [],
+        search=Search(
+            names=[visible(name) for name in grouping.names],
+            groups=["" if (k := grouping.group[name]) is None else group_label(k) for name in grouping.names],
+            view=next(i for i, (label, _) in enumerate(views) if label == _COSINE),
+        ),
     )
+
+
+def _by_likeness(tree: Tree, cosines: Matrix, labels: Sequence[str]) -> View:
+    """Rows and columns as the tree has its leaves; the groups' frames make no sense there."""
+    ticks = [labels[leaf] for leaf in tree.order]
+    return View(
+        "By likeness, with its tree",
+        {key: [value] for key, value in _colours(cosines[np.ix_(tree.order, tree.order)]).items()},
+        relayout={
+            "xaxis.ticktext": ticks,
+            "yaxis.ticktext": ticks,
+            "shapes": [],
+            "annotations": [],
+            "yaxis.domain": [0, 0.8],
+            "yaxis2": {
+                "domain": [0.82, 1],
+                "rangemode": "tozero",
+                "showgrid": False,
+                "zeroline": False,
+                "title": {"text": "1 − cosine", "font": {"size": 11, "color": "--muted"}},
+                "fixedrange": True,
+            },
+        },
+        order=tree.order,
+    )
+
+
+def _tree_traces(tree: Tree, grouping: Grouping, view: int) -> list[dict[str, Any]]:
+    """The branches, and below them a mark a dataset in the colour and shape of its group."""
+    common = {"type": "scatter", "yaxis": "y2", "hoverinfo": "skip", "meta": {"view": view}, "cliponaxis": False}
+    groups = [grouping.group[grouping.names[leaf]] for leaf in tree.order]
+    return [
+        {**common, "mode": "lines", "x": tree.x, "y": tree.y, "line": {"color": "--muted", "width": 1.3}},
+        {
+            **common,
+            "mode": "markers",
+            "x": list(range(len(groups))),
+            "y": [0] * len(groups),
+            "marker": {
+                "size": 8,
+                "color": ["--muted" if k is None else group_colour(k) for k in groups],
+                "symbol": ["circle" if k is None else group_symbol(k) for k in groups],
+            },
+        },
+    ]
 
 
 def _ordered(matrix: Matrix, order: list[int]) -> Matrix:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from merit.conflict.axes import centred
 from merit.conflict.explain import Explanation
+from merit.conflict.result import AxesResult
 from merit.report.evidence import Evidence
 from merit.report.figure import Figure, Section, missing
 from merit.report.figures.bars import reliability_figure
@@ -21,6 +23,7 @@ from merit.report.words import code, compact, decimal, plural, series
 ID, TITLE = "conflict", "What conflicts"
 
 _PAIRS = 3
+_ENDS = 4
 
 
 def conflict(evidence: Evidence) -> Section:
@@ -34,7 +37,7 @@ def conflict(evidence: Evidence) -> Section:
     cuts = evidence.main.partition.cuts if evidence.main.partition else []
     figures: list[Figure] = []
     if matrix is not None and len(names) > 1:
-        sees = _centred(matrix) if axes is None or axes.centred else None
+        sees = centred(matrix) if axes is None or axes.centred else None
         figures.append(heatmap_figure(names, matrix, sees, grouping))
     if axes is not None and axes.names == list(names) and axes.scores:
         figures.append(plane_figure(axes, grouping, tokens, cuts))
@@ -46,6 +49,8 @@ def conflict(evidence: Evidence) -> Section:
     context = {
         "sentences": _sentences(evidence),
         "carriers": _carriers(evidence.explanation),
+        "ends": _ends(axes) if axes else [],
+        "twins": _twins(evidence.explanation),
         "fighting": _pairs(names, matrix, found.noise if found else None, lowest=True),
         "agreeing": _pairs(names, matrix, found.noise if found else None, lowest=False),
         "opposed": matrix is not None and bool((matrix[~np.eye(len(matrix), dtype=bool)] < 0).any()),
@@ -109,6 +114,27 @@ def _pairs(
     return lines
 
 
+def _ends(axes: AxesResult) -> list[tuple[str, list[str], list[str]]]:
+    """Each axis in use, its share of the conflict, and who stands farthest out on either side."""
+    total = sum(max(value, 0.0) for value in axes.eigenvalues) or 1.0
+    found = []
+    for axis in range(len(axes.scores[0]) if axes.scores else 0):
+        scores = [row[axis] for row in axes.scores]
+        order = sorted(range(len(scores)), key=lambda i: (scores[i], axes.names[i]))
+        low = [axes.names[i] for i in order if scores[i] < 0][:_ENDS]
+        high = [axes.names[i] for i in reversed(order) if scores[i] > 0][:_ENDS]
+        found.append((f"PC{axis + 1}, {max(axes.eigenvalues[axis], 0.0) / total:.0%} of what differs", low, high))
+    return found
+
+
+def _twins(found: Explanation | None) -> str | None:
+    """Pairs whose gradients are nearly the same: splitting them apart would gain nothing."""
+    if found is None or not found.duplicates:
+        return None
+    pairs = [f"{code(pair.first)} and {code(pair.second)} ({decimal(pair.cosine, 2)})" for pair in found.duplicates]
+    return f"Nearly the same gradient: {series(pairs, limit=6)}. They may be one dataset under two names."
+
+
 def _carriers(found: Explanation | None) -> str | None:
     """Which kinds of module and layers carry most of the conflict."""
     if found is None:
@@ -120,9 +146,3 @@ def _carriers(found: Explanation | None) -> str | None:
         + series([f"{layer.name} ({layer.share:.0%})" for layer in layers])
         + "."
     )
-
-
-def _centred(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """J S J, the matrix whose eigenvectors are the axes."""
-    mean = matrix.mean(axis=0, keepdims=True)
-    return np.asarray(matrix - mean - mean.T + matrix.mean())

@@ -8,6 +8,7 @@ from typing import Any
 from merit.report.evidence import Evidence, MethodEvidence
 from merit.report.figure import DataTable, Section, missing
 from merit.report.figures.bars import stage_figure
+from merit.report.sections.against_joint import against_joint
 from merit.report.words import NONE, code, count, data_size, duration, plural, series
 
 ID, TITLE = "cost", "What it cost"
@@ -32,6 +33,7 @@ def cost(evidence: Evidence) -> Section:
         )
         if methods
         else None,
+        "against": against_joint(evidence, {name: stage["seconds"] for name, stage in stages.items()}),
         "traffic": list(_traffic(evidence)),
         "hosts": series(sorted({str(event["host"]) for event in evidence.events if event.get("host")}), limit=6),
         "failures": _failures(evidence.events),
