@@ -47,9 +47,9 @@ $(VENV)/ray.stamp $(VENV)/slurm.stamp: $(VENV)/%.stamp: $(VENV)/demo.stamp
 	$(PIP) -e '.[$*]'
 	touch $@
 
+# Of axe-playwright-python only the script inside, axe-core, is used: no second browser comes along.
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	$(PIP) -e '.[dev]'
-	# Only axe-core, the script inside, is used: no browser comes along.
 	$(PIP) --no-deps axe-playwright-python
 	touch $@
 
