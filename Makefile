@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-trainers lint bench docs clean
+.PHONY: demo test test-trainers lint bench docs docs-test clean
 
 # ENGINE=ray starts Ray on this machine (or joins RAY_ADDRESS); ENGINE=slurm submits to the Slurm that it belongs to.
 demo: $(VENV)/demo.stamp $(if $(filter ray slurm,$(ENGINE)),$(VENV)/$(ENGINE).stamp)
@@ -28,6 +28,13 @@ bench: $(VENV)/dev.stamp
 
 docs: $(VENV)/dev.stamp
 	$(BIN)/python docs/generate_configuration.py > docs/configuration.md
+	$(BIN)/python docs/draw_pictures.py
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
+# Every command, Python block and notebook of the documentation, as written; `make test` runs the quick ones.
+docs-test: $(VENV)/dev.stamp
+	MERIT_DOCS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs -n 2 --dist loadgroup
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -16,11 +16,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "run-directory.md"
 
 
 def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_run(tmp_path / "runs" / "demo")
+    run = make_run(tmp_path / "my-data" / "runs" / "merit")
     rows = run.gradients / "rows"
     rows.mkdir(parents=True)
-    np.arange(8, dtype="<f4").tofile(rows / "gcd.f32")
-    (rows / "gcd.json").write_text(json.dumps({"tokens": [1, 1]}), encoding="utf-8")
+    np.arange(8, dtype="<f4").tofile(rows / "sums.f32")
+    (rows / "sums.json").write_text(json.dumps({"tokens": [1, 1]}), encoding="utf-8")
     tensor = {"name": "w", "shape": [4], "start": 0, "size": 4}
     (run.gradients / "info.json").write_text(json.dumps({"layout": {"tensors": [tensor]}}), encoding="utf-8")
     monkeypatch.chdir(tmp_path)

@@ -36,7 +36,8 @@ def make_partition(
     """The mixture's datasets in K = 2^r groups (`single`: one; `manual`: as the file says).
 
     Args:
-        axes, similarity: what the conflict stage found, in the mixture's order; only `NEEDS_CONFLICT` use them.
+        axes: what the conflict stage found, in the mixture's order; only `NEEDS_CONFLICT` use it.
+        similarity: the T×T cosines of the same.
         seed: of `random`, `adversarial` and `kmeans`.
         file: of `manual`.
 
