@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,57 @@ def test_bars(monkeypatch):
     assert text.count(SHOWN) >= 2
     assert "\x1b[2J" not in text
     assert "\x9b" not in text
+
+
+def on_a_terminal(monkeypatch, **env: str) -> io.StringIO:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "stderr", Console(file=screen, force_terminal=True, width=160, highlight=False))
+    return screen
+
+
+def test_a_bar_tells_how_fast_and_how_long(monkeypatch):
+    clock = [0.0]
+    screen = on_a_terminal(monkeypatch)
+    progress = console.TerminalProgress(lambda: clock[0])
+    with progress.live(), progress.bar("train", total=12_000, unit="tok") as bar:
+        for done in (0, 1_000, 2_000):
+            bar.update(done, note="gcd")
+            clock[0] += 4
+        progress._progress.refresh()
+    assert "2,000/12,000 tok, 250 tok/s" in screen.getvalue()
+    assert "0:00:40" in screen.getvalue()
+
+
+def test_no_color(monkeypatch):
+    for env, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+        screen = on_a_terminal(monkeypatch, TERM="xterm-256color", **env)
+        progress = console.TerminalProgress()
+        with progress.live(), progress.bar("train", total=2, unit="step") as bar:
+            bar.update(1)
+        assert bool(re.search(r"\x1b\[[0-9;]*3[0-9]", screen.getvalue())) is coloured
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    with console.PlainProgress().live() as progress:
+        with progress.bar("merit branch 0", total=1, unit="step") as bar:
+            for done in range(400, 500):  # it resumed at step 400
+                bar.update(done, total=1000, note="loss 1.2")
+                clock[0] += 1
+        with progress.bar("data", total=4.0) as bar:
+            for share in (0.0, 1.0, 2.0):
+                bar.update(share)
+                clock[0] += 20
+    assert capsys.readouterr().err.splitlines() == [
+        *(f"merit branch 0: {400 + n}/1,000 step, 1 step/s, 0:0{(600 - n) // 60}:{(600 - n) % 60:02d} left, loss 1.2"
+          for n in range(15, 100, 15)),
+        "data: 25%, 0:01:00 left",
+        "data: 50%, 0:00:40 left",
+    ]  # fmt: skip
 
 
 def test_a_hostile_file_name_and_name_of_a_dataset(merit: Command, tiny_model, four_files):

@@ -138,6 +138,7 @@ def test_sliding_windows():
 
 
 def test_models_that_cannot_pack_are_padded():
-    assert not GradientEngine(tiny("Gemma2"), FOLD, batch_tokens=64)._packing  # eager attention, soft-capped
+    capped = tiny("Gemma2", attn_implementation="eager")  # soft-capped
+    assert not GradientEngine(capped, FOLD, batch_tokens=64)._packing
     model = tiny("Llama", attn_implementation="eager")
     assert not GradientEngine(model, FOLD, batch_tokens=64)._packing

@@ -28,12 +28,14 @@ class BranchCallback(TrainerCallback):
         self._saved = time.monotonic()
         self._shown = 0.0
         self._loss: float | None = None
+        self._began = (time.monotonic(), counters.supervised_tokens)  # of this sitting
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
             _cut_log(self.branch.log, state.global_step)
+            self._began = (time.monotonic(), self.counters.supervised_tokens)
             self._progress(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -75,8 +77,11 @@ class BranchCallback(TrainerCallback):
 
     def _progress(self, state: TrainerState) -> None:
         self._shown = time.monotonic()
-        note = f"loss {self._loss:.3f}" if self._loss is not None else ""
-        write_state(self.branch.progress, state.global_step, state.max_steps, note)
+        note = [f"loss {self._loss:.3f}"] if self._loss is not None else []
+        seconds, tokens = self._shown - self._began[0], self.counters.supervised_tokens - self._began[1]
+        if tokens and seconds > 0:
+            note.append(f"{tokens / seconds:,.0f} supervised tok/s")
+        write_state(self.branch.progress, state.global_step, state.max_steps, ", ".join(note))
 
 
 def _first_says(due: bool, args: TrainingArguments) -> bool:

@@ -8,12 +8,13 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -49,20 +50,28 @@ class _RichBar:
             self._progress.update(self._task, note=printable(note))
 
 
-class TerminalProgress:
-    """Live bars with elapsed and remaining time."""
+class _Amount(ProgressColumn):
+    """How much is done, of how much, and how fast: `1,204/12,043 tok, 381 tok/s`."""
 
-    def __init__(self) -> None:
+    def render(self, task: Task) -> Text:
+        return Text(_amount(task.completed, task.total or 0, str(task.fields["unit"]), task.speed))
+
+
+class TerminalProgress:
+    """Live bars with their rate, elapsed and remaining time."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._progress = RichProgress(
             TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=28),
-            MofNCompleteColumn(),
+            _Amount(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
             TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=stderr,
             transient=False,
+            get_time=clock,
         )
 
     @contextlib.contextmanager
@@ -73,7 +82,7 @@ class TerminalProgress:
 
     @contextlib.contextmanager
     def bar(self, name: str, *, total: float, unit: str = "") -> Iterator[Bar]:
-        task = self._progress.add_task(printable(name), total=total, note="")
+        task = self._progress.add_task(printable(name), total=total, note="", unit=unit)
         yield _RichBar(self._progress, task)
         with contextlib.suppress(IndexError):
             self._progress.update(task, completed=self._progress.tasks[task].total)
@@ -83,16 +92,20 @@ class TerminalProgress:
 class _PlainBar:
     def __init__(self, name: str, total: float, unit: str) -> None:
         self._name, self._total, self._unit = printable(name), total, unit
-        self._started = self._said = time.monotonic()
+        self._said = time.monotonic()
+        self._first: tuple[float, float] | None = None  # when the first news came, and how much was done then
 
     def update(self, done: float, *, total: float | None = None, note: str | None = None) -> None:
         self._total = total or self._total
         now = time.monotonic()
-        if now - self._said < _PLAIN_SECONDS or not done:
+        since, before = self._first = self._first or (now, done)  # a job that resumes does not start at 0
+        if now - self._said < _PLAIN_SECONDS or done <= before:
             return
         self._said = now
-        left = (now - self._started) * (self._total - done) / done
-        complain(f"{self._name}: {done:g} of {self._total:g}, about {left:.0f} s left {printable(note or '')}")
+        speed = (done - before) / (now - since)
+        left = timedelta(seconds=round((self._total - done) / speed))
+        amount = _amount(done, self._total, self._unit, speed)
+        complain(", ".join(filter(None, [f"{self._name}: {amount}", f"{left} left", printable(note or "")])))
 
 
 class PlainProgress:
@@ -138,6 +151,16 @@ def watch_tables(rows: Callable[[], list[list[str]]], seconds: float) -> None:
         while True:
             time.sleep(seconds)
             live.update(_table(rows()), refresh=True)
+
+
+def _amount(done: float, total: float, unit: str, speed: float | None) -> str:
+    """Work without a unit is a share, whose speed says nothing."""
+    if not unit:
+        return f"{done / total:.0%}" if total else ""
+    text = f"{done:,.0f}/{total:,.0f} {unit}"
+    if not speed:
+        return text
+    return f"{text}, {speed:,.3g} {unit}/s" if speed < 100 else f"{text}, {speed:,.0f} {unit}/s"
 
 
 def _table(rows: list[list[str]]) -> RichTable:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
 from merit.cli.run_commands import Json
 
+if TYPE_CHECKING:
+    from merit.doctor.finding import Diagnosis
+
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (env,):
+    for command in (env, doctor):
         app.command(rich_help_panel="This machine")(command)
 
 
@@ -26,3 +31,39 @@ def env(json: Json = False) -> None:
         say(f"{section}:")
         for name, value in values.items():
             say(f"  {name}: {'–' if value is None else value}")
+
+
+def doctor(
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Hub id, folder or .gguf file. Default: the embedded model.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Checks that this model gives the same numbers on this machine alone and batched, padded and packed, in fp32 and
+    bf16, whole and sketched. Exit code 1 where it does not."""
+    from merit.cli.console import say_json, show_progress
+    from merit.stages.doctor import DEFAULT, examine_model
+
+    with show_progress() as progress:
+        found = examine_model(model or DEFAULT, progress)
+    if json:
+        say_json({**found.model_dump(mode="json"), "failed": found.failed})
+    else:
+        _print(found)
+    if found.failed:
+        raise typer.Exit(1)
+
+
+def _print(found: Diagnosis) -> None:
+    from merit.cli.console import print_table, say
+
+    rows = [["check", "", "figure", "ok up to", "fails above"]]
+    for item in found.findings:
+        figure = "–" if item.figure is None else f"{item.figure:.1e}"
+        rows.append([item.check, item.status, figure, f"{item.ok:g}", f"{item.fail:g}"])
+    say(f"{found.model}, {found.parameters:,} parameters, on {found.device}")
+    print_table(rows)
+    for item in found.findings:
+        say(f"{item.status}: {item.check}: {item.advice}")
+    if found.scope:
+        say(f"gradients were compared in parameters matching {found.scope} alone: all would not fit into memory")

@@ -51,7 +51,7 @@ def build_mixture(
     depends = {reader.name: _depends(reader, config, encoder) for reader in readers}
     summaries = {reader.name: None if again else _stored(run, reader, depends[reader.name]) for reader in readers}
     todo = [reader for reader in readers if summaries[reader.name] is None]
-    with progress.bar("data", total=2.0 * len(todo), unit="passes") as bar:
+    with progress.bar("data", total=2.0 * len(todo)) as bar:
         selections: list[Selection] = []
         for index, reader in enumerate(todo):
             selections.append(select(reader, _refusing(reader), _shown(bar, index, reader.name)))

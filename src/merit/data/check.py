@@ -85,7 +85,7 @@ def check_mixture(
     wanted += [(name, item, True) for name, item in config.evaluate.unseen.items()]
     checks = []
     mixed: list[NDArray[np.uint64]] = []  # content hashes of the mixture
-    with progress.bar("check", total=2.0 * len(wanted), unit="passes") as bar:
+    with progress.bar("check", total=2.0 * len(wanted)) as bar:
         for index, (name, item, unseen) in enumerate(wanted):
 
             def show(done: float, start: int = 2 * index, name: str = name) -> None:

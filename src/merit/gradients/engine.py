@@ -54,6 +54,7 @@ class GradientEngine:
         precision: `bf16` runs under autocast; sums are float32 in any case.
         intercept, packing: off for tests and comparisons only. Without `intercept` every gradient is formed in full
             and sketched afterwards; without `packing` batches are padded. The results are the same.
+        abilities: of the model, where they are known.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class GradientEngine:
         recompute: bool = False,
         intercept: bool = True,
         packing: bool = True,
+        abilities: Abilities | None = None,
     ) -> None:
         self.model = model
         self.layout: SketchLayout = sketch_layout(model, spec)
@@ -76,7 +78,7 @@ class GradientEngine:
         self._precision = precision
         self._recompute = recompute
         self._device: torch.device = next(model.parameters()).device
-        self._abilities = Abilities.of(model, self._device)
+        self._abilities = abilities or Abilities.of(model, self._device)
         self._may_pack = self._packing = packing and self._abilities.packed
         self._parameters: dict[str, Tensor] = {
             name: parameter for name, parameter in model.named_parameters() if name in self.layout.by_name

@@ -1,0 +1,76 @@
+"""The checks and their tolerances.
+
+The same sums in another order differ by rounding: 1e-6 to 1e-5 in fp32, which every `ok` for fp32 leaves room for. What
+is wrong (a mask that is not heeded, positions that count padding) moves a loss by tenths. bf16 keeps 8 bits, so its
+tolerances are those of a figure that is read to two digits.
+"""
+
+from __future__ import annotations
+
+from merit.doctor.finding import Check
+
+_LOSS = "largest difference of an example's loss, nats a token"
+_GRADIENT = "largest relative difference of a mean gradient's sketch"
+_COSINE = "largest error of a cosine between datasets"
+
+BATCHED_LOSS = Check(
+    check="loss: alone | batched, padded",
+    measured=_LOSS,
+    ok=1e-4,
+    fail=1e-2,
+    fine="padding changes no loss",
+    otherwise="the model heeds its padding: train and evaluate with batches of one (`train.micro_batch_tokens: 1`, "
+    "`evaluate.batch_tokens: 1`), and report the architecture",
+)
+BATCHED_GRADIENT = Check(
+    check="gradient: alone | batched, padded",
+    measured=_GRADIENT,
+    ok=1e-3,
+    fail=5e-2,
+    fine="padding changes no gradient",
+    otherwise="the model heeds its padding: measure conflict one example at a time (`calibration.batch_tokens: 1`), "
+    "and report the architecture",
+)
+PACKED = Check(
+    check="gradient: padded | packed",
+    measured=_GRADIENT,
+    ok=1e-3,
+    fail=5e-2,
+    fine="packed examples do not see each other",
+    otherwise="packed examples see each other: update torch and transformers, measure no conflict until this is ok, "
+    "and report it with `merit env`",
+)
+INTERCEPTED = Check(
+    check="gradient: in full | never formed",
+    measured=_GRADIENT,
+    ok=1e-3,
+    fail=5e-2,
+    fine="the sketch made on the way is that of the full gradient",
+    otherwise="a layer of this model computes otherwise than it seems: use `calibration.sketch: full`, and report the "
+    "architecture with `merit env`",
+)
+FOLDED = Check(
+    check="similarity: full | folded",
+    measured=_COSINE,
+    ok=0.06,
+    fail=0.2,
+    fine="the fold keeps the cosines of full gradients",
+    otherwise="the fold blurs this model's cosines: lower `calibration.fold`, or keep gradients whole "
+    "(`calibration.sketch: full`)",
+)
+LOW_LOSS = Check(
+    check="loss: fp32 | bf16",
+    measured=_LOSS,
+    ok=0.05,
+    fail=0.5,
+    fine="bf16 gives the losses of fp32 to two digits",
+    otherwise="bf16 is too coarse for this model: set `train.precision: fp32`",
+)
+LOW_SIMILARITY = Check(
+    check="similarity: fp32 | bf16",
+    measured=_COSINE,
+    ok=0.05,
+    fail=0.2,
+    fine="bf16 finds the conflict that fp32 finds",
+    otherwise="bf16 blurs this model's cosines: set `train.precision: fp32`",
+)
