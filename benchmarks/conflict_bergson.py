@@ -4,7 +4,7 @@
 
 bergson runs from an environment of its own, named by --bergson or $BERGSON. Both load the same model and read the same
 JSONL; bergson projects each matrix to 16 × 16, ours keeps a hundredth of its columns. The two alternate, on a small and
-a large dataset, so that start-up can be told from work. In bfloat16 bergson converts the whole model, ours keeps float32
+a large dataset, so that start-up can be told from work. In bfloat16 bergson converts the model, ours keeps float32
 weights and accumulators. Last line: one JSON object.
 """
 

@@ -16,6 +16,10 @@ from typing import Any
 from merit.errors import InputError, StageError
 
 _PART = ".part"
+_UNUSABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
 
 
 def disk_is_full(error: OSError) -> bool:
@@ -37,7 +41,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if disk_is_full(error):
             raise StageError(f"{path}: the disk is full; free some space and run again to resume") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+        if error.errno in _UNUSABLE:
             raise InputError(f"cannot write here ({error.strerror})", file=path) from error
         raise
 

@@ -22,6 +22,7 @@ from merit.cli import (
     job_commands,
     prepare_command,
     push_command,
+    report_command,
     run_commands,
     study_command,
     watch_commands,
@@ -38,6 +39,7 @@ app = typer.Typer(
 demo_command.register(app)
 run_commands.register(app)
 push_command.register(app)
+report_command.register(app)
 prepare_command.register(app)
 data_commands.register(app)
 job_commands.register(app)

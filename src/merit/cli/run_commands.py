@@ -28,7 +28,7 @@ Redo = Annotated[bool, typer.Option("--redo", help="Do it again even if nothing 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
     app.command(rich_help_panel="The whole of it")(run)
-    for command in (conflict, split, evaluate, report):
+    for command in (conflict, split, evaluate):
         app.command(rich_help_panel="One stage")(command)
 
 
@@ -91,21 +91,6 @@ def split(file: File, output: Output = None, redo: Redo = False, json: Json = Fa
 def evaluate(file: File, output: Output = None, redo: Redo = False, json: Json = False) -> None:
     """Measures every model of the run, after `merge`."""
     execute(file, output, start="evaluate" if redo else None, until="evaluate", json=json)
-
-
-def report(file: File, output: Output = None, json: Json = False) -> None:
-    """Draws report.html again from what the run directory holds."""
-    from merit.cli.console import say, say_json
-    from merit.stages.context import RunContext
-
-    run = RunContext.open(file, output=output).run
-    from merit.report.build import build_report
-
-    path = str(build_report(run.root))
-    if json:
-        say_json({"run": str(run.root), "report": path})
-    else:
-        say(path)
 
 
 def execute(

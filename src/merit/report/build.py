@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import zlib
-from importlib import resources
+import time
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from merit.errors import InputError
 from merit.io import write_text
 from merit.report.evidence import Evidence, read_evidence
 from merit.report.figure import Section
-from merit.report.safe import inline_json, prose, visible
+from merit.report.now import running_now
+from merit.report.page import render_page
 from merit.report.sections.asked import asked
 from merit.report.sections.conflict import conflict
 from merit.report.sections.cost import cost
@@ -44,21 +39,24 @@ def build_report(root: Path) -> Path:
     return path
 
 
-def render_report(evidence: Evidence) -> str:
-    """The whole page."""
+def render_report(evidence: Evidence, *, follow: str | None = None) -> str:
+    """The whole page. `follow` is the state that a served page shows: it asks for newer ones, and says what runs."""
     verdict = reach_verdict(evidence)
-    template = _environment().get_template("report.html.j2")
-    return template.render(
+    return render_page(
+        "report.html.j2",
+        eyebrow="Report of a run",
+        follow=follow,
+        now=running_now(evidence.events, time.time()) if follow else None,
         name=evidence.run.root.resolve().name,
         headline=verdict.headline if verdict else _state(evidence),
         measures=_measures(evidence, verdict),
-        sections=_sections(evidence, verdict),
-        assets={name: _asset(name) for name in ("light.css", "dark.css", "report.css", "report.js")},
-        plotly=Markup(base64.b64encode(zlib.compress(get_plotlyjs().encode(), 9)).decode()),
+        sections=chapters(evidence, verdict),
     )
 
 
-def _sections(evidence: Evidence, verdict: Verdict | None) -> list[Section]:
+def chapters(evidence: Evidence, verdict: Verdict | None = None) -> list[Section]:
+    """The story, chapter by chapter; `verdict` is reached here unless it is known."""
+    verdict = verdict or reach_verdict(evidence)
     return [
         asked(evidence),
         conflict(evidence),
@@ -98,23 +96,3 @@ def _measures(evidence: Evidence, verdict: Verdict | None) -> list[tuple[str, st
         if verdict.merge.unseen is not None:
             found.append((f"{verdict.merge.unseen:.3f}", "loss on unseen datasets"))
     return found
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("merit.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # Every plain string on the page, wherever it comes from, is first rid of what could hide or reorder text.
-        finalize=lambda value: visible(value) if type(value) is str else value,
-    )
-    environment.filters["prose"] = prose
-    environment.filters["inline_json"] = inline_json
-    return environment
-
-
-def _asset(name: str) -> Markup:
-    text = resources.files("merit.report").joinpath("assets", name).read_text(encoding="utf-8")
-    return Markup(text)

@@ -3,7 +3,7 @@
   const FOUND = 5; // datasets framed at most
   const NARROW = 560; // CSS pixels of a plot, below which its phone layout is used
   const root = document.documentElement;
-  const figures = [...document.querySelectorAll(".figure")];
+  const figures = () => [...document.querySelectorAll(".figure")];
   const system = matchMedia("(prefers-color-scheme: dark)");
 
   // Storage may be forbidden for files; the choice then lasts as long as the page.
@@ -103,7 +103,7 @@
   };
 
   const drawAll = async () => {
-    for (const figure of figures) {
+    for (const figure of figures()) {
       await draw(figure);
       await new Promise((done) => setTimeout(done)); // lets the page scroll between two figures
     }
@@ -132,34 +132,39 @@
     return `"${(formula ? "'" : "") + text.replaceAll('"', '""')}"`;
   }).join(",")).join("\r\n");
 
-  for (const input of document.querySelectorAll(".search input")) {
-    const figure = input.closest(".figure");
-    input.addEventListener("input", () => { tell(figure); if (figure.dataset.drawn) draw(figure); });
-  }
+  const press = (figure, view) => {
+    figure.dataset.view = view;
+    for (const button of figure.querySelectorAll(".views button")) {
+      button.setAttribute("aria-pressed", String(button.dataset.view === view));
+    }
+  };
 
-  for (const figure of figures) {
+  document.addEventListener("input", ({ target }) => {
+    const figure = target.closest(".search") && target.closest(".figure");
+    if (!figure) return;
+    tell(figure);
+    if (figure.dataset.drawn) draw(figure);
+  });
+
+  document.addEventListener("click", async ({ target }) => {
+    const button = target.closest(".figure button");
+    if (!button) return;
+    const figure = button.closest(".figure");
     const name = figure.id.replace("fig-", "");
-    figure.addEventListener("click", async (event) => {
-      const button = event.target.closest("button");
-      if (!button) return;
-      if (button.dataset.view) {
-        figure.dataset.view = button.dataset.view;
-        for (const other of figure.querySelectorAll("[data-view]")) {
-          if (other !== figure) other.setAttribute("aria-pressed", String(other === button));
-        }
-        await draw(figure);
-      } else if (button.dataset.save === "csv") {
-        const url = URL.createObjectURL(new Blob([csv(figure.querySelector("table"))], { type: "text/csv" }));
-        save(`${name}.csv`, url);
-        setTimeout(() => URL.revokeObjectURL(url), 1000);
-      } else if (button.dataset.save === "png") {
-        const plot = figure.querySelector(".plot");
-        const size = { format: "png", scale: 2, width: plot.clientWidth, height: plot.clientHeight };
-        save(`${name}.png`, await Plotly.toImage({ ...plot, data: plot.data,
-          layout: { ...plot.layout, paper_bgcolor: getComputedStyle(root).getPropertyValue("--surface").trim() } }, size));
-      }
-    });
-  }
+    if (button.dataset.view) {
+      press(figure, button.dataset.view);
+      await draw(figure);
+    } else if (button.dataset.save === "csv") {
+      const url = URL.createObjectURL(new Blob([csv(figure.querySelector("table"))], { type: "text/csv" }));
+      save(`${name}.csv`, url);
+      setTimeout(() => URL.revokeObjectURL(url), 1000);
+    } else if (button.dataset.save === "png") {
+      const plot = figure.querySelector(".plot");
+      const size = { format: "png", scale: 2, width: plot.clientWidth, height: plot.clientHeight };
+      save(`${name}.png`, await Plotly.toImage({ ...plot, data: plot.data,
+        layout: { ...plot.layout, paper_bgcolor: getComputedStyle(root).getPropertyValue("--surface").trim() } }, size));
+    }
+  });
 
   const redraw = () => { if (root.dataset.figures === "drawn") drawAll(); };
   document.getElementById("theme").addEventListener("click", () => {
@@ -179,17 +184,21 @@
     waiting = setTimeout(redraw, 150);
   });
 
-  const links = new Map([...document.querySelectorAll(".bar nav a")].map((link) => [link.hash.slice(1), link]));
   const watch = new IntersectionObserver((entries) => {
     for (const entry of entries) {
       if (!entry.isIntersecting) continue;
-      for (const link of links.values()) link.removeAttribute("aria-current");
-      links.get(entry.target.id)?.setAttribute("aria-current", "true");
+      for (const link of document.querySelectorAll(".bar nav a")) {
+        if (link.hash === `#${entry.target.id}`) link.setAttribute("aria-current", "true");
+        else link.removeAttribute("aria-current");
+      }
     }
   }, { rootMargin: "-15% 0px -75% 0px" });
   document.querySelectorAll("main > section").forEach((section) => watch.observe(section));
 
-  if (figures.length === 0) root.dataset.figures = "drawn";
+  // A page that follows a run replaces chapters, and has their figures drawn.
+  window.merit = { draw, press, tell, watch };
+
+  if (figures().length === 0) root.dataset.figures = "drawn";
   else if (!("DecompressionStream" in window)) root.dataset.figures = "unsupported"; // every figure has its table
   else loadPlotly().then(drawAll);
 })();

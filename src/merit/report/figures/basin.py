@@ -154,7 +154,9 @@ def between(item: Estimate) -> str:
 
 
 def colour(label: str, others: Sequence[str] = ("joint",)) -> str:
-    """The colour of a model of a diagnosis."""
+    """The colour of a model of a diagnosis. Joint training's is no group's: branches stand beside it."""
+    if label == "joint":
+        return "--ink"
     return method_colour({"merge": "merit"}.get(label, label), others)
 
 

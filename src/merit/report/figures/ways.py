@@ -24,8 +24,12 @@ def ways_figure(found: Trajectories) -> Figure:
                 "name": plotly_text(label),
                 "x": [x for x, _ in path],
                 "y": [y for _, y in path],
-                "line": {"color": own, "width": 1.5 if branch else 2.5},
-                "marker": {"color": own, "size": [9, *([5] * (len(points) - 1)), 10]},
+                "line": {"color": own, "width": 1.5 if branch else 2.5, "dash": "dot" if branch else "solid"},
+                "marker": {
+                    "color": own,
+                    "size": [9, *([5] * (len(points) - 1)), 10 if branch else 13],
+                    "symbol": "star" if label == "merge" else "circle",
+                },
                 "text": ["θ0", *(f"{moment:.0%} of the training" for moment in found.moments)],
                 "hovertemplate": f"<b>{plotly_text(label)}</b>, %{{text}}<extra></extra>",
             }

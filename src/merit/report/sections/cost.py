@@ -33,12 +33,17 @@ def cost(evidence: Evidence) -> Section:
         )
         if methods
         else None,
-        "against": against_joint(evidence, {name: stage["seconds"] for name, stage in stages.items()}),
+        "against": against_joint(evidence, stage_totals(evidence.events)),
         "traffic": list(_traffic(evidence)),
         "hosts": series(sorted({str(event["host"]) for event in evidence.events if event.get("host")}), limit=6),
         "failures": _failures(evidence.events),
     }
     return Section(ID, TITLE, "cost", context)
+
+
+def stage_totals(events: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Seconds of each stage, over all sittings; what branch jobs say of themselves lies inside `train`."""
+    return {name: found["seconds"] for name, found in _stages(events).items() if not name.startswith("train ")}
 
 
 def _stages(events: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:

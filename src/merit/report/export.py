@@ -1,0 +1,98 @@
+"""Every figure of a report as files: its numbers as CSV, and a picture as PNG where the browser for it is there."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merit.io import write_bytes, write_text
+from merit.report.build import chapters
+from merit.report.evidence import read_evidence
+from merit.report.figure import DataTable, Figure, Section
+from merit.report.palettes import Theme, painted, palette
+
+WIDTH, SCALE = 960, 2  # CSS pixels, and how many pixels of the picture each gets
+_NUMBER = re.compile(r"[+-]?[\d.,]+( ± [\d.]+)?%?")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and why there are no pictures where there are none."""
+
+    files: list[Path]
+    without_pictures: str | None
+
+
+def export_figures(root: Path, folder: Path, *, theme: Theme = "light") -> Exported:
+    """Writes FOLDER/ID.csv and FOLDER/ID.png for every figure of the run's report.
+
+    Raises:
+        InputError: no such run, or the folder may not be written.
+    """
+    figures = figures_of(chapters(read_evidence(root)))
+    files = []
+    for figure in figures:
+        path = folder / f"{figure.id}.csv"
+        write_text(path, to_csv(figure.table))
+        files.append(path)
+    pictures, problem = _draw(figures, folder, theme)
+    return Exported(sorted([*files, *pictures]), problem)
+
+
+def figures_of(sections: Iterable[Section]) -> list[Figure]:
+    """In the order of the page."""
+    return [figure for section in sections for figure in _inside(section.context)]
+
+
+def to_csv(table: DataTable) -> str:
+    """As the page's own button saves it: plain minus signs, and nothing that a spreadsheet would take for a formula."""
+    text = io.StringIO()
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL)
+    for row in (table.header, *table.rows):
+        writer.writerow([_cell(cell) for cell in row])
+    return text.getvalue()
+
+
+def _cell(text: str) -> str:
+    plain = text.replace("−", "-")
+    formula = plain[:1] in tuple("=+-@\t\r") and not _NUMBER.fullmatch(plain)
+    return f"'{plain}" if formula else plain
+
+
+def _inside(value: Any) -> Iterator[Figure]:
+    if isinstance(value, Figure):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _inside(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _inside(item)
+
+
+def _draw(figures: list[Figure], folder: Path, theme: Theme) -> tuple[list[Path], str | None]:
+    try:
+        from kaleido import PageGenerator, calc_fig_sync, start_sync_server, stop_sync_server
+        from kaleido.errors import ChromeNotFoundError
+    except ImportError:
+        return [], "no pictures: pip install 'merit-tuning[figures]'"
+    colours = palette(theme)
+    paths = []
+    try:
+        # One browser for all. Without MathJax, which it would fetch from the network.
+        start_sync_server(n=1, page_generator=PageGenerator(mathjax=False), silence_warnings=True)
+        for figure in figures:
+            path = folder / f"{figure.id}.png"
+            options = {"format": "png", "width": WIDTH, "height": figure.height, "scale": SCALE}
+            write_bytes(path, calc_fig_sync(painted(figure, colours), opts=options))
+            paths.append(path)
+    except ChromeNotFoundError:
+        return [], "no pictures: they are drawn by Chrome or Chromium, and there is none here"
+    finally:
+        stop_sync_server(silence_warnings=True)
+    return paths, None

@@ -1,0 +1,41 @@
+"""What a run is doing now, from its events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from merit.report.now import running_now
+
+
+def event(kind: str, stage: str, time: float) -> dict[str, Any]:
+    return {"event": kind, "stage": stage, "time": time, "host": "a"}
+
+
+@pytest.mark.parametrize(
+    ("events", "said"),
+    [
+        ([], "Nothing has begun yet."),
+        ([event("start", "mixture", 0)], "Running: `mixture`, for 1 min."),
+        (
+            [event("start", "mixture", 0), event("end", "mixture", 30)],
+            "Nothing is running; `mixture` was done last, 30 s ago.",
+        ),
+        (
+            [event("start", "train", 0), event("failed", "train", 20)],
+            "`train` failed, 40 s ago; the same command resumes.",
+        ),
+        (
+            [event("start", "train", 0), event("start", "train merit 0", 1), event("start", "train merit 1", 2)],
+            "Running: `train`, 2 branches at once, for 1 min.",
+        ),
+        (
+            [event("start", "train", 0), event("start", "train merit 0", 1), event("end", "train merit 0", 9)],
+            "Running: `train`, for 1 min.",
+        ),
+        ([{"event": "start", "stage": 3}, {"time": 1}, event("start", "merge", 10_000)], "Running: `merge`."),
+    ],
+)
+def test_what_is_said(events: list[dict[str, Any]], said: str) -> None:
+    assert running_now(events, 60.0) == said
