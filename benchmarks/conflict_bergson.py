@@ -59,7 +59,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a quarter of the examples, once")
     options = parser.parse_args()
     if not options.bergson:
-        parser.error("say where bergson is: --bergson PATH or $BERGSON")
+        print("nothing is measured without --bergson PATH/TO/bergson or $BERGSON")
+        print("{}")
+        return
     model, tokenizer = load(options.model)
     each = 4 if options.quick else 16
     data = families(tokenizer, 22, each)
