@@ -41,7 +41,7 @@ def report(
     dark: Annotated[bool, typer.Option("--dark", help="With --figures: light on dark.")] = False,
     json: Json = False,
 ) -> None:
-    """Draws report.html again from what the run directory holds."""
+    """Draws report.html and the model card again from what the run directory holds."""
     from merit.cli.console import complain, say, say_json
     from merit.stages.context import RunContext
 
@@ -52,8 +52,10 @@ def report(
         _serve(run.root, port)
         return
     from merit.report.build import build_report
+    from merit.report.card import write_run_card
 
     path = str(build_report(run.root))
+    write_run_card(run.root)
     found: dict[str, object] = {"run": str(run.root), "report": path}
     if figures:
         from merit.report.export import export_figures

@@ -2,58 +2,140 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
-
 from merit.errors import printable
-from merit.evaluation.scores import Table
 from merit.io import write_text
+from merit.report.card_metadata import metadata
+from merit.report.evidence import Evidence, read_evidence
+from merit.report.sections.asked import facts
 from merit.report.table import table_markdown
+from merit.report.verdict import reach_verdict
+from merit.report.words import count, duration
 from merit.run.layout import RunDir
-from merit.split.partition import Partition
 
 _CAPTION = (
     "Losses are nats a supervised token, unweighted means over datasets, ± one standard error over examples; "
-    "★ marks the best."
+    "★ marks the best. Drift is the loss on θ0's own answers to general prompts."
 )
+_USE = """
+```python
+from transformers import AutoTokenizer, {auto}
+
+folder = "merged"  # in the run directory; on the Hub the model is at the repository's root
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = {auto}.from_pretrained(folder)
+```
+"""
 
 
 def write_run_card(root: Path) -> None:
     """Writes the card from what the run holds; a run that is not measured yet has none.
 
     Raises:
-        InputError: a file of the run is damaged.
+        InputError: it may not be written.
     """
     run = RunDir(root)
-    if not (run.table.is_file() and run.method().partition.is_file()):
+    if run.table.is_file() and run.method().partition.is_file():
+        evidence = read_evidence(root)
+        if evidence.table is not None and evidence.main.partition is not None:
+            write_text(run.card, run_card(evidence))
+
+
+def run_card(evidence: Evidence) -> str:
+    """The card as Markdown with the Hub's front matter."""
+    name = printable(evidence.run.root.resolve().name)
+    verdict = reach_verdict(evidence)
+    front = metadata(evidence, name, verdict.merge if verdict else None)
+    parts = ["---", front, "---", "", f"# {_plain(name)}", "", _summary(evidence)]
+    if verdict:
+        parts += ["", f"**{_sentence(verdict.headline)}**"]
+    sees = "pipeline_tag: image" in front
+    parts += ["", "## Use", _USE.format(auto="AutoModelForImageTextToText" if sees else "AutoModelForCausalLM")]
+    parts += ["## How it was made", "", *(f"- **{what}**: {_source(value)}" for what, value in facts(evidence)), ""]
+    parts += [*_data(evidence), ""]
+    if evidence.table:
+        parts += ["## Results", "", table_markdown(evidence.table).rstrip(), "", _CAPTION]
+        parts += [f"\n{_sentence(note)}" for note in evidence.table.notes]
+    limits = _limits(verdict.caveats[:1] if verdict else [])
+    parts += ["", "## Limits", "", *(f"- {_sentence(line)}" for line in limits)]
+    parts += ["", "## Cost", "", *_cost(evidence), ""]
+    parts += ["## Again", "", "```", "merit run config.yaml", "```", "", *_versions(evidence)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _summary(evidence: Evidence) -> str:
+    groups = len(evidence.main.partition.groups) if evidence.main.partition else 0
+    branches = f"{groups} branches of one init were" if groups > 1 else "One branch was"
+    return (
+        f"An instruction-tuned model made with MERIT: {branches} tuned without communication, each on its own group of "
+        "datasets, and averaged once by supervised tokens. `report.html` tells the whole story, `config.yaml` makes it "
+        "again."
+    )
+
+
+def _data(evidence: Evidence) -> Iterator[str]:
+    """Every dataset with its source and the branch that it was trained in."""
+    yield "## Training data"
+    yield ""
+    partition, mixture = evidence.main.partition, evidence.mixture
+    if partition is None:
         return
-    table = Table.load(run.table)
-    partition = Partition.load(run.method().partition)
-    front = {"library_name": "transformers", "tags": ["merit", "merge", "instruction-tuning"]}
-    lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {_plain(root.resolve().name)}", ""]
-    lines += [
-        f"An instruction-tuned model made with MERIT: {len(partition.groups)} branches of one init, each tuned on its",
-        "own group of datasets without communication, averaged once by supervised tokens. The model is in `merged/`,",
-        "the whole story in `report.html`, the configuration in `config.yaml`.",
-        "",
-        "## Results",
-        "",
-        table_markdown(table).rstrip(),
-        "",
-        _CAPTION,
-        *(f"{_plain(note)}" for note in table.notes),
-        "",
-        "## Groups",
-        "",
-    ]
+    known = {item.name: item for item in mixture.datasets} if mixture else {}
+    yield "| branch | dataset | source | examples | supervised tokens an epoch |"
+    yield "| --- | --- | --- | ---: | ---: |"
     for k, group in enumerate(partition.groups):
-        names = ", ".join(_plain(name) for name in group.datasets)
-        lines.append(f"- branch {k}, {group.tokens:,} supervised tokens an epoch: {names}")
-    lines += ["", "## Again", "", "```", "merit run config.yaml", "```", ""]
-    write_text(run.card, "\n".join(lines))
+        for name in group.datasets:
+            item = known.get(name)
+            cells = [_source(item.source), count(item.train.examples), count(item.planned_tokens)] if item else [""] * 3
+            yield f"| {k} | {_plain(name)} | {' | '.join(cells)} |"
+    if mixture and mixture.unseen:
+        names = ", ".join(_plain(item.name) for item in mixture.unseen)
+        yield ""
+        yield f"Measured, and never trained on: {names}."
+
+
+def _source(text: str) -> str:
+    """A Hub id or a generator as it is; of a local path only the file's name, for a card is public."""
+    local = text.startswith(("/", "~", ".")) or "\\" in text
+    return _plain(Path(text).name if local else text)
+
+
+def _limits(caveats: Sequence[str]) -> list[str]:
+    return [
+        *caveats,
+        "It says what its data taught it and what θ0 knew; it has not been made safe for any use beyond that, and "
+        "nobody has tested it for bias or for harmful answers.",
+        "It may be used only as the licenses of θ0 and of the datasets allow.",
+    ]
+
+
+def _cost(evidence: Evidence) -> Iterator[str]:
+    results = [branch.result for branch in evidence.main.branches if branch.result]
+    if results:
+        tokens = sum(result.supervised_tokens for result in results)
+        yield (
+            f"{count(tokens)} supervised tokens; {duration(sum(result.seconds for result in results))} of training in "
+            f"all, {duration(max(result.seconds for result in results))} in the longest branch."
+        )
+    else:
+        yield "Not recorded."
+
+
+def _versions(evidence: Evidence) -> list[str]:
+    told = ", ".join(f"{name} {value}" for name, value in evidence.versions.items())
+    return [f"Made with {_plain(told)}."] if told else []
+
+
+def _sentence(text: str) -> str:
+    """Words of the report, whose backticks are code; everything else is without power, as a name is."""
+    pieces = text.split("`")
+    if len(pieces) % 2 == 0:  # one that is never closed
+        return _plain(text)
+    return "`".join(piece if k % 2 else _plain(piece) for k, piece in enumerate(pieces))
 
 
 def _plain(text: str) -> str:
-    """A name from outside, without power over Markdown or HTML."""
+    """Text from outside, without power over Markdown or HTML."""
     return "".join(f"\\{char}" if char in "\\`*_|<>[]" else char for char in printable(text))

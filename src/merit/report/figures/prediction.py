@@ -206,6 +206,7 @@ def calibration_figure(result: CalibrationResult) -> Figure:
             "legend": LEGEND,
             "showlegend": True,
         },
+        narrow={"xaxis.tickvals": ticks[::2], "xaxis.ticktext": ticks[::2]},
         table=DataTable(
             ["examples", "cosine", "spread over datasets", "adjusted Rand index"],
             [

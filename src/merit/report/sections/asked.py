@@ -17,11 +17,11 @@ _EXAMPLE_CHARS = 1500
 def asked(evidence: Evidence) -> Section:
     """What was asked."""
     mixture = evidence.mixture
-    context: dict[str, Any] = {"facts": list(_facts(evidence)), "mixture": None, "unseen": None, "examples": []}
+    context: dict[str, Any] = {"facts": list(facts(evidence)), "mixture": None, "unseen": None, "examples": []}
     if mixture:
         context |= {
             "mixture": _table(mixture.datasets),
-            "unseen": _table(mixture.unseen) if mixture.unseen else None,
+            "unseen": _table(mixture.unseen, trained=False) if mixture.unseen else None,
             "max_length": mixture.max_length,
             "examples": [
                 (item.name, list(_capped(item.rendered[0].pieces)), _pictures(item.rendered[0]))
@@ -32,7 +32,8 @@ def asked(evidence: Evidence) -> Section:
     return Section("asked", "What was asked", "asked", context)
 
 
-def _facts(evidence: Evidence) -> Iterator[tuple[str, str]]:
+def facts(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """What was asked, in a line each: what it is, and its value."""
     config = evidence.config
     model = config.get("model")
     if isinstance(model, dict) and model.get("path"):
@@ -49,10 +50,10 @@ def _facts(evidence: Evidence) -> Iterator[tuple[str, str]]:
     train = _section(config, "train")
     if train:
         kind = "LoRA" if train.get("lora") else "full fine-tuning"
-        epochs = train.get("epochs")
+        epochs = _plain(train.get("epochs"))
         yield (
             "Recipe",
-            f"{kind}, {epochs} epoch{'' if epochs == 1 else 's'}, learning rate {train.get('learning_rate')}, "
+            f"{kind}, {epochs} epoch{'' if epochs == '1' else 's'}, learning rate {train.get('learning_rate')}, "
             f"about {train.get('batch_tokens')} tokens a step, schedule {train.get('schedule')}",
         )
     if len(evidence.methods) > 1:
@@ -63,6 +64,10 @@ def _facts(evidence: Evidence) -> Iterator[tuple[str, str]]:
         yield "Compared with", series(told)
     if "seed" in config:
         yield "Seed", str(config["seed"])
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
@@ -80,8 +85,9 @@ def _mixture_words(mixture: Mixture) -> str:
     )
 
 
-def _table(datasets: list[DatasetSummary]) -> DataTable:
-    header = ["dataset", "source", "format", "training", "held out", "supervised tokens", "median length"]
+def _table(datasets: list[DatasetSummary], *, trained: bool = True) -> DataTable:
+    header = ["dataset", "source", "format", *(["training"] if trained else []), "held out"]
+    header += [*(["supervised tokens"] if trained else []), "median length"]
     weighted = any(item.weight != 1 for item in datasets)
     dropped = any(item.truncated or item.duplicates or item.skipped or item.bad_images for item in datasets)
     rows = []
@@ -90,9 +96,9 @@ def _table(datasets: list[DatasetSummary]) -> DataTable:
             item.name,
             item.source,
             item.format,
-            count(item.train.examples),
+            *([count(item.train.examples)] if trained else []),
             count(item.held_out.examples),
-            count(item.train.supervised_tokens),
+            *([count(item.train.supervised_tokens)] if trained else []),
             count(item.length_quantiles.get("0.5", 0)),
         ]
         row += [f"{item.weight:g}"] * weighted + [_dropped(item)] * dropped

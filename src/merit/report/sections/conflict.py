@@ -87,7 +87,8 @@ def _sentences(evidence: Evidence) -> list[str]:
         share = sum(max(value, 0.0) for value in axes.eigenvalues[:kept]) / total
         word = "centred " if axes.centred else ""
         lines.append(
-            f"The first {plural(kept, 'axis', 'axes')} of the {word}matrix {'holds' if kept == 1 else 'hold'} "
+            f"The first {'axis' if kept == 1 else f'{kept} axes'} of the {word}matrix "
+            f"{'holds' if kept == 1 else 'hold'} "
             f"{share:.0%} of what differs."
         )
     return lines

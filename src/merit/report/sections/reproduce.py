@@ -12,7 +12,12 @@ _NOT_PACKAGES = ("python", "git_commit", "git commit", "commit")
 def reproduce(evidence: Evidence) -> Section:
     """How to do it again."""
     versions = evidence.versions
-    pins = [f"{_PACKAGES.get(name, name)}=={value}" for name, value in versions.items() if name not in _NOT_PACKAGES]
+    # "2.9.0+cpu" names a build of one index; any index has 2.9.0.
+    pins = [
+        f"{_PACKAGES.get(name, name)}=={value.partition('+')[0]}"
+        for name, value in versions.items()
+        if name not in _NOT_PACKAGES
+    ]
     context = {
         "pins": " ".join(f"'{pin}'" for pin in pins),
         "versions": DataTable(["what", "version"], [[name, value] for name, value in versions.items()])
