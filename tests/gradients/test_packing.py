@@ -56,6 +56,27 @@ def test_a_prefix_that_predicts_something_supervised_is_not_shared():
     assert all(segment.shared == 0 for segment in row.segments)
 
 
+def pictured(ids, images, quiet):
+    return Encoded(ids, [IGNORED] * quiet + ids[quiet:], images=images)
+
+
+def test_an_images_tokens_are_not_shared():
+    # 7 stands for an image: the same tokens before the answer, but two different images.
+    text, picture = [9, 8, 6, 5, 4], [7, 7, 7]
+    data = [pictured(text + picture + [1, tail], [f"{tail}".encode()], 9) for tail in (3, 2)]
+    [row] = pack(data, 100, image_tokens={7})
+    assert row.segments == (Segment(0, 5), Segment(5, 9, 0, 5), Segment(9, 13, 0, 5))
+    assert row.images == ([b"3"], [b"2"])
+    assert row.targets.tolist() == [3, 2]
+
+
+def test_an_image_behind_the_last_supervised_token_stays():
+    example = Encoded([1, 2, 3, 7, 7], [IGNORED, IGNORED, 3, IGNORED, IGNORED], images=[b"x"])
+    [row] = pack([example], 100, image_tokens={7})
+    assert row.input_ids.tolist() == [[1, 2, 3, 7, 7]]
+    assert (row.keep.tolist(), row.targets.tolist()) == ([1], [3])
+
+
 def test_sharing_can_be_turned_off():
     data = prompted([9] * 20, [[1, 2, 3], [2, 2, 2, 2]])
     [row] = pack(data, 100, share=False)

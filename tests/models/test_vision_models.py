@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from merit.data.image import ImageRef, decode
 from merit.data.store import write_store
 from merit.data.stored import StoredExample
 from merit.errors import InputError
+from merit.gradients.abilities import Abilities
 from merit.gradients.apply import Sketcher
 from merit.gradients.engine import GradientEngine
 from merit.gradients.sketch import SketchSpec
@@ -92,10 +94,18 @@ def test_every_parameter_has_a_role_and_batches_change_no_loss(folder, encoded):
         torch.testing.assert_close(together.nll[together.row == index], alone, rtol=1e-4, atol=1e-5)
 
 
+def test_packing_with_images_is_found_by_trial(folder):
+    # Gemma 3 lets an image's tokens attend in both directions, Qwen-VL gives them places in two dimensions.
+    found = Abilities.of(load_model(folder), torch.device("cpu"))
+    assert found.packed
+    assert found.packed_images == (folder.name not in ("gemma3", "qwen2_5_vl", "qwen3_vl"))
+
+
 @pytest.mark.parametrize("freeze", [None, []], ids=["tower frozen", "all trained"])
-def test_sketches_are_those_of_plain_gradients(folder, encoded, freeze):
+def test_sketches_are_those_of_plain_gradients(folder, encoded, encoder, freeze):
     model = load_model(folder, freeze=freeze)
-    engine = GradientEngine(model, SketchSpec.of(CalibrationConfig(fold=4)), batch_tokens=200)
+    engine = GradientEngine(model, SketchSpec.of(CalibrationConfig(fold=4)), batch_tokens=600)
+    encoded = [*encoded, encoder.encode(replace(EXAMPLES[0], completion=EXAMPLES[1].completion))]
     found = engine.measure("d", encoded)
     model.eval()
     for row in rows_of(encoded):

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from merit.data.example import IGNORED, TokenRow
 from merit.gradients.attention import packed, packed_model
+from merit.gradients.batches import packed_task
 from merit.gradients.head import Tail, find_tail
-from merit.gradients.packing import Segment
+from merit.gradients.packing import Packed, Segment
 from merit.logging import get_logger
+from merit.models.loading import images_of
+from merit.models.nll import aligned_batch, counts_positions
 
 logger = get_logger(__name__)
 
+_SIDE = 64  # pixels of a picture that is tried out
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the largest logit
 
 
 @dataclass(frozen=True)
 class Abilities:
-    """`packed`: packed rows give what examples give alone. `tail`: see `find_tail`."""
+    """`packed`: packed rows give what examples give alone; `packed_images`: so they do with images among their tokens,
+    which some models let attend in both directions, or give places of their own. `tail`: see `find_tail`."""
 
     packed: bool
+    packed_images: bool
     tail: Tail | None
 
     @classmethod
@@ -33,11 +44,14 @@ class Abilities:
         was_training = model.training
         model.eval()
         try:
-            abilities = cls(_packs(model, ids), find_tail(model, {"input_ids": ids}))
+            packs = _packs(model, ids)
+            abilities = cls(packs, packs and _packs_images(model, device), find_tail(model, {"input_ids": ids}))
         finally:
             model.train(was_training)
         if not abilities.packed:
             logger.info("this model cannot take packed rows; its calibration batches are padded")
+        elif images_of(model) is not None and not abilities.packed_images:
+            logger.info("this model cannot take packed rows with images; such calibration batches are padded")
         if abilities.tail is None:
             logger.info("this model's output head cannot be run by itself; its logits are made a batch at a time")
         return abilities
@@ -60,6 +74,57 @@ def _packs(model: Any, ids: Tensor) -> bool:
             together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0].float()
         first = model(input_ids=ids[:, :8], use_cache=False).logits[0].float()
         second = model(input_ids=torch.cat([ids[:, :3], ids[:, 8:]], dim=1), use_cache=False).logits[0].float()
-    alone = torch.cat([first, second[3:]])
-    tolerance = _TOLERANCE.get(model.dtype, 1e-4) * float(alone.abs().max())
-    return float((together - alone).abs().max()) <= tolerance
+    return _close(together, torch.cat([first, second[3:]]), model.dtype)
+
+
+def _packs_images(model: Any, device: torch.device) -> bool:
+    """The same of two examples that show two different images after a common text."""
+    vision = images_of(model)
+    if vision is None or counts_positions(model):
+        return False
+    tokenize = partial(vision.processor.tokenizer, add_special_tokens=False)
+    picture = vision.expansions([(_SIDE, _SIDE)])[0]
+    prefix, *own = (tokenize(text)["input_ids"] for text in ("a common text", f"{picture} one", f"{picture} another"))
+    start, middle, stop = itertools.accumulate(len(ids) for ids in (prefix, *own))
+    segments = (Segment(0, start), Segment(start, middle, 0, start), Segment(middle, stop, 0, start))
+    row = Packed(
+        input_ids=torch.tensor([[*prefix, *own[0], *own[1]]]),
+        position_ids=torch.tensor([[*range(middle), *range(start, start + stop - middle)]]),
+        segments=segments,
+        keep=torch.zeros(0),
+        targets=torch.zeros(0),
+        tokens=0,
+        images=tuple((_noise(seed),) for seed in range(2)),
+    )
+    with torch.no_grad():
+        alone: list[Tensor] = []
+        for ids, images in zip(own, row.images, strict=True):
+            batch = aligned_batch(model, [TokenRow.of([*prefix, *ids], [IGNORED] * (len(prefix) + len(ids)), images)])
+            del batch["labels"], batch["position_ids"]
+            alone.append(_logits(model, batch, device)[len(alone) and start :])
+        try:
+            with packed_model(model), packed(segments, device):
+                together = _logits(model, packed_task(row, model).inputs, device)
+        except (ValueError, RuntimeError, IndexError, TypeError):
+            return False  # it insists on a row an example
+    return _close(together, torch.cat(alone), model.dtype)
+
+
+def _logits(model: Any, inputs: dict[str, Tensor], device: torch.device) -> Tensor:
+    """(tokens, vocabulary) float32 of a single row."""
+    logits: Tensor = model(**{name: value.to(device) for name, value in inputs.items()}, use_cache=False).logits
+    return logits[0].float()
+
+
+def _close(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
+    return float((found - wanted).abs().max()) <= _TOLERANCE.get(dtype, 1e-4) * float(wanted.abs().max())
+
+
+def _noise(seed: int) -> bytes:
+    """A picture, as a PNG file."""
+    from PIL import Image
+
+    out = BytesIO()
+    values = np.random.default_rng(seed).integers(0, 256, (_SIDE, _SIDE, 3), dtype=np.uint8)
+    Image.fromarray(values).save(out, "PNG")
+    return out.getvalue()

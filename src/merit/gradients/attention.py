@@ -165,11 +165,13 @@ def packed(segments: Sequence[Segment], device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def packed_model(model: Any) -> Iterator[None]:
-    """The model attends by `merit_packed` inside, and as before afterwards."""
-    before = model.config._attn_implementation
+    """The model attends by `merit_packed` inside, and as before afterwards; a vision tower is left alone."""
+    text = model.config.get_text_config()
+    part = next((key for key in model.config.sub_configs if getattr(model.config, key) is text), None)
+    before = text._attn_implementation
     ALL_ATTENTION_FUNCTIONS.register(NAME, packed_attention)
-    model.set_attn_implementation(NAME)
+    model.set_attn_implementation(NAME if part is None else {part: NAME})
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(before if part is None else {part: before})

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from merit.data.example import IGNORED, Encoded
 from merit.gradients.head import Task
@@ -32,17 +33,24 @@ def padded_tasks(examples: Sequence[Encoded], batch_tokens: int, model: Any = No
         full = stop == len(ordered) or len(ordered[stop].input_ids) * (stop + 1 - start) > batch_tokens
         if full:
             task = _pad(ordered[start:stop])
-            vision = images_of(model)
-            if vision is not None:
-                found = vision.inputs(task.inputs["input_ids"], [example.images for example in ordered[start:stop]])
-                task.inputs.update({name: in_dtype(value, model) for name, value in found.items()})
+            task.inputs.update(_pixels(model, task.inputs["input_ids"], [item.images for item in ordered[start:stop]]))
             yield task
             start = stop
 
 
-def packed_task(row: Packed) -> Task:
+def packed_task(row: Packed, model: Any = None) -> Task:
     """A packed row as the model takes it: no mask, since attention knows the row's segments."""
-    return Task({"input_ids": row.input_ids, "position_ids": row.position_ids}, row.keep, row.targets, row.tokens)
+    inputs = {"input_ids": row.input_ids, "position_ids": row.position_ids}
+    inputs |= _pixels(model, row.input_ids, row.images)
+    return Task(inputs, row.keep, row.targets, row.tokens)
+
+
+def _pixels(model: Any, input_ids: Tensor, images: Sequence[Sequence[bytes]]) -> dict[str, Tensor]:
+    """What a vision-language model takes for the images of each example."""
+    vision = images_of(model)
+    if vision is None:
+        return {}
+    return {name: in_dtype(value, model) for name, value in vision.inputs(input_ids, images).items()}
 
 
 def _pad(examples: Sequence[Encoded]) -> Task:

@@ -26,6 +26,7 @@ from merit.gradients.packing import pack
 from merit.gradients.recompute import recomputed
 from merit.gradients.sharding import Ranks, add_sketch, gathered
 from merit.gradients.sketch import SketchLayout, SketchSpec
+from merit.models.loading import images_of
 
 Precision = Literal["bf16", "fp32"]
 OnTokens = Callable[[int], None]  # called after each forward pass with the tokens of the examples it did
@@ -80,6 +81,8 @@ class GradientEngine:
         self._device: torch.device = next(model.parameters()).device
         self._abilities = abilities or Abilities.of(model, self._device)
         self._may_pack = self._packing = packing and self._abilities.packed
+        self._may_pack_images = packing and self._abilities.packed_images
+        self._image_tokens = vision.token_ids if (vision := images_of(model)) is not None else frozenset()
         self._parameters: dict[str, Tensor] = {
             name: parameter for name, parameter in model.named_parameters() if name in self.layout.by_name
         }
@@ -98,8 +101,7 @@ class GradientEngine:
             InputError: no supervised token; a loss or gradient that is not finite (names dataset, batch and the first
                 bad parameter); a gradient that is zero everywhere.
         """
-        # An image's tokens attend to each other in both directions in some models, and count places in their own way.
-        self._packing = self._may_pack and not any(example.images for example in examples)
+        self._packing = self._may_pack_images if any(example.images for example in examples) else self._may_pack
         sums = np.zeros((HALVES, self.layout.width), dtype=np.float32)
         halves = [split_half(examples, half) for half in range(HALVES)]
         tokens = [sum(example.supervised for example in half) for half in halves]
@@ -155,12 +157,11 @@ class GradientEngine:
 
     def _batches(self, examples: Sequence[Encoded]) -> Iterator[tuple[Task, AbstractContextManager[None]]]:
         if self._packing:
-            for row in pack(examples, self._batch_tokens):
-                yield packed_task(row.to(self._device)), packed(row.segments, self._device)
+            for row in pack(examples, self._batch_tokens, image_tokens=self._image_tokens):
+                yield packed_task(row, self.model).to(self._device), packed(row.segments, self._device)
         else:
             for task in padded_tasks(examples, self._batch_tokens, self.model):
-                inputs = {key: value.to(self._device) for key, value in task.inputs.items()}
-                yield Task(inputs, task.keep, task.targets, task.tokens), contextlib.nullcontext()
+                yield task.to(self._device), contextlib.nullcontext()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16")

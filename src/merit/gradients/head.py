@@ -32,6 +32,10 @@ class Task:
     targets: Tensor  # (M,) int64: the label that each kept position predicts
     tokens: int  # of the examples, as they were before trimming
 
+    def to(self, device: torch.device) -> Task:
+        inputs = {name: value.to(device) for name, value in self.inputs.items()}
+        return Task(inputs, self.keep.to(device), self.targets.to(device), self.tokens)
+
 
 def find_tail(model: Any, inputs: dict[str, Tensor]) -> Tail | None:
     """What the model does to the head's output before it calls it logits, tried out on `inputs`.

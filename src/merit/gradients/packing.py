@@ -4,13 +4,14 @@ A mean gradient is linear in the examples, so nothing is lost by
 - dropping the tokens after the last supervised one (and that one too: it is only ever predicted),
 - running a prompt prefix that several examples share once, with all of them attending to it,
 and both spare work that an ordinary training step does. Exact for models whose tokens attend to earlier ones only.
+An image's tokens are never shared: two examples with the same ones may show different images.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -46,23 +47,33 @@ class Packed:
     keep: Tensor  # (M,) int64: positions whose logits carry loss
     targets: Tensor  # (M,) int64: what they predict
     tokens: int  # of the original examples, for progress
+    images: tuple[Sequence[bytes], ...] = ()  # of each example, in the order of their tokens
 
     def to(self, device: torch.device) -> Packed:
         ids, positions = self.input_ids.to(device), self.position_ids.to(device)
-        return Packed(ids, positions, self.segments, self.keep.to(device), self.targets.to(device), self.tokens)
+        return replace(
+            self, input_ids=ids, position_ids=positions, keep=self.keep.to(device), targets=self.targets.to(device)
+        )
 
 
 @dataclass(frozen=True)
 class _Item:
     ids: list[int]  # the tokens that are run
     targets: list[int]  # what each predicts
-    quiet: int  # leading positions that predict nothing supervised
+    quiet: int  # leading positions that predict nothing supervised, and show no image
     tokens: int
+    images: Sequence[bytes]
 
 
-def pack(examples: Sequence[Encoded], batch_tokens: int, *, share: bool = True) -> Iterator[Packed]:
-    """Rows of at most `batch_tokens` tokens (a longer example makes a row of its own)."""
-    items = sorted((_trim(example) for example in examples if example.supervised), key=lambda item: item.ids)
+def pack(
+    examples: Sequence[Encoded], batch_tokens: int, *, share: bool = True, image_tokens: Container[int] = ()
+) -> Iterator[Packed]:
+    """Rows of at most `batch_tokens` tokens (a longer example makes a row of its own).
+
+    `image_tokens` are those whose embedding is an image's.
+    """
+    items = [_trim(example, image_tokens) for example in examples if example.supervised]
+    items.sort(key=lambda item: item.ids)
     row: list[tuple[int, list[_Item]]] = []
     used = 0
     for shared, group in _groups(items, share):
@@ -83,12 +94,17 @@ def pack(examples: Sequence[Encoded], batch_tokens: int, *, share: bool = True) 
         yield _row(row)
 
 
-def _trim(example: Encoded) -> _Item:
+def _trim(example: Encoded, image_tokens: Container[int]) -> _Item:
     labels = example.labels
     last = max(j for j in range(1, len(labels)) if labels[j] != IGNORED)
-    targets = labels[1 : last + 1]
+    if example.images and any(token in image_tokens for token in example.input_ids[last:]):
+        last = len(labels)  # a trailing image is looked for in the text, so its tokens must be there
+    targets = [*labels[1 : last + 1], IGNORED][:last]
+    ids = example.input_ids[:last]
     quiet = next(j for j, target in enumerate(targets) if target != IGNORED)
-    return _Item(example.input_ids[:last], targets, quiet, len(example.input_ids))
+    if example.images:
+        quiet = next((j for j, token in enumerate(ids[:quiet]) if token in image_tokens), quiet)
+    return _Item(ids, targets, quiet, len(example.input_ids), example.images)
 
 
 def _groups(items: Sequence[_Item], share: bool) -> list[tuple[int, list[_Item]]]:
@@ -150,5 +166,13 @@ def _row(groups: Sequence[tuple[int, list[_Item]]]) -> Packed:
             segments.append(Segment(start, len(ids), *((prefix, prefix + shared) if shared else (0, 0))))
     wanted = torch.tensor(targets)
     keep = torch.nonzero(wanted != IGNORED).reshape(-1)
-    tokens = sum(item.tokens for _, items in groups for item in items)
-    return Packed(torch.tensor([ids]), torch.tensor([positions]), tuple(segments), keep, wanted[keep], tokens)
+    ran = [item for _, items in groups for item in items]
+    return Packed(
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.tensor([positions]),
+        segments=tuple(segments),
+        keep=keep,
+        targets=wanted[keep],
+        tokens=sum(item.tokens for item in ran),
+        images=tuple(item.images for item in ran),
+    )
