@@ -8,16 +8,14 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import stat
-import urllib.request
 import warnings
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from merit.data.fetch import fetch
 from merit.data.row import MAX_ROW_BYTES
 from merit.errors import InputError
 from merit.io import write_bytes
@@ -39,7 +37,6 @@ _ENDINGS = {
     "ICO": (".ico",),
 }
 _ORIENTATION = 0x0112  # the EXIF tag
-_FETCH_SECONDS = 20
 _TURNED = {5, 6, 7, 8}  # orientations that swap width and height
 
 
@@ -93,9 +90,7 @@ def _read_file(ref: ImageRef) -> bytes:
     if ref.path is None:
         raise ref.bad("is nowhere")
     try:
-        if not stat.S_ISREG((facts := ref.path.stat()).st_mode):
-            raise ref.bad("is no plain file")
-        if facts.st_size > MAX_ROW_BYTES:
+        if ref.path.stat().st_size > MAX_ROW_BYTES:
             raise ref.bad(f"is larger than {MAX_ROW_BYTES:,} bytes")
         return ref.path.read_bytes()
     except FileNotFoundError:
@@ -111,12 +106,25 @@ def _fetch(ref: ImageRef, url: str) -> bytes:
     if kept.is_file():
         return kept.read_bytes()
     try:
-        with urllib.request.urlopen(url, timeout=_FETCH_SECONDS) as answer:
-            content: bytes = answer.read(MAX_ROW_BYTES + 1)
-    except (OSError, ValueError, HTTPException) as error:
+        content = fetch(url, MAX_ROW_BYTES)
+    except OSError as error:
         raise ref.bad(f"cannot be fetched: {error}") from None
-    write_bytes(kept, content)
+    # A page that says "try again later" comes with a good status, too, and must not be kept for ever.
+    if len(content) <= MAX_ROW_BYTES and _is_image(content):
+        write_bytes(kept, content)
     return content
+
+
+def _is_image(content: bytes) -> bool:
+    """Whether the head is one of an image; nothing is decoded."""
+    image_module = _pillow()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image_module.open(BytesIO(content), formats=_formats()).close()
+    except Exception:  # as in `inspect`
+        return False
+    return True
 
 
 @dataclass(frozen=True)
