@@ -194,3 +194,16 @@ def write_tiny_vlm(kind: str, folder: Path, seed: int = 0) -> Path:
     (folder / "preprocessor_config.json").write_text(json.dumps(_IMAGE_PROCESSORS[kind]))
     (folder / "processor_config.json").write_text(json.dumps(_PROCESSORS[kind]))
     return folder
+
+
+def write_tiny_tower(folder: Path) -> Path:
+    """A random CLIP tower alone, with its image processor: 16 patches an image."""
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    CLIPVisionModel(config).save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    return folder

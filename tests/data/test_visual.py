@@ -27,11 +27,41 @@ def test_rows(tmp_path, task):
     assert read.example.images[0].read() == rows[0]["image"]["bytes"]
 
 
+def test_more_is_asked_about_the_same_picture(tmp_path):
+    plain, talk = (
+        [
+            row.value
+            for row in VisualSource.open(
+                DatasetConfig(path="visual:compare", max_examples=60, options=options), "d"
+            ).rows()
+        ]
+        for options in ({}, {"talk": True})
+    )
+    assert [row["image"] for row in talk] == [row["image"] for row in plain]
+    second = Counter()
+    for row, alone in zip(talk, plain, strict=True):
+        asked = {row["messages"][i]["content"]: row["messages"][i + 1]["content"] for i in (0, 2, 4)}
+        assert asked[alone["question"]] == alone["answer"]
+        left, right = int(asked["What is on the left?"]), int(asked["What is on the right?"])
+        assert alone["answer"] == ("left" if left > right else "right")
+        assert row["messages"][0]["content"] == alone["question"]
+        second[row["messages"][2]["content"]] += 1
+    assert min(second.values()) > 15
+    config = DatasetConfig(path="visual:compare", max_examples=1, options={"talk": True})
+    (read,) = DatasetReader.open("d", config, tmp_path).read()
+    assert [turn.role for turn in read.example.completion] == ["assistant", "user", "assistant", "user", "assistant"]
+    assert len(read.example.images) == 1
+
+
 @pytest.mark.parametrize(
     ("config", "line"),
     [
         ({"path": "visual:digits"}, "`mixture.d.path`: unknown task 'digits'; did you mean `digit`?"),
-        ({"path": "visual:digit", "options": {"sed": 1}}, "`mixture.d.options.sed`: unknown option; there is: seed"),
+        (
+            {"path": "visual:digit", "options": {"sed": 1}},
+            "`mixture.d.options.sed`: unknown option; there are: seed, talk",
+        ),
+        ({"path": "visual:digit", "options": {"talk": 1}}, "`mixture.d.options.talk`: must be true or false, not 1"),
         ({"path": "visual:digit", "options": {"seed": "a"}}, "`mixture.d.options.seed`: must be a whole number"),
     ],
 )

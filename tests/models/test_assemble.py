@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+from transformers import AutoModelForCausalLM, CLIPVisionModel
 
 from merit.data.encode import Encoder
 from merit.data.example import Example, Message, TokenRow
@@ -17,18 +17,12 @@ from merit.models.source import ModelFolder
 from merit.stages import prepare
 from merit.stages.context import RunContext
 from pictures import png
+from vision_models import write_tiny_tower
 
 
 @pytest.fixture
 def tower(tmp_path):
-    folder = tmp_path / "tower"
-    config = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
-    )
-    CLIPVisionModel(config).save_pretrained(folder)
-    size = {"height": 32, "width": 32}
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
-    return folder
+    return write_tiny_tower(tmp_path / "tower")
 
 
 def test_weights_are_copied_and_the_whole_takes_images(tiny_model, tower, tmp_path):

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-VERSION = 1  # raise it when any task draws or asks something else
+VERSION = 2  # raise it when any task draws or asks something else
 SIDE = 48  # pixels
 Rng = np.random.Generator
-Made = tuple[Any, str, str]  # picture, question, answer
+Asked = tuple[str, str]  # a question and its answer
 
 COLOURS = {
     "red": (220, 40, 40),
@@ -29,6 +29,16 @@ COLOURS = {
 }
 WORDS = ("cat", "dog", "sun", "map", "ten", "fox", "ice", "jam", "owl", "key")
 SHAPES = ("circle", "square", "triangle", "cross")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A picture, what is asked of it, and more that could be asked: steps toward the answer, or what else is seen."""
+
+    picture: Any
+    question: str
+    answer: str
+    more: tuple[Asked, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,18 @@ def _sheet(rng: Rng) -> tuple[Any, Any]:
 
 def _pick(rng: Rng, items: Any) -> Any:
     return list(items)[int(rng.integers(len(items)))]
+
+
+def _colour_of(name: str) -> Asked:
+    return "What colour is the shape?", name
+
+
+def _shape_of(name: str) -> Asked:
+    return "Which shape is this?", name
+
+
+def _sides(left: str, right: str) -> tuple[Asked, Asked]:
+    return ("What is on the left?", left), ("What is on the right?", right)
 
 
 def _draw(pen: Any, shape: str, x: Any, y: Any, radius: Any, colour: Any) -> None:
@@ -88,7 +110,7 @@ def digit(rng: Rng) -> Made:
     picture, _ = _sheet(rng)
     found, value = _digit(rng, 36)
     picture.paste(found, tuple(int(at) for at in rng.integers(5, 8, 2)))
-    return picture, "Which digit is this?", str(value)
+    return Made(picture, "Which digit is this?", str(value))
 
 
 def compare(rng: Rng) -> Made:
@@ -100,7 +122,8 @@ def compare(rng: Rng) -> Made:
         right, b = _digit(rng, 22)
     picture.paste(left, (1, 13))
     picture.paste(right, (25, 13))
-    return picture, "Which digit is larger, the left or the right one?", "left" if a > b else "right"
+    question = "Which digit is larger, the left or the right one?"
+    return Made(picture, question, "left" if a > b else "right", _sides(str(a), str(b)))
 
 
 def colour(rng: Rng) -> Made:
@@ -109,8 +132,9 @@ def colour(rng: Rng) -> Made:
     name = _pick(rng, COLOURS)
     radius = rng.integers(7, 14)
     x, y = rng.integers(radius + 1, SIDE - radius - 1, 2)
-    _draw(pen, _pick(rng, SHAPES), x, y, radius, COLOURS[name])
-    return picture, "What colour is the shape?", name
+    form = _pick(rng, SHAPES)
+    _draw(pen, form, x, y, radius, COLOURS[name])
+    return Made(picture, *_colour_of(name), more=(_shape_of(form),))
 
 
 def shape(rng: Rng) -> Made:
@@ -119,8 +143,9 @@ def shape(rng: Rng) -> Made:
     name = _pick(rng, SHAPES)
     radius = rng.integers(10, 17)
     x, y = rng.integers(22, 27, 2)
-    _draw(pen, name, x, y, radius, COLOURS[_pick(rng, COLOURS)])
-    return picture, "Which shape is this?", name
+    dark = _pick(rng, COLOURS)
+    _draw(pen, name, x, y, radius, COLOURS[dark])
+    return Made(picture, *_shape_of(name), more=(_colour_of(dark),))
 
 
 def count(rng: Rng) -> Made:
@@ -128,11 +153,11 @@ def count(rng: Rng) -> Made:
     picture, pen = _sheet(rng)
     number = int(rng.integers(1, 6))
     cells = rng.permutation(9)[:number]
-    dark = COLOURS[_pick(rng, COLOURS)]
+    dark = _pick(rng, COLOURS)
     for cell in cells:
         x, y = 8 + 16 * (cell % 3) + rng.integers(-1, 2), 8 + 16 * (cell // 3) + rng.integers(-1, 2)
-        _draw(pen, "circle", x, y, 5, dark)
-    return picture, "How many dots are there?", str(number)
+        _draw(pen, "circle", x, y, 5, COLOURS[dark])
+    return Made(picture, "How many dots are there?", str(number), (("What colour are the dots?", dark),))
 
 
 def position(rng: Rng) -> Made:
@@ -140,8 +165,10 @@ def position(rng: Rng) -> Made:
     picture, pen = _sheet(rng)
     right, low = (int(value) for value in rng.integers(0, 2, 2))
     x, y = 12 + 24 * right + rng.integers(-4, 5), 12 + 24 * low + rng.integers(-4, 5)
-    _draw(pen, _pick(rng, SHAPES), x, y, rng.integers(4, 8), COLOURS[_pick(rng, COLOURS)])
-    return picture, "In which corner is the shape?", f"{('top', 'bottom')[low]} {('left', 'right')[right]}"
+    form, radius, dark = _pick(rng, SHAPES), rng.integers(4, 8), _pick(rng, COLOURS)
+    _draw(pen, form, x, y, radius, COLOURS[dark])
+    corner = f"{('top', 'bottom')[low]} {('left', 'right')[right]}"
+    return Made(picture, "In which corner is the shape?", corner, (_colour_of(dark), _shape_of(form)))
 
 
 def same(rng: Rng) -> Made:
@@ -150,10 +177,10 @@ def same(rng: Rng) -> Made:
     alike = bool(rng.integers(2))
     first = _pick(rng, SHAPES)
     second = first if alike else _pick(rng, [name for name in SHAPES if name != first])
-    dark = COLOURS[_pick(rng, COLOURS)]
+    dark = _pick(rng, COLOURS)
     for name, x in ((first, 12), (second, 36)):
-        _draw(pen, name, x, 24 + rng.integers(-1, 2), 10, dark)
-    return picture, "Are the two shapes the same?", "yes" if alike else "no"
+        _draw(pen, name, x, 24 + rng.integers(-1, 2), 10, COLOURS[dark])
+    return Made(picture, "Are the two shapes the same?", "yes" if alike else "no", _sides(first, second))
 
 
 def word(rng: Rng) -> Made:
@@ -163,8 +190,9 @@ def word(rng: Rng) -> Made:
     picture, pen = _sheet(rng)
     text = _pick(rng, WORDS)
     at = (int(rng.integers(5, 8)), int(rng.integers(12, 15)))
-    pen.text(at, text, fill=COLOURS[_pick(rng, ("red", "blue", "black"))], font=ImageFont.load_default(18))
-    return picture, "Read the word.", text
+    ink = _pick(rng, ("red", "blue", "black"))
+    pen.text(at, text, fill=COLOURS[ink], font=ImageFont.load_default(18))
+    return Made(picture, "Read the word.", text, (("What colour is the word?", ink),))
 
 
 def chart(rng: Rng) -> Made:
@@ -178,7 +206,8 @@ def chart(rng: Rng) -> Made:
         pen.rectangle((left, 44 - 8 * int(height), left + 10, 44), fill=fill)
     for level in range(1, 6):
         pen.line((1, 44 - 8 * level, 3, 44 - 8 * level), fill=(0, 0, 0))
-    return picture, "What is the value of the red bar?", str(int(heights[red]))
+    where = ("Where is the red bar?", ("left", "middle", "right")[red])
+    return Made(picture, "What is the value of the red bar?", str(int(heights[red])), (where,))
 
 
 def bigger(rng: Rng) -> Made:
@@ -188,7 +217,9 @@ def bigger(rng: Rng) -> Made:
     order = rng.permutation(2)
     for place, which in enumerate(order):
         _draw(pen, "square", 12 + 24 * place, 24 + rng.integers(-8, 9), sizes[which], COLOURS[("red", "blue")[which]])
-    return picture, "Which square is bigger, the red or the blue one?", "red" if sizes[0] > sizes[1] else "blue"
+    question = "Which square is bigger, the red or the blue one?"
+    names = [("red", "blue")[which] for which in order]
+    return Made(picture, question, "red" if sizes[0] > sizes[1] else "blue", _sides(*names))
 
 
 @cache
@@ -207,7 +238,7 @@ def photo(rng: Rng) -> Made:
     side = int(rng.integers(96, 240))
     y, x = int(rng.integers(whole.shape[0] - side)), int(rng.integers(whole.shape[1] - side))
     piece = Image.fromarray(whole[y : y + side, x : x + side]).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    return piece, "Is this the temple or the flower?", ("temple", "flower")[which]
+    return Made(piece, "Is this the temple or the flower?", ("temple", "flower")[which])
 
 
 TASKS: dict[str, Task] = {

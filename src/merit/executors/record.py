@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
-
-from merit.errors import InputError
-from merit.io import read_json, write_json
+from merit.io import write_json
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 
@@ -48,6 +46,6 @@ class JobRecord:
         """The note at `path`, or None if there is none that can be read."""
         if path is None:
             return None
-        with contextlib.suppress(InputError, ValidationError):
-            return TypeAdapter(cls).validate_python(read_json(path))
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
         return None
