@@ -172,6 +172,13 @@ class EncodedDataset:
     def __iter__(self) -> Iterator[StoredExample]:
         return (self[row] for row in range(len(self)))
 
+    @property
+    def has_images(self) -> bool:
+        """Whether any row has one; reads offsets only."""
+        if IMAGES not in self.table.column_names:
+            return False
+        return any(len(batch.column(IMAGES).flatten()) for batch in self._batches)
+
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """(rows,) tokens of each row, after truncation."""

@@ -18,8 +18,9 @@ def hand_over(context: RunContext, trainer: str, method: str) -> list[Path]:
     """Writes the folders of the branches that are not done yet; the run must be split.
 
     Raises:
-        InputError: no such method, no partition yet, or another process works on the run.
+        InputError: no such method, no partition yet, a branch has images, or another process works on the run.
     """
+    from merit.branches.handover.bundle import refuse_images
     from merit.branches.handover.write import write_handover
 
     chosen = find_method(context, method)
@@ -28,6 +29,7 @@ def hand_over(context: RunContext, trainer: str, method: str) -> list[Path]:
     folders = []
     with run_lock(context.run), stage_events(context.run.events, f"handover {trainer}"):
         specs = branch_specs(context, chosen)
+        refuse_images(context.run, specs)
         with context.progress.bar(f"handover to {trainer}", total=len(specs), unit="branch") as bar:
             for spec in specs:
                 if prepare_branch(chosen.dir.branch(spec.branch), spec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from merit.branches.batching import Batching, plan_batching
 from merit.branches.rows import branch_rows
 from merit.branches.spec import BranchSpec
 from merit.data.example import IGNORED
-from merit.io import atomic_dir
+from merit.data.store import EncodedDataset
+from merit.errors import InputError
+from merit.io import atomic_dir, inside
 from merit.run.layout import RunDir
 from merit.run.record import Record
 
@@ -58,7 +61,7 @@ class Bundle:
             InputError: a file of encoded examples is missing or damaged.
         """
         train = spec.train
-        rows = branch_rows(run, spec)
+        rows = branch_rows(run, spec).select_columns(["input_ids", "labels"])
         lengths = [len(ids) for ids in rows["input_ids"]]
         batching = plan_batching(lengths, train.batch_tokens, train.micro_batch_tokens)
         steps = batching.steps(len(lengths), train.epochs)
@@ -111,3 +114,20 @@ class Bundle:
         if not mask:
             return self.rows
         return self.rows.add_column("attention_mask", [[1] * len(ids) for ids in self.rows["input_ids"]])
+
+
+def refuse_images(run: RunDir, specs: Sequence[BranchSpec]) -> None:
+    """The trainers would place, resize and tokenize images in their own ways, so that what they train on, and count,
+    is not what merit planned; nor do all of them freeze the vision tower.
+
+    Raises:
+        InputError: a branch has images; or a file of encoded examples is missing or damaged.
+    """
+    for spec in specs:
+        for item in spec.data:
+            if EncodedDataset.open(inside(run.root, item.data)).has_images:
+                raise InputError(
+                    f"{spec.method} branch {spec.branch} trains on images ({item.name}), which are not handed over: "
+                    "`merit train` trains it",
+                    file=run.root,
+                )
