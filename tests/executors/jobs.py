@@ -16,6 +16,8 @@ die_with_parent()
 steps, count = int(sys.argv[2]), here / 'count'
 (here / 'starts').open('a').write('start\\n')
 begun = int(count.read_text()) if count.exists() and count.read_text() else 0
+if len(sys.argv) > 3 and begun:
+    steps = begun + int(sys.argv[3])
 for step in range(begun, steps):
     time.sleep(0.1)
     (here / 'steps').open('a').write(f'{step}\\n')
@@ -48,9 +50,10 @@ def job(
     )
 
 
-def counting(folder: Path, name: str, steps: int, *, weight: float = 1.0) -> Job:
-    """A job of `steps` tenths of a second that resumes."""
-    return job(folder, name, COUNTING + DONE, str(steps), weight=weight)
+def counting(folder: Path, name: str, steps: int, *, weight: float = 1.0, again: int | None = None) -> Job:
+    """A job of `steps` tenths of a second that resumes; with `again`, for so many steps only."""
+    more = [] if again is None else [str(again)]
+    return job(folder, name, COUNTING + DONE, str(steps), *more, weight=weight)
 
 
 def steps_of(item: Job) -> list[int]:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue")
+MINUTES = 10  # that jobs of tests may take; a requeued one has them again, whatever it was cut short to
 _SECONDS = 30
 _SETTLE = 3
 
@@ -119,7 +120,7 @@ class SlurmCluster:
         for line in self.call("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i|%r").splitlines():
             name, _, reason = line.partition("|")
             if reason == "BeginTime" and time.monotonic() - self._waits.setdefault(name, time.monotonic()) > _SETTLE:
-                self.call("scontrol", "update", f"JobId={name}", "StartTime=now")
+                self.call("scontrol", "update", f"JobId={name}", "StartTime=now", f"TimeLimit={MINUTES}")
                 del self._waits[name]
                 told = True
         return told
