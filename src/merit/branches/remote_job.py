@@ -70,7 +70,8 @@ def scratch_folder(url: str) -> Path:
     import tempfile
 
     base = Path(os.environ.get("MERIT_SCRATCH") or tempfile.gettempdir())
-    return base / f"merit-{os.getuid()}" / fingerprint(url)
+    # The last part is the run's own name: trackers group its branches by it.
+    return base / f"merit-{os.getuid()}" / fingerprint(url) / PurePosixPath(url).name
 
 
 def _stage_in(store: Store, run: RunDir, branch: BranchDir, method: str, k: int) -> BranchSpec:
@@ -137,6 +138,7 @@ class _StageOut:
         sources = {self.branch.progress: self.branch.progress, self.branch.log: self.branch.log}
         if output:
             sources[self.branch.output] = Path(output)
+        sources |= {file: file for file in self.branch.tensorboard.glob("*")}
         for target, source in sources.items():
             with contextlib.suppress(FileNotFoundError):
                 changed = source.stat().st_mtime
@@ -196,8 +198,9 @@ def fetch_result(store: Store, run: RunDir, branch: BranchDir, mark: str, *, tri
                 raise StageError(f"{file}: arrives damaged from {store.url}, again and again")
             store.get(relative(file, run.root), file)
             left -= 1
-    for name in store.names(relative(branch.snapshot(0).parent, run.root)):
-        store.get(name, inside(run.root, name))
+    for folder in (branch.snapshot(0).parent, branch.tensorboard):
+        for name in store.names(relative(folder, run.root)):
+            store.get(name, inside(run.root, name))
     store.get(relative(branch.log, run.root), branch.log)
     store.get(relative(branch.output, run.root), branch.output)
     incoming.replace(branch.done)

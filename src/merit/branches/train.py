@@ -23,6 +23,7 @@ from merit.branches.finished import finished_branch
 from merit.branches.pull import PullCallback
 from merit.branches.rows import branch_rows, row_without_loss
 from merit.branches.spec import BranchResult, BranchSpec
+from merit.branches.trackers import group_name, run_name, tracked
 from merit.branches.trainer import BranchTrainer
 from merit.branches.trajectory import TrajectoryCallback
 from merit.config.model import Role
@@ -67,10 +68,11 @@ def train_branch(run: RunDir, branch: BranchDir, *, base: Path, model: Path | No
     resumed = newest_checkpoint(branch)
     counters = resumed[1] if resumed else Counters()
     lengths = [len(ids) for ids in data["input_ids"]]
-    trainer = _make_trainer(run, spec, branch, theta0, data, lengths, counters)
-    if resumed:
-        _log.info("branch %d resumes from %s", spec.branch, resumed[0].name)
-    trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
+    with tracked(run, branch, spec):
+        trainer = _make_trainer(run, spec, branch, theta0, data, lengths, counters)
+        if resumed:
+            _log.info("branch %d resumes from %s", spec.branch, resumed[0].name)
+        trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
     whole = _whole_state(trainer)  # a thing that all processes do together
     if not trainer.accelerator.is_main_process:
         return _no_result(mark)
@@ -127,8 +129,8 @@ def _make_trainer(
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "report_to": "none",
-        "run_name": f"{spec.method}-{spec.branch:02d}",
-        "project": run.root.resolve().name,
+        "run_name": run_name(run, branch, spec),
+        "project": group_name(run),
         "disable_tqdm": True,
         "dataset_kwargs": {"skip_prepare_dataset": True},
         **(_WITH_IMAGES if IMAGES in data.column_names else {}),
@@ -140,7 +142,6 @@ def _make_trainer(
     batching = plan_batching(lengths, train.batch_tokens, train.micro_batch_tokens, processes)
     if processes > 1:
         data = datasets.concatenate_datasets([data, row_without_loss(data)])
-    _group_trackers(run, branch)
     steps = batching.steps(len(lengths), train.epochs)
     args = SFTConfig(
         **options,
@@ -198,18 +199,6 @@ def _frozen_modules(model: PreTrainedModel, freeze: Sequence[Role]) -> list[str]
 
 def _is_sharded() -> bool:
     return any(os.environ.get(name) == "true" for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
-
-
-def _group_trackers(run: RunDir, branch: BranchDir) -> None:
-    """Trackers that `train.trl.report_to` names show one run a branch, grouped by the run; files stay in the branch."""
-    name = run.root.resolve().name
-    for variable, value in (
-        ("WANDB_RUN_GROUP", name),
-        ("WANDB_DIR", str(branch.root)),
-        ("MLFLOW_EXPERIMENT_NAME", name),
-        ("TENSORBOARD_LOGGING_DIR", str(branch.tensorboard)),
-    ):
-        os.environ.setdefault(variable, value)
 
 
 def _whole_state(trainer: BranchTrainer) -> Any:

@@ -21,6 +21,10 @@ _log = get_logger(__name__)
 T = TypeVar("T")
 
 
+class GoneFromHere(FileNotFoundError):
+    """A file of this machine that was to go into the store; trying again brings nothing."""
+
+
 class Store:
     """Files below one URL, by names relative to it, with forward slashes. Counts the bytes that it moves."""
 
@@ -41,12 +45,13 @@ class Store:
         """Copies `file` into the store as `name`.
 
         Raises:
+            GoneFromHere: there is no such file (any more).
             StageError: the store cannot be reached, again and again.
         """
         target = self._path(name)
-        self._again(f"put {name}", lambda: self._put(file, target))
+        size = self._again(f"put {name}", lambda: self._put(file, target))
         with self._lock:
-            self.sent += file.stat().st_size
+            self.sent += size
 
     def get(self, name: str, file: Path) -> bool:
         """Copies `name` to `file`, under a temporary name first; False if it is not there.
@@ -82,9 +87,16 @@ class Store:
         """
         self._again(f"remove {below}", lambda: self._remove(self._path(below)))
 
-    def _put(self, file: Path, target: str) -> None:
-        self._files.makedirs(str(PurePosixPath(target).parent), exist_ok=True)
-        self._files.put_file(str(file), target)
+    def _put(self, file: Path, target: str) -> int:
+        try:
+            size = file.stat().st_size
+            self._files.makedirs(str(PurePosixPath(target).parent), exist_ok=True)
+            self._files.put_file(str(file), target)
+        except FileNotFoundError as error:
+            if file.is_file():
+                raise
+            raise GoneFromHere(error.errno, error.strerror, str(file)) from None
+        return size
 
     def _get(self, source: str, part: Path) -> bool:
         try:
@@ -118,6 +130,8 @@ class Store:
         for left in range(_TRIES - 1, -1, -1):
             try:
                 return call()
+            except GoneFromHere:
+                raise
             except PermissionError as error:
                 raise InputError(f"the store refuses to {what}: {error}", field="launch.store") from None
             except _failures() as error:
