@@ -18,6 +18,11 @@ test: $(VENV)/dev.stamp
 test-trainers: $(VENV)/trainers.stamp
 	$(BIN)/python -m pytest tests/branches/test_handover_schemas.py
 
+.PHONY: hostile
+# Thousands of hostile inputs through all that merit reads; fails when one escapes. SECURITY.md quotes its last line.
+hostile: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/hostile/campaign.py
+
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+_LONGEST = 1_000  # characters of a message, and of a file's or field's name
+_MOST = 200  # lines of problems
+
 
 class MeritError(Exception):
     """Base of all errors that merit raises on purpose. The CLI prints it on one line and exits with `exit_code`."""
@@ -12,7 +15,7 @@ class MeritError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return _shown(super().__str__())
 
 
 class InputError(MeritError):
@@ -42,11 +45,11 @@ class InputError(MeritError):
         super().__init__(message)
 
     def __str__(self) -> str:
-        place = printable(self.file) if self.file else ""
+        place = _shown(self.file) if self.file else ""
         if self.line is not None:
             place += f":{self.line}" if place else f"line {self.line}"
-        parts = [part for part in (place, f"`{printable(self.field)}`" if self.field else "") if part]
-        return ": ".join([*parts, printable(self.message)])
+        parts = [part for part in (place, f"`{_shown(self.field)}`" if self.field else "") if part]
+        return ": ".join([*parts, _shown(self.message)])
 
 
 class Problems(InputError):
@@ -57,7 +60,9 @@ class Problems(InputError):
         super().__init__("; ".join(problem.message for problem in self.problems))
 
     def __str__(self) -> str:
-        return "\n".join(str(problem) for problem in self.problems)
+        more = len(self.problems) - _MOST
+        lines = [str(problem) for problem in self.problems[:_MOST]]
+        return "\n".join([*lines, f"and {more:,} more problems"] if more > 0 else lines)
 
 
 class StageError(MeritError):
@@ -67,3 +72,13 @@ class StageError(MeritError):
 def printable(text: str) -> str:
     """`text` on one line with control characters escaped, so that no input can drive the user's terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _shown(text: str) -> str:
+    """`text` on one line that a person can read to its end: input may be a gigabyte long."""
+    return printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of another library says, in one line; its class where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

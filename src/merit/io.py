@@ -9,7 +9,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ _UNUSABLE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
 )
+_MAX_JSON = 500_000_000  # bytes; tokenizers have tens of millions
 
 
 def disk_is_full(error: OSError) -> bool:
@@ -116,17 +118,28 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically, indented for people. NaN and infinity are refused: they are not JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # a file name that is not UTF-8 is half surrogates to Python: JSON can spell them
+        text = json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False)
+    write_text(path, text + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, parse_int: Callable[[str], int] = int) -> Any:
     """Reads a JSON file.
+
+    Args:
+        parse_int: makes a whole number of its digits, or raises ValueError.
 
     Raises:
         InputError: the file is missing, unreadable or not JSON; names file and line.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode) or info.st_size > _MAX_JSON:  # a pipe would be waited for without end
+            raise InputError(f"cannot be read: no plain file, or larger than {_MAX_JSON:,} bytes", file=path)
+        return json.loads(path.read_text(encoding="utf-8"), parse_int=parse_int)
     except FileNotFoundError as error:
         raise InputError("no such file", file=path) from error
     except json.JSONDecodeError as error:
@@ -150,6 +163,18 @@ def safe_name(name: str) -> str:
         return name
     readable = re.sub(r"[^A-Za-z0-9_\-]+", "_", name)[:60].lstrip("-")  # never what looks like an option
     return f"{readable}~{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:16]}"
+
+
+def is_own(file: Path, folder: Path) -> bool:
+    """Whether `file` is a plain file that lies in `folder`, and no link to one elsewhere.
+
+    What is copied out of a stranger's folder, and perhaps published, must not be a file of the user's. In the Hub's
+    cache a snapshot's files are links into the same repository.
+    """
+    home = folder.resolve()
+    if home.parent.name == "snapshots":
+        home = home.parent.parent
+    return file.is_file() and file.resolve().is_relative_to(home)
 
 
 def inside(root: Path, relative: str) -> Path:

@@ -36,7 +36,14 @@ EXECUTORS = {"errors", "io", "config", "logging", "progress", "run.events", "exe
 # Executors may be used from here on.
 EXECUTOR_USERS = {"branches", "study", "planning", "stages", "pipeline", "cli", "executors"}
 # Their code is not ours, and raises what it likes; or everything is raised again.
-MAY_CATCH_ALL = {"data/image.py", "evaluation/exact.py", "merge/stream.py", "run/events.py"}
+MAY_CATCH_ALL = {
+    "data/image.py",
+    "evaluation/exact.py",
+    "merge/stream.py",
+    "models/loading.py",
+    "models/vision.py",
+    "run/events.py",
+}
 
 HEAVY = {"torch", "transformers", "trl", "datasets"}
 HOLD_TENSORS = (

@@ -127,8 +127,8 @@ def test_files_that_are_no_configuration(merit: Command, tmp_path):
     hint = f"did you mean {folder}/mine.yaml?"
     assert merit("run", folder).lines == [f"{folder}: not a run directory: there is no config.yaml in it; {hint}"]
     assert merit("run", binary).lines == [f"{binary}:2: not valid UTF-8"]
-    assert merit("run", large).lines == [f"{large}: larger than 4,000,000 bytes: this is not a configuration"]
-    assert merit("run", "/dev/zero").lines == ["/dev/zero: larger than 4,000,000 bytes: this is not a configuration"]
+    assert merit("run", large).lines == [f"{large}: larger than 4,000,000 bytes: nobody wrote this by hand"]
+    assert merit("run", "/dev/zero").lines == ["/dev/zero: larger than 4,000,000 bytes: nobody wrote this by hand"]
     assert merit("run", "x" * 5000).lines == ["x" * 5000 + ": File name too long"]
     assert {merit("run", path).code for path in (missing, folder, binary, large, "x" * 5000)} == {2}
 

@@ -11,6 +11,7 @@ from merit.errors import InputError
 from merit.executors.job_side import die_with_parent, job_lock
 from merit.io import sweep_parts
 from merit.run.events import stage_events
+from merit.run.guard import refuse_links
 from merit.run.layout import RunDir
 
 RANKED = "MERIT_RANKED"  # set for the processes that train one branch together
@@ -49,6 +50,7 @@ def run_branch_job(
 
         return train_branch(run, branch, base=root, model=model)
     die_with_parent()
+    refuse_links(root)
     if not branch.spec.is_file():
         raise InputError(f"no branch {k} of {method!r} is planned here; `merit split` plans branches", file=root)
     with job_lock(branch.root / "lock"), stage_events(run.events, f"train {method} {k}") as facts:

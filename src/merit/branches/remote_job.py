@@ -18,7 +18,7 @@ from merit.branches.spec import MARKER, BranchResult, BranchSpec
 from merit.errors import InputError, StageError
 from merit.executors.job_side import die_with_parent, job_lock
 from merit.executors.store import Store
-from merit.io import inside, sha256_file
+from merit.io import disk_errors, inside, sha256_file
 from merit.run.fingerprint import fingerprint
 from merit.run.layout import BranchDir, RunDir, relative
 
@@ -66,12 +66,20 @@ def run_remote_branch_job(url: str, method: str, k: int, options: Sequence[str])
 
 
 def scratch_folder(url: str) -> Path:
-    """Where this machine keeps its part of a run: below $MERIT_SCRATCH, or the temporary folder."""
+    """Where this machine keeps its part of a run: below $MERIT_SCRATCH, or the temporary folder.
+
+    Raises:
+        InputError: the place belongs to another user, or cannot be made.
+    """
     import tempfile
 
-    base = Path(os.environ.get("MERIT_SCRATCH") or tempfile.gettempdir())
+    home = Path(os.environ.get("MERIT_SCRATCH") or tempfile.gettempdir()) / f"merit-{os.getuid()}"
+    with disk_errors(home):
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if home.is_symlink() or home.stat().st_uid != os.getuid():  # anyone may have made it in the temporary folder
+            raise InputError("belongs to another user; set $MERIT_SCRATCH to a folder of your own", file=home)
     # The last part is the run's own name: trackers group its branches by it.
-    return base / f"merit-{os.getuid()}" / fingerprint(url) / PurePosixPath(url).name
+    return home / fingerprint(url) / PurePosixPath(url).name
 
 
 def _stage_in(store: Store, run: RunDir, branch: BranchDir, method: str, k: int) -> BranchSpec:

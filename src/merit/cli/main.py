@@ -7,7 +7,9 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import typer
 
@@ -78,9 +80,14 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Runs one command; what goes wrong becomes one line on stderr. Returns the exit code."""
+    """Runs one command. Returns the exit code."""
+    return answer(lambda: app(arguments or ["--help"], prog_name="merit", standalone_mode=False))
+
+
+def answer(action: Callable[[], Any]) -> int:
+    """Does `action`; what goes wrong becomes one line on stderr. Returns the exit code, which may be `action`'s own."""
     try:
-        code = app(arguments or ["--help"], prog_name="merit", standalone_mode=False)
+        code = action()
         if sys.stdout is not None:
             sys.stdout.flush()
         return code if isinstance(code, int) else 0

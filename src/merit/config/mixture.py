@@ -36,7 +36,8 @@ class DatasetConfig(Section):
         description="Share of the training examples used per epoch: 0.5 uses half, 2 uses each twice.",
     )
     image_folder: str | None = Field(
-        default=None, description="What relative image paths start from. Default: the data file's own folder."
+        default=None,
+        description="What relative image paths start from, and none leaves. Default: the data file's own folder.",
     )
     image_urls: bool = Field(default=False, description="Fetch images from the web. Off unless you say so.")
     bad_images: Literal["skip", "refuse"] = Field(

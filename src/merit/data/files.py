@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,20 @@ from merit.data.row import MAX_ROW_BYTES, Row
 from merit.errors import InputError
 from merit.io import sha256_file
 
+_BATCH = 128  # rows of a Parquet file decoded at once
+_GROUP_BYTES = 256 * 2**20
 _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
-class _File:
+class _File(ABC):
     path: Path
     place: str
     scores: bool = False
 
+    @abstractmethod
     def rows(self) -> Iterator[Row]:
         """As `Source.rows`."""
-        raise NotImplementedError
 
     def fingerprint(self) -> str:
         with self.readable():
@@ -150,7 +153,11 @@ class TsvFile(CsvFile):
 
 
 class ParquetFile(_File):
-    """Read in batches; a nested value comes as dicts and lists."""
+    """Read in batches; a nested value comes as dicts and lists.
+
+    Memory is bounded by a row group of `_GROUP_BYTES`, or by a batch of as many average rows. Text stays in its
+    dictionary until its row is wanted: a file of a few kilobytes may repeat one long text a million times.
+    """
 
     def rows(self) -> Iterator[Row]:
         import pyarrow as pa
@@ -160,14 +167,34 @@ class ParquetFile(_File):
         with self.readable():
             try:
                 with pq.ParquetFile(self.path) as file:
+                    texts = _texts(file.schema)
+                with pq.ParquetFile(self.path, read_dictionary=texts) as file:
                     total = max(file.metadata.num_rows, 1)
-                    for batch in file.iter_batches(batch_size=128):
-                        values: list[Any] = batch.to_pylist()
-                        for value in values:
+                    for batch in file.iter_batches(batch_size=_batch_rows(file.metadata)):
+                        for index in range(batch.num_rows):
                             number += 1
+                            value = {name: column[index].as_py() for name, column in _columns(batch)}
                             yield Row(number, number / total, value)
-            except pa.ArrowException as error:
+            except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
                 raise self.error(f"not a readable Parquet file: {error}") from error
+
+
+def _texts(schema: Any) -> list[str]:
+    """The columns of text or bytes, by their paths."""
+    columns = (schema.column(index) for index in range(len(schema)))
+    return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+
+
+def _columns(batch: Any) -> list[tuple[str, Any]]:
+    return list(zip(batch.schema.names, batch.columns, strict=True))
+
+
+def _batch_rows(metadata: Any) -> int:
+    """Rows a batch, so that neither a large row group nor large rows fill memory."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    large = [group for group in groups if group.total_byte_size > _GROUP_BYTES]
+    average = max((group.total_byte_size // max(group.num_rows, 1) for group in large), default=0)
+    return int(min(_BATCH, max(1, MAX_ROW_BYTES // max(average, 1))))
 
 
 KINDS: dict[str, type[_File]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from merit.data.row import Row
@@ -34,6 +35,16 @@ class HubSource:
         if not self._loaded:
             self._loaded.append(_load(self.place, self.subset, self.split))
         return self._loaded[0]
+
+
+def cache_folders() -> tuple[Path, ...]:
+    """Where `datasets` and the Hub's client put what they download."""
+    import datasets
+    from huggingface_hub import constants
+
+    config = datasets.config
+    found = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.HF_CACHE_HOME, constants.HF_HUB_CACHE)
+    return tuple(Path(folder) for folder in found)
 
 
 def _load(path: str, subset: str | None, split: str) -> Any:

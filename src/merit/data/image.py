@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import stat
 import warnings
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -90,7 +91,9 @@ def _read_file(ref: ImageRef) -> bytes:
     if ref.path is None:
         raise ref.bad("is nowhere")
     try:
-        if ref.path.stat().st_size > MAX_ROW_BYTES:
+        if not stat.S_ISREG((facts := ref.path.stat()).st_mode):
+            raise ref.bad("is no plain file")
+        if facts.st_size > MAX_ROW_BYTES:
             raise ref.bad(f"is larger than {MAX_ROW_BYTES:,} bytes")
         return ref.path.read_bytes()
     except FileNotFoundError:

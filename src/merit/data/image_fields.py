@@ -6,6 +6,7 @@ are `<image>` in the text or parts `{"type": "image"}` without content; or in th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,12 +29,15 @@ class ImageSource:
     """How one dataset's images are found.
 
     Attributes:
-        folder: what relative paths start from; None where rows bring their bytes (the Hub), so that a path is refused.
+        folder: what relative paths start from, and no path leaves; None where rows bring their bytes (the Hub), so that
+            a path is refused.
         urls: whether addresses of the web may be fetched.
+        caches: where `datasets` puts images that it has downloaded; its rows name them by absolute paths.
     """
 
     folder: Path | None = None
     urls: bool = False
+    caches: tuple[Path, ...] = ()
 
     def ref(self, value: Any, at: str) -> ImageRef:
         """The image that `value` stands for.
@@ -53,8 +57,9 @@ class ImageSource:
 
     def _from_mapping(self, value: Mapping[str, Any], at: str) -> ImageRef:
         content, name = value.get("bytes"), value.get("path")
-        if "bytes" in value and content is None and isinstance(name, str) and Path(name).is_absolute():
-            return ImageRef(name, at, path=Path(name))  # `datasets` names the file in its cache
+        cached = isinstance(name, str) and any(_inside(Path(name), cache) for cache in self.caches)
+        if "bytes" in value and content is None and cached:
+            return ImageRef(str(name), at, path=Path(str(name)))
         if isinstance(content, bytes | bytearray):
             return ImageRef(str(name) if name else "in the row", at, data=bytes(content))
         for key in ("base64", "data"):
@@ -82,10 +87,25 @@ class ImageSource:
             raise BadImage(
                 f"the image {shown} is a path, but nothing says in which folder; set `image_folder`", field=at
             )
-        return ImageRef(shown, at, path=self.folder / value)
+        path = self.folder / value
+        if not _inside(path, self.folder):
+            raise BadImage(
+                f"the image {shown} lies outside of {self.folder}; set `image_folder` to a folder that holds it",
+                field=at,
+            )
+        return ImageRef(shown, at, path=path)
 
 
 NO_FOLDER = ImageSource()
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    """Whether `path` stays in `folder`. A row may come from anyone, and must not choose what is read from the disk;
+    links that lie in the folder are the user's own, and are followed."""
+    if "\0" in str(path):
+        return True  # no such file can be: whoever opens it says so
+    plain = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))  # noqa: PTH100 — links are followed
+    return plain or path.resolve().is_relative_to(folder.resolve())
 
 
 def _inline(text: str, at: str) -> ImageRef:

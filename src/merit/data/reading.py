@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merit.config.mixture import DatasetConfig
+from merit.data import hub
 from merit.data.example import Example
 from merit.data.formats import RowFormat, choose_format
 from merit.data.image import BadImage
@@ -62,7 +63,8 @@ class DatasetReader:
             if not folder.is_dir():
                 at = f"{field_of(name, unseen=unseen)}.image_folder"
                 raise InputError("no such folder", file=config.image_folder, field=at)
-        return cls(name, config, source, unseen, ImageSource(folder, config.image_urls))
+        caches = hub.cache_folders() if isinstance(source, hub.HubSource) else ()
+        return cls(name, config, source, unseen, ImageSource(folder, config.image_urls, caches))
 
     @property
     def at(self) -> str:

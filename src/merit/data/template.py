@@ -70,8 +70,10 @@ class ChatTemplate:
             text: str = self.tokenizer.apply_chat_template(
                 turns, chat_template=self._template, tokenize=False, add_generation_prompt=prompt
             )
-        except (TemplateError, TypeError, ValueError, LookupError) as error:
+        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             raise InputError(f"the chat template refuses this conversation: {error}") from None
+        except RecursionError:
+            raise InputError("the chat template calls itself without end") from None
         return text
 
     def _content(self, turn: Message) -> Any:

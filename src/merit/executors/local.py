@@ -125,7 +125,7 @@ def ended(job: Job, code: int, printed: int) -> End:
 
 def read_progress(job: Job) -> dict[str, Any]:
     """What the job last wrote about itself; empty if it cannot be read."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         state = json.loads(job.progress.read_text(encoding="utf-8"))
         if isinstance(state, dict):
             return state

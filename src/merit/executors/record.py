@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from merit.io import write_json
+from pydantic import TypeAdapter, ValidationError
+
+from merit.errors import InputError
+from merit.io import read_json, write_json
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 
@@ -46,6 +48,6 @@ class JobRecord:
         """The note at `path`, or None if there is none that can be read."""
         if path is None:
             return None
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        with contextlib.suppress(InputError, ValidationError):
+            return TypeAdapter(cls).validate_python(read_json(path))
         return None

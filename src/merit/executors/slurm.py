@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from merit.config.launch import LaunchConfig, SlurmConfig
-from merit.errors import InputError, StageError
+from merit.errors import InputError, StageError, first_line
 from merit.executors.base import End, Job
 from merit.executors.drive import Drive, Rules
 from merit.executors.failure import last_line
@@ -197,7 +197,7 @@ def _make_submitter(launch: LaunchConfig, folder: Path, losses: int) -> Any:
     except RuntimeError:
         raise InputError("Slurm's commands (srun) are not on this machine", field="launch.engine") from None
     except ValueError as error:
-        raise InputError(str(error).splitlines()[0], field="launch.slurm") from None
+        raise InputError(first_line(error), field="launch.slurm") from None
 
     def submit(commands: Sequence[Any]) -> list[str]:
         try:

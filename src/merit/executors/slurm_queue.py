@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import time
@@ -51,7 +52,7 @@ def read_queue(ids: Iterable[str]) -> dict[str, Queued]:
     Raises:
         StageError: the controller does not answer.
     """
-    wanted = sorted(set(ids))
+    wanted = _job_ids(ids)
     if not wanted:
         return {}
     parents = ",".join(sorted({name.split("_")[0] for name in wanted}))
@@ -69,7 +70,7 @@ def read_queue(ids: Iterable[str]) -> dict[str, Queued]:
 
 def cancel_jobs(ids: Iterable[str]) -> None:
     """Takes jobs out of the queue, running or not; those that are gone already do not matter."""
-    wanted = sorted(set(ids))
+    wanted = _job_ids(ids)
     if wanted:
         _call(["scancel", "--quiet", *wanted])
 
@@ -92,6 +93,11 @@ def release(record: Path) -> None:
     ident = recorded_id(record)
     if ident is not None and installed():
         cancel_and_wait(ident)
+
+
+def _job_ids(ids: Iterable[str]) -> list[str]:
+    """Those that are ids: a run's files may be a stranger's, and `--user=…` would be an option."""
+    return sorted({name for name in ids if re.fullmatch(r"[0-9]{1,12}(_[0-9]{1,9})?", name)})
 
 
 def _call(command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from merit.io import read_json, write_json
+from merit.io import is_own, read_json, write_json
 
 _KEPT = {".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"}
 _LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
@@ -27,12 +27,12 @@ def copy_side_files(sources: Sequence[Path], target: Path) -> None:
     """Copies what a server needs beside weights; where several folders have a file, the earlier one's is taken."""
     for source in sources:
         for file in sorted(source.iterdir()):
-            if file.is_file() and _wanted(file) and not (target / file.name).exists():
+            if is_own(file, source) and _wanted(file) and not (target / file.name).exists():
                 _copy(file, target / file.name)
         for name in _FOLDERS:
             for file in sorted((source / name).glob("*.jinja")):
                 (target / name).mkdir(exist_ok=True)
-                if not (target / name / file.name).exists():
+                if is_own(file, source) and not (target / name / file.name).exists():
                     _copy(file, target / name / file.name)
 
 

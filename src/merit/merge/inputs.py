@@ -37,7 +37,11 @@ def open_inputs(paths: Sequence[Path], base: Path | None) -> OpenedInputs:
             raise InputError("no such folder", file=path)
     adapters = [path for path in paths if is_adapter(path)]
     if base is None and adapters:
-        base = _named_base(adapters[0])
+        # What an adapter says of itself is no leave to open a folder: it may have come from anywhere.
+        raise InputError(
+            f"an adapter, trained on {base_of(adapters[0]) or 'an unnamed model'}; name its base with --base",
+            file=adapters[0],
+        )
     if base is not None and is_adapter(base):
         raise InputError("an adapter cannot be the base of a merge; name the model it was trained on", file=base)
     whole = [path for path in paths if not is_adapter(path)] + ([base] if base is not None else [])
@@ -57,12 +61,3 @@ def open_inputs(paths: Sequence[Path], base: Path | None) -> OpenedInputs:
             sources.append(AdapterSource(path, adapter, theta0, theta0.tensors, cache))
     tensors = tuple(first.tensors[name] for name in alignment.names)
     return OpenedInputs(tuple(sources), theta0, tensors, first.path, alignment.notes)
-
-
-def _named_base(adapter: Path) -> Path:
-    name = base_of(adapter)
-    if name is None or not Path(name).is_dir():
-        raise InputError(
-            f"an adapter, trained on {name!r}, which is no folder here; name its base with base", file=adapter
-        )
-    return Path(name)

@@ -76,16 +76,20 @@ class Journal:
             data = handle.read()
         whole = data[: data.rfind(b"\n") + 1]
         lines: list[Any] = []
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             for line in whole.splitlines():
                 lines.append(json.loads(line))
         if not lines or lines[0] != {"mark": mark}:
             return False
-        for line in lines[1:]:
-            if line.get("ready"):
-                self.ready = True
-            else:
-                self.done[int(line["block"])] = [float(value) for value in line["sums"]]
+        try:
+            for line in lines[1:]:
+                if line.get("ready"):
+                    self.ready = True
+                else:
+                    self.done[int(line["block"])] = [float(value) for value in line["sums"]]
+        except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
+            self.done, self.ready = {}, False  # not a journal of ours: merge from the start
+            return False
         os.ftruncate(self._handle, len(whole))
         os.lseek(self._handle, 0, os.SEEK_END)
         return True

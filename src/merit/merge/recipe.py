@@ -14,12 +14,12 @@ from typing import Any, cast, get_args
 import yaml
 
 from merit.config.merge import DtypeName
+from merit.config.yaml_text import read_yaml
 from merit.errors import InputError
 from merit.merge.result import MergeRecord
 from merit.merge.weights import check_weights, normalised
 
 _KEYS = {"merge_method", "models", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source", "name"}
-_MAX_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -113,17 +113,7 @@ def read_mergekit(file: Path) -> Recipe:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise InputError("too large for a recipe", file=file)
-        value = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError("no such file", file=file) from error
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"cannot be read: {error}", file=file) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise InputError("not valid YAML", file=file, line=mark.line + 1 if mark else None) from error
+    value, _ = read_yaml(file)
     return _mapping(file, None, value)
 
 

@@ -41,6 +41,9 @@ _REFUSED = (
     "use_qalora",
     "velora_config",
 )
+_LARGEST = 1e6  # α of any use is far below
+_LONGEST = 300  # characters of a pattern
+_SLOW = re.compile(r"[*+}].*\)[*+{]")  # a repeat in a group that is repeated: matching can double with each character
 _KNOWN_INITS = (True, False, "gaussian", "eva", "orthogonal", None)  # others change the base before training
 
 
@@ -116,7 +119,7 @@ def is_adapter(path: Path) -> bool:
 
 
 def base_of(path: Path) -> str | None:
-    """What the adapter's configuration names as its base: a folder or a Hub id."""
+    """What the adapter's configuration names as its base. Only its word: a stranger's adapter may name any folder."""
     name = _config(path).get("base_model_name_or_path")
     return name if isinstance(name, str) and name else None
 
@@ -178,7 +181,7 @@ def _low_rank(
     if magnitude is not None and (transposed or magnitude.elements != shape[0]):
         raise InputError("DoRA on embeddings or Conv1D cannot be averaged", file=file, field=module)
     alpha = _pattern(config, "alpha_pattern", module, config.get("lora_alpha"))
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not -_LARGEST < alpha < _LARGEST:
         raise InputError(f"{alpha!r} is not a number", file=path / CONFIG, field="lora_alpha")
     rank = a.shape[0]
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
@@ -187,11 +190,16 @@ def _low_rank(
 
 def _pattern(config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
     """As PEFT looks a module up: the first pattern that matches the end of its name."""
-    for pattern, value in (config.get(key) or {}).items():
+    patterns = config.get(key) or {}
+    if not isinstance(patterns, dict):
+        raise InputError("must be an object of patterns", field=key)
+    for pattern, value in patterns.items():
+        if len(pattern) > _LONGEST or _SLOW.search(pattern):
+            raise InputError("a pattern that can take for ever; write it without nested repeats", field=key)
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             raise InputError(f"not a regular expression: {error}", field=f"{key}.{pattern}") from error
     return default
 

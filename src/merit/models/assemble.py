@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from merit.data.template import template_of
-from merit.errors import InputError
+from merit.errors import InputError, first_line
 from merit.models.loading import quiet_transformers
 
 IMAGE_TOKEN = "<image>"
@@ -55,7 +55,7 @@ def assemble(language: Path, tower: Path, target: Path, *, seed: int = 0, weight
     try:
         images = AutoImageProcessor.from_pretrained(str(tower), local_files_only=True, backend="pil")
     except (OSError, ValueError) as error:
-        raise InputError(f"no image processor: {str(error).splitlines()[0]}", file=tower) from error
+        raise InputError(f"no image processor: {first_line(error)}", file=tower) from error
     text = AutoConfig.from_pretrained(str(language), local_files_only=True)
     clip = vision.model_type == _TOWERS["clip"]
     strategy = "default" if clip else "full"  # CLIP puts a summary token before its patches

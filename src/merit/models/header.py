@@ -43,6 +43,8 @@ def read_header(file: Path) -> list[TensorInfo]:
         InputError: truncated, damaged, or holding a type that cannot be averaged; names the file and the tensor.
     """
     try:
+        if file.exists() and not file.is_file():
+            raise InputError("not a plain file", file=file)
         size = file.stat().st_size
         with file.open("rb") as handle:
             start = handle.read(8)
@@ -57,11 +59,16 @@ def read_header(file: Path) -> list[TensorInfo]:
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", file=file) from error
     try:
-        header = json.loads(text, object_pairs_hook=_unique)
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refused)
+        if b"\\u" in text:  # only so can half a surrogate pair come in, which other readers refuse
+            json.dumps(header, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise InputError(f"damaged header: {str(error)[:200]}", file=file) from error
     if not isinstance(header, dict):
         raise InputError("damaged header: not a JSON object", file=file)
+    notes = header.get("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+        raise InputError("damaged header: its notes are no text", file=file, field="__metadata__")
     data = 8 + length
     found = [_tensor(file, name, entry, data) for name, entry in header.items() if name != "__metadata__"]
     found.sort(key=lambda info: (info.offset, info.nbytes))
@@ -76,12 +83,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+def _refused(word: str) -> Any:
+    raise ValueError(f"{word} is not JSON")
+
+
 def _tensor(file: Path, name: str, entry: Any, data: int) -> TensorInfo:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise InputError("damaged header: dtype, shape or data_offsets is missing", file=file, field=name) from error
-    if dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         if isinstance(dtype, str) and (dtype in _OTHER or dtype.startswith(("F8", "F6", "F4"))):
             raise InputError(
                 f"type {dtype}: integer and quantised tensors cannot be averaged; merge the unquantised checkpoints",

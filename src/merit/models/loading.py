@@ -17,7 +17,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from merit.config.model import Role
-from merit.errors import InputError
+from merit.errors import InputError, first_line
 from merit.models.roles import FROZEN, role_of
 from merit.models.source import ModelFolder, check_model_folder
 from merit.models.vision import ModelImages, is_vision_model, load_images
@@ -57,8 +57,8 @@ def load_model(
             local_files_only=True,
             output_loading_info=True,
         )
-    except (ValueError, OSError, RuntimeError) as error:
-        raise InputError(f"cannot be loaded: {str(error).splitlines()[0]}", file=folder) from error
+    except Exception as error:  # transformers raises what it likes at a configuration that is damaged
+        raise InputError(f"cannot be loaded: {first_line(error)}", file=folder) from error
     # transformers only warns about tensors that it had to make up; a half-random model must not pass.
     if missing := sorted(info["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -109,8 +109,10 @@ def load_tokenizer(folder: ModelFolder, chat_template: Path | None = None) -> Pr
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder.path), trust_remote_code=folder.trust_remote_code, local_files_only=True
         )
-    except (ValueError, OSError, KeyError) as error:
-        raise InputError(f"no tokenizer in this folder: {str(error).splitlines()[0]}", file=folder.path) from error
+    except Exception as error:  # the tokenizers library itself raises no narrower one
+        raise InputError(f"no tokenizer in this folder: {first_line(error)}", file=folder.path) from error
+    if not isinstance(tokenizer.chat_template, str | dict | None):
+        raise InputError("its chat template is no text", file=folder.path, field="chat_template")
     if chat_template is not None:
         try:
             tokenizer.chat_template = chat_template.read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 from dataclasses import dataclass
 from importlib import util
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from merit.config.model import ModelConfig
-from merit.errors import InputError
+from merit.errors import InputError, first_line
 from merit.io import read_json
 from merit.models import tiny_vlm
 
@@ -53,7 +54,7 @@ def check_model_folder(folder: Path, *, trust_remote_code: bool) -> None:
     if not config.is_file():
         raise InputError("not a model: there is no config.json in it", file=folder, field="model.path")
     value = read_json(config)
-    if not isinstance(value, dict) or "model_type" not in value:
+    if not isinstance(value, dict) or not isinstance(value.get("model_type"), str):
         raise InputError("not a model configuration: `model_type` is missing", file=config, field="model.path")
     if not trust_remote_code:
         _check_native(folder, value)
@@ -87,7 +88,9 @@ def _check_native(folder: Path, config: dict[str, Any]) -> None:
 
 def _read_object(file: Path) -> dict[str, Any]:
     value = read_json(file) if file.is_file() else {}
-    return value if isinstance(value, dict) else {}
+    if not isinstance(value, dict):
+        raise InputError("must hold a JSON object", file=file)
+    return value
 
 
 def _check_shards(folder: Path) -> None:
@@ -97,16 +100,20 @@ def _check_shards(folder: Path) -> None:
     if not isinstance(names, dict):
         raise InputError("not an index of shards", file=index, field="weight_map")
     for name in sorted(set(map(str, names.values()))):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise InputError(f"names {name!r}, which is no shard in this folder", file=index, field="weight_map")
         if not (folder / name).is_file():
             raise InputError(f"the shard {name} is missing", file=index, field="weight_map")
     for shard in sorted(folder.glob("*.safetensors")):
+        if not shard.is_file():
+            raise InputError("not a plain file", file=shard)
         size = shard.stat().st_size
         with shard.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             text = handle.read(min(length, _MAX_HEADER)) if 8 + length <= size else b""
         try:
             entries = [entry for name, entry in json.loads(text).items() if name != "__metadata__"]
-            end = max((entry["data_offsets"][1] for entry in entries), default=0)
+            end = max((operator.index(entry["data_offsets"][1]) for entry in entries), default=0)
         except (ValueError, AttributeError, TypeError, LookupError, RecursionError):
             end = -1
         if 8 + length + end != size:
@@ -204,5 +211,5 @@ def _from_hub(config: ModelConfig) -> Path:
     except HFValidationError:
         message = f"{config.path!r} is neither a folder here nor a Hub id"
     except HfHubHTTPError as error:
-        message = f"{config.path!r} cannot be fetched from the Hub: {str(error).splitlines()[0]}"
+        message = f"{config.path!r} cannot be fetched from the Hub: {first_line(error)}"
     raise InputError(message, field="model.path")

@@ -20,8 +20,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from merit.data.image import decode
-from merit.errors import InputError
-from merit.io import read_json
+from merit.errors import InputError, first_line
+from merit.io import is_own, read_json
 from merit.run.fingerprint import fingerprint
 
 _TEXT_KEYS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "text_replacement_offsets"}
@@ -124,7 +124,7 @@ class ModelImages:
         try:
             return self.processor(images=images, text=text, **options)
         except (ValueError, TypeError, RuntimeError, IndexError, KeyError) as error:
-            raise InputError(f"the model's image processor refuses an image: {str(error).splitlines()[0]}") from error
+            raise InputError(f"the model's image processor refuses an image: {first_line(error)}") from error
 
 
 def load_images(folder: Path, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool = False) -> ModelImages:
@@ -147,8 +147,8 @@ def load_images(folder: Path, tokenizer: PreTrainedTokenizerBase, *, trust_remot
         settings, _ = kind.get_processor_dict(str(folder), local_files_only=True)
         settings = {key: value for key, value in settings.items() if not key.endswith("_processor")}
         processor = kind.from_args_and_dict([parts.get(name) for name in whole.get_attributes()], settings)
-    except (ValueError, OSError, TypeError, AttributeError, ImportError, KeyError) as error:
-        raise InputError(f"its processor cannot be loaded: {str(error).splitlines()[0]}", file=folder) from error
+    except Exception as error:  # transformers raises what it likes at a configuration that is damaged
+        raise InputError(f"its processor cannot be loaded: {first_line(error)}", file=folder) from error
     if getattr(processor, "image_token", None) is None:
         raise InputError(f"{kind.__name__} has no image token; such models are not supported yet", file=folder)
     if not getattr(tokenizer, "chat_template", None) and isinstance(processor.chat_template, str):
@@ -159,7 +159,7 @@ def load_images(folder: Path, tokenizer: PreTrainedTokenizerBase, *, trust_remot
 def copy_image_files(source: Path, target: Path) -> None:
     """What a loader of images needs beside weights and tokenizer, byte for byte: no server takes the model without."""
     for name in SIDE_FILES:
-        if (source / name).is_file() and not (target / name).exists():
+        if is_own(source / name, source) and not (target / name).exists():
             shutil.copyfile(source / name, target / name)
 
 

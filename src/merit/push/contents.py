@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from merit.config.yaml_text import read_yaml
 from merit.errors import InputError
 from merit.merge.names import short_names
 from merit.merge.result import RECORD, MergeRecord, load_record
@@ -137,10 +138,7 @@ def _without_places(record: MergeRecord) -> bytes:
 
 def _portable(config: Path) -> bytes:
     """The configuration with absolute paths shortened to what follows the folder that all of them share."""
-    try:
-        values = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"cannot be read: {' '.join(str(error).split())}", file=config) from None
+    values, _ = read_yaml(config)
     places = sorted({text for text in _strings(values) if Path(text).is_absolute()})
     shared = os.path.commonpath([Path(place).parent for place in places]) if places else ""
     short = {place: Path(os.path.relpath(place, shared)).as_posix() for place in places}

@@ -9,6 +9,7 @@ from merit.errors import InputError
 from merit.io import write_text
 from merit.report.evidence import Evidence, read_evidence
 from merit.report.figure import Section
+from merit.report.misfit import refusing_misfits
 from merit.report.now import running_now
 from merit.report.page import render_page
 from merit.report.sections.asked import asked
@@ -29,7 +30,7 @@ def build_report(root: Path) -> Path:
     """Writes RUN/report.html from whatever the run has so far, and returns its path.
 
     Raises:
-        InputError: there is no such folder, or it may not be written.
+        InputError: there is no such folder, or it may not be written; its files do not fit together.
         StageError: the disk is full.
     """
     if not root.is_dir():
@@ -40,18 +41,23 @@ def build_report(root: Path) -> Path:
 
 
 def render_report(evidence: Evidence, *, follow: str | None = None) -> str:
-    """The whole page. `follow` is the state that a served page shows: it asks for newer ones, and says what runs."""
-    verdict = reach_verdict(evidence)
-    return render_page(
-        "report.html.j2",
-        eyebrow="Report of a run",
-        follow=follow,
-        now=running_now(evidence.events, time.time()) if follow else None,
-        name=evidence.run.root.resolve().name,
-        headline=verdict.headline if verdict else _state(evidence),
-        measures=_measures(evidence, verdict),
-        sections=chapters(evidence, verdict),
-    )
+    """The whole page. `follow` is the state that a served page shows: it asks for newer ones, and says what runs.
+
+    Raises:
+        InputError: the run's files do not fit together.
+    """
+    with refusing_misfits(evidence.run.root):
+        verdict = reach_verdict(evidence)
+        return render_page(
+            "report.html.j2",
+            eyebrow="Report of a run",
+            follow=follow,
+            now=running_now(evidence.events, time.time()) if follow else None,
+            name=evidence.run.root.resolve().name,
+            headline=verdict.headline if verdict else _state(evidence),
+            measures=_measures(evidence, verdict),
+            sections=chapters(evidence, verdict),
+        )
 
 
 def chapters(evidence: Evidence, verdict: Verdict | None = None) -> list[Section]:

@@ -9,6 +9,7 @@ from merit.errors import printable
 from merit.io import write_text
 from merit.report.card_metadata import metadata
 from merit.report.evidence import Evidence, read_evidence
+from merit.report.misfit import refusing_misfits
 from merit.report.sections.asked import facts
 from merit.report.table import table_markdown
 from merit.report.verdict import reach_verdict
@@ -34,13 +35,15 @@ def write_run_card(root: Path) -> None:
     """Writes the card from what the run holds; a run that is not measured yet has none.
 
     Raises:
-        InputError: it may not be written.
+        InputError: it may not be written; the run's files do not fit together.
     """
     run = RunDir(root)
     if run.table.is_file() and run.method().partition.is_file():
         evidence = read_evidence(root)
         if evidence.table is not None and evidence.main.partition is not None:
-            write_text(run.card, run_card(evidence))
+            with refusing_misfits(root):
+                text = run_card(evidence)
+            write_text(run.card, text)
 
 
 def run_card(evidence: Evidence) -> str:

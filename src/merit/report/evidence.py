@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from merit.branches.spec import BranchResult
+from merit.config.yaml_text import read_yaml
 from merit.conflict.explain import Explanation
 from merit.conflict.result import AxesResult, ConflictResult, load_similarity
 from merit.data.mixture import Mixture
@@ -145,11 +145,11 @@ def _config(reader: Reader, path: Path) -> tuple[str | None, dict[str, Any]]:
     if not path.exists():
         return None, {}
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        value = yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reader.problem(path, str(error))
+        value, _ = read_yaml(path)
+    except InputError as error:
+        reader.problem(path, error.message)
         return None, {}
+    text = path.read_text(encoding="utf-8")
     return text, value if isinstance(value, dict) else {}
 
 

@@ -14,6 +14,7 @@ from merit.io import write_bytes, write_text
 from merit.report.build import chapters
 from merit.report.evidence import read_evidence
 from merit.report.figure import DataTable, Figure, Section
+from merit.report.misfit import refusing_misfits
 from merit.report.palettes import Theme, painted, palette
 
 WIDTH, SCALE = 960, 2  # CSS pixels, and how many pixels of the picture each gets
@@ -34,7 +35,8 @@ def export_figures(root: Path, folder: Path, *, theme: Theme = "light") -> Expor
     Raises:
         InputError: no such run, or the folder may not be written.
     """
-    figures = figures_of(chapters(read_evidence(root)))
+    with refusing_misfits(root):
+        figures = figures_of(chapters(read_evidence(root)))
     files = []
     for figure in figures:
         path = folder / f"{figure.id}.csv"

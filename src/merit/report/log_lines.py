@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from merit.run.record import whole
+
 
 @dataclass(frozen=True)
 class LogLine:
@@ -29,8 +31,8 @@ def read_log(path: Path) -> list[LogLine]:
     lines: dict[int, LogLine] = {}
     for raw in text.splitlines():
         try:
-            value = json.loads(raw)
-        except (json.JSONDecodeError, RecursionError):
+            value = json.loads(raw, parse_int=whole)
+        except (ValueError, RecursionError):
             continue
         line = _line(value)
         if line is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from merit.io import disk_errors
+from merit.run.record import whole
 
 
 def append_event(path: Path, event: str, **fields: Any) -> None:
@@ -30,12 +31,12 @@ def append_event(path: Path, event: str, **fields: Any) -> None:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All whole events; a line torn by a kill or a full disk is passed over."""
+    """All whole events; a line torn by a kill or a full disk, or not ours, is passed over."""
     events = []
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                value = json.loads(line)
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(line, parse_int=whole, parse_constant=_refused)
                 if isinstance(value, dict):
                     events.append(value)
     return events
@@ -71,6 +72,10 @@ def peak_memory_bytes() -> int:
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _refused(word: str) -> float:
+    raise ValueError(f"{word} is no JSON")
 
 
 def _ends_line(path: Path) -> bool:

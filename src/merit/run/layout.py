@@ -229,6 +229,15 @@ class RunDir:
         return self.state / f"{safe_name(name)}.json"
 
     @property
+    def written(self) -> list[Path]:
+        """What a run writes at its top, and may replace."""
+        main = self.method()
+        folders = [self.data_folder, self.gradients, self.conflict.parent, self.baselines, self.evaluations]
+        folders += [self.diagnostics, self.prepare.root, self.gate_record.parent, self.handover("x", "x", 0).parents[1]]
+        files = [self.config, self.mixture, self.report, self.card, self.events, main.merge_record]
+        return [*files, *folders, main.partition.parent, main.branches, main.merged()]
+
+    @property
     def engine(self) -> Path:
         """Files of the engine that runs the jobs."""
         return self.state / "engine"

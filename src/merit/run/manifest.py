@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from merit.errors import InputError
-from merit.io import sha256_file
+from merit.io import inside, sha256_file
 from merit.run.layout import RunDir, relative
 from merit.run.record import Record
 
@@ -38,6 +38,8 @@ def check_stage(run: RunDir, stage: str, depends: Mapping[str, str]) -> Freshnes
         record = StageRecord.load(run.stage(stage))
     except InputError:
         return Freshness(False, "not done yet", known=False)
+    if not all(_own(run, name) for name in record.files):
+        return Freshness(False, "its record is damaged", known=False)
     changed = sorted(name for name in {*depends, *record.depends} if depends.get(name) != record.depends.get(name))
     # Looked at even where something changed: a stage keeps what it can use of an earlier result.
     damaged = {name: run.root / name for name, mark in record.files.items() if _mark(run.root / name) != mark}
@@ -61,6 +63,14 @@ def finish_stage(run: RunDir, stage: str, depends: Mapping[str, str], files: Seq
 def forget_stage(run: RunDir, stage: str) -> None:
     """Removes the record, before the stage's files are touched."""
     run.stage(stage).unlink(missing_ok=True)
+
+
+def _own(run: RunDir, name: str) -> bool:
+    """Whether a record may name it: what is damaged is removed, so a record from elsewhere must not choose what."""
+    try:
+        return not inside(run.root, name).is_dir()
+    except (InputError, ValueError, OSError):
+        return False
 
 
 def _mark(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Self
 
@@ -19,7 +18,7 @@ class Record(BaseModel):
 
     def save(self, path: Path) -> None:
         """Writes the record atomically."""
-        write_json(path, json.loads(self.model_dump_json()))
+        write_json(path, self.model_dump(mode="json"))
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -29,8 +28,19 @@ class Record(BaseModel):
             InputError: missing, not JSON, or not of this kind; names the file and the first wrong field.
         """
         try:
-            return cls.model_validate(read_json(path))
+            return cls.model_validate(read_json(path, parse_int=whole))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             field = ".".join(map(str, first["loc"])) or None
             raise InputError(f"damaged or from another version: {first['msg']}", file=path, field=field) from None
+
+
+def whole(digits: str) -> int:
+    """A whole number of a run's file. No count of ours is larger, and what is larger breaks arithmetic everywhere.
+
+    Raises:
+        ValueError: it has more than 64 bits.
+    """
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+        raise ValueError(f"{digits[:20]}… is a number of more than 64 bits")
+    return int(digits)

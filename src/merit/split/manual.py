@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from merit.config.yaml_text import read_yaml
 from merit.errors import InputError, Problems
 from merit.split.partition import Group, Partition
 
@@ -24,8 +23,7 @@ def manual_partition(file: Path, tokens: Mapping[str, int]) -> Partition:
     problems: list[InputError] = []
     owner: dict[str, str] = {}
     groups: list[Group] = []
-    for label, members in content.items():
-        field = str(label)
+    for field, members in content.items():
         if not isinstance(members, list) or not members or not all(isinstance(name, str) for name in members):
             problems.append(InputError("a group must be a non-empty list of dataset names", file=file, field=field))
             continue
@@ -47,19 +45,10 @@ def manual_partition(file: Path, tokens: Mapping[str, int]) -> Partition:
     return Partition(splitter="manual", groups=groups, scores={}, cuts=[])
 
 
-def _read(file: Path) -> dict[Any, Any]:
+def _read(file: Path) -> dict[str, Any]:
     """JSON is YAML too, so one reader does for both."""
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError("no such file; it should hold {group: [dataset, …]}", file=file, field="split.file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read: {error}", file=file) from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else None
-        raise InputError(f"not valid YAML or JSON: {error.problem}", file=file, line=line) from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"not valid YAML or JSON: {error}", file=file) from None
+    missing = InputError("no such file; it should hold {group: [dataset, …]}", file=file, field="split.file")
+    content, _ = read_yaml(file, missing=missing)
     if not isinstance(content, dict) or not content:
         raise InputError("must hold a mapping {group: [dataset, …]}", file=file)
     return content

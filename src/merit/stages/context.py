@@ -19,6 +19,7 @@ from merit.errors import InputError
 from merit.io import read_json
 from merit.models.source import ModelFolder, resolve_model
 from merit.progress import SILENT, Progress
+from merit.run.guard import refuse_foreign, refuse_links
 from merit.run.layout import MAIN_METHOD, BranchDir, MethodDir, RunDir, relative
 
 if TYPE_CHECKING:
@@ -59,13 +60,17 @@ class RunContext:
                 found = sorted(path.glob("*.y*ml"))
                 hint = f"; did you mean {found[0]}?" if found else ""
                 raise InputError(f"not a run directory: there is no config.yaml in it{hint}", file=path)
+            refuse_links(path)
             return cls(load_config(run.config), path, run, progress)
         config = load_config(path)
         base = path.resolve().parent
         if output is None:
             output = base / (config.output or f"runs/{path.stem}")
         absolute = Path(os.path.abspath(output))  # noqa: PTH100 — `resolve` would follow the user's symlinks
-        return cls(resolve_paths(config, base), base, RunDir(absolute), progress)
+        run = RunDir(absolute)
+        refuse_foreign(run)
+        refuse_links(absolute)
+        return cls(resolve_paths(config, base), base, run, progress)
 
     @cached_property
     def origin(self) -> ModelFolder:

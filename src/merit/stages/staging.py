@@ -12,7 +12,7 @@ from merit.branches.spec import BranchSpec
 from merit.errors import InputError, StageError
 from merit.executors.base import Job
 from merit.executors.store import Store
-from merit.io import inside
+from merit.io import inside, is_own
 from merit.run.fingerprint import fingerprint
 from merit.run.layout import BranchDir, relative
 from merit.stages.context import RunContext
@@ -86,7 +86,7 @@ class Staging:
     def _send_model(self, there: set[str]) -> None:
         model = self.context.model
         below = f"{THETA0}/{model.fingerprint}"
-        for file in sorted(file for file in model.path.rglob("*") if file.is_file()):
+        for file in sorted(file for file in model.path.rglob("*") if is_own(file, model.path)):
             name = f"{below}/{file.relative_to(model.path).as_posix()}"
             if name not in there:
                 self.store.put(file, name)

@@ -15,6 +15,7 @@ from merit.executors.record import JobRecord
 from merit.executors.slurm_queue import ENGINE as SLURM
 from merit.executors.slurm_queue import Queued, cancel_jobs, installed, read_queue
 from merit.io import read_json, write_text
+from merit.run.guard import refuse_links
 from merit.run.layout import BranchDir, RunDir
 
 
@@ -49,6 +50,7 @@ def run_status(run: RunDir) -> list[BranchStatus]:
     """
     if not run.config.is_file():
         raise InputError("not a run directory: there is no config.yaml in it", file=run.root)
+    refuse_links(run.root)
     branches = branch_folders(run)
     if not branches:
         raise InputError("no branch is planned here yet; `merit train` plans and trains them", file=run.root)

@@ -19,6 +19,7 @@ from merit.config.yaml_file import load_section
 from merit.errors import InputError
 from merit.io import write_text
 from merit.models.source import ModelFolder, resolve_model
+from merit.run.guard import refuse_links
 from merit.study.layout import StudyDir
 
 if TYPE_CHECKING:
@@ -47,12 +48,15 @@ class Study:
             study = StudyDir(Path(os.path.abspath(path)))  # noqa: PTH100 — `resolve` would follow the user's symlinks
             if not study.config.is_file():
                 raise InputError("not a study: there is no study.yaml in it", file=path)
+            refuse_links(study.root)
             return cls(load_section(study.config, StudyConfig, _EXAMPLE), study.root, study)
         config = load_section(path, StudyConfig, _EXAMPLE)
         base = path.resolve().parent
         if output is None:
             output = base / (config.output or f"runs/{path.stem}")
-        return cls(resolve_study(config, base), base, StudyDir(Path(os.path.abspath(output))))  # noqa: PTH100
+        study = StudyDir(Path(os.path.abspath(output)))  # noqa: PTH100
+        refuse_links(study.root)
+        return cls(resolve_study(config, base), base, study)
 
     def save(self) -> None:
         """Writes study.yaml, from which jobs and reruns read the study."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from types import ModuleType
 
@@ -54,6 +55,7 @@ def write_handover(run: RunDir, spec: BranchSpec, trainer: str, model: str) -> P
 def _readme(run: RunDir, manifest: Handover, command: str, bundle: Bundle, folder: Path) -> str:
     names = ", ".join(printable(item.name) for item in bundle.spec.data)
     method = f" --method {manifest.method}" if manifest.method != "merit" else ""
+    place = shlex.quote(relative(run.root, Path.cwd()))  # people paste it into a shell
     batch = bundle.batching
     budget = f"{manifest.supervised_tokens:,} supervised tokens: {bundle.spec.train.epochs:g} epochs"
     budget += f", {bundle.steps:,} steps"
@@ -62,7 +64,7 @@ def _readme(run: RunDir, manifest: Handover, command: str, bundle: Bundle, folde
 Fine-tune θ0 on this branch's {manifest.examples:,} examples ({names}), alone:
 
 ```
-cd {folder.name}
+cd {shlex.quote(folder.name)}
 {command}
 ```
 
@@ -78,7 +80,7 @@ On another machine, set the model's path in `{CONFIG}`; everything else is in th
 the same θ0, or the merge means nothing. Bring the folder back, and put the branch into the run:
 
 ```
-merit adopt {relative(run.root, Path.cwd())} {manifest.branch} {relative(folder, Path.cwd())}{method}
-merit run {relative(run.root, Path.cwd())}
+merit adopt {place} {manifest.branch} {shlex.quote(relative(folder, Path.cwd()))}{method}
+merit run {place}
 ```
 """
