@@ -16,6 +16,7 @@ from synthetic import make_run
 from test_report_hostile import HOSTILE
 
 from merit.report.build import build_report
+from merit.report.compare import build_comparison
 from merit.run.layout import RunDir
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -84,6 +85,15 @@ def test_a_finished_run(finished: dict[str, Any]) -> None:
 def test_axe_finds_nothing_in_either_theme(finished: dict[str, Any]) -> None:
     assert finished["audits"] == []
     assert finished["rules"] >= 40  # twenty a theme: it did look
+
+
+def test_a_comparison_of_runs(finished_run: RunDir, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", names=HOSTILE)
+    page = tmp_path / "compare.html"
+    build_comparison([make_run(tmp_path / "run").root, finished_run.root, other.root], page)
+    seen = use_page(page, tmp_path / "profile", width=390, axe=True)
+    check(seen)
+    assert seen["audits"] == []
 
 
 def test_hostile_names(tmp_path: Path) -> None:

@@ -40,6 +40,13 @@ def test_one_file_of_at_most_six_megabytes_that_loads_nothing(finished_run: RunD
     assert "@import" not in styles
 
 
+def test_its_policy_lets_nothing_in_or_out(page: str) -> None:
+    policy = next(e.attributes["content"] for e in Page(page).all("meta") if "http-equiv" in e.attributes)
+    assert str(policy).startswith("default-src 'none'; ")
+    assert "connect-src 'none'" in str(policy)
+    assert "http" not in str(policy)
+
+
 def test_plotly_is_inlined_once(page: str) -> None:
     assert page.count('id="plotly-bundle"') == 1
 

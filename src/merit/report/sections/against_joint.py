@@ -33,7 +33,7 @@ def against_joint(evidence: Evidence, seconds: Mapping[str, float]) -> DataTable
         return None
     lines = [*_lines(evidence, evidence.main, joint, seconds)]
     return DataTable(
-        ["", "MERIT", f"joint training ({joint.name})", "MERIT ÷ joint"],
+        ["what", "MERIT", f"joint training ({joint.name})", "MERIT ÷ joint"],
         [[line.what, line.merit, line.joint, NONE if line.ratio is None else f"{line.ratio:.3g}"] for line in lines],
     )
 

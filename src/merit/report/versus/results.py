@@ -59,15 +59,15 @@ def compare_results(sides: Sequence[Side]) -> tuple[list[Difference], list[str]]
     for side in others:
         shared = _shared(reference.evidence, side.evidence)
         known = len(_fingerprints(reference.evidence).keys() | _fingerprints(side.evidence).keys())
-        if len(shared) < known:
-            notes.append(
-                f"{len(shared)} of {plural(known, 'dataset')} have the same held-out examples in "
-                f"{code(reference.name)} and {code(side.name)}: the differences are over those alone."
-            )
         order = [item.label for item in (side.evidence.table.rows if side.evidence.table else ())]
         second = {item.label: item for item in side.evidence.scores}
         for label in [name for name in order if name in first and name in second]:
             found += _differences(side, first[label], second[label], shared, _same_drift(reference, side))
+        if len(shared) < known and any(item.run == side.name for item in found):
+            notes.append(
+                f"{len(shared)} of {plural(known, 'dataset')} have the same held-out examples in "
+                f"{code(reference.name)} and {code(side.name)}: the differences are over those alone."
+            )
     return found, notes
 
 
