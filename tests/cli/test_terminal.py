@@ -130,6 +130,15 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
     ]  # fmt: skip
 
 
+def test_a_log_gets_no_bars_of_other_libraries(monkeypatch):
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    with console.show_progress():
+        assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
+        assert os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] == "1"
+
+
 def test_a_hostile_file_name_and_name_of_a_dataset(merit: Command, tiny_model, four_files):
     name = "[red]x :skull:"
     file = four_files / "merit.yaml"

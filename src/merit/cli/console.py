@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from merit.progress import Bar, Progress
 
 _PLAIN_SECONDS = 15
 _PIPE_WIDTH = 200
+_OTHERS_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")  # they would fill a log
 
 
 class _Console(Console):
@@ -124,6 +126,9 @@ class PlainProgress:
 def show_progress() -> Iterator[Progress]:
     """Bars for a person, lines for a log; merit's own messages go the same way."""
     show_messages()
+    if not stderr.is_terminal:
+        for name in _OTHERS_BARS:
+            os.environ.setdefault(name, "1")
     display = TerminalProgress() if stderr.is_terminal else PlainProgress()
     with display.live() as progress:
         yield progress

@@ -31,26 +31,45 @@ def demo(
     json: Json = False,
     config: Annotated[bool, typer.Option("--config", help="Print the demo's configuration instead.")] = False,
     vision: Annotated[bool, typer.Option("--vision", help="A vision-language model, prepared from nothing.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Four tasks and few examples: shows that it works.")] = False,
 ) -> None:
     """The embedded run: SmolLM2-135M on twelve task families, MERIT against joint, WiSE-FT and a random split. With
     `--vision`: a tiny model that learns to see first, on eleven tasks about pictures."""
+    if quick and vision:
+        raise InputError("the demo with pictures has no quick form", field="--quick")
     source = resources.files("merit.cli").joinpath("demo_vision.yaml" if vision else "demo.yaml")
+    text = source.read_text(encoding="utf-8")
+    if quick:
+        text = _quick(text)
     output = output or Path("runs/demo-vision" if vision else "runs/demo")
     if config:
         from merit.cli.console import say
 
-        say(source.read_text(encoding="utf-8").rstrip())
+        say(text.rstrip())
         return
     if engine not in _LAUNCH:
         raise InputError(f"no engine {engine!r}; there are: {', '.join(_LAUNCH)}", field="--engine")
     # Branches get all cores, one after the other, as on this machine: the same sums, hence the same table.
-    text = source.read_text(encoding="utf-8") + _LAUNCH[engine].format(cores=usable_cores())
+    text += _LAUNCH[engine].format(cores=usable_cores())
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "demo.yaml"
         file.write_text(text, encoding="utf-8")
         execute(file, output, start=None, until=None, json=json)
     if vision and not json:
         _print_accuracy(output)
+
+
+def _quick(text: str) -> str:
+    """The same demo with a third of the tasks, few examples of each and joint training alone to compare with."""
+    import yaml
+
+    values = yaml.safe_load(text)
+    values["mixture"] = {name: item | {"max_examples": 10} for name, item in [*values["mixture"].items()][::3]}
+    values["calibration"] = {"examples": 4}
+    values["baselines"] = {"joint": {"splitter": "single"}}
+    unseen = dict([*values["evaluate"]["unseen"].items()][:1])
+    values["evaluate"] |= {"held_out": 3, "generate": 1, "max_new_tokens": 8, "drift": 2, "unseen": unseen}
+    return yaml.safe_dump(values, sort_keys=False)
 
 
 def _print_accuracy(output: Path) -> None:

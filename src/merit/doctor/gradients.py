@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from merit.data.example import Encoded
 from merit.gradients.abilities import Abilities
 from merit.gradients.engine import GradientEngine
 from merit.gradients.sketch import SketchSpec
+from merit.machine import free_memory
 
 Rows = NDArray[np.float32]  # (datasets, numbers of the sketch)
 _SHARE = 0.5  # of the free memory that whole gradients may take
@@ -73,7 +73,7 @@ def affordable_scope(model: Any, datasets: int) -> str:
     trained = [(name, p.numel()) for name, p in model.named_parameters() if p.requires_grad]
     size = 4 * sum(count for _, count in trained)
     device = next(model.parameters()).device
-    fits = (datasets + 5) * size < _SHARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    fits = (datasets + 5) * size < _SHARE * free_memory()
     if device.type == "cuda":
         fits = fits and 3 * size < _SHARE * torch.cuda.mem_get_info(device)[0]
     return "" if fits else middle_layer([name for name, _ in trained])

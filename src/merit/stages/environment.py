@@ -14,6 +14,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from merit.executors.devices import usable_cores, visible_gpus
+from merit.machine import free_memory, total_memory
 from merit.models.source import EMBEDDED, cache_folder
 
 PACKAGE = "merit-tuning"
@@ -80,13 +81,12 @@ def _version(package: str) -> str | None:
 
 
 def _machine() -> Section:
-    memory = _memory()
     return {
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": usable_cores(),
-        "memory GB": memory.get("MemTotal"),
-        "memory free GB": memory.get("MemAvailable"),
+        "memory GB": round(total_memory() / 1e9, 1),
+        "memory free GB": round(free_memory() / 1e9, 1),
         "encoding": locale.getpreferredencoding(False),
     }
 
@@ -97,16 +97,6 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _memory() -> dict[str, float]:
-    """GB, by the names of /proc/meminfo."""
-    found = {}
-    for line in _lines(Path("/proc/meminfo")):
-        name, _, rest = line.partition(":")
-        if name in ("MemTotal", "MemAvailable"):
-            found[name] = round(int(rest.split()[0]) * 1024 / 1e9, 1)
-    return found
 
 
 def _lines(file: Path) -> list[str]:
