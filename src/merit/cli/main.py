@@ -53,7 +53,7 @@ handover_commands.register(app)
 grow_commands.register(app)
 env_command.register(app)
 
-# typer brings its own copy of click since 0.20; the class of wrong options is reached the same way in both.
+# typer brings its own copy of click since 0.26; the class of wrong options is reached the same way in both.
 _USAGE_ERROR: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
