@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 TOOLS = ("dev", "docs")  # of developers, who take the newest
-NOT_TRIED = {"lmms-eval"}  # does not install beside the other extras
+NOT_TRIED = {"lmms-eval", "kaleido"}  # does not install beside the other extras; needs a browser
 
 
 def plain(name: str) -> str:
