@@ -20,6 +20,7 @@ from values import as_json, broken, mutated, records, texts, texts_of
 from verdict import Escape
 
 from merit.branches.spec import BranchData, BranchResult, BranchSpec
+from merit.cli.console import print_table
 from merit.config.model import ModelConfig
 from merit.config.train import TrainConfig
 from merit.conflict.result import AxesResult, ConflictResult
@@ -32,6 +33,7 @@ from merit.io import inside, safe_name
 from merit.report import page as page_builder
 from merit.report.build import build_report, render_report
 from merit.report.card import write_run_card
+from merit.report.compare import build_comparison
 from merit.report.evidence import read_evidence
 from merit.run.layout import RunDir
 from merit.run.record import Record
@@ -137,7 +139,6 @@ _KINDS: dict[str, type[Record]] = {
 
 def show_run(folder: Path) -> None:
     """`merit report`, the model card and `merit status` of a run that somebody sent."""
-    from merit.cli.console import print_table
     from merit.cli.watch_commands import _rows
 
     slurm_queue.installed = status.installed = lambda: True
@@ -148,7 +149,20 @@ def show_run(folder: Path) -> None:
     write_run_card(folder)
     print_table(_rows(status.run_status(RunDir(folder))))
     status.cancel_run(RunDir(folder))
+    _no_foreign_markup(_beside_a_good_one(folder))
     advise_run(Table.load(RunDir(folder).table), parse_trade_off(None))
+
+
+def _beside_a_good_one(folder: Path) -> str:
+    """The page of `merit compare`."""
+    good, page = folder.parent / "cache" / "good", folder / "compare.html"
+    for name, content in {} if good.exists() else finished().items():
+        path = good / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    for rows in build_comparison([good, folder], page).tables:
+        print_table(rows)
+    return page.read_text(encoding="utf-8")
 
 
 def _only_ids(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -182,9 +196,14 @@ def _no_foreign_markup(page: str) -> None:
 
 @cache
 def _tags() -> set[str]:
+    """What the pages of harmless runs are made of."""
     with tempfile.TemporaryDirectory() as name:
-        page = render_report(read_evidence(make_run(Path(name) / "run", names=_NAMES, axes=1).root))
-    return {element.tag for element in Page(page).elements} | {"img"}  # an example's pictures, as data
+        roots = [make_run(Path(name) / run, names=_NAMES, axes=1).root for run in ("one", "two")]
+        build_comparison(roots, Path(name) / "compare.html")
+        pages = [render_report(read_evidence(roots[0])), (Path(name) / "compare.html").read_text(encoding="utf-8")]
+    return {element.tag for page in pages for element in Page(page).elements} | {
+        "img"
+    }  # an example's pictures, as data
 
 
 @st.composite

@@ -7,12 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from surfaces_weights import ADAPTER, ADAPTER_CONFIG, CONFIG, HEADER, INDEX, SINGLE, safetensors
 from values import as_json
 
 from merit.config.model import ModelConfig
 from merit.config.yaml_text import read_yaml
+from merit.data.files import ParquetFile
 from merit.data.image import BadImage
 from merit.data.image_fields import ImageSource
 from merit.errors import InputError, Problems
@@ -293,3 +296,18 @@ def test_messages_have_an_end() -> None:
     many = str(Problems([error] * 5000)).splitlines()
     assert len(many) == 201
     assert many[-1] == "and 4,800 more problems"
+
+
+def test_a_parquet_file_that_repeats_one_long_text(tmp_path: Path) -> None:
+    """Twenty kilobytes on disk, two gigabytes when a batch of its rows is made at once."""
+    text = "x" * 20_000_000
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), pa.array([text]))
+    table = pa.table({"prompt": column, "completion": ["a"] * 100})
+    pq.write_table(table, tmp_path / "x.parquet", compression="zstd", dictionary_pagesize_limit=2**30)
+    assert (tmp_path / "x.parquet").stat().st_size < 100_000
+    before = pa.total_allocated_bytes()
+    rows = ParquetFile(tmp_path / "x.parquet", "x.parquet").rows()
+    first = next(rows)
+    assert pa.total_allocated_bytes() - before < 200_000_000
+    assert first.value == {"prompt": text, "completion": "a"}
+    rows.close()

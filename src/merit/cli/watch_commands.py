@@ -53,8 +53,10 @@ def logs(
 ) -> None:
     """What a branch has printed."""
     from merit.cli.console import say
+    from merit.run.guard import refuse_links
     from merit.run.layout import RunDir
 
+    refuse_links(run)
     folder = RunDir(run).method(method).branch(branch)
     if not folder.spec.is_file():
         raise InputError(f"no branch {branch} of {method!r} is planned here", file=run)

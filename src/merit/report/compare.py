@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merit.io import write_text
+from merit.report.misfit import refusing_misfits
 from merit.report.page import render_page
 from merit.report.versus.costs import HEADER, cost_rows, costs_section
 from merit.report.versus.groups import Groups, compare_groups, groups_section
@@ -62,27 +63,29 @@ def build_comparison(roots: Sequence[Path], page: Path) -> SideBySide:
     """Reads the runs, and writes the page.
 
     Raises:
-        InputError: fewer than two runs, no run directory, one given twice, or the page may not be written.
+        InputError: fewer than two runs, no run directory, one given twice; its files do not fit together, or
+            the page may not be written.
     """
     sides = read_sides(roots)
-    settings, groups = compare_settings(sides), compare_groups(sides)
-    differences, notes = compare_results(sides)
-    problems = [f"`{side.name}`: {problem}" for side in sides for problem in side.evidence.problems]
-    text = render_page(
-        "report.html.j2",
-        eyebrow="Runs side by side",
-        name=" · ".join(side.name for side in sides),
-        headline=_headline(sides, differences),
-        measures=[],
-        sections=[
-            settings_section(sides, settings),
-            groups_section(sides, groups),
-            results_section(sides, differences, [*notes, *problems]),
-            costs_section(sides),
-        ],
-        follow=None,
-        now=None,
-    )
+    with refusing_misfits(roots[-1]):
+        settings, groups = compare_settings(sides), compare_groups(sides)
+        differences, notes = compare_results(sides)
+        problems = [f"`{side.name}`: {problem}" for side in sides for problem in side.evidence.problems]
+        text = render_page(
+            "report.html.j2",
+            eyebrow="Runs side by side",
+            name=" · ".join(side.name for side in sides),
+            headline=_headline(sides, differences),
+            measures=[],
+            sections=[
+                settings_section(sides, settings),
+                groups_section(sides, groups),
+                results_section(sides, differences, [*notes, *problems]),
+                costs_section(sides),
+            ],
+            follow=None,
+            now=None,
+        )
     write_text(page, text)
     return SideBySide(sides, settings, groups, differences, [*notes, *problems])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from merit.errors import InputError, printable
 from merit.report.evidence import Evidence, read_evidence
+from merit.run.guard import refuse_links
 from merit.run.layout import RunDir
 
 
@@ -31,6 +32,7 @@ def read_sides(roots: Sequence[Path]) -> list[Side]:
     for root, place in zip(roots, places, strict=True):
         if not RunDir(root).config.is_file():
             raise InputError("no run directory: it has no config.yaml", file=root)
+        refuse_links(root)
         if places.count(place) > 1:
             raise InputError("the same run is given twice", file=root)
     return [Side(name, read_evidence(root)) for name, root in zip(_names(places), roots, strict=True)]
