@@ -16,6 +16,9 @@ import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,29 +90,48 @@ def plain(model: Any, rows: list[TokenRow]) -> None:
         model.zero_grad(set_to_none=True)
 
 
-def sketch_over_plain(folder: Path, count: int, repeats: int, precision: Precision) -> float:
-    """Median time of `measure` over median time of plain passes, taken in turns."""
+@dataclass(frozen=True)
+class Ratios:
+    """Of medians over plain passes, taken in turns with them. Wall clock is what one waits for; CPU seconds of all
+    threads can be compared on a busy machine, too."""
+
+    packed: float
+    packed_cpu: float
+    padded_cpu: float
+
+
+def sketch_over_plain(folder: Path, count: int, repeats: int, precision: Precision) -> Ratios:
+    """`measure` on packed rows, as it is used, and on padded ones, against plain passes."""
     data = encoded(folder, count)
     rows = [TokenRow.of(item.input_ids, item.labels, item.images) for item in data]
     model = load_model(folder).float().eval()
     spec = SketchSpec.of(CalibrationConfig())
-    engine = GradientEngine(model, spec, batch_tokens=BATCH_TOKENS, precision=precision)
-    sketching, training = [], []
-    for repeat in range(repeats + 1):
-        started = time.perf_counter()
-        engine.measure("d", data)
-        between = time.perf_counter()
+    engines = [
+        GradientEngine(model, spec, batch_tokens=BATCH_TOKENS, precision=precision, packing=packing)
+        for packing in (True, False)
+    ]
+
+    def train() -> None:
         with autocast(precision):
             plain(model, rows)
-        ended = time.perf_counter()
-        if repeat:  # the first one warms up
-            sketching.append(between - started)
-            training.append(ended - between)
-    return statistics.median(sketching) / statistics.median(training)
+
+    ways: list[Callable[[], object]] = [*(partial(engine.measure, "d", data) for engine in engines), train]
+    wall: list[list[float]] = [[] for _ in ways]
+    cpu: list[list[float]] = [[] for _ in ways]
+    for repeat in range(repeats + 1):
+        for index, way in enumerate(ways):
+            started, used = time.perf_counter(), time.process_time()
+            way()
+            if repeat:  # the first one warms up
+                wall[index].append(time.perf_counter() - started)
+                cpu[index].append(time.process_time() - used)
+    (packed_wall, _, plain_wall), (packed, padded, trained) = (map(statistics.median, times) for times in (wall, cpu))
+    return Ratios(packed_wall / plain_wall, packed / trained, padded / trained)
 
 
-def images_per_second(folder: Path, count: int) -> tuple[float, float, float]:
-    """Of a first check, of a second one, and how much the process grew between a tenth of the images and all, in MB."""
+def images_per_second(folder: Path, count: int) -> tuple[float, float, float, float]:
+    """Of a first check, of a second one, CPU milliseconds an image of the first, and how much the process grew between
+    a tenth of the images and all, in MB."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as temp:
         home = Path(temp)
@@ -130,15 +152,16 @@ def images_per_second(folder: Path, count: int) -> tuple[float, float, float]:
         check_mixture(config.model_copy(update={"mixture": {"d": tenth}}), home, tokenizer)
         (home / "cache" / "images.sqlite").unlink()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        speeds = []
+        speeds, used = [], []
         for _ in range(2):
-            started = time.perf_counter()
+            started, before_cpu = time.perf_counter(), time.process_time()
             report = check_mixture(config, home, tokenizer)
             speeds.append(count / (time.perf_counter() - started))
+            used.append(1000 * (time.process_time() - before_cpu) / count)
             if not report.ok:
                 raise SystemExit("\n".join(report.problems))
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return speeds[0], speeds[1], grown
+    return speeds[0], speeds[1], used[0], grown
 
 
 def main() -> None:
@@ -152,16 +175,22 @@ def main() -> None:
     count = options.images or (1000 if options.quick else 10_000)
     with tempfile.TemporaryDirectory() as temp:
         folder = options.model or joined(Path(temp))
-        ratio = sketch_over_plain(folder, 32 if options.quick else 128, 2 if options.quick else 5, precision)
-        first, second, grown = images_per_second(folder, count)
+        ratios = sketch_over_plain(folder, 32 if options.quick else 128, 2 if options.quick else 5, precision)
+        first, second, used, grown = images_per_second(folder, count)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, {precision}")
-    print(f"sketching over plain forward and backward   {ratio:.2f}")
+    print(f"sketching over plain forward and backward   {ratios.packed:.2f}")
+    print(f"the same in CPU seconds                     {ratios.packed_cpu:.2f}")
+    print(f"the same with padded batches                {ratios.padded_cpu:.2f}")
     print(f"images checked a second, of {count:,}        {first:,.0f}")
+    print(f"CPU milliseconds an image                   {used:.2f}")
     print(f"the same again, from what is remembered     {second:,.0f}")
     print(f"growth from a tenth of the images to all    {grown:.0f} MB")
     figures = {
-        "sketch_over_plain": round(ratio, 3),
+        "sketch_over_plain": round(ratios.packed, 3),
+        "sketch_over_plain_cpu": round(ratios.packed_cpu, 3),
+        "sketch_padded_over_plain_cpu": round(ratios.padded_cpu, 3),
         "images_per_second": round(first, 1),
+        "image_cpu_ms": round(used, 2),
         "images_per_second_again": round(second, 1),
         "growth_mb": round(grown, 1),
     }
