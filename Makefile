@@ -35,7 +35,7 @@ docs: $(VENV)/dev.stamp
 	$(BIN)/python docs/generate_configuration.py > docs/configuration.md
 	$(BIN)/python docs/draw_pictures.py
 	$(BIN)/mkdocs build --strict --quiet
-	@echo "open site/index.html"
+	@echo "open site/index.html, or: $(BIN)/mkdocs serve"
 
 # Every command, Python block and notebook of the documentation, as written; `make test` runs the quick ones.
 docs-test: $(VENV)/dev.stamp

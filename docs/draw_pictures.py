@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 FOLDER = Path(__file__).parent / "pictures"
 _STYLE = """
 text { font: 14px system-ui, sans-serif; fill: #24292f; }
-.small { font-size: 12px; fill: #57606a; } .strong { font-weight: 600; } .on { fill: #ffffff; }
+.small { font-size: 12px; fill: #57606a; } .cell { font-size: 12px; }
+.strong { font-weight: 600; } .on { fill: #ffffff; }
 .mid { text-anchor: middle; } .end { text-anchor: end; }
 .box { fill: #f3f5f8; stroke: #c4cad2; } .line { stroke: #57606a; fill: none; stroke-width: 1.6; }
 .faint { stroke: #c4cad2; fill: none; } .tip { fill: #57606a; stroke: none; }
@@ -126,12 +127,12 @@ def conflict() -> Canvas:
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     for name, vector in zip(names, vectors, strict=True):
         group = "a" if vector[1] > 0 else "b"
-        tip = np.array([95, 150]) + vector * [165, -120]
+        tip = np.array([95, 150]) + vector * [135, -135]
         canvas.arrow(95, 150, *tip, f"path s{group}", group)
         canvas.text(tip[0] + 8, tip[1] + 5, name)
     mean = vectors.mean(axis=0)
-    canvas.arrow(95, 150, 95 + 165 * mean[0], 150 - 120 * mean[1], "line")
-    canvas.text(101 + 165 * mean[0], 155 - 120 * mean[1], "what all share", "small")
+    canvas.arrow(95, 150, 95 + 135 * mean[0], 150 - 135 * mean[1], "line")
+    canvas.text(101 + 135 * mean[0], 155 - 135 * mean[1], "what all share", "small")
     canvas.dot(95, 150, 5, "n")
     canvas.text(84, 154, "θ0", "end strong")
     canvas.text(170, 290, "mean gradient of each dataset", "mid small")
@@ -141,7 +142,7 @@ def conflict() -> Canvas:
         for j in range(len(names)):
             value = float(cosines[i, j])
             canvas.shade(510 + 42 * j, 37 + 42 * i, 40, "m" if value >= 0 else "b", 0.12 + 0.55 * abs(value))
-            canvas.text(530 + 42 * j, 62 + 42 * i, f"{round(value, 1) + 0.0:.1f}".replace("-", "−"), "mid small")
+            canvas.text(530 + 42 * j, 62 + 42 * i, f"{round(value, 1) + 0.0:.1f}".replace("-", "−"), "mid cell")
     canvas.text(615, 290, "their cosines: the similarity matrix", "mid small")
     return canvas
 
