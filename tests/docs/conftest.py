@@ -34,6 +34,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, st
             reader = Reader(folder, environment)
             make_data(reader)
             reader.shell(Block("conftest.py", 0, "bash", _RUN, None, None), _RUN)
+        assert (folder / "my-data/runs/merit/report.html").exists(), (
+            "the run did not come to its end; see the first failure"
+        )
         return folder
 
     return make

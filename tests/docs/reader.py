@@ -64,6 +64,7 @@ class Reader:
             with contextlib.redirect_stdout(io.StringIO()), pytest.MonkeyPatch.context() as patch:
                 for name, value in self.environment.items():
                     patch.setenv(name, value)
+                patch.syspath_prepend(self.environment["PYTHONPATH"].split(":")[0])  # the small model's package
                 exec(compile(block.text, block.place, "exec"), self.names)
         finally:
             os.chdir(before)
