@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -85,7 +86,11 @@ def make_environment(folder: Path, tiny_model: Path) -> dict[str, str]:
     gguf.write_bytes(b"GGUF")
     cache = folder / "cache" / "models"
     cache.mkdir(parents=True)
-    shutil.copytree(tiny_model, cache / f"{safe_name(gguf.stem)[:60]}-{sha256_file(gguf)[:16]}-v1")
+    model = cache / f"{safe_name(gguf.stem)[:60]}-{sha256_file(gguf)[:16]}-v1"
+    shutil.copytree(tiny_model, model)
+    config = json.loads((model / "config.json").read_text())
+    config["max_position_embeddings"] = 2048  # a token is a byte or two here; the pages' examples must fit
+    (model / "config.json").write_text(json.dumps(config))
     programs = folder / "bin"
     programs.mkdir()
     for name, rest in (("merit", "-m merit "), ("python", "")):
