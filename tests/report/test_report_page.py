@@ -101,6 +101,13 @@ def test_a_run_that_is_not_finished_has_a_report(tmp_path: Path, until: str) -> 
     assert [e.attributes["id"] for e in Page(page).all("section")] == CHAPTERS
 
 
+def test_branches_still_in_training_are_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", until="train")
+    run.method().branch(2).done.unlink()
+    page = build_report(run.root).read_text(encoding="utf-8")
+    assert "3 of 4 branches have been trained; nothing has been evaluated yet." in page
+
+
 def test_an_empty_directory_has_a_report(tmp_path: Path) -> None:
     assert "The run has begun." in build_report(tmp_path).read_text(encoding="utf-8")
 

@@ -80,8 +80,10 @@ def _state(evidence: Evidence) -> str:
     """What can be said before there is a result."""
     if evidence.table:
         return "The run has been evaluated; there is no merge to compare yet."
-    if any(branch.result for branch in evidence.main.branches):
-        return "Branches have been trained; nothing has been evaluated yet."
+    branches = evidence.main.branches
+    if trained := sum(branch.result is not None for branch in branches):
+        told = "Branches have" if trained == len(branches) else f"{trained} of {len(branches)} branches have"
+        return f"{told} been trained; nothing has been evaluated yet."
     if evidence.main.partition:
         return "The mixture has been split; no branch has been trained yet."
     if evidence.conflict:
