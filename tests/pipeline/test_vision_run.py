@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from pathlib import Path
 
+import torch
+from PIL import Image
 from runs import merit
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, LlavaProcessor
 
 from merit.data.store import EncodedDataset
 from merit.diagnostics.gate import GateResult
 from merit.evaluation.scores import ModelScores
 from merit.models.loading import load_model
+from merit.models.nll import supervised_nll
 from merit.models.roles import role_of
 from merit.run.layout import RunDir
 from pictures import png
-from vision_models import write_tiny_vlm
+from vision_models import write_tiny_tower, write_tiny_vlm
 
 RECIPE = """
 model: {model}
@@ -30,6 +36,14 @@ calibration: {{examples: 6}}
 split: {{axes: 1}}
 train: {{learning_rate: 3.0e-3, batch_tokens: 600, precision: fp32, max_length: 400}}
 evaluate: {{held_out: 3, generate: 1, max_new_tokens: 3}}
+"""
+JOIN = """
+model: {model}
+prepare: {{vision_tower: {tower}}}
+mixture: {{one: {{path: one.json}}}}
+split: {{splitter: single}}
+held_out_fraction: 0.25
+train: {{epochs: 2, learning_rate: 3.0e-3, batch_tokens: 300, precision: fp32}}
 """
 COLOURS = ("red", "green", "blue")
 
@@ -76,3 +90,39 @@ def test_a_mixture_of_text_one_and_three_images(tmp_path):
     assert [item.name for item in scores.in_mixture] == ["one", "text", "three"]
     assert all(item.exact is not None for item in scores.in_mixture)
     assert "data:image/jpeg;base64," in run.report.read_text()
+
+
+def test_preparation_joins_a_tower_and_a_language_model(tiny_model, tmp_path):
+    tower = write_tiny_tower(tmp_path / "tower")
+    write_data(tmp_path)
+    (tmp_path / "merit.yaml").write_text(JOIN.format(model=tiny_model, tower=tower))
+    said = json.loads(merit("prepare", tmp_path / "merit.yaml", "-o", tmp_path / "run", "--json"))
+    assert said["gate"] is None  # one branch: nothing to merge
+    run = RunDir(tmp_path / "run")
+    prepared = Path(said["model"])
+    rounds = [run.prepare.root / "init", *(run.prepare.method().branch(k).checkpoint for k in range(2))]
+    assert prepared == rounds[-1]
+    weights = [dict(load_model(folder).named_parameters()) for folder in rounds]
+    changed = [
+        {role_of(name) for name, value in after.items() if not value.equal(before[name])}
+        for before, after in itertools.pairwise(weights)
+    ]
+    assert changed == [{"projector"}, {"projector", "language"}]
+    rows = [row.token_row for row in EncodedDataset.open(run.prepare.data("one")) if not row.held_out]
+    with torch.no_grad():
+        losses = [float(supervised_nll(load_model(folder), rows).nll.mean()) for folder in rounds]
+    assert losses == sorted(losses, reverse=True)
+    # As others load it: nothing of merit, all from the folder.
+    processor = LlavaProcessor(
+        image_processor=AutoImageProcessor.from_pretrained(prepared, backend="pil"),
+        tokenizer=AutoTokenizer.from_pretrained(prepared),
+        **json.loads((prepared / "processor_config.json").read_text()),
+    )
+    model = AutoModelForImageTextToText.from_pretrained(prepared, dtype=torch.float32).eval()
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what 5?"}]}]
+    text = processor.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    batch = processor(text=[text], images=[Image.open(tmp_path / "img" / "5.png")], return_tensors="pt")
+    assert model(**batch).logits.isfinite().all()
+    with torch.no_grad():
+        ours = load_model(prepared)
+        torch.testing.assert_close(model(**batch).logits, ours(**batch).logits)
