@@ -206,7 +206,8 @@ def _make_submitter(launch: LaunchConfig, folder: Path, losses: int) -> Any:
             return [job.job_id for job in jobs]
         except submitit.core.utils.FailedJobError as error:
             lines = [line for line in str(error).splitlines() if "error" in line.lower()] or str(error).splitlines()
-            raise InputError(f"sbatch refused the job: {lines[-1].strip()[:300]}", field="launch.slurm") from None
+            said = "; ".join(line.split("error:")[-1].strip() for line in lines[-3:])
+            raise InputError(f"sbatch refused the job: {said[:300]}", field="launch.slurm") from None
 
     return submit
 
