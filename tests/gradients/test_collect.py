@@ -19,10 +19,10 @@ from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
 from merit.data.store import EncodedDataset, write_store
 from merit.data.stored import StoredExample
 from merit.errors import InputError
-from merit.gradients.claim import claim
 from merit.gradients.collect import Collector, collect_sketches
 from merit.gradients.engine import GradientEngine
 from merit.progress import SILENT
+from merit.run.claim import claim
 from merit.run.layout import RunDir
 
 CONFIG = CalibrationConfig(examples=4, fold=7, batch_tokens=64)

@@ -23,6 +23,7 @@ from merit.errors import InputError
 from merit.evaluation.scores import Table
 from merit.io import read_json
 from merit.pipeline import run_pipeline
+from merit.run.claim import claim
 from merit.run.layout import RunDir
 from merit.split.partition import Partition
 from merit.stages.adopt import adopt_branch
@@ -115,6 +116,23 @@ def test_other_trainers_get_what_they_read(trainer: str, copied: RunDir) -> None
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["learning_rate"] == 3e-3
     assert config["output_dir"] == "output"
+
+
+def test_workers_share_the_models_to_evaluate(copied: RunDir) -> None:
+    """One model is in another worker's hand; what the worker has measured is not measured again."""
+    table = copied.table.read_bytes()
+    shutil.rmtree(copied.evaluations)
+    copied.stage("evaluate").unlink()
+    precision = RunContext.open(copied.root).config.train.precision
+    with claim(copied.evaluations / "jobs" / "base.lock", wait=False) as mine:
+        assert mine
+        assert merit(["evaluate", str(copied.root), "--worker", "0", "--precision", precision]) == 0
+    assert not copied.evaluation("base").exists()
+    written = copied.evaluation("merit").stat().st_mtime_ns
+    assert merit(["evaluate", str(copied.root)]) == 0
+    assert copied.table.read_bytes() == table
+    assert copied.evaluation("merit").stat().st_mtime_ns == written
+    assert merit(["evaluate", str(copied.root), "--worker", "0", "--precision", "int4"]) == 2
 
 
 def test_what_adopt_refuses(copied: RunDir, tiny_model: Path, tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ File = Annotated[
 ]
 Output = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory. Default: runs/NAME beside FILE.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Precision = Annotated[
+    str | None, typer.Option(help="With --worker: bf16 or fp32, as the process has it that shares the work.")
+]
 Redo = Annotated[bool, typer.Option("--redo", help="Do it again even if nothing has changed.")]
 
 
@@ -62,6 +65,7 @@ def conflict(
         int | None, typer.Option(min=0, help="Only measure gradients, beside other workers: the job of an executor.")
     ] = None,
     examples: Annotated[int | None, typer.Option(min=2, help="With --worker: calibration examples a dataset.")] = None,
+    precision: Precision = None,
     redo: Redo = False,
     json: Json = False,
 ) -> None:
@@ -71,7 +75,7 @@ def conflict(
         from merit.stages.gradient_jobs import run_worker
 
         show_messages()
-        run_worker(file, worker, examples)
+        run_worker(file, worker, examples, precision)
         return
     execute(
         file,
@@ -88,8 +92,24 @@ def split(file: File, output: Output = None, redo: Redo = False, json: Json = Fa
     execute(file, output, start="split" if redo else None, until="split", json=json)
 
 
-def evaluate(file: File, output: Output = None, redo: Redo = False, json: Json = False) -> None:
+def evaluate(
+    file: File,
+    output: Output = None,
+    worker: Annotated[
+        int | None, typer.Option(min=0, help="Only measure models, beside other workers: the job of an executor.")
+    ] = None,
+    precision: Precision = None,
+    redo: Redo = False,
+    json: Json = False,
+) -> None:
     """Measures every model of the run, after `merge`."""
+    if worker is not None:
+        from merit.cli.console import show_messages
+        from merit.stages.evaluate_jobs import run_worker
+
+        show_messages()
+        run_worker(file, worker, precision)
+        return
     execute(file, output, start="evaluate" if redo else None, until="evaluate", json=json)
 
 

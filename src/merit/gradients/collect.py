@@ -12,12 +12,12 @@ from merit.data.example import Encoded
 from merit.data.mixture import DatasetSummary, Mixture
 from merit.data.store import EncodedDataset
 from merit.errors import InputError
-from merit.gradients.claim import claim
 from merit.gradients.engine import GradientEngine, OnTokens, Precision
 from merit.gradients.sketch import SketchSpec
 from merit.gradients.store import RowInfo, SketchStore, StoreInfo
 from merit.logging import get_logger
 from merit.progress import SILENT, Progress
+from merit.run.claim import claim
 from merit.run.fingerprint import fingerprint
 from merit.run.layout import RunDir
 

@@ -1,4 +1,4 @@
-"""Who measures which dataset, when several processes share one store."""
+"""Who works on which piece, when several processes share the pieces of a stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from merit.io import disk_errors
 def claim(path: Path, *, wait: bool) -> Iterator[bool]:
     """Holds the lock file `path`; yields False if another process does and `wait` is off.
 
-    The lock goes with its process, however that ends: a dead worker's dataset is free again at once.
+    The lock goes with its process, however that ends: what a dead worker had in hand is free again at once.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
