@@ -58,7 +58,7 @@ def _robbing_record(folder: Path) -> None:
 
 
 def _odd_names(folder: Path) -> None:
-    for number, name in enumerate((f"a{ESCAPES}.jsonl", "</script><b>.jsonl", "..jsonl", "-rf.jsonl", "[red].jsonl")):
+    for number, name in enumerate((f"a{ESCAPES}.jsonl", "<script><b>.jsonl", "..jsonl", "-rf.jsonl", "[red].jsonl")):
         (folder / name).write_bytes(as_lines([rows_of("qa", 10 * number + row) for row in range(3)]))
 
 
