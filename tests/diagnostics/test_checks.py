@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from merit.diagnostics.live import LiveModel
 from merit.diagnostics.losses import LossSet
 from merit.diagnostics.perturbation import perturbation
 from merit.diagnostics.plane import Plane
-from merit.diagnostics.result import LmcResult
 from merit.errors import InputError, StageError
 from merit.models.loading import load_model
 from merit.models.nll import supervised_nll
@@ -211,20 +209,8 @@ def test_losses_that_are_not_finite_are_one_line(bench: Bench) -> None:
         bench.held_out.measure(bench.live.model, "here")
 
 
-def test_the_snippet_of_the_page_runs(bench: Bench) -> None:
+def test_the_page_has_every_check() -> None:
     page = (Path(__file__).parents[2] / "docs" / "diagnostics.md").read_text(encoding="utf-8")
-    (snippet,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
-    models = bench.models
-    names: dict[str, object] = {
-        "base": models.base,
-        "branches": models.branches,
-        "weights": models.weights,
-        "merge": models.merge,
-        "rows": bench.held_out.rows[:4],
-        "owner": bench.held_out.owner[:4],
-    }
-    exec(snippet.replace("points=11", "points=3"), names)
-    assert isinstance(names["result"], LmcResult)
     assert all(f"| `{check}` |" in page for check in CHECK_NAMES)
 
 

@@ -247,7 +247,7 @@ def test_all_checks_are_the_default(copy: RunDir, capsys: Capture) -> None:
     assert sorted(file.stem for file in copy.diagnostics.glob("*.json")) == sorted(CHECK_NAMES)
     assert not list(copy.diagnostics.rglob("unfinished/*"))
     page = copy.report.read_text(encoding="utf-8")
-    assert "What the basin looks like" in page
+    assert "Whether the basin held" in page
     figures = (
         "connectivity",
         "displacement",

@@ -54,6 +54,25 @@ def slurm_id(item) -> str:
     return record.id
 
 
+def test_a_job_that_ends_while_its_new_driver_looks_is_not_sent_again(slurm, tmp_path, monkeypatch):
+    from merit.executors import slurm as module
+
+    backend = module.SlurmBackend(LaunchConfig(engine="slurm", slurm=SlurmConfig()), tmp_path, 1)
+    item = job(tmp_path, "late", DONE)
+    item.done.parent.mkdir()
+
+    def ends(_):
+        item.done.touch()
+        return {}
+
+    monkeypatch.setattr(module, "read_queue", ends)
+    monkeypatch.setattr(backend, "_submit", lambda _: pytest.fail("submitted once more"))
+    backend.start([(item, backend.slots()[0])])
+    end = backend.poll(item)
+    assert end is not None
+    assert end.kind == "done"
+
+
 def test_an_array_of_jobs_runs_to_its_end(slurm, tmp_path):
     jobs = [job(tmp_path, name, "print('hello')\n" + DONE, env={"MINE": name}) for name in "abc"]
     executor(tmp_path).run(jobs)

@@ -67,6 +67,7 @@ def test_preparation_starts_from_the_joined_model(tiny_model, tower, tmp_path):
     before = RunContext.open(tmp_path / "merit.yaml", output=tmp_path / "run")
     assert "<image>" in before.tokenizer.get_vocab()  # known without a weight on disk
     assert not (tmp_path / "run").exists()
+    before.run.state.mkdir(parents=True)  # as the run's lock does
     folder = prepare._start(before)
     assert folder == before.run.prepare.root / "init"
     after = RunContext.open(tmp_path / "merit.yaml", output=tmp_path / "run")

@@ -127,7 +127,7 @@ def test_the_report_stands_alone(run: RunDir) -> None:
 def test_the_cards_tell_what_the_models_are(run: RunDir) -> None:
     card = run.card.read_text(encoding="utf-8")
     assert "| joint@0.5 |" in card
-    assert "- branch 1, " in card
+    assert "\n| 1 | " in card
     merged = (run.method().merged() / "README.md").read_text(encoding="utf-8")
     groups = Partition.load(run.method().partition).groups
     assert all(name in merged for group in groups for name in group.datasets)

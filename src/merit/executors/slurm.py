@@ -93,6 +93,8 @@ class SlurmBackend:
             if line is not None and not line.over:
                 self._ids[job.name] = known[job.name]
                 _log.info("%s is in Slurm's queue already, as job %s", job.name, known[job.name])
+            elif job.done.exists():  # it left the queue after the driver had looked for its marker
+                self._ids[job.name] = known.get(job.name, "")
             else:
                 fresh.append(job)
         for job in fresh:
