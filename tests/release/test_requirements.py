@@ -92,3 +92,11 @@ def test_actions_are_pinned_and_steps_are_targets():
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
 def test_workflows_may_only_read(file: Path):
     assert yaml.safe_load(file.read_text(encoding="utf-8"))["permissions"] == {"contents": "read"}
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
+def test_targets_of_a_matrix_are_there(file: Path):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for job in yaml.safe_load(file.read_text(encoding="utf-8"))["jobs"].values():
+        for target in job.get("strategy", {}).get("matrix", {}).get("target", []):
+            assert re.search(rf"^{re.escape(target)}:", makefile, flags=re.M), target
