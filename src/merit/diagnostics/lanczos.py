@@ -21,7 +21,7 @@ from merit.errors import InputError
 from merit.io import disk_errors, fsync_dir
 from merit.run.record import Record
 
-_BLOCK = 2**20  # columns of the basis in one product
+_BLOCK = 2**18  # columns of the basis in one product: float32 within it, float64 across
 TOLERANCE = 1e-3  # of a residual, relative to the largest eigenvalue
 
 
@@ -87,13 +87,16 @@ class Lanczos:
         return self.steps == self._size or (bool(self.state.betas) and self.state.betas[-1] <= 1e-6 * scale)
 
     def step(self) -> None:
-        """One product, orthogonalised against all rows (twice: once is not enough in float32), and appended."""
+        """One product, orthogonalised against all rows (twice: once is not enough in float32), and appended.
+
+        The basis is read three times, for it may be larger than the page cache.
+        """
         row = self.steps
         q = self.rows(row + 1)
         w = self._product(np.array(q[row])).astype(np.float32)
-        alpha = float(self.dots(w, rows=row + 1)[row])
-        for _ in range(2):
-            self._subtract(w, self.dots(w, rows=row + 1))
+        along = self.dots(w, rows=row + 1)
+        alpha = float(along[row])
+        self._subtract(w, self._subtract(w, along))
         beta = float(np.sqrt(np.dot(w.astype(np.float64), w.astype(np.float64))))
         if beta > 0:
             w /= np.float32(beta)
@@ -122,24 +125,27 @@ class Lanczos:
         return np.memmap(self._basis, dtype="<f4", mode="r", shape=(count, self._size))
 
     def dots(self, vector: Flat, rows: int | None = None) -> NDArray[np.float64]:
-        """(rows,) q_jᵀx in float64, block by block."""
+        """(rows,) q_jᵀx, block by block."""
         count = self.steps if rows is None else rows
         basis = self.rows(count)
         total = np.zeros(count)
         for start in range(0, self._size, _BLOCK):
-            part = basis[:, start : start + _BLOCK].astype(np.float64)
-            total += part @ vector[start : start + _BLOCK].astype(np.float64)
+            total += basis[:, start : start + _BLOCK] @ vector[start : start + _BLOCK]
         return total
 
     def remove(self) -> None:
         """Deletes the basis."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _subtract(self, w: Flat, coefficients: NDArray[np.float64]) -> None:
-        basis = self.rows(len(coefficients))
+    def _subtract(self, w: Flat, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Takes Σ_j c_j q_j from w, and gives (rows,) q_jᵀw of what is left, in one reading of the basis."""
+        basis, factors = self.rows(len(coefficients)), coefficients.astype(np.float32)
+        left = np.zeros(len(coefficients))
         for start in range(0, self._size, _BLOCK):
-            part = basis[:, start : start + _BLOCK].astype(np.float64)
-            w[start : start + _BLOCK] -= (coefficients @ part).astype(np.float32)
+            part, block = basis[:, start : start + _BLOCK], w[start : start + _BLOCK]
+            block -= factors @ part
+            left += part @ block
+        return left
 
     def _append(self, vector: Flat, *, row: int) -> None:
         with disk_errors(self._basis), self._basis.open("r+b" if self._basis.exists() else "w+b") as handle:

@@ -29,7 +29,7 @@ def spread(context: RunContext, size: int) -> None:
         InputError, StageError: a worker failed for good.
     """
     job = partial(_job, context, size)
-    run_workers(context, len(context.mixture.names), job, divide_cores=True)
+    run_workers(context, len(context.mixture.names), job)
 
 
 def run_worker(root: Path, worker: int, size: int | None, precision: str | None = None) -> None:

@@ -12,14 +12,13 @@ from pathlib import Path
 
 from merit.errors import InputError
 from merit.executors.base import Job
-from merit.executors.devices import visible_gpus
 from merit.executors.drive import Rules
 from merit.executors.local import local_slots
 from merit.executors.make import make_executor
 from merit.stages.context import RunContext
 
 
-def run_workers(context: RunContext, pieces: int, job: Callable[[int], Job], *, divide_cores: bool) -> None:
+def run_workers(context: RunContext, pieces: int, job: Callable[[int], Job]) -> None:
     """Starts as many workers as there are devices, this machine's or `launch.parallel` of a cluster, and returns when
     all have ended. For one it does nothing, since this process is as good a worker; nor where the cluster's machines
     do not see the run directory.
@@ -27,16 +26,12 @@ def run_workers(context: RunContext, pieces: int, job: Callable[[int], Job], *, 
     Args:
         pieces: how many there are to share.
         job: the job of worker number n.
-        divide_cores: whether several workers on one machine's CPU are quicker than one with all its cores.
 
     Raises:
         InputError, StageError: a worker failed for good.
     """
     launch = context.config.launch
-    if launch.engine != "local":
-        devices = launch.parallel or 1
-    else:
-        devices = local_slots(launch.parallel) if divide_cores or visible_gpus() else 1
+    devices = local_slots(launch.parallel) if launch.engine == "local" else launch.parallel or 1
     workers = min(devices, pieces)
     if workers < 2 or (launch.store is not None and launch.engine != "local"):
         return
