@@ -67,8 +67,9 @@ def examples(count: int, vocabulary: int) -> list[TokenRow]:
 
 def answers(folder: Path, tokens: int) -> list[TokenRow]:
     """Rows of reasoning-gym families, `tokens` tokens in all."""
-    from conflict import families
     from transformers import AutoTokenizer
+
+    from conflict import families
 
     found = families(AutoTokenizer.from_pretrained(folder), 16, 8)
     return within_budget([[(row.input_ids, row.labels) for row in rows] for rows in found.values()], tokens)
