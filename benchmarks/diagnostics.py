@@ -3,9 +3,9 @@
     python benchmarks/diagnostics.py [--quick] [--model PATH] [--only lmc,lanczos,theory]
 
 Prints a table, and as its last line one JSON object. Branches are θ0 with a little noise: their losses do not matter,
-their bytes do. Lanczos is of θ0's loss on 4,096 tokens of reasoning-gym, until ten eigenpairs have converged, and goes on
-halfway from what lies on the disk. The full run needs 3 GB of scratch space for `lmc`, up to 33 GB for `lanczos`, and an
-idle machine.
+their bytes do. Lanczos is of θ0's loss on 4,096 tokens of reasoning-gym, until ten eigenpairs have converged, and goes
+on after five products from what lies on the disk. The full run needs 3 GB of scratch space for `lmc`, up to 33 GB for
+`lanczos`, and an idle machine.
 """
 
 from __future__ import annotations
