@@ -15,6 +15,8 @@ import itertools
 import json
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,59 +91,75 @@ def lmc(folder: Path, rows: list[TokenRow], scratch: Path) -> dict[str, float]:
         noisy.save_pretrained(scratch / str(k))
         del noisy
     live = LiveModel(model, folders)
-    held_out = LossSet(rows, [0] * len(rows), precision=pick_precision("auto"))
+    held_out = Interleaved(rows, [0] * len(rows), precision=pick_precision("auto"))
     held_out.measure(live.model, "warm-up")
+    held_out.plain.clear()
     branches = list(folders)[:BRANCHES]
     pairs = [*itertools.combinations(branches, 2), *((branch, "merge") for branch in branches)]
     passes = len(folders) + len(pairs) * 9
-    before, (plain, plain_cpu) = peak_memory_bytes(), forward_seconds(live, held_out)
-    started, started_cpu = time.monotonic(), time.process_time()
+    before = peak_memory_bytes()
+    started = clocks()
     connectivity(live, pairs, {"held_out": held_out}, points=11)
-    took, took_cpu = time.monotonic() - started, time.process_time() - started_cpu
-    peak = peak_memory_bytes() - before
-    again, again_cpu = forward_seconds(live, held_out)
+    plain = np.array(held_out.plain)
+    took = clocks() - started - plain.sum(0)
+    wall, processor = took / (passes * plain.mean(0))
     return {
-        "lmc_over_forward": took / (passes * (plain + again) / 2),
-        "lmc_over_forward_cpu": took_cpu / (passes * (plain_cpu + again_cpu) / 2),
-        "lmc_seconds": took,
-        "lmc_extra_peak_mb": peak / 1e6,  # beside the model and a forward pass: the blocks
+        "lmc_over_forward": float(wall),
+        "lmc_over_forward_cpu": float(processor),
+        "lmc_seconds": float(took[0]),
+        "lmc_extra_peak_mb": (peak_memory_bytes() - before) / 1e6,  # beside the model and a forward pass: the blocks
     }
 
 
-def forward_seconds(live: LiveModel, held_out: LossSet, repeats: int = 5) -> tuple[float, float]:
-    """Wall and processor seconds of one plain forward pass over all examples, the mean of a few."""
-    started, started_cpu = time.monotonic(), time.process_time()
-    for _ in range(repeats):
-        held_out.measure(live.model, "plain")
-    return (time.monotonic() - started) / repeats, (time.process_time() - started_cpu) / repeats
+def clocks() -> np.ndarray:
+    """Wall and processor seconds."""
+    return np.array([time.monotonic(), time.process_time()])
+
+
+@dataclass(frozen=True)
+class Interleaved(LossSet):
+    """After every fifth measurement a plain forward pass over the same examples, so that both meet the same machine."""
+
+    plain: list[np.ndarray] = field(default_factory=list)  # wall and processor seconds of each
+    calls: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def measure(self, model: Any, what: str, advance: Callable[[int], None] = lambda _: None) -> np.ndarray:
+        found = super().measure(model, what, advance)
+        if next(self.calls) % 5 == 0:
+            started = clocks()
+            super().measure(model, "plain")
+            self.plain.append(clocks() - started)
+        return found
 
 
 def lanczos(folder: Path, rows: list[TokenRow], scratch: Path, steps: int) -> dict[str, float]:
     """Hessian-vector products until ten eigenpairs have converged, or `steps` of them; opened anew after five."""
     model: Any = load_model(folder)
     hessian = Hessian(model, dict(model.named_parameters()), rows, batch_tokens=1024)
-    in_products = 0.0
+    in_products = np.zeros(2)
 
     def product(vector: np.ndarray) -> np.ndarray:
         nonlocal in_products
-        started = time.monotonic()
+        started = clocks()
         result = hessian.product(vector)
-        in_products += time.monotonic() - started
+        in_products += clocks() - started
         return result
 
-    started = time.monotonic()
+    started = clocks()
     found = Lanczos(scratch / "basis", hessian.size, product)
     while found.steps < steps and not found.converged(PAIRS):
         found.step()
         if found.steps == 5:
             found = Lanczos(scratch / "basis", hessian.size, product)
-    took = time.monotonic() - started
+    took, cpu = clocks() - started
     ritz = found.ritz(PAIRS)
     return {
-        "lanczos_seconds": took,
+        "lanczos_seconds": float(took),
+        "lanczos_cpu_seconds": float(cpu),
         "lanczos_tokens": hessian.tokens,
         "lanczos_steps": found.steps,
-        "lanczos_product_seconds": in_products / found.steps,
+        "lanczos_product_seconds": float(in_products[0] / found.steps),
+        "lanczos_product_cpu_seconds": float(in_products[1] / found.steps),
         "lanczos_worst_residual": float(ritz.residuals.max() / ritz.values[0]),  # converged at 1e-3
     }
 
