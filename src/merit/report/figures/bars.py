@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from merit.conflict.result import ConflictResult
 from merit.report.figure import DataTable, Figure
+from merit.report.figures.layout import limit_line, row_axis
 from merit.report.figures.palette import group_colour
 from merit.report.grouping import Grouping, group_label
 from merit.report.safe import plotly_text
@@ -30,7 +31,6 @@ def reliability_figure(conflict: ConflictResult, grouping: Grouping) -> Figure:
         "marker": {"color": ["--fight-2" if value < UNRELIABLE else "--accent" for value in values]},
         "hovertemplate": "%{y}: %{x:.3f}<extra></extra>",
     }
-    labels = [plotly_text(label) for label in short_labels(order, 26)]
     return Figure(
         id="reliability",
         title="How far each gradient can be trusted",
@@ -39,25 +39,8 @@ def reliability_figure(conflict: ConflictResult, grouping: Grouping) -> Figure:
         traces=[trace],
         layout={
             "xaxis": {"range": [0, 1], "title": {"text": "split-half reliability"}},
-            "yaxis": {
-                "tickmode": "array",
-                "tickvals": list(range(len(order))),
-                "ticktext": labels,
-                "showticklabels": len(order) <= _READABLE,
-                "autorange": "reversed",
-                "showgrid": False,
-            },
-            "shapes": [
-                {
-                    "type": "line",
-                    "x0": UNRELIABLE,
-                    "x1": UNRELIABLE,
-                    "yref": "paper",
-                    "y0": 0,
-                    "y1": 1,
-                    "line": {"color": "--muted", "width": 1, "dash": "dash"},
-                }
-            ],
+            "yaxis": {**row_axis(short_labels(order, 26)), "showticklabels": len(order) <= _READABLE},
+            "shapes": [limit_line(UNRELIABLE, "--muted")],
             "bargap": 0.3,
         },
         table=DataTable(
@@ -119,13 +102,7 @@ def tokens_figure(partition: Partition, tokens: Mapping[str, int]) -> Figure:
             "uniformtext": {"minsize": 10, "mode": "hide"},
             "showlegend": False,
             "xaxis": {"title": {"text": "supervised tokens an epoch"}},
-            "yaxis": {
-                "tickmode": "array",
-                "tickvals": list(range(len(labels))),
-                "ticktext": labels,
-                "autorange": "reversed",
-                "showgrid": False,
-            },
+            "yaxis": row_axis(labels),
             "bargap": 0.3,
         },
         table=DataTable(
@@ -162,13 +139,7 @@ def stage_figure(stages: Sequence[tuple[str, float]]) -> Figure:
         traces=[trace],
         layout={
             "xaxis": {"title": {"text": "seconds"}},
-            "yaxis": {
-                "tickmode": "array",
-                "tickvals": list(range(len(stages))),
-                "ticktext": [plotly_text(name) for name, _ in stages],
-                "autorange": "reversed",
-                "showgrid": False,
-            },
+            "yaxis": row_axis([name for name, _ in stages]),
             "bargap": 0.35,
         },
         table=DataTable(["stage", "time", "share"], [[n, duration(s), _share(s, total)] for n, s in stages]),

@@ -8,11 +8,11 @@ from typing import Any
 from merit.diagnostics.result import Estimate, LandscapeResult, LmcResult, NoiseLevel, PerturbationResult, Segment
 from merit.report.figure import DataTable, Figure
 from merit.report.figures.labels import place_labels
+from merit.report.figures.layout import LEGEND
 from merit.report.figures.palette import dash, method_colour, method_symbol
 from merit.report.safe import plotly_text
 from merit.report.words import decimal, signed
 
-LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 _SHOWN = 24  # segments drawn: those with the highest peaks
 _SCALE = [[0, "--agree-2"], [0.35, "--agree-1"], [0.6, "--neutral"], [0.8, "--fight-1"], [1, "--fight-2"]]
 _KINDS = {"between branches": "--group-1", "branch to merge": "--accent", "from θ0": "--muted"}
@@ -153,6 +153,19 @@ def between(item: Estimate) -> str:
     return f"{signed(item.low)} to {signed(item.high)}"
 
 
+def whiskers(items: Sequence[Estimate], colour: str) -> dict[str, Any]:
+    """The intervals of points as plotly's error bars."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [item.high - item.value for item in items],
+        "arrayminus": [item.value - item.low for item in items],
+        "color": colour,
+        "thickness": 1.5,
+        "width": 4,
+    }
+
+
 def colour(label: str, others: Sequence[str] = ("joint",)) -> str:
     """The colour of a model of a diagnosis. Joint training's is no group's: branches stand beside it."""
     if label == "joint":
@@ -168,15 +181,7 @@ def _noise(label: str, levels: Sequence[NoiseLevel], others: Sequence[str]) -> M
         "name": plotly_text(label),
         "x": [level.sigma for level in levels],
         "y": [item.value for item in values],
-        "error_y": {
-            "type": "data",
-            "symmetric": False,
-            "array": [item.high - item.value for item in values],
-            "arrayminus": [item.value - item.low for item in values],
-            "color": colour(label, others),
-            "thickness": 1.5,
-            "width": 4,
-        },
+        "error_y": whiskers(values, colour(label, others)),
         "line": {"color": colour(label, others), "width": 2.5, "dash": dash(len(others) and label in others)},
         "marker": {"size": 8, "color": colour(label, others), "symbol": _symbol(label)},
         "hovertemplate": f"<b>{plotly_text(label)}</b><br>σ = %{{x}}: %{{y:+.4f}}<extra></extra>",

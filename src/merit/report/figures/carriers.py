@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from merit.conflict.explain import Carrier, Explanation
 from merit.report.figure import DataTable, Figure
+from merit.report.figures.layout import column_axis
 from merit.report.safe import plotly_text
 from merit.report.words import count
 
@@ -33,11 +34,8 @@ def layers_figure(explanation: Explanation) -> Figure:
         ],
         layout={
             "xaxis": {
-                "tickmode": "array",
-                "tickvals": list(range(len(layers))),
-                "ticktext": [plotly_text(layer.name.removeprefix("layer ")) for layer in layers],
+                **column_axis([layer.name.removeprefix("layer ") for layer in layers]),
                 "title": {"text": "layer"},
-                "showgrid": False,
             },
             "yaxis": {"tickformat": ".0%", "title": {"text": "share of the conflict"}, "rangemode": "tozero"},
             "bargap": 0.25,

@@ -7,6 +7,7 @@ from typing import Any
 
 from merit.report.evidence import BranchEvidence, MethodEvidence
 from merit.report.figure import DataTable, Figure
+from merit.report.figures.layout import LEGEND
 from merit.report.figures.palette import dash, group_colour, method_colour
 from merit.report.log_lines import smooth
 from merit.report.safe import plotly_text
@@ -82,7 +83,7 @@ def _figure(
         layout={
             "xaxis": {"title": {"text": "optimizer step"}, "rangemode": "tozero"},
             "yaxis": {"title": {"text": "loss, nats a supervised token"}},
-            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+            "legend": LEGEND,
             "showlegend": True,
         },
         table=DataTable(

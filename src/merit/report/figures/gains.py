@@ -7,12 +7,13 @@ from typing import Any
 
 from merit.evaluation.scores import Comparison, ModelScores, TableRow
 from merit.report.figure import DataTable, Figure
+from merit.report.figures.forest import FACES, Mark, forest_layout, forest_traces
 from merit.report.figures.labels import place_labels
+from merit.report.figures.layout import LEGEND, row_axis
 from merit.report.figures.palette import method_colour, method_symbol
 from merit.report.safe import plotly_text
 from merit.report.words import decimal, short_labels, shorten, signed, with_error
 
-FACES = {"in_mixture": "in the mixture", "unseen": "unseen datasets", "drift": "drift from θ0"}
 _LABELLED = 60
 
 
@@ -25,52 +26,19 @@ def forest_figure(comparisons: Sequence[Comparison]) -> Figure | None:
     comparisons = tuned or [item for item in comparisons if item.face in FACES]
     if not comparisons:
         return None
-    others = list(dict.fromkeys(item.b for item in comparisons))
-    faces = [face for face in FACES if any(item.face == face for item in comparisons)]
-    traces = []
-    for index, face in enumerate(faces):
-        items = [item for item in comparisons if item.face == face]
-        shift = (index - (len(faces) - 1) / 2) * 0.22
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": FACES[face],
-                "x": [item.difference for item in items],
-                "y": [others.index(item.b) + shift for item in items],
-                "error_x": {
-                    "type": "data",
-                    "array": [2 * item.standard_error for item in items],
-                    "thickness": 1.5,
-                    "width": 4,
-                    "color": f"--face-{index}",
-                },
-                "marker": {"color": f"--face-{index}", "size": 10, "symbol": ("circle", "diamond", "square")[index]},
-                "customdata": [[plotly_text(item.b), _verdict(item)] for item in items],
-                "hovertemplate": f"against %{{customdata[0]}}, {FACES[face]}<br><b>%{{x:+.3f}}</b> nats a token: "
-                "the merge is %{customdata[1]}<extra></extra>",
-            }
-        )
     name = comparisons[0].a
+    marks = [
+        Mark(item.b, item.face, item.difference, 2 * item.standard_error, f"the merge is {_verdict(item)}")
+        for item in comparisons
+    ]
+    others, faces = {mark.row for mark in marks}, {mark.face for mark in marks}
     return Figure(
         id="forest",
         title=f"The merge ({name}) minus every other model",
         alt=f"Differences in loss between the merge and {len(others)} other models on {len(faces)} "
         "faces, with whiskers of two standard errors. Left of zero the merge is better.",
-        traces=traces,
-        layout={
-            "xaxis": {"title": {"text": "difference in loss  (← the merge is better)"}, "zeroline": True},
-            "yaxis": {
-                "tickmode": "array",
-                "tickvals": list(range(len(others))),
-                "ticktext": [plotly_text(shorten(other, 24)) for other in others],
-                "range": [len(others) - 0.5, -0.5],
-                "showgrid": False,
-                "zeroline": False,
-            },
-            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-            "showlegend": True,
-        },
+        traces=forest_traces(marks),
+        layout=forest_layout(marks, "the merge"),
         table=DataTable(
             ["against", "face", "difference", "standard error", "the merge is"],
             [
@@ -169,8 +137,6 @@ def dataset_figure(scores: Sequence[ModelScores], order: Sequence[str], *, unsee
                 "hovertemplate": f"%{{y}}<br><b>{plotly_text(item.label)}</b> %{{x:.3f}}<extra></extra>",
             }
         )
-    labels = [plotly_text(label) for label in short_labels(names, 26)]
-    readable = len(names) <= _LABELLED
     kind = "unseen" if unseen else "trained-on"
     return Figure(
         id="unseen-losses" if unseen else "dataset-losses",
@@ -180,15 +146,8 @@ def dataset_figure(scores: Sequence[ModelScores], order: Sequence[str], *, unsee
         traces=traces,
         layout={
             "xaxis": {"title": {"text": "held-out loss  (← better)"}},
-            "yaxis": {
-                "tickmode": "array",
-                "tickvals": list(range(len(names))),
-                "ticktext": labels,
-                "showticklabels": readable,
-                "range": [len(names) - 0.5, -0.5],
-                "zeroline": False,
-            },
-            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+            "yaxis": {**row_axis(short_labels(names, 26), grid=True), "showticklabels": len(names) <= _LABELLED},
+            "legend": LEGEND,
             "showlegend": True,
         },
         table=DataTable(

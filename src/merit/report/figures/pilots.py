@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from merit.diagnostics.gate import GateResult
 from merit.report.figure import DataTable, Figure
-from merit.report.figures.basin import between
-from merit.report.safe import plotly_text
+from merit.report.figures.basin import between, whiskers
+from merit.report.figures.layout import limit_line, row_axis
 from merit.report.words import signed
 
 _SHOWN = 28  # pairs of eight pilots
@@ -21,15 +21,7 @@ def barriers_figure(result: GateResult, limit: float) -> Figure:
         "mode": "markers",
         "x": [item.peak.value for item in shown],
         "y": list(range(len(shown))),
-        "error_x": {
-            "type": "data",
-            "symmetric": False,
-            "array": [item.peak.high - item.peak.value for item in shown],
-            "arrayminus": [item.peak.value - item.peak.low for item in shown],
-            "color": "--muted",
-            "thickness": 1.5,
-            "width": 4,
-        },
+        "error_x": whiskers([item.peak for item in shown], "--muted"),
         "marker": {
             "size": 10,
             "color": ["--fight-2" if bad else "--accent" for bad in high],
@@ -45,24 +37,8 @@ def barriers_figure(result: GateResult, limit: float) -> Figure:
         traces=[trace],
         layout={
             "xaxis": {"title": {"text": "peak of L − chord, nats a token  (← flatter)"}, "zeroline": True},
-            "yaxis": {
-                "tickmode": "array",
-                "tickvals": list(range(len(shown))),
-                "ticktext": [plotly_text(_pair(item.a, item.b)) for item in shown],
-                "range": [len(shown) - 0.5, -0.5],
-                "showgrid": False,
-            },
-            "shapes": [
-                {
-                    "type": "line",
-                    "x0": limit,
-                    "x1": limit,
-                    "yref": "paper",
-                    "y0": 0,
-                    "y1": 1,
-                    "line": {"color": "--fight-2", "width": 1.5, "dash": "dash"},
-                }
-            ],
+            "yaxis": row_axis([_pair(item.a, item.b) for item in shown]),
+            "shapes": [limit_line(limit, "--fight-2")],
         },
         table=DataTable(
             ["between", "peak over the chord", "95% interval", "at t"],

@@ -5,7 +5,8 @@ from __future__ import annotations
 from merit.diagnostics.result import CalibrationResult, CurvatureResult, DisplacementResult, GainResult
 from merit.diagnostics.words import PUBLISHED_COSINES
 from merit.report.figure import DataTable, Figure
-from merit.report.figures.basin import LEGEND, between, colour
+from merit.report.figures.basin import between, colour, whiskers
+from merit.report.figures.layout import LEGEND, column_axis, row_axis
 from merit.report.figures.palette import group_colour
 from merit.report.safe import plotly_text
 from merit.report.words import decimal, signed
@@ -36,11 +37,7 @@ def displacement_figure(result: DisplacementResult) -> Figure:
         alt=f"Lines of the distance from θ0 in {len(parts)} parts of the model, for {len(traces)} models.",
         traces=traces,
         layout={
-            "xaxis": {
-                "tickmode": "array",
-                "tickvals": list(range(len(parts))),
-                "ticktext": [plotly_text(part.removeprefix("layer ")) for part in parts],
-            },
+            "xaxis": column_axis([part.removeprefix("layer ") for part in parts], grid=True),
             "yaxis": {"title": {"text": "‖θ − θ0‖"}, "rangemode": "tozero"},
             "legend": LEGEND,
             "showlegend": True,
@@ -69,15 +66,7 @@ def losses_figure(result: GainResult) -> Figure:
                 "name": face,
                 "x": [item.value for item in values],
                 "y": list(range(len(labels))),
-                "error_x": {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [item.high - item.value for item in values],
-                    "arrayminus": [item.value - item.low for item in values],
-                    "color": shade,
-                    "thickness": 1.5,
-                    "width": 4,
-                },
+                "error_x": whiskers(values, shade),
                 "marker": {"size": 10, "color": shade, "symbol": "circle" if face == "held-out" else "diamond"},
                 "hovertemplate": f"{face} loss %{{x:.3f}}<extra></extra>",
             }
@@ -89,13 +78,7 @@ def losses_figure(result: GainResult) -> Figure:
         traces=traces,
         layout={
             "xaxis": {"title": {"text": "loss, nats a token  (← better)"}},
-            "yaxis": {
-                "tickmode": "array",
-                "tickvals": list(range(len(labels))),
-                "ticktext": ["θ0" if label == "base" else plotly_text(label) for label in labels],
-                "range": [len(labels) - 0.5, -0.5],
-                "zeroline": False,
-            },
+            "yaxis": row_axis(["θ0" if label == "base" else label for label in labels], grid=True),
             "legend": LEGEND,
             "showlegend": True,
         },
@@ -144,13 +127,7 @@ def alignment_figure(result: CurvatureResult) -> Figure:
         traces=traces,
         layout={
             "xaxis": {"title": {"text": "max |cos|"}, "rangemode": "tozero"},
-            "yaxis": {
-                "tickmode": "array",
-                "tickvals": [0, 1, 2],
-                "ticktext": [name for name, _ in kinds],
-                "range": [2.5, -0.5],
-                "zeroline": False,
-            },
+            "yaxis": row_axis([name for name, _ in kinds], grid=True),
         },
         table=DataTable(
             ["direction", "max |cos|"], [[name, decimal(value, 4)] for name, values in kinds for value in values]

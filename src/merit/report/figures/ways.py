@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from merit.diagnostics.result import Trajectories
 from merit.report.figure import DataTable, Figure
-from merit.report.figures.basin import LEGEND, colour
+from merit.report.figures.basin import colour
+from merit.report.figures.layout import LEGEND
 from merit.report.figures.palette import group_colour
 from merit.report.safe import plotly_text
 from merit.report.words import decimal
