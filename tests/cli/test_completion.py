@@ -9,16 +9,29 @@ from pathlib import Path
 
 import pytest
 
+from merit.branches.spec import BranchData, BranchSpec
 from merit.cli.main import run
+from merit.config.model import ModelConfig
+from merit.config.train import TrainConfig
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a configuration, a run of two branches and a baseline, and a folder that is no run."""
     root = tmp_path / "runs" / "demo"
-    for k, names in enumerate((["gcd", "lcm"], ["chat"])):
+    for k, names in enumerate((["gcd", "lcm"], ["chat\x1b[2J"])):
         (root / "branches" / f"{k:02d}").mkdir(parents=True)
-        (root / "branches" / f"{k:02d}" / "spec.json").write_text(json.dumps({"datasets": names}))
+        BranchSpec(
+            method="merit",
+            branch=k,
+            model=ModelConfig(path="model"),
+            model_fingerprint="m",
+            train=TrainConfig(),
+            data=[BranchData(name=name, data=f"data/{name}.arrow", weight=1.0, fingerprint="f") for name in names],
+            max_length=64,
+            planned_tokens=1,
+            seed=0,
+        ).save(root / "branches" / f"{k:02d}" / "spec.json")
     (root / "baselines" / "joint" / "branches" / "00").mkdir(parents=True)
     (root / "config.yaml").touch()
     (root / "mixture.json").write_text(json.dumps({"datasets": [{"name": name} for name in ("gcd", "lcm", "\x1b[2J")]}))
@@ -60,6 +73,17 @@ def offered(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 )
 def test_what_is_offered(place: Path, monkeypatch, capsys, line: str, expected: list[str]):
     assert offered(line, monkeypatch, capsys) == expected
+
+
+def test_a_branch_says_what_it_is_trained_on(place: Path, monkeypatch, capsys):
+    monkeypatch.setenv("_MERIT_COMPLETE", "complete_zsh")
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "merit logs runs/demo ")
+    with pytest.raises(SystemExit):
+        run([])
+    told = capsys.readouterr().out
+    assert '"0":"gcd, lcm"' in told
+    assert '"1":"chat' in told
+    assert "\x1b" not in told
 
 
 def test_damaged_files_offer_nothing(place: Path, monkeypatch, capsys):

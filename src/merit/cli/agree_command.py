@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from merit.cli.completion import complete_run
-from merit.cli.run_commands import Json
+from merit.cli.options import Json
 
 Run = Annotated[
     Path,

@@ -13,7 +13,8 @@ from typing import Any
 
 import typer
 
-from merit.run.layout import MAIN_METHOD, BranchDir, RunDir
+from merit.errors import printable
+from merit.run.layout import MAIN_METHOD, RunDir
 
 _PLACES = ("", "runs")  # where runs lie, as seen from the folder that is typed
 _MOST = 200  # entries of a folder that are looked at
@@ -40,7 +41,7 @@ def complete_branch(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]
         return []
     method = run.method(str(ctx.params.get("method") or MAIN_METHOD))
     numbers = [int(folder.name) for folder in _folders(method.branches) if folder.name.isdecimal()]
-    return [(str(k), _datasets(method.branch(k))) for k in sorted(numbers) if str(k).startswith(incomplete)]
+    return [(str(k), _datasets(method.branch(k).spec)) for k in sorted(numbers) if str(k).startswith(incomplete)]
 
 
 def complete_method(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -55,9 +56,7 @@ def complete_dataset(ctx: typer.Context, incomplete: str) -> list[str]:
     run = _run(ctx)
     if run is None:
         return []
-    datasets = _object(run.mixture).get("datasets")
-    names = [item.get("name") for item in datasets if isinstance(item, dict)] if isinstance(datasets, list) else []
-    return _matching([name for name in names if isinstance(name, str)], incomplete)
+    return _matching(_names(_object(run.mixture).get("datasets")), incomplete)
 
 
 def _run(ctx: typer.Context) -> RunDir | None:
@@ -66,9 +65,14 @@ def _run(ctx: typer.Context) -> RunDir | None:
     return RunDir(Path(path)) if path else None
 
 
-def _datasets(branch: BranchDir) -> str:
-    names = _object(branch.spec).get("datasets")
-    return ", ".join(map(str, names)) if isinstance(names, list) else ""
+def _datasets(spec: Path) -> str:
+    """What a branch is trained on. Control characters would write on the terminal, and shells take a line each."""
+    return printable(", ".join(_names(_object(spec).get("data"))))
+
+
+def _names(items: Any) -> list[str]:
+    found = [item.get("name") for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+    return [name for name in found if isinstance(name, str)]
 
 
 def _object(file: Path) -> dict[str, Any]:

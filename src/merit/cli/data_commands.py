@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from merit.cli.run_commands import File, Json
+from merit.cli.options import File, Json
 
 _PANEL = "Before a run"
 

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from merit.cli.run_commands import Json, execute
+from merit.cli.options import Json
+from merit.cli.run_commands import execute
 from merit.errors import InputError
 from merit.executors.devices import usable_cores
 from merit.machine import total_memory

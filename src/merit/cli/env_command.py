@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from merit.cli.run_commands import Json
+from merit.cli.options import Json
 
 if TYPE_CHECKING:
     from merit.doctor.finding import Diagnosis

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from merit.cli.completion import complete_dataset
-from merit.cli.run_commands import Json
-from merit.cli.watch_commands import Run
+from merit.cli.options import Json, Run
 
 if TYPE_CHECKING:
     from merit.stages.context import RunContext

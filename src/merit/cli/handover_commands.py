@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from merit.cli.run_commands import File, Json, Output, Redo
-from merit.cli.watch_commands import Branch, Method, Run
+from merit.cli.options import Branch, File, Json, Method, Output, Redo, Run
 from merit.errors import InputError
 
 TRAINERS = ("trl", "axolotl", "llamafactory")

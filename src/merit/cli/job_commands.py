@@ -8,8 +8,11 @@ from typing import Annotated
 import typer
 
 from merit.cli.completion import complete_branch, complete_file_or_run
-from merit.cli.run_commands import Json, Output, Redo, execute
-from merit.cli.watch_commands import Method
+from merit.cli.options import Json, Method, Output, Redo, refuse_given
+from merit.cli.run_commands import execute
+
+_OF_CHECKPOINTS = ("weights", "scale", "base", "dtype", "adapter", "partial", "stochastic", "keep_sums", "memory")
+_AS_CONFIGURED = "a run is merged as its configuration says (section `merge`); this option is for checkpoints"
 
 
 def register(app: typer.Typer) -> None:
@@ -19,6 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
+    context: typer.Context,
     file: Annotated[
         str,
         typer.Argument(
@@ -45,6 +49,7 @@ def train(
 ) -> None:
     """Trains the branches. With --branch: the job that an executor starts, on any machine."""
     if branch is None:
+        refuse_given(context, "method", "processes", "accelerate", "model", why="is for one branch's job; add --branch")
         execute(Path(file), output, start="train" if redo else None, until="train", json=json)
         return
     from merit.branches.job import Ranks, run_branch_job
@@ -67,6 +72,7 @@ def train(
 
 
 def merge(
+    context: typer.Context,
     inputs: Annotated[list[str], typer.Argument(metavar="FILE|RUN | MODEL MODEL …", help="A run, or checkpoints.")],
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Where the merged model goes.")] = None,
     weights: Annotated[
@@ -93,8 +99,10 @@ def merge(
     """Merges the branches of a run; or any checkpoints of one model: merit merge A B C -o OUT."""
     path = Path(inputs[0])
     if not verify and len(inputs) == 1 and _is_run(path):
+        refuse_given(context, *_OF_CHECKPOINTS, why=_AS_CONFIGURED)
         execute(path, output, start="merge" if redo else None, until="merge", json=json)
         return
+    refuse_given(context, "redo", why="is for a run; to merge checkpoints again, name another --out")
     from merit.cli.console import say, show_progress
     from merit.cli.merge_command import merge_models
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from merit.cli.run_commands import File, Json, Output, Redo
+from merit.cli.options import File, Json, Output, Redo
 
 if TYPE_CHECKING:
     from merit.diagnostics.gate import GateResult

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from merit.cli.completion import complete_run
-from merit.cli.run_commands import File, Json, Output
+from merit.cli.options import File, Json, Output
 from merit.errors import InputError
 
 Runs = Annotated[

@@ -9,23 +9,10 @@ from typing import Annotated
 
 import typer
 
-from merit.cli.completion import complete_file_or_run
+from merit.cli.options import File, Json, Output, Precision, Redo, Worker, refuse_given
 from merit.errors import InputError
 
-File = Annotated[
-    Path,
-    typer.Argument(
-        metavar="FILE|RUN",
-        help="A configuration, or the directory of an earlier run.",
-        autocompletion=complete_file_or_run,
-    ),
-]
-Output = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory. Default: runs/NAME beside FILE.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Precision = Annotated[
-    str | None, typer.Option(help="With --worker: bf16 or fp32, as the process has it that shares the work.")
-]
-Redo = Annotated[bool, typer.Option("--redo", help="Do it again even if nothing has changed.")]
+_CONFIGURED = "is for a worker; without --worker it is `{}` in the configuration"
 
 
 def register(app: typer.Typer) -> None:
@@ -56,14 +43,13 @@ def run(
 
 
 def conflict(
+    context: typer.Context,
     file: File,
     output: Output = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show which pairs fight, which layers carry it, who stands on each axis.")
     ] = False,
-    worker: Annotated[
-        int | None, typer.Option(min=0, help="Only measure gradients, beside other workers: the job of an executor.")
-    ] = None,
+    worker: Worker = None,
     examples: Annotated[int | None, typer.Option(min=2, help="With --worker: calibration examples a dataset.")] = None,
     precision: Precision = None,
     redo: Redo = False,
@@ -77,6 +63,8 @@ def conflict(
         show_messages()
         run_worker(file, worker, examples, precision)
         return
+    refuse_given(context, "examples", why=_CONFIGURED.format("calibration.examples"))
+    refuse_given(context, "precision", why=_CONFIGURED.format("train.precision"))
     execute(
         file,
         output,
@@ -93,11 +81,10 @@ def split(file: File, output: Output = None, redo: Redo = False, json: Json = Fa
 
 
 def evaluate(
+    context: typer.Context,
     file: File,
     output: Output = None,
-    worker: Annotated[
-        int | None, typer.Option(min=0, help="Only measure models, beside other workers: the job of an executor.")
-    ] = None,
+    worker: Worker = None,
     precision: Precision = None,
     redo: Redo = False,
     json: Json = False,
@@ -110,6 +97,7 @@ def evaluate(
         show_messages()
         run_worker(file, worker, precision)
         return
+    refuse_given(context, "precision", why=_CONFIGURED.format("train.precision"))
     execute(file, output, start="evaluate" if redo else None, until="evaluate", json=json)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from merit.cli.run_commands import Json
+from merit.cli.options import Json
 from merit.errors import InputError
 
 

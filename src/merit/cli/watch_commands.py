@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from merit.cli.completion import complete_branch, complete_method, complete_run
-from merit.cli.run_commands import Json
+from merit.cli.options import Branch, Json, Method, Run
 from merit.errors import InputError
 
 if TYPE_CHECKING:
     from merit.stages.status import BranchStatus
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=complete_run)]
-Branch = Annotated[int, typer.Argument(min=0, help="Which branch.", autocompletion=complete_branch)]
-Method = Annotated[str, typer.Option(help="The method that the branches belong to.", autocompletion=complete_method)]
 _SECONDS = 2.0
 
 
