@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 
 from merit.config.mixture import DatasetConfig
 from merit.data import json_stream
+from merit.data.gym_entries import settled_entries
 from merit.data.source import open_source
 from merit.errors import InputError
 
@@ -233,6 +237,31 @@ def test_a_reasoning_gym_family(tmp_path):
     stored = json.loads(rows[0]["verifier"])
     assert stored["name"] == "gcd"
     assert stored["entry"]["answer"] == rows[0]["answer"]
+
+
+def test_reasoning_gym_families_are_the_same_in_every_process(tmp_path):
+    """The first draws from a set of strings, the second from the global generator."""
+    pytest.importorskip("reasoning_gym")
+    paths = ["reasoning_gym:isomorphic_strings", "reasoning_gym:list_functions"]
+    code = (
+        "import json, pathlib; from merit.config.mixture import DatasetConfig; "
+        "from merit.data.source import open_source; "
+        f"found = [open_source(DatasetConfig(path=path, max_examples=6), pathlib.Path(), 'd') for path in {paths}]; "
+        "print(json.dumps([[row.value for row in item.rows()] for item in found]))"
+    )
+    other = {**os.environ, "PYTHONHASHSEED": "12345"}
+    done = subprocess.run([sys.executable, "-c", code], env=other, capture_output=True, text=True, check=True)
+    for path, there in zip(paths, json.loads(done.stdout), strict=True):
+        assert there == [row.value for row in source(tmp_path, path, max_examples=6).rows()]
+        assert len({row["question"] for row in there}) == 6
+
+
+def test_a_generator_that_fails_in_its_own_process_says_why(tmp_path):
+    pytest.importorskip("reasoning_gym")
+    with pytest.raises(
+        InputError, match=r"^reasoning_gym:isomorphic_strings: the generator failed: .*min_string_length"
+    ):
+        settled_entries("isomorphic_strings", 2, 0, {"min_string_length": 9, "max_string_length": 3})
 
 
 @pytest.mark.parametrize(

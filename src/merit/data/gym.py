@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from merit.config.mixture import DatasetConfig
+from merit.data.gym_entries import UNSETTLED, settled_entries
 from merit.data.row import Row
 from merit.errors import InputError
 
@@ -73,6 +74,8 @@ class GymSource:
 
     def fingerprint(self) -> str:
         recipe = [self.family, self.size, self.seed, self.options, version("reasoning-gym")]
+        if self.family in UNSETTLED:
+            recipe.append("settled")  # earlier versions of merit made other entries of the same recipe
         return "gym:" + json.dumps(recipe, sort_keys=True, default=str)
 
     # Frozen dataclasses may cache: the instance dict is written past __setattr__.
@@ -82,11 +85,18 @@ class GymSource:
 
         return reasoning_gym.create_dataset(self.family, seed=self.seed, size=self.size, **self.options)
 
+    @cached_property
+    def _entries(self) -> Any:
+        """What has the entry of every index."""
+        if self.family not in UNSETTLED:
+            return self._dataset
+        return settled_entries(self.family, self.size, self.seed, self.options)
+
     def _row(self, index: int) -> dict[str, Any]:
         if index < len(self._rows):
             return self._rows[index]
         try:
-            entry = self._dataset[index]
+            entry = self._entries[index]
         except _REFUSALS as error:
             raise InputError(f"the generator failed: {error}", file=self.place, line=index + 1) from error
         row = {
