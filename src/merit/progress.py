@@ -26,6 +26,22 @@ class Progress(Protocol):
         """A new bar, gone when its context ends."""
 
 
+class Counter:
+    """Adds up what is done and shows the sum: for work that tells how much it did, not how far it is."""
+
+    def __init__(self, bar: Bar) -> None:
+        self.done = 0
+        self._bar = bar
+
+    def __call__(self, count: int) -> None:
+        self.done += count
+        self._bar.update(self.done)
+
+    def note(self, text: str) -> None:
+        """What is at work now."""
+        self._bar.update(self.done, note=text)
+
+
 class _SilentBar:
     def update(self, done: float, *, total: float | None = None, note: str | None = None) -> None:
         pass

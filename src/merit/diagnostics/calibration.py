@@ -10,11 +10,10 @@ from sklearn.metrics import adjusted_rand_score
 
 from merit.conflict.axes import principal_axes
 from merit.data.example import Encoded
-from merit.diagnostics.journal import Journal
 from merit.diagnostics.result import CalibrationPoint, CalibrationResult
 from merit.gradients.engine import GradientEngine
 from merit.gradients.store import HASHED
-from merit.progress import SILENT, Progress
+from merit.progress import SILENT, Counter, Progress
 from merit.split.pca import pca_partition
 
 Matrix = NDArray[np.float64]
@@ -33,7 +32,6 @@ def calibration(
     *,
     axes: int,
     centre: bool,
-    journal: Journal | None = None,
     progress: Progress = SILENT,
 ) -> CalibrationResult:
     """Cosine of each dataset's mean gradient over its first n examples to that over all of them, and how well the
@@ -46,27 +44,20 @@ def calibration(
         examples: dataset → calibration examples in their fixed order.
         tokens: dataset → planned tokens, which the groups are balanced by.
     """
-    journal = journal or Journal()
     names = list(examples)
     sizes = calibration_sizes(max(map(len, examples.values())))
     total = sum(len(example.input_ids) for rows in examples.values() for example in rows)
     with progress.bar("calibration", total=total, unit="tok") as bar:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            bar.update(done)
-
+        counter = Counter(bar)
         means = np.zeros((len(sizes), len(names), min(HASHED, engine.layout.width)))
         for t, name in enumerate(names):
-            bar.update(done, note=name)
+            counter.note(name)
             sums = np.zeros(means.shape[2])
             start = 0
             for row, size in enumerate(sizes):
                 part = list(examples[name][start:size])
                 if part:
-                    sums = sums + _sketch(engine, name, part, advance)
+                    sums = sums + _sketch(engine, name, part, counter)
                     start += len(part)
                 means[row, t] = sums
     norms = np.linalg.norm(means, axis=2, keepdims=True)

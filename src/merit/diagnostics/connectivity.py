@@ -14,7 +14,7 @@ from merit.diagnostics.losses import LossSet
 from merit.diagnostics.models import BASE, MERGE, Models
 from merit.diagnostics.resample import Matrix, Resampler, interval
 from merit.diagnostics.result import LmcResult, Segment
-from merit.progress import SILENT, Progress
+from merit.progress import SILENT, Counter, Progress
 
 
 def segment_pairs(models: Models) -> list[tuple[str, str]]:
@@ -53,22 +53,17 @@ def connectivity(
     with progress.bar(
         "connectivity", total=passes * sum(len(item.rows) for item in sets.values()), unit="example"
     ) as bar:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            bar.update(done)
+        counter = Counter(bar)
 
         def losses(what: str, coefficients: Mapping[str, float]) -> dict[str, list[float]]:
             live.set(coefficients)
-            return {face: item.measure(live.model, what, advance).tolist() for face, item in sets.items()}
+            return {face: item.measure(live.model, what, counter).tolist() for face, item in sets.items()}
 
         at_end = {label: journal.get(label, partial(losses, label, {label: 1.0})) for label in ends}
         found: dict[str, list[Segment]] = {face: [] for face in sets}
         for a, b in pairs:
             name = f"{a} – {b}"
-            bar.update(done, note=name)
+            counter.note(name)
 
             def along(a: str = a, b: str = b) -> list[dict[str, list[float]]]:
                 return [losses(f"the point t = {t:.2f} from {a} to {b}", {a: 1 - t, b: t}) for t in inner.tolist()]

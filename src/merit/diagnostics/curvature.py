@@ -20,7 +20,7 @@ from merit.diagnostics.result import CurvatureResult
 from merit.errors import InputError
 from merit.logging import get_logger
 from merit.models.nll import TokenRow
-from merit.progress import SILENT, Bar, Progress
+from merit.progress import SILENT, Counter, Progress
 from merit.theory.quadratic import gain_of_projections
 
 _log = get_logger(__name__)
@@ -138,21 +138,6 @@ def hutchinson(hessian: Hessian, journal: Journal, *, probes: int, seed: int, co
 
     found = np.array([journal.get(f"probe {index}", partial(probe, index)) for index in range(probes)])
     return float(found.mean()), float(found.std(ddof=1) / np.sqrt(probes))
-
-
-class Counter:
-    """Adds up examples and shows the sum."""
-
-    def __init__(self, bar: Bar) -> None:
-        self._bar = bar
-        self._done = 0
-
-    def __call__(self, examples: int) -> None:
-        self._done += examples
-        self._bar.update(self._done)
-
-    def note(self, text: str) -> None:
-        self._bar.update(self._done, note=text)
 
 
 def _along(

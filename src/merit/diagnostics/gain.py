@@ -13,7 +13,7 @@ from merit.diagnostics.losses import LossSet
 from merit.diagnostics.models import BASE, JOINT, MERGE, Models
 from merit.diagnostics.resample import Vector, interval
 from merit.diagnostics.result import Estimate, FaceLosses, GainResult
-from merit.progress import SILENT, Progress
+from merit.progress import SILENT, Counter, Progress
 
 
 def merging_gain(
@@ -34,22 +34,17 @@ def merging_gain(
     labels = [BASE, *models.tuned]
     found: dict[str, dict[str, list[float]]] = {}
     with progress.bar("gain", total=len(labels) * (len(held_out.rows) + len(train.rows)), unit="example") as bar:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            bar.update(done)
+        counter = Counter(bar)
 
         def measure(label: str) -> dict[str, list[float]]:
             live.set({label: 1.0})
             return {
-                "held_out": held_out.measure(live.model, label, advance).tolist(),
-                "train": train.measure(live.model, label, advance).tolist(),
+                "held_out": held_out.measure(live.model, label, counter).tolist(),
+                "train": train.measure(live.model, label, counter).tolist(),
             }
 
         for label in labels:
-            bar.update(done, note=label)
+            counter.note(label)
             found[label] = journal.get(label, partial(measure, label))
     faces = {name: {label: np.array(found[label][name]) for label in labels} for name in ("held_out", "train")}
     return GainResult(

@@ -13,7 +13,7 @@ from merit.diagnostics.losses import LossSet
 from merit.diagnostics.models import JOINT, MERGE
 from merit.diagnostics.resample import Matrix, Resampler
 from merit.diagnostics.result import NoiseLevel, PerturbationResult
-from merit.progress import SILENT, Progress
+from merit.progress import SILENT, Counter, Progress
 
 
 def perturbation(
@@ -36,24 +36,19 @@ def perturbation(
     passes = len(labels) * (1 + seeds * (len(levels) - 1))
     found: dict[str, list[Matrix]] = {}
     with progress.bar("perturbation", total=passes * len(examples.rows), unit="example") as bar:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            bar.update(done)
+        counter = Counter(bar)
 
         def measure(label: str, sigma: float, seed: int) -> list[float]:
             live.set({label: 1.0})
             if sigma:
                 live.add_noise(sigma, seed)
-            losses: list[float] = examples.measure(live.model, f"{label} with noise {sigma:g}", advance).tolist()
+            losses: list[float] = examples.measure(live.model, f"{label} with noise {sigma:g}", counter).tolist()
             return losses
 
         for label in labels:
             found[label] = []
             for sigma in levels:
-                bar.update(done, note=f"{label}, σ = {sigma:g}")
+                counter.note(f"{label}, σ = {sigma:g}")
                 rows = [
                     journal.get(f"{label} {sigma:g} {seed}", partial(measure, label, sigma, seed))
                     for seed in range(seeds if sigma else 1)

@@ -10,8 +10,13 @@ from __future__ import annotations
 from merit.doctor.finding import Check
 
 _LOSS = "largest difference of an example's loss, nats a token"
-_GRADIENT = "largest relative difference of a mean gradient's sketch"
 _COSINE = "largest error of a cosine between datasets"
+
+
+def _of_gradients(check: str, *, fine: str, otherwise: str) -> Check:
+    measured = "largest relative difference of a mean gradient's sketch"
+    return Check(check=check, measured=measured, ok=1e-3, fail=5e-2, fine=fine, otherwise=otherwise)
+
 
 BATCHED_LOSS = Check(
     check="loss: alone | batched, padded",
@@ -22,29 +27,20 @@ BATCHED_LOSS = Check(
     otherwise="the model heeds its padding: train and evaluate with batches of one (`train.micro_batch_tokens: 1`, "
     "`evaluate.batch_tokens: 1`), and report the architecture",
 )
-BATCHED_GRADIENT = Check(
-    check="gradient: alone | batched, padded",
-    measured=_GRADIENT,
-    ok=1e-3,
-    fail=5e-2,
+BATCHED_GRADIENT = _of_gradients(
+    "gradient: alone | batched, padded",
     fine="padding changes no gradient",
     otherwise="the model heeds its padding: measure conflict one example at a time (`calibration.batch_tokens: 1`), "
     "and report the architecture",
 )
-PACKED = Check(
-    check="gradient: padded | packed",
-    measured=_GRADIENT,
-    ok=1e-3,
-    fail=5e-2,
+PACKED = _of_gradients(
+    "gradient: padded | packed",
     fine="packed examples do not see each other",
     otherwise="packed examples see each other: update torch and transformers, measure no conflict until this is ok, "
     "and report it with `merit env`",
 )
-INTERCEPTED = Check(
-    check="gradient: in full | never formed",
-    measured=_GRADIENT,
-    ok=1e-3,
-    fail=5e-2,
+INTERCEPTED = _of_gradients(
+    "gradient: in full | never formed",
     fine="the sketch made on the way is that of the full gradient",
     otherwise="a layer of this model computes otherwise than it seems: use `calibration.sketch: full`, and report the "
     "architecture with `merit env`",

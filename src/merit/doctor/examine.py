@@ -15,7 +15,7 @@ from merit.doctor.material import material
 from merit.errors import InputError
 from merit.evaluation.loss import example_losses
 from merit.models.loading import Precision
-from merit.progress import SILENT, Progress
+from merit.progress import SILENT, Counter, Progress
 
 Figure = Callable[[Rows, Rows], float]
 
@@ -37,17 +37,11 @@ def examine(model: Any, tokenizer: Any, name: str, progress: Progress = SILENT) 
     model.eval()
     tokens = sum(len(example.input_ids) for examples in datasets for example in examples)
     with progress.bar("doctor", total=(_LOSSES + _BACKWARD * _GRADIENTS) * tokens, unit="tok") as bar:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            bar.update(done)
-
-        bar.update(0, note="losses")
-        findings = _losses(model, datasets, advance)
-        gradients = Gradients(model, datasets, lambda count: advance(_BACKWARD * count))
-        bar.update(done, note="gradients")
+        counter = Counter(bar)
+        counter.note("losses")
+        findings = _losses(model, datasets, counter)
+        gradients = Gradients(model, datasets, lambda count: counter(_BACKWARD * count))
+        counter.note("gradients")
         findings += _gradients(model, gradients)
     device = next(model.parameters()).device
     return Diagnosis(

@@ -8,7 +8,7 @@ from merit.errors import InputError
 from merit.evaluation.drift_set import DriftSet
 from merit.evaluation.subject import Subject, stored_scores, work_units
 from merit.models.source import weights_fingerprint
-from merit.progress import Bar
+from merit.progress import Counter
 from merit.run.claim import claim
 from merit.run.fingerprint import fingerprint
 from merit.run.layout import MAIN_METHOD
@@ -58,7 +58,7 @@ def measure(context: RunContext, *, share: bool = False) -> int:
     # Answering costs far more than scoring: the bar counts θ0's own answers to the general prompts too.
     units = config.drift + sum(work_units(mixture, config, subject.kind) for subject, _ in todo)
     with context.progress.bar("evaluate", total=max(1, units), unit="example") as bar:
-        counter = _Counter(bar)
+        counter = Counter(bar)
         drift = None
         if config.drift and todo:
             with _mine(context, _DRIFT, share=share, wait=True):
@@ -68,7 +68,7 @@ def measure(context: RunContext, *, share: bool = False) -> int:
                 if not mine or (share and stored_scores(run, subject, mark) is not None):
                     counter(work_units(mixture, config, subject.kind))
                     continue
-                bar.update(counter.done, note=subject.label)
+                counter.note(subject.label)
                 evaluate_model(
                     run,
                     subject,
@@ -100,7 +100,7 @@ def _mine(context: RunContext, label: str, *, share: bool, wait: bool = False) -
     return claim(context.run.evaluations / "jobs" / name, wait=wait)
 
 
-def _drift_set(context: RunContext, counter: _Counter) -> DriftSet:
+def _drift_set(context: RunContext, counter: Counter) -> DriftSet:
     """θ0's answers to the general prompts: those stored, or fresh ones."""
     from merit.data.encode import Encoder
     from merit.evaluation.drift import general_prompts, make_drift_set
@@ -125,15 +125,3 @@ def _drift_set(context: RunContext, counter: _Counter) -> DriftSet:
     )
     made.save(context.run.drift)
     return made
-
-
-class _Counter:
-    """Adds up finished examples and shows the sum."""
-
-    def __init__(self, bar: Bar) -> None:
-        self.bar = bar
-        self.done = 0
-
-    def __call__(self, examples: int) -> None:
-        self.done += examples
-        self.bar.update(self.done)
