@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +26,8 @@ from merit.gradients.packing import pack
 from merit.gradients.recompute import recomputed
 from merit.gradients.sharding import Ranks, add_sketch, gathered
 from merit.gradients.sketch import SketchLayout, SketchSpec
-from merit.models.loading import images_of
+from merit.models.loading import Precision, images_of
 
-Precision = Literal["bf16", "fp32"]
 OnTokens = Callable[[int], None]  # called after each forward pass with the tokens of the examples it did
 
 

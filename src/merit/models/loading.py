@@ -18,12 +18,14 @@ from transformers.utils import logging as transformers_logging
 
 from merit.config.model import Role
 from merit.errors import InputError, first_line
+from merit.logging import get_logger
 from merit.models.roles import FROZEN, role_of
 from merit.models.source import ModelFolder, check_model_folder
 from merit.models.vision import ModelImages, is_vision_model, load_images
 
 Precision = Literal["bf16", "fp32"]
 
+_log = get_logger(__name__)
 
 IMAGES = "merit_images"  # attribute of a vision-language model and of its tokenizer: its `ModelImages`
 
@@ -36,7 +38,7 @@ def load_model(
     freeze: Collection[Role] | None = None,
 ) -> PreTrainedModel:
     """A model on the best device, in `dtype` (`"auto"`: as stored), safetensors only. One that takes images and text
-    carries its `ModelImages`.
+    carries its `ModelImages`. Tensors that it has no place for are told as a warning.
 
     Args:
         freeze: roles whose parameters get no gradient. None: the published default, which is the vision tower.
@@ -63,6 +65,8 @@ def load_model(
     if missing := sorted(info["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(f"`{missing[0]}`{more} missing in the weights", file=folder)
+    if spare := sorted(info["unexpected_keys"]):
+        _log.warning("%s: the model has no place for %d of its tensors (`%s` …)", folder, len(spare), spare[0])
     if freeze and not vision:
         raise InputError("only a vision-language model has parts to freeze", field="model.freeze")
     if vision:
