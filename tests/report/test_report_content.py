@@ -40,6 +40,8 @@ def test_split(page: str) -> None:
     assert "along the axes of gradient conflict" in text
     assert "On PC1, 12 datasets were cut at" in text
     assert "holds 71% of this group's tokens" in text
+    # On every cut the last dataset below it is the only one that near: 2 axes, 3 cuts.
+    assert re.search(r"could have put a dataset on the other side: \w+, \w+ and \w+ \(3 of 12\)", text)
     assert "which is joint training" in text
     for name in NAMES:
         assert name in text

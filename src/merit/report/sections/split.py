@@ -43,6 +43,7 @@ def split(evidence: Evidence) -> Section:
         ],
         "advice": evidence.axes_evidence.reason if evidence.axes_evidence else None,
         "cuts": [_cut_words(cut, partition, tokens) for cut in partition.cuts],
+        "fragile": _fragile(partition),
         "baselines": [
             f"{code(method.name)} ({plural(len(method.partition.groups), 'group')}) was split {_how(method.partition)}."
             for method in evidence.methods[1:]
@@ -83,6 +84,16 @@ def _cut_words(cut: Cut, partition: Partition, tokens: Mapping[str, int]) -> str
         f"On PC{cut.axis + 1}, {plural(len(cut.group), 'dataset')} were cut at {signed(cut.threshold)}: "
         f"{series([code(name) for name in low], limit=6)} below ({compact(cut.tokens_low)} tokens), "
         f"{series([code(name) for name in reversed(high)], limit=6)} above ({compact(cut.tokens_high)} tokens).{note}"
+    )
+
+
+def _fragile(partition: Partition) -> str | None:
+    names = partition.fragile
+    if not names:
+        return None
+    return (
+        "Within two standard errors of a cut, where noise in its gradient could have put a dataset on the other side: "
+        f"{series([code(name) for name in names], limit=12)} ({len(names)} of {len(partition.group_of)})."
     )
 
 
