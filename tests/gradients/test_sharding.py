@@ -31,7 +31,7 @@ def sharded(tmp_path_factory):
         for rank in range(2)
     ]
     try:
-        errors = [worker.communicate(timeout=240)[1] for worker in workers]
+        errors = [worker.communicate(timeout=1800)[1] for worker in workers]  # beside other tests, on few cores
     finally:
         for worker in workers:
             worker.kill()

@@ -116,7 +116,7 @@ def test_adversarial_reaches_nearly_the_least_spread(seed):
     assert found >= values[0] - 1e-12
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)  # a busy machine takes longer than hypothesis' 200 ms for 16 datasets
 @given(st.lists(st.integers(1, 50), min_size=8, max_size=16), st.integers(1, 3), st.integers(0, 5))
 def test_adversarial_is_balanced_and_no_worse_than_its_start(counts, r, seed):
     names = [f"n{i:02d}" for i in range(len(counts))]

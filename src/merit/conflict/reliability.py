@@ -89,10 +89,3 @@ def _shifts(gram: HalfGram) -> Matrix:
     unit = along / gram.norms[None, :]
     shifts: Matrix = (unit - gram.cosines * np.diag(unit)[:, None]) / gram.norms[:, None]
     return shifts
-
-
-def standard_errors(s: Vector) -> Matrix:
-    """(T, T): standard errors of the cosines from `noise`; 0 on the diagonal."""
-    errors = np.sqrt(s[:, None] ** 2 + s[None, :] ** 2)
-    np.fill_diagonal(errors, 0)
-    return errors

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from merit.models.header import ITEM_BYTES
-
 Float64s = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
 
@@ -84,11 +82,6 @@ def sum_of_squares(values: Float64s, spare: Float64s) -> float:
     """Σ v², pairwise in float64. `spare` is overwritten. No BLAS: its threads would fight with ours."""
     np.multiply(values, values, out=spare)
     return float(spare.sum())
-
-
-def item_bytes(dtype: str) -> int:
-    """Bytes of one element."""
-    return ITEM_BYTES[dtype]
 
 
 def _round_before_narrowing(values: Float64s, single: NDArray[np.float32], dtype: str) -> None:
