@@ -50,18 +50,26 @@ class LiveModel:
 
     @torch.no_grad()
     def set(self, coefficients: Mapping[str, float]) -> None:
-        """θ = Σ c_label θ_label, summed in float32. A single coefficient of 1 gives that checkpoint's very weights."""
+        """θ = Σ c_label θ_label, summed in float32. A single coefficient of 1 gives that checkpoint's very weights.
+
+        Raises:
+            ValueError: every coefficient is 0.
+        """
         used = [(self.aligned.tensors[label], value) for label, value in coefficients.items() if value != 0]
+        if not used:
+            raise ValueError("a model that is no combination of any")
         scratch = Scratch(BLOCK)
         with FilePool() as files:
             for name, parameter in self.parameters.items():
                 flat = parameter.view(-1)
                 for start in range(0, flat.numel(), BLOCK):
                     part = flat[start : start + BLOCK]
-                    part.zero_()
-                    for tensors, value in used:
-                        block = scratch.read(files, tensors[name], start, part.numel())
-                        part.add_(block.to(part.device, part.dtype), alpha=value)
+                    for index, (tensors, value) in enumerate(used):
+                        block = scratch.read(files, tensors[name], start, part.numel()).to(part.device, part.dtype)
+                        if index:
+                            part.add_(block, alpha=value)
+                        else:
+                            torch.mul(block, value, out=part)
 
     @torch.no_grad()
     def add_noise(self, sigma: float, seed: int) -> None:
