@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,10 @@ import pytest
 from runs import HEAD, start, weights_of
 
 from four_files import write_four_files
-from merit.errors import InputError
+from merit.errors import InputError, StageError
+from merit.evaluation.scores import Table
+from merit.executors.job_side import is_locked
+from merit.io import read_json
 from merit.pipeline import run_pipeline
 from merit.run.events import read_events
 from merit.run.layout import RunDir
@@ -36,6 +42,9 @@ launch: {launch}
 )
 
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # as the undisturbed run's jobs have: the same bits
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("engines")
@@ -43,18 +52,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def context_of(folder: Path, model: Path, name: str, launch: dict[str, Any]) -> RunContext:
+def context_of(folder: Path, model: Path, name: str, launch: dict[str, Any], output: Path | None = None) -> RunContext:
     file = folder / f"{name}.yaml"
     file.write_text(RECIPE.format(model=model, launch=json.dumps(launch)))
-    return RunContext.open(file)
+    return RunContext.open(file, output=output)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder: Path, tiny_model: Path) -> dict[str, str]:
-    """Weights of all models of a run on this machine that nothing happens to."""
+def local(folder: Path, tiny_model: Path) -> RunDir:
+    """A run on this machine that nothing happens to."""
     context = context_of(folder, tiny_model, "local", {"parallel": 2})
-    run_pipeline(context, until="merge")
-    return weights_of(context.run.root)
+    run_pipeline(context, until="evaluate")
+    return context.run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(local: RunDir) -> dict[str, str]:
+    """The weights of all its models."""
+    return weights_of(local.root)
 
 
 @contextlib.contextmanager
@@ -65,7 +80,7 @@ def once_training(run: RunDir, branches: tuple[int, ...], disturb: Callable[[], 
 
     def watch() -> None:
         while not stop.wait(0.05):
-            if all(any(run.method().branch(k).training_state.glob("checkpoint-*/merit.json")) for k in branches):
+            if all(has_checkpoint(run, k) for k in branches):
                 disturb()
                 done.append(True)
                 return
@@ -80,12 +95,36 @@ def once_training(run: RunDir, branches: tuple[int, ...], disturb: Callable[[], 
     assert done, "nothing was disturbed"
 
 
-def finished(run: RunDir, k: int) -> int:
-    """How often branch `k` was trained to its end."""
-    return sum(event["event"] == "end" and event["stage"] == f"train merit {k}" for event in read_events(run.events))
+def has_checkpoint(run: RunDir, k: int) -> bool:
+    """Whether branch `k` has a whole one."""
+    return any(run.method().branch(k).training_state.glob("checkpoint-*/merit.json"))
 
 
-def test_ray_loses_a_machine(folder: Path, tiny_model: Path, undisturbed: dict[str, str]) -> None:
+def finished(run: RunDir, job: str) -> int:
+    """How often a job ended well."""
+    return sum(event["event"] == "end" and event["stage"] == job for event in read_events(run.events))
+
+
+def trained(run: RunDir) -> list[int]:
+    """How often each branch was trained to its end."""
+    return [finished(run, f"train merit {k}") for k in (0, 1)]
+
+
+def evaluate_with_jobs(context: RunContext) -> list[dict[str, Any]]:
+    """The rows of the table, its models measured by two jobs on the cluster; without the seconds of training."""
+    context.config = context.config.model_copy(
+        update={"launch": context.config.launch.model_copy(update={"parallel": 2})}
+    )
+    run_pipeline(context, until="evaluate")
+    assert [finished(context.run, f"evaluate worker {worker}") for worker in (0, 1)] == [1, 1]
+    return rows_of(context.run)
+
+
+def rows_of(run: RunDir) -> list[dict[str, Any]]:
+    return [row.model_dump(exclude={"train_seconds"}) for row in Table.load(run.table).rows]
+
+
+def test_ray_loses_a_machine(folder: Path, tiny_model: Path, local: RunDir, undisturbed: dict[str, str]) -> None:
     pytest.importorskip("ray", reason="needs the extra `ray`")
     from ray.cluster_utils import Cluster
 
@@ -97,15 +136,17 @@ def test_ray_loses_a_machine(folder: Path, tiny_model: Path, undisturbed: dict[s
         context = context_of(folder, tiny_model, "ray", launch)
         with once_training(context.run, (0, 1), lambda: cluster.remove_node(spot, allow_graceful=False)):
             run_pipeline(context, until="merge")
+        cluster.add_node(num_cpus=1)
+        assert evaluate_with_jobs(context) == rows_of(local)
     finally:
         cluster.shutdown()
     assert weights_of(context.run.root) == undisturbed
-    assert [finished(context.run, k) for k in (0, 1)] == [1, 1]
+    assert trained(context.run) == [1, 1]
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_slurm_requeues_a_job_and_the_driver_dies(
-    folder: Path, tiny_model: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, tiny_model: Path, local: RunDir, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("submitit", reason="needs the extra `slurm`")
     with SlurmCluster() as cluster:
@@ -129,8 +170,9 @@ def test_slurm_requeues_a_job_and_the_driver_dies(
             assert "merit 0" in status
             assert "slurm" in status
             run_pipeline(context, until="merge")
+        assert evaluate_with_jobs(context) == rows_of(local)
     assert weights_of(context.run.root) == undisturbed
-    assert [finished(context.run, k) for k in (0, 1)] == [1, 1]
+    assert trained(context.run) == [1, 1]
 
 
 def test_a_store_that_fails_every_third_call(
@@ -155,6 +197,46 @@ def test_a_store_that_fails_every_third_call(
         "theta0" in str(file) for file in scratch.rglob("*.safetensors")
     )
     assert len(list((tmp_path / "store").rglob("*.damaged-once"))) == 2
+
+
+def test_another_machine_goes_on_from_the_store(
+    folder: Path, tiny_model: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    """Both branches are killed midway, and all that the first machine had is gone: its run, its scratch folder."""
+    (tmp_path / "often").mkdir()
+    often = "import merit.branches.remote_job as job\njob._SYNC_SECONDS = 0.2\n"
+    (tmp_path / "often" / "sitecustomize.py").write_text(often)
+    path = os.pathsep.join([str(tmp_path / "often"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    store = tmp_path / "store" / "run"
+
+    def machine(name: str) -> RunContext:
+        launch = {
+            "retries": 0,
+            "store": f"file://{tmp_path}/store",
+            "env": ONE_THREAD | {"PYTHONPATH": path, "MERIT_SCRATCH": str(tmp_path / name / "scratch")},
+        }
+        return context_of(folder, tiny_model, name, launch, output=tmp_path / name / "run")
+
+    def kill(k: int) -> None:
+        os.killpg(int(read_json(first.run.method().branch(k).job)["id"]), signal.SIGKILL)
+
+    first = machine("first")
+    with contextlib.ExitStack() as stack:
+        for k in (0, 1):  # each at its own first checkpoint
+            stack.enter_context(once_training(RunDir(store), (k,), partial(kill, k)))
+        with pytest.raises(StageError, match=r"(merit branch \d failed .SIGKILL.*){2}"):
+            run_pipeline(first, until="merge")
+    locks = [*(tmp_path / "first").rglob("lock"), *(tmp_path / "first").rglob("remote.lock")]
+    while any(is_locked(lock) for lock in locks):  # the trainer ends soon after the job that started it
+        time.sleep(0.1)
+    shutil.rmtree(tmp_path / "first")
+    assert not list(store.rglob("DONE"))
+
+    second = machine("second")
+    run_pipeline(second, until="merge")
+    assert weights_of(second.run.root) == undisturbed
+    for k in (0, 1):
+        assert f"branch {k} resumes from checkpoint-" in second.run.method().branch(k).output.read_text()
 
 
 def test_two_drivers_on_one_run(folder: Path, tiny_model: Path, undisturbed: dict[str, str]) -> None:
