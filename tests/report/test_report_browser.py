@@ -69,7 +69,8 @@ def check(seen: dict[str, Any]) -> None:
 @pytest.fixture(scope="module", params=[1200, 390])
 def finished(request: pytest.FixtureRequest, finished_run: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What was seen of the finished run on a desk and on a phone, axe-core included where it is installed."""
-    return use_page(finished_run.report, tmp_path_factory.mktemp("profile"), width=request.param, axe=True)
+    seen = use_page(finished_run.report, tmp_path_factory.mktemp("profile"), width=request.param, axe=True)
+    return {**seen, "width": request.param}
 
 
 def test_a_finished_run(finished: dict[str, Any]) -> None:
@@ -79,6 +80,8 @@ def test_a_finished_run(finished: dict[str, Any]) -> None:
     assert seen["views"] == 2
     assert len(seen["looked"]) == 1
     assert "group 0. Lowest cosines: " in seen["looked"][0]
+    if seen["width"] == 1200:  # a phone scrolls it
+        assert seen["cut"] == 0
 
 
 @pytest.mark.skipif(AXE is None, reason="no axe-core here: pip install --no-deps axe-playwright-python")
