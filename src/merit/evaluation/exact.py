@@ -43,7 +43,7 @@ def _verify(answer: str, verifier: str) -> float:
         entry = entry | {"metadata": {key: _tuples(value) for key, value in entry["metadata"].items()}}
     try:
         value = float(score(answer, entry))
-    except Exception:
+    except Exception:  # a verifier raises what it likes at an answer that it did not foresee: a wrong one
         return 0.0
     return min(1.0, max(0.0, value))
 

@@ -1,4 +1,4 @@
-"""The arithmetic of a merge, one chunk at a time: θ̄ = Σ n_k θ_k / Σ n_k, in float64, rounded once (PAPER step 4)."""
+"""The arithmetic of a merge, a chunk at a time: θ̄ = Σ n_k θ_k / Σ n_k, in float64, rounded once (method.md, step 4)."""
 
 from __future__ import annotations
 

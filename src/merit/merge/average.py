@@ -33,7 +33,7 @@ def merge_checkpoints(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = SILENT,
 ) -> MergeResult:
-    """Writes θ0 + β(θ̄ − θ0), θ̄ = Σ n_k θ_k / Σ n_k, for every β of `outputs` (PAPER step 4; β = 1 is the merge).
+    """Writes θ0 + β(θ̄ − θ0), θ̄ = Σ n_k θ_k / Σ n_k, for every β of `outputs` (method.md, step 4; β = 1 is the merge).
 
     Everything is checked before a byte is written. Sums are float64 and rounded once. Each output folder appears
     whole, by a rename; a merge that was killed goes on where it was when it is called again with the same arguments.

@@ -53,7 +53,7 @@ class Ray:
         return found
 
     def mean(self, folders: Sequence[Path], tokens: Sequence[int]) -> tuple[State, list[float]]:
-        """Σ n_k (θ_k − θ0) / Σ n_k, summed in float64 one branch at a time, and each ‖θ_k − θ0‖ (PAPER step 4)."""
+        """Σ n_k (θ_k − θ0) / Σ n_k, summed in float64 one branch at a time, and each ‖θ_k − θ0‖ (method.md, step 4)."""
         total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in self.theta0.items()}
         distances = []
         for folder, count in zip(folders, tokens, strict=True):

@@ -14,7 +14,7 @@ from merit.errors import InputError
 
 
 def token_weights(tokens: Sequence[int]) -> list[float]:
-    """w_k ∝ supervised tokens of branch k (PAPER step 4, `n_k`).
+    """w_k ∝ supervised tokens of branch k (method.md, step 4).
 
     Raises:
         InputError: a count is negative, or all are zero.

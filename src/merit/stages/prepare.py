@@ -1,4 +1,4 @@
-"""Stage `prepare`: joint training that makes θ0 merge-ready (PAPER step 0), one branch job a round."""
+"""Stage `prepare`: joint training that makes θ0 merge-ready (method.md, step 0), one branch job a round."""
 
 from __future__ import annotations
 
