@@ -21,6 +21,16 @@ def test_importing_merit_loads_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from merit.cli.main import run; code = run(['--help']); "
+        "sys.stderr.write(str([code, *(m for m in ('torch', 'numpy', 'pydantic', 'yaml') if m in sys.modules)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "[0]"
+    assert "run" in done.stdout.split()
+
+
 def test_a_wrong_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="merge_all"):
         _ = merit.merge_all

@@ -10,7 +10,7 @@ import torch
 from finished_run import finished  # noqa: F401 — a fixture
 from safetensors.torch import load_file, save_file
 
-from merit.config.diagnose import CHECK_NAMES
+from merit.config.checks import CHECK_NAMES
 from merit.data.store import EncodedDataset
 from merit.diagnostics.bench import Bench
 from merit.diagnostics.connectivity import connectivity, segment_pairs

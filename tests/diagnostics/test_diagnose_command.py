@@ -11,7 +11,7 @@ from finished_run import finished, tune  # noqa: F401 — a fixture
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from merit.cli.main import run
-from merit.config.diagnose import CHECK_NAMES
+from merit.config.checks import CHECK_NAMES
 from merit.diagnostics.live import LiveModel
 from merit.diagnostics.models import Models
 from merit.diagnostics.result import LmcResult, PerturbationResult

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from merit.cli.options import File, Json, Output, Redo
-from merit.config.diagnose import CHECK_NAMES, CheckName
+from merit.config.checks import CHECK_NAMES, CheckName
 from merit.errors import InputError
 
 

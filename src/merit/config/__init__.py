@@ -1,6 +1,22 @@
-"""The configuration: one YAML file, one frozen pydantic model a section, the only place where a default lives."""
+"""The configuration: one YAML file, one frozen pydantic model a section, the only place where a default lives.
 
-from merit.config.root import RunConfig
-from merit.config.yaml_file import load_config
+pydantic is imported with the first of them: `merit --help` needs neither.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from merit.config.root import RunConfig
+    from merit.config.yaml_file import load_config
 
 __all__ = ["RunConfig", "load_config"]
+
+
+def __getattr__(name: str) -> Any:
+    home = {"RunConfig": "merit.config.root", "load_config": "merit.config.yaml_file"}.get(name)
+    if home is None:
+        raise AttributeError(f"module 'merit.config' has no attribute {name!r}")
+    return getattr(import_module(home), name)

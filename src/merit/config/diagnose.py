@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from merit.config.checks import CheckName
 from merit.config.section import Section
 
-# Displacement comes first: it is cheap, and notices branches that have not moved before anything long begins.
-CheckName = Literal["displacement", "lmc", "gain", "perturbation", "curvature", "calibration", "landscape"]
-CHECK_NAMES: tuple[CheckName, ...] = get_args(CheckName)
 Sigma = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merit.config.calibration import CalibrationConfig
-from merit.config.diagnose import CheckName, DiagnoseConfig
+from merit.config.checks import CheckName
+from merit.config.diagnose import DiagnoseConfig
 from merit.data.calibration import calibration_rows
 from merit.data.example import Encoded
 from merit.data.store import EncodedDataset

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merit.config.diagnose import CheckName
+from merit.config.checks import CheckName
 from merit.conflict.result import load_similarity
 from merit.data.store import EncodedDataset
 from merit.diagnostics.models import JOINT, Models

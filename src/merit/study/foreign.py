@@ -28,7 +28,7 @@ def foreign_step(
     """The step from θ0 that mergekit's `method` makes of the branches, at its own defaults.
 
     Raises:
-        StageError: mergekit failed; says what it printed last.
+        StageError: mergekit is not installed, took too long, or failed; says what it printed last.
     """
     program = mergekit()
     if program is None:
@@ -38,7 +38,10 @@ def foreign_step(
     models = [str(folder) for folder in folders]
     write_text(recipe, other_method_recipe(method, models, [float(n) for n in tokens], str(base), "float32"))
     command = [program, str(recipe), str(out), "--no-copy-tokenizer", "--random-seed", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise StageError(f"mergekit-yaml has not finished {recipe} within {_SECONDS} s") from None
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["nothing"])[-1][:300]
         raise StageError(f"mergekit-yaml failed on {recipe}: {said}")
