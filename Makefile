@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-trainers lint bench docs docs-test clean
+.PHONY: demo test faults test-trainers lint bench docs docs-test clean
 
 # ENGINE=ray starts Ray on this machine (or joins RAY_ADDRESS); ENGINE=slurm submits to the Slurm that it belongs to.
 demo: $(VENV)/demo.stamp $(if $(filter ray slurm,$(ENGINE)),$(VENV)/$(ENGINE).stamp)
@@ -22,6 +22,10 @@ test-trainers: $(VENV)/trainers.stamp
 # Thousands of hostile inputs through all that merit reads; fails when one escapes. SECURITY.md quotes its last line.
 hostile: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/hostile/campaign.py
+
+# Some hundreds of faults in every stage: kills, full disks, damaged files … docs/faults.md
+faults: $(VENV)/dev.stamp
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m faults
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

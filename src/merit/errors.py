@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,6 +69,29 @@ class Problems(InputError):
 
 class StageError(MeritError):
     """A stage failed while it ran (a branch died, a disk filled up). Exit code 1; a rerun resumes."""
+
+
+# torch (CPU, CUDA), the C++ library, Python's threads and its loader of libraries, each in its own words.
+_NO_MEMORY = re.compile(
+    r"out of memory|not enough memory|[Cc]an(?:'t|not) allocate memory|bad_alloc|can't start new thread"
+    r"|Failed to launch worker thread|failed to map segment|CUBLAS_STATUS_ALLOC_FAILED"
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error`, or one that it came of, says that memory ran out; few libraries raise a `MemoryError`."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError):
+            return True
+        # Our own errors and a parser's may quote the user's text, and the system's the name of a file.
+        if isinstance(seen, OSError) and seen.errno is not None:
+            if seen.errno == errno.ENOMEM:
+                return True
+        elif not isinstance(seen, MeritError | ValueError) and _NO_MEMORY.search(str(seen)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def printable(text: str) -> str:

@@ -10,7 +10,8 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ _UNUSABLE = (
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
 )
 _MAX_JSON = 500_000_000  # bytes; tokenizers have tens of millions
+_HASHERS = 8  # threads that hash: more read no faster from one disk
 
 
 def disk_is_full(error: OSError) -> bool:
@@ -152,6 +154,22 @@ def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_files(paths: Sequence[Path]) -> list[str | None]:
+    """Hex SHA-256 of each file, several at once; None for what is no file.
+
+    Raises:
+        OSError: one cannot be read. A disk that fails for a moment is no reason to make anything again.
+    """
+
+    def digest(path: Path) -> str | None:
+        return sha256_file(path) if path.is_file() else None
+
+    if len(paths) < 2:
+        return [digest(path) for path in paths]
+    with ThreadPoolExecutor(max_workers=min(len(paths), os.cpu_count() or 1, _HASHERS)) as pool:
+        return list(pool.map(digest, paths))
 
 
 def safe_name(name: str) -> str:

@@ -50,7 +50,7 @@ STAGES = (
     Stage(split.NAME, split.run, split.depends, files=split.files),
     Stage(gate.NAME, gate.run, gate.depends, gate.outputs, gate.wanted, gate.files),
     Stage(train.NAME, train.run, train.depends, train.outputs, files=train.files),
-    Stage(merge.NAME, merge.run, merge.depends, merge.outputs, files=merge.outputs),
+    Stage(merge.NAME, merge.run, merge.depends, merge.outputs, files=merge.files),
     Stage(evaluate.NAME, evaluate.run, evaluate.depends, evaluate.outputs, files=evaluate.files),
     Stage(diagnose.NAME, diagnose.run, diagnose.depends, diagnose.outputs, diagnose.wanted, diagnose.files),
     Stage(report.NAME, report.run, None),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -26,15 +25,14 @@ def _checkpoint(branch: BranchDir, step: int, marker: str | None) -> Path:
 
 def test_the_newest_whole_one_wins_and_the_rest_goes(tmp_path: Path) -> None:
     branch = BranchDir(tmp_path)
-    good = json.dumps({"supervised_tokens": 5, "examples": 2, "seconds": 1.5, "files": {}})
-    _checkpoint(branch, 9, good)
-    newest = _checkpoint(branch, 10, good)  # not by name: "9" sorts after "10"
+    _whole(branch, 9)
+    newest = _whole(branch, 10)  # not by name: "9" sorts after "10"
     cut_short = _checkpoint(branch, 11, None)
     torn = _checkpoint(branch, 12, '{"supervised_tok')
     found = newest_checkpoint(branch)
     assert found is not None
     assert found[0] == newest
-    assert found[1].supervised_tokens == 5
+    assert found[1].supervised_tokens == 10
     assert found[1].seconds >= 1.5
     assert not cut_short.exists()
     assert not torn.exists()
@@ -44,18 +42,22 @@ def _whole(branch: BranchDir, step: int) -> Path:
     folder = _checkpoint(branch, step, None)
     for name in ("model.safetensors", "optimizer.pt"):
         (folder / name).write_bytes(b"12345678")
-    mark_whole(branch, step, Counters(supervised_tokens=step))
+    mark_whole(branch, step, Counters(supervised_tokens=step, seconds=1.5))
     return folder
 
 
-@pytest.mark.parametrize("harm", ["missing", "short"])
-def test_one_that_lacks_a_part_of_a_file_is_not_whole(tmp_path: Path, harm: str) -> None:
+@pytest.mark.parametrize("harm", ["missing", "short", "flipped", "other counters"])
+def test_one_that_is_not_as_it_was_written_is_not_whole(tmp_path: Path, harm: str) -> None:
     branch = BranchDir(tmp_path)
     older, newer = _whole(branch, 1), _whole(branch, 2)
     if harm == "missing":
         (newer / "optimizer.pt").unlink()
+    elif harm == "other counters":
+        (newer / MARKER).write_text(
+            (newer / MARKER).read_text().replace('"supervised_tokens": 2', '"supervised_tokens": 3')
+        )
     else:
-        (newer / "model.safetensors").write_bytes(b"1234")
+        (newer / "model.safetensors").write_bytes(b"1234" if harm == "short" else b"12345679")
     found = newest_checkpoint(branch)
     assert found is not None
     assert (found[0], found[1].supervised_tokens) == (older, 1)

@@ -44,6 +44,8 @@ def weights(run: Path) -> dict[str, str]:
         ("branches/00/DONE", cut, "train: branches/00/DONE damaged or gone"),
         ("branches/01/DONE", flip, "train: branches/01/DONE damaged or gone"),
         ("merge.json", flip, "merge: merge.json damaged or gone"),
+        ("merged/model.safetensors", flip, "merge: merged/model.safetensors damaged or gone"),
+        ("merged/tokenizer.json", cut, "merge: merged/tokenizer.json damaged or gone"),
         ("evaluation/table.json", cut, "evaluate: evaluation/table.json damaged or gone"),
         ("evaluation/base.json", flip, "evaluate: evaluation/base.json damaged or gone"),
     ],
@@ -60,3 +62,16 @@ def test_a_damaged_result_is_made_again(name, damage, says, merit: Command, fini
     assert weights(run) == before
     after = [path.stat().st_mtime_ns for path in run.rglob("branches/*/checkpoint/*") if name[:11] not in str(path)]
     assert after == untouched
+
+
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
+def test_a_branch_that_is_damaged_before_it_is_merged_is_trained_again(damage, merit: Command, finished, tmp_path):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = weights(run)
+    damage(run / "branches" / "01" / "checkpoint" / "model.safetensors")
+    (run / "merge.json").unlink()
+    outcome = merit("run", run)
+    assert outcome.code == 1, outcome
+    assert "changed since merit branch 1 was trained; run again, and the branch is trained again" in outcome.lines[-1]
+    assert merit("run", run).code == 0
+    assert weights(run) == before

@@ -55,7 +55,7 @@ def test_missing_row(tmp_path):
         with pytest.raises(InputError, match="no such file"):
             measure(store, [*NAMES, "absent"])
     store.path("d3").unlink()
-    with pytest.raises(InputError, match="truncated"):
+    with pytest.raises(InputError, match="damaged"):
         similarity.gram(store, NAMES)
 
 

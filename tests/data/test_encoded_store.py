@@ -174,3 +174,14 @@ def test_importing_it_needs_neither_torch_nor_transformers():
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'datasets', 'reasoning_gym')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_flipped_bit_anywhere_is_noticed(path):
+    write_store(path, [stored(n) for n in range(40)])
+    whole = path.read_bytes()
+    assert EncodedDataset.open(path).intact()
+    for byte in range(8, len(whole), 97):
+        path.write_bytes(whole[:byte] + bytes([whole[byte] ^ 16]) + whole[byte + 1 :])
+        with contextlib.suppress(InputError):
+            data = EncodedDataset.open(path)
+            assert not data.intact() or list(data) == [stored(n) for n in range(40)]

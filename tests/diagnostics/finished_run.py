@@ -98,7 +98,7 @@ def train_method(context: Any, method: Any, *, steps: int, rate: float) -> None:
         branch = method.dir.branch(k)
         model.save_pretrained(branch.checkpoint)
         context.tokenizer.save_pretrained(branch.checkpoint)
-        files = {file.name: sha256_file(file) for file in branch.checkpoint.iterdir()}
+        files = {f"checkpoint/{file.name}": sha256_file(file) for file in branch.checkpoint.iterdir()}
         BranchResult(
             fingerprint="0" * 16,
             supervised_tokens=group.tokens,

@@ -187,6 +187,18 @@ def test_lanczos_resumes_bit_by_bit(tmp_path: Path) -> None:
     assert Lanczos(tmp_path / "killed", 40, products(matrix), fingerprint="b").steps == 0  # of something else
 
 
+@pytest.mark.parametrize("name", ["basis.f32", "state.json"])
+def test_a_flipped_bit_in_the_basis_is_noticed(tmp_path: Path, name: str) -> None:
+    matrix = symmetric(40)
+    for _ in range(4):
+        Lanczos(tmp_path, 40, products(matrix)).step()
+    assert Lanczos(tmp_path, 40, products(matrix)).steps == 4
+    content = bytearray((tmp_path / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / name).write_bytes(content)
+    assert Lanczos(tmp_path, 40, products(matrix)).steps == 0  # begun anew
+
+
 def test_lanczos_ends_where_there_is_nothing_more(tmp_path: Path) -> None:
     lanczos = Lanczos(tmp_path / "basis", 20, products(np.diag([3.0, 3.0, *[1.0] * 18])))
     while not lanczos.exhausted:

@@ -22,6 +22,7 @@ from merit.run.layout import RunDir
 from merit.run.manifest import check_stage
 from merit.stages import diagnose
 from merit.stages.context import RunContext
+from merit.stages.merge import MethodMerge
 
 Capture = pytest.CaptureFixture[str]
 
@@ -134,8 +135,8 @@ def test_bad_input_is_one_line(copy: RunDir, capsys: Capture, change: str, argum
 
 
 def test_a_run_of_one_branch_is_one_line(copy: RunDir, capsys: Capture) -> None:
-    record = json.loads(copy.method().merge_record.read_text())
-    copy.method().merge_record.write_text(json.dumps({**record, "weights": [1.0]}))
+    record = MethodMerge.load(copy.method().merge_record)
+    record.model_copy(update={"weights": [1.0]}).save(copy.method().merge_record)
     code, _, err = call(capsys, "diagnose", copy.root)
     assert code == 2
     assert err.splitlines() == ["a diagnosis needs two branches at least; the main method of this run has one"]

@@ -114,6 +114,8 @@ def test_journal_keeps_what_is_done(tmp_path: Path) -> None:
     assert Journal(file, "b").get("x", lambda: 2) == 2  # other settings
     file.write_text('{"fingerprint": "b", "do')
     assert Journal(file, "b").get("x", lambda: 3) == 3  # damaged
+    file.write_text(file.read_text().replace('"x": 3', '"x": 7'))
+    assert Journal(file, "b").get("x", lambda: 4) == 4  # damaged
     Journal(file, "b").close()
     assert not file.exists()
 

@@ -90,7 +90,9 @@ def test_killed_at_random_moments(folders):
 
 def test_another_merge_does_not_resume_from_it(folders):
     process = start(folders)
-    time.sleep(0.3)
+    deadline = time.monotonic() + 60
+    while not (folders / ".half.merging").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (folders / ".half.merging").exists()
@@ -161,3 +163,78 @@ def test_full_disk_on_the_way_resumes(folders, monkeypatch):
     assert len(writes) - first < 36
     merge_checkpoints([folders / "a", folders / "b"], [1, 1], {1.0: folders / "again"})
     assert sha256_file(folders / "out/model.safetensors") == sha256_file(folders / "again/model.safetensors")
+
+
+def interrupted(folders, monkeypatch):
+    """A merge that died half-way, and its staging folder."""
+    monkeypatch.setattr("merit.merge.plan.BLOCK_ELEMENTS", 10_000)
+    monkeypatch.setattr(stream, "JOURNAL_SECONDS", 0.0)
+    write_once, writes = ShardFiles.write, []
+
+    def failing(self, tensor, start, data):
+        writes.append(tensor)
+        if len(writes) == 20:
+            time.sleep(0.1)  # let what is finished reach the journal
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_once(self, tensor, start, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardFiles, "write", failing)
+        with pytest.raises(StageError, match="the disk is full"):
+            merge_checkpoints([folders / "a", folders / "b"], [1, 1], {1.0: folders / "out"})
+    return folders / ".out.merging"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", ".journal.jsonl"])
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_damage_to_an_interrupted_merge_changes_no_bit(folders, monkeypatch, name, share, damage):
+    merge_checkpoints([folders / "a", folders / "b"], [1, 1], {1.0: folders / "undisturbed"})
+    file = interrupted(folders, monkeypatch) / name
+    content = bytearray(file.read_bytes())
+    place = int(share * len(content))
+    if damage == "flip":
+        content[place] ^= 2
+    else:
+        del content[place:]
+    file.write_bytes(content)
+    merge_checkpoints([folders / "a", folders / "b"], [1, 1], {1.0: folders / "out"})
+    assert digests(folders / "out") == digests(folders / "undisturbed")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "merit_merge.json", "README.md"])
+def test_damage_to_a_merge_that_was_whole_but_not_in_place(folders, monkeypatch, name):
+    (folders / "a" / "tokenizer.json").write_text('{"a": "tokenizer"}')
+    arguments = [folders / "a", folders / "b"], [1, 1], {1.0: folders / "out"}
+    with monkeypatch.context() as patch:
+        patch.setattr("merit.merge.staging.Staging.publish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            merge_checkpoints(*arguments)
+    file = folders / ".out.merging" / name
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(StageError, match="what the interrupted merge left is damaged; run again"):
+        merge_checkpoints(*arguments)
+    merge_checkpoints(*arguments)
+    merge_checkpoints(arguments[0], arguments[1], {1.0: folders / "undisturbed"})
+    assert digests(folders / "out") == digests(folders / "undisturbed")
+
+
+def test_half_a_file_that_a_kill_left_beside_the_weights_is_not_kept(folders, monkeypatch):
+    (folders / "a" / "tokenizer.json").write_text('{"a": "tokenizer"}')
+    staging = interrupted(folders, monkeypatch)
+    (staging / "tokenizer.json").write_text('{"a": "tok')
+    (staging / "config.json.x.part").write_text("{")
+    (staging / "additional_chat_templates").mkdir()
+    merge_checkpoints([folders / "a", folders / "b"], [1, 1], {1.0: folders / "out"})
+    assert sorted(path.name for path in (folders / "out").iterdir()) == [
+        *("README.md", "config.json", "merit_merge.json", "model.safetensors", "tokenizer.json")
+    ]
+    assert (folders / "out/tokenizer.json").read_text() == '{"a": "tokenizer"}'
+
+
+def test_a_thread_that_dies_without_a_word_ends_the_merge(folders, monkeypatch):
+    monkeypatch.setattr("merit.merge.stream.BlockStream._work", lambda self: None)
+    with pytest.raises(MemoryError):
+        merge_checkpoints([folders / "a", folders / "b"], [1, 1], {1.0: folders / "out"})

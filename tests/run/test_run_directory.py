@@ -19,7 +19,7 @@ from merit.run.fingerprint import fingerprint
 from merit.run.layout import RunDir, relative
 from merit.run.lock import run_lock
 from merit.run.manifest import check_stage, finish_stage, forget_stage
-from merit.run.record import Record
+from merit.run.record import Record, Sealed
 from merit.run.rollback import Before
 
 HOSTILE = ["../../etc/passwd", "/etc/passwd", "..", "a/b", "\x00", "x" * 1000, "é", ""]
@@ -213,3 +213,21 @@ def test_a_file_below_a_file_is_named(tmp_path):
     with pytest.raises(InputError, match="cannot write here"), run_lock(RunDir(tmp_path / "file" / "run")):
         pass
     assert time.monotonic() - started < 5
+
+
+class Score(Sealed):
+    name: str
+    losses: list[float]
+    counts: tuple[int, int]
+
+
+def test_a_sealed_record_knows_when_its_file_is_damaged(tmp_path):
+    score = Score(name="é", losses=[0.1, 1e-300, 3.0], counts=(1, 2))
+    score.save(tmp_path / "x.json")
+    assert Score.load(tmp_path / "x.json") == score
+    text = (tmp_path / "x.json").read_text()
+    for damaged in (text.replace("0.1", "0.3"), text.replace('"seal": "', '"seal": "0'), text.replace("é", "e")):
+        assert damaged != text
+        (tmp_path / "x.json").write_text(damaged)
+        with pytest.raises(InputError, match="damaged: what it says is not what was written"):
+            Score.load(tmp_path / "x.json")

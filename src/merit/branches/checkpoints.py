@@ -7,12 +7,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from merit.branches.spec import MARKER
+import xxhash
+
+from merit.branches.spec import MARKER, CheckpointMarker
 from merit.errors import InputError
-from merit.io import read_json, write_json
+from merit.logging import get_logger
 from merit.run.layout import BranchDir
 
 _KEPT = 2  # a crash of the machine may take what the newest has not yet got onto the disk
+_CHUNK = 1 << 22  # bytes
+_log = get_logger(__name__)
 
 
 class Counters:
@@ -39,36 +43,49 @@ class Counters:
 def newest_checkpoint(branch: BranchDir) -> tuple[Path, Counters] | None:
     """The newest checkpoint that is whole. Any other is removed: a kill may have cut it short.
 
-    transformers resumes without a word where a file of the optimizer is missing, so every file's size is compared.
+    transformers resumes without a word where a file of the optimizer is missing, or has other bytes than were written.
     """
     best: tuple[Path, Counters] | None = None
     for folder in sorted(branch.training_state.glob("checkpoint-*"), key=_step, reverse=True):
-        counters = _counters(folder) if _step(folder) >= 0 else None
+        if best is not None and (folder / MARKER).is_file():
+            continue  # what it holds is looked at if it is ever needed
+        counters = _counters(folder) if _step(folder) >= 0 and best is None else None
         if counters is None:
             _drop(folder)
-        elif best is None:
+        else:
             best = (folder, counters)
     return best
 
 
 def _counters(folder: Path) -> Counters | None:
-    """What the marker says of the checkpoint in `folder`; None if any of it is not there."""
+    """What the marker says of the checkpoint in `folder`; None if any of it is not as it was written."""
     try:
-        marker = read_json(folder / MARKER)
-        files = marker.pop("files")
-        if any((folder / name).stat().st_size != size for name, size in files.items()):
-            return None
-        return Counters(**marker)
-    except (InputError, OSError, AttributeError, KeyError, TypeError, ValueError):
+        marker = CheckpointMarker.load(folder / MARKER)
+    except InputError:
         return None
+    if marker.files != _digests(folder):
+        _log.warning("%s is damaged; training goes on from an earlier one, or from the start", folder)
+        return None
+    return Counters(marker.supervised_tokens, marker.examples, marker.seconds)
 
 
 def mark_whole(branch: BranchDir, step: int, counters: Counters) -> None:
     """Says that the checkpoint of `step` is whole; called when all of it has been written."""
     folder = branch.training_state / f"checkpoint-{step}"
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    sizes.pop(MARKER, None)  # of an earlier sitting that got this far
-    write_json(folder / MARKER, counters.as_dict() | {"files": sizes})
+    CheckpointMarker(**counters.as_dict(), files=_digests(folder)).save(folder / MARKER)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """XXH3 of every file but the marker. SHA-256 of 100 GB takes over a minute, each time."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != MARKER and path.suffix != ".part":
+            digest = xxhash.xxh3_128()
+            with path.open("rb") as handle:
+                while chunk := handle.read(_CHUNK):
+                    digest.update(chunk)
+            found[path.relative_to(folder).as_posix()] = digest.hexdigest()
+    return found
 
 
 def drop_older(branch: BranchDir) -> None:

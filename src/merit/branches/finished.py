@@ -6,7 +6,7 @@ import shutil
 
 from merit.branches.spec import BranchResult
 from merit.errors import InputError
-from merit.io import sha256_file
+from merit.io import sha256_files
 from merit.run.layout import BranchDir
 
 
@@ -32,11 +32,5 @@ def damaged_files(branch: BranchDir) -> list[str]:
         InputError: the branch is not finished.
     """
     result = BranchResult.load(branch.done)
-    return [name for name, mark in result.files.items() if _mark(branch, name) != mark]
-
-
-def _mark(branch: BranchDir, name: str) -> str | None:
-    try:
-        return sha256_file(branch.root / name)
-    except OSError:
-        return None
+    marks = sha256_files([branch.root / name for name in result.files])
+    return [name for (name, mark), now in zip(result.files.items(), marks, strict=True) if now != mark]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from merit.config.model import ModelConfig
 from merit.config.train import TrainConfig
-from merit.run.record import Record
+from merit.run.record import Record, Sealed
 
-MARKER = "merit.json"  # written last into a training checkpoint; holds the counters
+MARKER = "merit.json"  # written last into a training checkpoint
 
 
 class BranchData(Record):
@@ -32,7 +32,16 @@ class BranchSpec(Record):
     seed: int
 
 
-class BranchResult(Record):
+class CheckpointMarker(Sealed):
+    """`merit.json` in a training checkpoint: what had been trained on, and what the checkpoint's files hold."""
+
+    supervised_tokens: int
+    examples: int
+    seconds: float
+    files: dict[str, str]  # every other file → XXH3
+
+
+class BranchResult(Sealed):
     """`DONE`: written last. `supervised_tokens` were really trained on; the merge weighs by them."""
 
     fingerprint: str  # of the spec
@@ -42,3 +51,8 @@ class BranchResult(Record):
     seconds: float  # training alone, over all sittings
     final_loss: float | None
     files: dict[str, str]  # file of the checkpoint → sha256
+
+    @property
+    def adopted(self) -> bool:
+        """Whether another trainer made it, which leaves merit no time to measure."""
+        return self.seconds == 0 and self.final_loss is None

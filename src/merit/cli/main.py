@@ -29,7 +29,7 @@ from merit.cli import (
     study_command,
     watch_commands,
 )
-from merit.errors import MeritError, printable
+from merit.errors import MeritError, out_of_memory, printable
 from merit.io import disk_is_full
 
 app = typer.Typer(
@@ -56,6 +56,21 @@ env_command.register(app)
 # typer brings its own copy of click since 0.26; the class of wrong options is reached the same way in both.
 _USAGE_ERROR: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+# A disk that fails or went away, or too many open files: no mistake of the user's, and none of ours.
+_FAILING = (
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENODEV,
+    errno.ENXIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ETIMEDOUT,
+    errno.EAGAIN,
+)
+_NO_MEMORY = (
+    "out of memory; free some, or lower `train.micro_batch_tokens` or `calibration.batch_tokens`, "
+    "and run again to resume"
+)
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -92,7 +107,7 @@ def answer(action: Callable[[], Any]) -> int:
             sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except MeritError as error:
-        return _say(str(error), error.exit_code)
+        return _say(_NO_MEMORY, 1) if out_of_memory(error) else _say(str(error), error.exit_code)
     except _USAGE_ERROR as error:
         command = error.ctx.command_path if error.ctx is not None else "merit"
         return _say(f"{command}: {printable(error.format_message())}; see `{command} --help`", 2)
@@ -108,9 +123,17 @@ def answer(action: Callable[[], Any]) -> int:
         place = printable(str(error.filename or "output"))
         if disk_is_full(error):
             return _say(f"{place}: {error.strerror or 'the disk is full'}; free some space and run again to resume", 1)
+        if out_of_memory(error):
+            return _say(_NO_MEMORY, 1)
         if error.errno in _UNUSABLE:
             return _say(f"{place}: {error.strerror}", 2)
+        if error.errno in _FAILING:
+            return _say(f"{place}: {error.strerror}; run again to resume", 1)
         raise
+    except (MemoryError, RuntimeError, ImportError, SystemError) as error:
+        if not out_of_memory(error):
+            raise
+        return _say(_NO_MEMORY, 1)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

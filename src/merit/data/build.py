@@ -145,7 +145,7 @@ def _stored(run: RunDir, reader: DatasetReader, depends: str) -> DatasetSummary 
         stored = EncodedDataset.open(run.data(reader.name))
     except InputError:
         return None
-    return stored.summary if stored.depends == depends else None
+    return stored.summary if stored.depends == depends and stored.intact() else None
 
 
 def _named(summary: DatasetSummary, reader: DatasetReader) -> DatasetSummary:

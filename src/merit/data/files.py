@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from merit.data.json_stream import stream_json
 from merit.data.row import MAX_ROW_BYTES, Row
-from merit.errors import InputError
+from merit.errors import InputError, out_of_memory
 from merit.io import sha256_file
 
 _BATCH = 128  # rows of a Parquet file decoded at once
@@ -176,6 +176,8 @@ class ParquetFile(_File):
                             value = {name: column[index].as_py() for name, column in _columns(batch)}
                             yield Row(number, number / total, value)
             except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
+                if out_of_memory(error):
+                    raise MemoryError(str(error)) from error
                 raise self.error(f"not a readable Parquet file: {error}") from error
 
 

@@ -6,6 +6,7 @@ which is only known at the end. Both travel with the rows, so a file is whole or
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
@@ -50,8 +51,8 @@ _BATCH_BYTES = 64 * 2**20  # of images
 class StoreWriter:
     """Collects rows into batches; made by `write_store`."""
 
-    def __init__(self, writer: Any, schema: Any) -> None:
-        self._writer, self._schema = writer, schema
+    def __init__(self, writer: Any, schema: Any, position: Callable[[], int], path: Path) -> None:
+        self._writer, self._schema, self._position, self._path = writer, schema, position, path
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
 
@@ -66,7 +67,9 @@ class StoreWriter:
         self._flush()
         last = pa.RecordBatch.from_pylist([], schema=self._schema)
         text = summary.model_dump_json() if summary is not None else ""
-        self._writer.write_batch(last, custom_metadata={"summary": text})
+        length = self._position()
+        seal = {"length": str(length), "seal": _seal(self._path, length, text)}
+        self._writer.write_batch(last, custom_metadata={"summary": text, **seal})
 
     def _flush(self) -> None:
         if self._rows:
@@ -96,7 +99,7 @@ def write_store(
     meta = json.dumps({"version": VERSION, "depends": depends})
     schema = (_IMAGE_SCHEMA if images else _SCHEMA).with_metadata({"merit": meta})
     with atomic_path(path) as part, pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        store = StoreWriter(writer, schema)
+        store = StoreWriter(writer, schema, sink.tell, part)
         for example in examples:
             store.add(example)
         store.finish(summary() if summary is not None else None)
@@ -111,8 +114,11 @@ class EncodedDataset:
         summary: the summary given when it was written.
     """
 
-    def __init__(self, path: Path, table: Any, depends: str, summary: DatasetSummary | None) -> None:
+    def __init__(
+        self, path: Path, table: Any, depends: str, summary: DatasetSummary | None, last: dict[bytes, bytes]
+    ) -> None:
         self.path, self.table, self.depends, self.summary = path, table, depends, summary
+        self._last = last  # metadata of the last batch
 
     @classmethod
     def open(cls, path: Path) -> EncodedDataset:
@@ -129,7 +135,8 @@ class EncodedDataset:
                 if meta.get("version") != VERSION or not known:
                     raise InputError("written by another version of merit; remove it and run again", file=path)
                 last = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
-                text = (last.custom_metadata or {}).get(b"summary", b"")
+                told = dict(last.custom_metadata or {})
+                text = told.get(b"summary", b"")
                 table = reader.read_all()
             table.validate()
             # Wrong offsets would read outside the file; checking them touches 4 bytes a row and column.
@@ -142,7 +149,12 @@ class EncodedDataset:
             raise InputError("no such file; the data stage writes it", file=path) from None
         except (OSError, pa.ArrowException, ValidationError, ValueError, IndexError) as error:
             raise InputError(f"damaged or incomplete; remove it and run again ({_short(error)})", file=path) from error
-        return cls(path, table, str(meta["depends"]), summary)
+        return cls(path, table, str(meta["depends"]), summary, told)
+
+    def intact(self) -> bool:
+        """Whether every row is as it was written; reads the whole file."""
+        text, length = (self._last.get(key, b"0").decode(errors="replace") for key in (b"summary", b"length"))
+        return length.isdigit() and self._last.get(b"seal") == _seal(self.path, int(length), text).encode()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker process maps the file itself, instead of receiving a copy.
@@ -247,6 +259,16 @@ class EncodedDataset:
         order: NDArray[np.int64] = np.lexsort((self.ids[:, 1], self.ids[:, 0])).astype(np.int64)
         chosen: NDArray[np.int64] = order[flags[order] == held_out]
         return chosen
+
+
+def _seal(path: Path, length: int, summary: str) -> str:
+    """SHA-256 of a file's first bytes and its summary."""
+    digest = hashlib.sha256(summary.encode())
+    with path.open("rb") as handle:
+        while length > 0 and (chunk := handle.read(min(length, 1 << 20))):
+            digest.update(chunk)
+            length -= len(chunk)
+    return digest.hexdigest()
 
 
 def _short(error: Exception) -> str:

@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from merit.errors import InputError
-from merit.io import read_json, write_json
+from merit.run.record import Sealed
+
+
+class _Pieces(Sealed):
+    """The file: finished pieces by name."""
+
+    fingerprint: str
+    done: dict[str, Any]
 
 
 class Journal:
-    """A JSON file of finished pieces by name, for one fingerprint. Without a path nothing is kept."""
+    """A JSON file of finished pieces, for one fingerprint. Without a path nothing is kept."""
 
     def __init__(self, path: Path | None = None, fingerprint: str = "") -> None:
         self._path = path
-        self.fingerprint = fingerprint
-        self._done: dict[str, Any] = {}
-        if path is not None and path.is_file():
-            try:
-                found = read_json(path)
-            except InputError:
-                return  # damaged: measured again
-            if isinstance(found, dict) and found.get("fingerprint") == fingerprint:
-                self._done = dict(found.get("done") or {})
+        self._pieces = _Pieces(fingerprint=fingerprint, done={})
+        if path is not None:
+            with contextlib.suppress(InputError):  # missing or damaged: measured again
+                found = _Pieces.load(path)
+                if found.fingerprint == fingerprint:
+                    self._pieces = found
+
+    @property
+    def fingerprint(self) -> str:
+        """What the pieces depend on."""
+        return self._pieces.fingerprint
 
     def get(self, name: str, measure: Callable[[], Any]) -> Any:
         """The piece `name`, a JSON value: as it was measured, or measured now and kept."""
-        if name not in self._done:
-            self._done[name] = measure()
+        done = self._pieces.done
+        if name not in done:
+            done[name] = measure()
             if self._path is not None:
-                write_json(self._path, {"fingerprint": self.fingerprint, "done": self._done})
-        return self._done[name]
+                self._pieces.save(self._path)
+        return done[name]
 
     def close(self) -> None:
         """Removes the file, once the result is written."""

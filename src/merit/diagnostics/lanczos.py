@@ -7,6 +7,7 @@ that is asked of them are inner products, which need q_jᵀx alone.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,19 +20,20 @@ from scipy.linalg import eigh_tridiagonal
 from merit.diagnostics.hessian import Flat
 from merit.errors import InputError
 from merit.io import disk_errors, fsync_dir
-from merit.run.record import Record
+from merit.run.record import Sealed
 
 _BLOCK = 2**18  # columns of the basis in one product: float32 within it, float64 across
 TOLERANCE = 1e-3  # of a residual, relative to the largest eigenvalue
 
 
-class LanczosState(Record):
+class LanczosState(Sealed):
     """What is known beside the basis."""
 
     fingerprint: str
     size: int
     alphas: list[float]
     betas: list[float]  # betas[j] couples q_j and q_{j+1}
+    digests: list[str]  # SHA-256 of every row
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,12 @@ class Lanczos:
             known = (self.state.fingerprint, self.state.size) == (fingerprint, size)
         except InputError:
             known = False
-        rows = len(self.state.alphas) + 1 if known else 0
-        if not known or not self._basis.is_file() or self._basis.stat().st_size < rows * size * 4:
+        if not known or not self._intact():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            self.state = LanczosState(fingerprint=fingerprint, size=size, alphas=[], betas=[])
             start = np.random.default_rng(seed).standard_normal(size, np.float32)
-            self._append(start / np.float32(np.linalg.norm(start.astype(np.float64))), row=0)
+            digest = self._append(start / np.float32(np.linalg.norm(start.astype(np.float64))), row=0)
+            self.state = LanczosState(fingerprint=fingerprint, size=size, alphas=[], betas=[], digests=[digest])
             self._save()
 
     @property
@@ -100,9 +101,13 @@ class Lanczos:
         beta = float(np.sqrt(np.dot(w.astype(np.float64), w.astype(np.float64))))
         if beta > 0:
             w /= np.float32(beta)
-        self._append(w, row=row + 1)
-        self.state = self.state.model_copy(
-            update={"alphas": [*self.state.alphas, alpha], "betas": [*self.state.betas, beta]}
+        digest, known = self._append(w, row=row + 1), self.state
+        self.state = known.model_copy(
+            update={
+                "alphas": [*known.alphas, alpha],
+                "betas": [*known.betas, beta],
+                "digests": [*known.digests, digest],
+            }
         )
         self._save()
 
@@ -147,12 +152,22 @@ class Lanczos:
             left += part @ block
         return left
 
-    def _append(self, vector: Flat, *, row: int) -> None:
+    def _intact(self) -> bool:
+        """Whether every row is as it was appended."""
+        if not self._basis.is_file():
+            return False
+        with self._basis.open("rb") as handle:
+            rows = (handle.read(self._size * 4) for _ in self.state.digests)
+            return [hashlib.sha256(row).hexdigest() for row in rows] == self.state.digests
+
+    def _append(self, vector: Flat, *, row: int) -> str:
+        data = vector.astype("<f4").tobytes()
         with disk_errors(self._basis), self._basis.open("r+b" if self._basis.exists() else "w+b") as handle:
             handle.seek(row * self._size * 4)  # over what a kill left after the last whole row
-            handle.write(vector.astype("<f4").tobytes())
+            handle.write(data)
             handle.flush()
         fsync_dir(self._folder)
+        return hashlib.sha256(data).hexdigest()
 
     def _save(self) -> None:
         self.state.save(self._folder / "state.json")

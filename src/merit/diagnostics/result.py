@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from merit.run.record import Record
+from merit.run.record import Record, Sealed
 
 
 class Estimate(Record):
@@ -13,7 +13,7 @@ class Estimate(Record):
     high: float
 
 
-class Check(Record):
+class Check(Sealed):
     """What every check's record begins with."""
 
     fingerprint: str  # of weights, data and settings

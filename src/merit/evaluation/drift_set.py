@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from merit.run.record import Record
+from merit.run.record import Sealed
 
 
-class DriftSet(Record):
+class DriftSet(Sealed):
     """θ0's own greedy answers. A model's loss on them is its drift: θ0's own is the lowest there can be, nearly."""
 
     fingerprint: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from merit.run.record import Record
+from merit.run.record import Record, Sealed
 
 
 class DatasetScore(Record):
@@ -19,7 +19,7 @@ class DatasetScore(Record):
         return sum(x * n for x, n in zip(self.losses, self.tokens, strict=True)) / sum(self.tokens)
 
 
-class ModelScores(Record):
+class ModelScores(Sealed):
     """`evaluation/<label>.json`."""
 
     label: str  # base, merit, joint, joint@0.5, merit/branch-02 …

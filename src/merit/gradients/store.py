@@ -9,6 +9,7 @@ gradients/hashed/              the same again, of rows hashed to 65,536 numbers:
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Container, Sequence
 from pathlib import Path
@@ -19,17 +20,19 @@ from pydantic import Field
 
 from merit.errors import InputError
 from merit.gradients.sketch import SketchLayout
-from merit.io import atomic_path, safe_name
+from merit.io import atomic_path, safe_name, sha256_file
 from merit.logging import get_logger
-from merit.run.record import Record
+from merit.run.record import Sealed
 
 logger = get_logger(__name__)
 
 HASHED = 65_536  # numbers of a companion's row
 _FLOAT = np.dtype("<f4")
+# Rows that were found whole, with their file's state then: a row is looked at many times, and hashed once a process.
+_looked_at: dict[Path, tuple[str, int, int]] = {}
 
 
-class StoreInfo(Record):
+class StoreInfo(Sealed):
     """`info.json`."""
 
     model_fingerprint: str
@@ -37,7 +40,7 @@ class StoreInfo(Record):
     layout: SketchLayout
 
 
-class RowInfo(Record):
+class RowInfo(Sealed):
     """One dataset's row. Pairs are per half-set."""
 
     name: str
@@ -46,6 +49,7 @@ class RowInfo(Record):
     examples: tuple[int, int]
     tokens: tuple[int, int]  # supervised tokens
     losses: tuple[float, float]  # summed −log p
+    sha256: str = ""  # of the row's file
     rows: list[int] = Field(default_factory=list)  # of data/NAME.arrow, in order of use, alternating between the halves
 
     @property
@@ -112,7 +116,7 @@ class SketchStore:
             logger.info("%s: its sketch belongs to another model, sketch or data; measuring it again", name)
             return None
         if not self._whole(name, row):
-            logger.warning("%s: its sketch is truncated or missing; measuring it again", name)
+            logger.warning("%s: its sketch is damaged or missing; measuring it again", name)
             return None
         return row
 
@@ -128,7 +132,8 @@ class SketchStore:
     def relabel(self, row: RowInfo) -> None:
         """Gives an unchanged row another description."""
         for part in self._parts():
-            row.model_copy(update={"numbers": part.numbers}).save(part._marker(row.name))
+            known = RowInfo.load(part._marker(row.name))
+            row.model_copy(update={"numbers": part.numbers, "sha256": known.sha256}).save(part._marker(row.name))
 
     def _parts(self) -> list[SketchStore]:
         return [self] if self.companion is self else [self.companion, self]
@@ -152,9 +157,10 @@ class SketchStore:
 
     def _put(self, row: RowInfo, sums: NDArray[np.float32]) -> None:
         self._marker(row.name).unlink(missing_ok=True)
+        numbers = np.stack([sums[0] + sums[1], sums[0]]).astype(_FLOAT, copy=False)
         with atomic_path(self.path(row.name)) as part:
-            np.stack([sums[0] + sums[1], sums[0]]).astype(_FLOAT, copy=False).tofile(part)
-        row.save(self._marker(row.name))
+            numbers.tofile(part)
+        row.model_copy(update={"sha256": hashlib.sha256(numbers.data).hexdigest()}).save(self._marker(row.name))
 
     def row(self, name: str) -> RowInfo:
         """What is known of the row of `name`.
@@ -164,7 +170,7 @@ class SketchStore:
         """
         row = RowInfo.load(self._marker(name))
         if not self._whole(name, row):
-            raise InputError("a truncated sketch; run `merit conflict` again", file=self.path(name))
+            raise InputError("a damaged sketch; run `merit conflict` again", file=self.path(name))
         return row
 
     def rows(self, names: Sequence[str]) -> list[RowInfo]:
@@ -195,7 +201,13 @@ class SketchStore:
 
     def _whole(self, name: str, row: RowInfo) -> bool:
         path = self.path(name)
-        return row.numbers == self.numbers and path.is_file() and path.stat().st_size == self.row_bytes
+        if row.numbers != self.numbers or not path.is_file() or (state := path.stat()).st_size != self.row_bytes:
+            return False
+        now = (row.sha256, state.st_ino, state.st_mtime_ns)
+        if _looked_at.get(path) != now and sha256_file(path) != row.sha256:
+            return False
+        _looked_at[path] = now
+        return True
 
 
 def _pread(handle: int, out: NDArray[np.float32], offset: int, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections import Counter
 from contextlib import nullcontext
@@ -10,10 +11,11 @@ from importlib import metadata
 from pathlib import Path
 
 from merit.errors import InputError, StageError
-from merit.io import disk_errors, write_text
+from merit.io import disk_errors, sha256_file, sha256_files, write_text
 from merit.logging import get_logger
 from merit.merge.card import CARD, merge_card
 from merit.merge.folder import copy_side_files, dtype_name, write_config
+from merit.merge.journal import NAME as JOURNAL
 from merit.merge.journal import Journal
 from merit.merge.lora import AdapterSource, one_blas_thread
 from merit.merge.plan import MergePlan
@@ -46,7 +48,7 @@ def execute_merge(
     journal = staging.open(prepared.mark)
     try:
         if journal.ready:
-            result = MergeRecord.load(staging.folders[0] / RECORD).result
+            result = _check_ready(staging, journal)
         else:
             stream = BlockStream(plan, staging.folders, journal, threads, elements)
             adapters = any(isinstance(source, AdapterSource) for source in plan.sources)
@@ -57,8 +59,7 @@ def execute_merge(
                 checksums = stream.run(bar)
             result = _summarise(prepared, journal, checksums, time.monotonic() - started)
             with disk_errors(plan.outputs[0].folder):
-                _complete(prepared, staging.folders, result)
-                journal.finish()
+                journal.finish(_complete(prepared, staging.folders, result))
         staging.publish()
     except InputError:
         staging.discard()
@@ -74,9 +75,28 @@ def execute_merge(
     return result
 
 
-def _complete(prepared: PreparedMerge, folders: list[Path], result: MergeResult) -> None:
-    plan = prepared.plan
+def _check_ready(staging: Staging, journal: Journal) -> MergeResult:
+    """The result of a merge that was whole when it was killed.
+
+    Raises:
+        StageError: it is not whole any more, and is removed.
+    """
+    for folder, files in zip(staging.folders, journal.files, strict=True):
+        # What is not here any more is in place already.
+        if folder.is_dir() and sha256_files([folder / name for name in files]) != list(files.values()):
+            staging.discard()
+            raise StageError(f"{folder}: what the interrupted merge left is damaged; run again to begin anew")
+    return MergeRecord.load(staging.folders[0] / RECORD).result
+
+
+def _complete(prepared: PreparedMerge, folders: list[Path], result: MergeResult) -> list[dict[str, str]]:
+    """Writes all but the shards; returns each folder's files with their SHA-256."""
+    plan, found = prepared.plan, []
     for folder, output, shards in zip(folders, plan.outputs, plan.shards, strict=True):
+        sums = result.checksums[output.label]
+        for path in [*folder.iterdir()]:
+            if path.name not in (*sums, JOURNAL):  # a kill may have left half a file
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         dtype = _main_dtype(plan) if output.scale is not None else "F64"
         shards.write_index(folder)
         write_config(prepared.config_folder, folder, dtype)
@@ -84,6 +104,10 @@ def _complete(prepared: PreparedMerge, folders: list[Path], result: MergeResult)
         record = MergeRecord(scale=output.scale, result=result)
         record.save(folder / RECORD)
         write_text(folder / CARD, merge_card(record, output.folder.name))
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        beside = {name: sha256_file(path) for name, path in files.items() if name not in (*sums, JOURNAL)}
+        found.append(sums | beside)
+    return found
 
 
 def _summarise(

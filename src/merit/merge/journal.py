@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
 from merit.errors import InputError
 
 NAME = ".journal.jsonl"
-_READY = b'{"ready":true}\n'
+Hashed = list[list[Any]]  # a shard each: bytes, and their SHA-256 in hex
+
+
+def _line(value: dict[str, Any]) -> str:
+    """One line, which carries a checksum of itself."""
+    text = json.dumps(value, separators=(",", ":"))
+    return f'{{"check":{zlib.crc32(text.encode())},{text[1:]}\n'
+
+
+_READY = _line({"ready": True}).encode()
 
 
 class Journal:
-    """Append-only lines. The first names what is being merged; each other, one block and its sums of squares.
+    """Append-only lines. The first names what is being merged; each other, one block and its sums of squares, or what
+    the files hold up to a block.
 
     A line is written only after its block's bytes are durable, so whatever the journal says is true after a power
-    cut too. A line torn by a kill is dropped.
+    cut too. A line torn by a kill or damaged is dropped, with all that follow it.
     """
 
     def __init__(self, folder: Path, mark: str) -> None:
@@ -35,13 +47,21 @@ class Journal:
         except BlockingIOError:
             os.close(self._handle)
             raise InputError("another process is writing this merge; wait for it", file=folder) from None
+        self._mark = mark
         self.done: dict[int, list[float]] = {}  # block → its sums of squares
+        self.hashed: list[Hashed] = []  # an output each: what its shards held when all blocks in `done` were in them
+        self.files: list[dict[str, str]] = []  # an output each, once it is ready: file → SHA-256
         self.ready = False  # everything is written; only renames are left
         self.resumed = self._load(mark)
         if not self.resumed:
-            os.ftruncate(self._handle, 0)
-            os.lseek(self._handle, 0, os.SEEK_SET)
-            self._append([{"mark": mark}])
+            self.restart()
+
+    def restart(self) -> None:
+        """Forgets everything."""
+        self.done, self.hashed, self.files, self.ready = {}, [], [], False
+        os.ftruncate(self._handle, 0)
+        os.lseek(self._handle, 0, os.SEEK_SET)
+        self._append([{"mark": self._mark}])
 
     @staticmethod
     def is_ready(folder: Path) -> bool:
@@ -51,45 +71,63 @@ class Journal:
         except OSError:
             return False
 
-    def add(self, blocks: dict[int, list[float]]) -> None:
-        """Records finished blocks. Their bytes must be durable."""
-        self.done.update(blocks)
-        self._append([{"block": number, "sums": sums} for number, sums in blocks.items()])
+    def add(self, blocks: dict[int, list[float]], whole: int, hashed: list[Hashed]) -> None:
+        """Records finished blocks. Their bytes must be durable.
 
-    def finish(self) -> None:
-        """Records that the folder is complete."""
-        self.ready = True
-        self._append([{"ready": True}])
+        Args:
+            whole: all blocks before it are finished, and `hashed` is what the outputs' shards hold up to it. What is
+                finished beyond it is merged again after a kill, because nothing would tell whether it is damaged.
+        """
+        self.done.update(blocks)
+        lines = [{"block": number, "sums": sums} for number, sums in blocks.items()]
+        self._append([*lines, {"whole": whole, "hashed": hashed}])
+
+    def finish(self, files: list[dict[str, str]]) -> None:
+        """Records that the outputs are complete, and what each holds: file → SHA-256."""
+        self.files, self.ready = files, True
+        self._append([{"files": files}, {"ready": True}])
 
     def close(self) -> None:
         """Releases the journal."""
         os.close(self._handle)
 
     def _append(self, lines: list[dict[str, Any]]) -> None:
-        text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode()
+        text = "".join(map(_line, lines)).encode()
         while text:
             text = text[os.write(self._handle, text) :]
         os.fsync(self._handle)
 
     def _load(self, mark: str) -> bool:
         with os.fdopen(os.dup(self._handle), "rb") as handle:
-            data = handle.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        lines: list[Any] = []
-        with contextlib.suppress(ValueError, RecursionError):
-            for line in whole.splitlines():
-                lines.append(json.loads(line))
+            raw = handle.read().splitlines(keepends=True)
+        lines = [*itertools.takewhile(lambda line: line is not None, map(_read, raw))]
         if not lines or lines[0] != {"mark": mark}:
             return False
+        done, whole = {}, 0
         try:
-            for line in lines[1:]:
-                if line.get("ready"):
-                    self.ready = True
+            for line in filter(None, lines[1:]):
+                if "block" in line:
+                    done[int(line["block"])] = [float(value) for value in line["sums"]]
+                elif "whole" in line:
+                    whole = int(line["whole"])
+                    self.hashed = [[[int(at), str(digest)] for at, digest in shards] for shards in line["hashed"]]
+                elif "files" in line:
+                    self.files = [{str(name): str(mark) for name, mark in files.items()} for files in line["files"]]
                 else:
-                    self.done[int(line["block"])] = [float(value) for value in line["sums"]]
+                    self.ready = True
         except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
-            self.done, self.ready = {}, False  # not a journal of ours: merge from the start
-            return False
-        os.ftruncate(self._handle, len(whole))
+            return False  # not a journal of ours: merge from the start
+        self.done = {number: sums for number, sums in done.items() if number < whole}
+        os.ftruncate(self._handle, sum(map(len, raw[: len(lines)])))
         os.lseek(self._handle, 0, os.SEEK_END)
         return True
+
+
+def _read(raw: bytes) -> dict[str, Any] | None:
+    """The value of a line; None if it is torn or damaged."""
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        value: dict[str, Any] = json.loads(raw)
+        del value["check"]
+        if _line(value).encode() == raw:
+            return value
+    return None

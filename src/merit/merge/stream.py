@@ -12,15 +12,16 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from merit.errors import InputError
 from merit.io import disk_errors
+from merit.logging import get_logger
 from merit.merge.accumulate import BYTES_AN_ELEMENT, Accumulator
-from merit.merge.journal import Journal
+from merit.merge.journal import Hashed, Journal
 from merit.merge.plan import Block, MergePlan, whole_rows
 from merit.models.checkpoint import FilePool
 from merit.models.header import ITEM_BYTES
@@ -32,6 +33,7 @@ JOURNAL_SECONDS = 1.0  # what a kill loses at most
 _MAX_THREADS = 8
 _BACKLOG = 64  # finished blocks that may wait to be hashed
 _HASH_BYTES = 1 << 20
+_log = get_logger(__name__)
 
 
 def split_memory(memory_bytes: int) -> tuple[int, int]:
@@ -57,7 +59,8 @@ class BlockStream:
         self._journal = journal
         self._threads = threads
         self._elements = elements
-        self._todo = iter([n for n in range(len(plan.blocks)) if n not in journal.done])
+        self._todo: Iterator[int] = iter(())
+        self._hashed: tuple[int, list[Hashed]] = (0, [])  # as `Journal.add` wants it
         self._lock = threading.Lock()
         self._results: queue.Queue[tuple[int, list[float]] | BaseException | None] = queue.Queue(_BACKLOG)
         self._stop = threading.Event()
@@ -80,9 +83,12 @@ class BlockStream:
             try:
                 for folder, shards in zip(self._folders, self._plan.shards, strict=True):
                     self._files.append(ShardFiles(folder, shards))
-                hashes = [
-                    _Hashes(files, len(s.shards)) for files, s in zip(self._files, self._plan.shards, strict=True)
-                ]
+                hashes = self._hashes()
+                if not all(item.reach(then) for item, then in zip(hashes, self._journal.hashed, strict=False)):
+                    _log.warning("what the interrupted merge had written is damaged; it begins anew")
+                    self._journal.restart()
+                    hashes = self._hashes()
+                self._todo = iter([n for n in range(len(self._plan.blocks)) if n not in self._journal.done])
                 self._collect(bar, hashes)
                 for files in self._files:
                     files.sync()
@@ -94,17 +100,22 @@ class BlockStream:
                 for files in self._files:
                     files.close()
 
+    def _hashes(self) -> list[_Hashes]:
+        return [_Hashes(files, len(item.shards)) for files, item in zip(self._files, self._plan.shards, strict=True)]
+
     def _collect(self, bar: Bar, hashes: list[_Hashes]) -> None:
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._threads)]
-        for thread in threads:
-            thread.start()
         fresh: dict[int, list[float]] = {}
         done = sum(self._megabytes(self._plan.blocks[n]) for n in self._journal.done)
         written, whole = set(self._journal.done), 0  # `whole`: all blocks before it are written
         running, saved = len(threads), time.monotonic()
+        begun: list[threading.Thread] = []
         try:
+            for thread in threads:
+                thread.start()
+                begun.append(thread)
             while running:
-                item = self._results.get()
+                item = self._next(begun)
                 if item is None:
                     running -= 1
                     continue
@@ -123,16 +134,25 @@ class BlockStream:
                     saved = time.monotonic()
         finally:
             self._stop.set()
-            while any(thread.is_alive() for thread in threads):
+            while begun := [thread for thread in begun if thread.is_alive()]:
                 _drain(self._results)
-                threads[0].join(0.01)
-                threads = [thread for thread in threads if thread.is_alive()] or threads[:1]
+                begun[0].join(0.01)
         self._save(fresh)
+
+    def _next(self, threads: Sequence[threading.Thread]) -> tuple[int, list[float]] | BaseException | None:
+        """What a thread says next. One that ran out of memory may be unable to say even that."""
+        while True:
+            alive = any(thread.is_alive() for thread in threads)
+            try:
+                return self._results.get(timeout=1.0)
+            except queue.Empty:
+                if not alive:
+                    raise MemoryError("a thread of the merge is gone") from None
 
     def _save(self, fresh: dict[int, list[float]]) -> None:
         for files in self._files:
             files.sync()
-        self._journal.add(fresh)
+        self._journal.add(fresh, *self._hashed)
         fresh.clear()
 
     def _hash_before(self, hashes: list[_Hashes], whole: int) -> None:
@@ -144,6 +164,7 @@ class BlockStream:
         for item, shards, output in zip(hashes, self._plan.shards, self._plan.outputs, strict=True):
             shard, offset = shards.places[tensor.name]
             item.up_to(shard, offset + block.start * ITEM_BYTES[self._plan.out_dtype(tensor, output)])
+        self._hashed = whole, [item.now() for item in hashes]
 
     def _megabytes(self, block: Block) -> float:
         inputs = len(self._plan.sources) + (self._plan.base is not None)
@@ -194,6 +215,16 @@ class _Hashes:
             self._feed(self._current, None)
             self._current += 1
         self._feed(shard, end)
+
+    def now(self) -> Hashed:
+        """What has been fed so far."""
+        return [[at, digest.hexdigest()] for at, digest in zip(self._at, self._digests, strict=True)]
+
+    def reach(self, then: Hashed) -> bool:
+        """Feeds what was fed before a kill; False if it is not the same any more."""
+        for shard, (end, _) in enumerate(then):
+            self._feed(shard, end)
+        return self.now() == then
 
     def finish(self) -> list[str]:
         """Everything is final."""

@@ -17,7 +17,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from merit.config.model import Role
-from merit.errors import InputError, first_line
+from merit.errors import InputError, first_line, out_of_memory
 from merit.logging import get_logger
 from merit.models.roles import FROZEN, role_of
 from merit.models.source import ModelFolder, check_model_folder
@@ -60,6 +60,8 @@ def load_model(
             output_loading_info=True,
         )
     except Exception as error:  # transformers raises what it likes at a configuration that is damaged
+        if out_of_memory(error):
+            raise
         raise InputError(f"cannot be loaded: {first_line(error)}", file=folder) from error
     # transformers only warns about tensors that it had to make up; a half-random model must not pass.
     if missing := sorted(info["missing_keys"]):

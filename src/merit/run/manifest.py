@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from merit.errors import InputError
-from merit.io import inside, sha256_file
+from merit.io import inside, sha256_files
 from merit.run.layout import RunDir, relative
 from merit.run.record import Record
 
@@ -42,7 +42,10 @@ def check_stage(run: RunDir, stage: str, depends: Mapping[str, str]) -> Freshnes
         return Freshness(False, "its record is damaged", known=False)
     changed = sorted(name for name in {*depends, *record.depends} if depends.get(name) != record.depends.get(name))
     # Looked at even where something changed: a stage keeps what it can use of an earlier result.
-    damaged = {name: run.root / name for name, mark in record.files.items() if _mark(run.root / name) != mark}
+    marks = _marks([run.root / name for name in record.files])
+    damaged = {
+        name: run.root / name for (name, mark), now in zip(record.files.items(), marks, strict=True) if now != mark
+    }
     if changed or damaged:
         why = [f"{', '.join(changed)} changed"] if changed else []
         why += [f"{', '.join(damaged)} damaged or gone"] if damaged else []
@@ -56,7 +59,7 @@ def finish_stage(run: RunDir, stage: str, depends: Mapping[str, str], files: Seq
     Args:
         files: results whose damage would otherwise go unnoticed; their checksums are recorded.
     """
-    marks = {relative(path, run.root): _mark(path) for path in files}
+    marks = dict(zip([relative(path, run.root) for path in files], _marks(files), strict=True))
     StageRecord(stage=stage, depends=dict(depends), files=marks).save(run.stage(stage))
 
 
@@ -73,8 +76,5 @@ def _own(run: RunDir, name: str) -> bool:
         return False
 
 
-def _mark(path: Path) -> str:
-    try:
-        return sha256_file(path)
-    except OSError:
-        return "-"
+def _marks(paths: Sequence[Path]) -> list[str]:
+    return [mark or "-" for mark in sha256_files(paths)]

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from merit.errors import InputError
 from merit.io import read_json, write_json
+from merit.run.fingerprint import fingerprint
 
 
 class Record(BaseModel):
@@ -44,3 +45,29 @@ def whole(digits: str) -> int:
     if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
         raise ValueError(f"{digits[:20]}… is a number of more than 64 bits")
     return int(digits)
+
+
+class Sealed(Record):
+    """A record that knows when its file is damaged. A finished stage has the checksums of its files; this is for what a
+    rerun keeps of a stage that was interrupted."""
+
+    seal: str = ""  # in the file: the fingerprint of all the rest
+
+    def save(self, path: Path) -> None:
+        """Writes the record atomically, sealed."""
+        Record.save(self.model_copy(update={"seal": self._fingerprint()}), path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads the record.
+
+        Raises:
+            InputError: as `Record.load`, or the seal does not fit.
+        """
+        found = super().load(path)
+        if found.seal != found._fingerprint():
+            raise InputError("damaged: what it says is not what was written", file=path, field="seal")
+        return found.model_copy(update={"seal": ""})
+
+    def _fingerprint(self) -> str:
+        return fingerprint(self.model_copy(update={"seal": ""}))

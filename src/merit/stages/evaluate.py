@@ -34,7 +34,8 @@ def outputs(context: RunContext) -> list[Path]:
 
 def files(context: RunContext) -> list[Path]:
     """What must not be damaged."""
-    return [context.run.table, *(context.run.evaluation(subject.label) for subject in subjects(context))]
+    drift = [context.run.drift] if context.config.evaluate.drift else []
+    return [context.run.table, *drift, *(context.run.evaluation(subject.label) for subject in subjects(context))]
 
 
 def run(context: RunContext) -> dict[str, Any]:

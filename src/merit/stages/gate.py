@@ -18,7 +18,7 @@ from merit.run.layout import GATE
 from merit.split.partition import Partition
 from merit.stages.branch_job import branch_job
 from merit.stages.context import Method, RunContext
-from merit.stages.train import branch_results, branch_specs, drop_surplus, prepare_branch, run_jobs
+from merit.stages.train import branch_results, branch_specs, check_branches, drop_surplus, prepare_branch, run_jobs
 
 NAME = "gate"
 _STEPS = 10  # of a pilot, at least: a single step says nothing
@@ -102,7 +102,9 @@ def _measure(context: RunContext, pilot: Method, config: GateConfig, mark: str) 
     from merit.merge.average import merge_checkpoints
     from merit.models.loading import load_model, pick_precision
 
-    results = list(branch_results(context, pilot).values())
+    done = branch_results(context, pilot)
+    check_branches(context, pilot, done)
+    results = list(done.values())
     tokens = [result.supervised_tokens for result in results]
     merged = pilot.dir.merged()
     shutil.rmtree(merged, ignore_errors=True)

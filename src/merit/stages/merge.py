@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from merit.branches.spec import BranchResult
 from merit.errors import InputError
-from merit.io import sweep_parts
+from merit.io import sha256_files, sweep_parts
 from merit.run.fingerprint import fingerprint
-from merit.run.record import Record
+from merit.run.layout import relative
+from merit.run.record import Sealed
 from merit.split.partition import Partition
 from merit.stages.context import Method, RunContext
-from merit.stages.train import branch_results, left_out
+from merit.stages.train import branch_results, check_branches, left_out
+
+if TYPE_CHECKING:
+    from merit.merge.result import MergeResult
 
 NAME = "merge"
+_EDITED = ("README.md", "generation_config.json")
 
 
-class MethodMerge(Record):
+class MethodMerge(Sealed):
     """`merge.json`: what one method's merge was made of. Displacements are ‖θ − θ0‖ over all parameters."""
 
     fingerprint: str
@@ -31,6 +36,7 @@ class MethodMerge(Record):
     branch_displacement: list[float]
     rounding_error: dict[str, float]  # scale → ‖rounding error‖ / ‖θ − θ0‖
     seconds: float
+    files: dict[str, str] = Field(default_factory=dict)  # of the outputs, relative to the method's folder → SHA-256
 
 
 def depends(context: RunContext) -> dict[str, str]:
@@ -58,6 +64,15 @@ def outputs(context: RunContext) -> list[Path]:
     return [method.dir.merge_record for method in context.methods]
 
 
+def files(context: RunContext) -> list[Path]:
+    """What must not be damaged: the records, and the merged models themselves."""
+    found = []
+    for method in context.methods:
+        record = method.dir.merge_record
+        found += [record, *(method.dir.root / name for name in MethodMerge.load(record).files)]
+    return found
+
+
 def run(context: RunContext) -> dict[str, Any]:
     """Writes merged/ (and merged@β/) of every method whose branches or settings changed."""
     merged = 0
@@ -83,6 +98,7 @@ def merge_method(context: RunContext, method: Method, mark: str) -> MethodMerge:
     tokens = [result.supervised_tokens for result in results.values()]
     weights = uniform_weights(len(tokens)) if config.weights == "uniform" else token_weights(tokens)
     outputs = {scale: method.dir.merged(scale) for scale in method.config.scales}
+    check_branches(context, method, results)
     method.dir.merge_record.unlink(missing_ok=True)
     _clear(method)
     inputs, shares, distances = [method.dir.branch(k).checkpoint for k in results], weights, None
@@ -119,6 +135,7 @@ def merge_method(context: RunContext, method: Method, mark: str) -> MethodMerge:
         branch_displacement=merge.branch_displacement if distances is None else distances,
         rounding_error=merge.rounding_error,
         seconds=merge.seconds,
+        files=_files(method, merge),
     )
     record.save(method.dir.merge_record)
     return record
@@ -141,4 +158,22 @@ def _whole(method: Method, mark: str) -> bool:
         known = MethodMerge.load(method.dir.merge_record)
     except InputError:
         return False
-    return known.fingerprint == mark and all(method.dir.merged(scale).is_dir() for scale in method.config.scales)
+    if known.fingerprint != mark or not all(method.dir.merged(scale).is_dir() for scale in method.config.scales):
+        return False
+    return _checksums(method, [method.dir.root / name for name in known.files]) == known.files
+
+
+def _checksums(method: Method, files: list[Path]) -> dict[str, str]:
+    names = [relative(file, method.dir.root) for file in files]
+    return {name: mark for name, mark in zip(names, sha256_files(files), strict=True) if mark is not None}
+
+
+def _files(method: Method, merge: MergeResult) -> dict[str, str]:
+    """Checksums of all files of the merged models but those that people edit; the weights' are those of the merge."""
+    found: dict[str, str] = {}
+    for scale in method.config.scales:
+        folder, shards = method.dir.merged(scale), merge.checksums[f"{scale:g}"]
+        found |= {relative(folder / name, method.dir.root): mark for name, mark in shards.items()}
+        beside = sorted(path for path in folder.rglob("*") if path.is_file())
+        found |= _checksums(method, [path for path in beside if path.name not in (*shards, *_EDITED)])
+    return found

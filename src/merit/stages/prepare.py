@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from merit.branches.finished import finished_branch
+from merit.branches.finished import damaged_files, finished_branch
 from merit.branches.spec import BranchData, BranchResult, BranchSpec
 from merit.config.evaluate import EvaluateConfig
 from merit.config.prepare import PrepareConfig, PrepareStage
@@ -44,8 +44,9 @@ def depends(context: RunContext) -> dict[str, str]:
 
 
 def files(context: RunContext) -> list[Path]:
-    """What must not be damaged: the last round's result. A round without one is trained again."""
-    return [context.prepared_branch.done]
+    """What must not be damaged: the last round's result and checkpoint. A round without them is trained again."""
+    branch = context.prepared_branch
+    return [branch.done, *(branch.root / name for name in BranchResult.load(branch.done).files)]
 
 
 def run(context: RunContext) -> dict[str, Any]:
@@ -64,7 +65,11 @@ def run(context: RunContext) -> dict[str, Any]:
         path = str(start) if number == 0 else relative(home.method().branch(number - 1).checkpoint, home.root)
         spec = _spec(context, mixture, number, stage, path)
         branch = home.method().branch(number)
-        if prepare_branch(branch, spec):
+        todo = prepare_branch(branch, spec)
+        if not todo and damaged_files(branch):  # everything after it would grow out of it
+            branch.done.unlink()
+            todo = prepare_branch(branch, spec)
+        if todo:
             launch = context.config.launch
             job = _job(home.root, branch, spec, f"preparation {number + 1} of {len(rounds)}")
             # Its paths are this run's own: with a store, where machines do not see them, it is trained here.

@@ -128,6 +128,24 @@ def branch_results(context: RunContext, method: Method) -> dict[int, BranchResul
     return {k: BranchResult.load(method.dir.branch(k).done) for k in range(_groups(method)) if k not in skip}
 
 
+def check_branches(context: RunContext, method: Method, results: dict[int, BranchResult]) -> None:
+    """Refuses branches whose bytes are not those that were trained: their average would be a model of nothing.
+
+    Raises:
+        StageError: a branch is damaged; the next run trains it again, or, if it is another trainer's, asks for it.
+    """
+    with context.progress.bar("checksums", total=len(results), unit="branch") as bar:
+        for done, (k, result) in enumerate(results.items(), 1):
+            branch = method.dir.branch(k)
+            if damaged := damaged_files(branch):
+                what = f"{branch.root / damaged[0]}: changed since {method.name} branch {k} was trained; "
+                if result.adopted:
+                    raise StageError(f"{what}bring it in again with `merit adopt --redo`")
+                branch.done.unlink()
+                raise StageError(f"{what}run again, and the branch is trained again")
+            bar.update(done)
+
+
 def left_out(method: Method) -> list[int]:
     """The branches of a method that are not done."""
     return [k for k in range(_groups(method)) if not method.dir.branch(k).done.is_file()]
