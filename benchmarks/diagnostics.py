@@ -1,10 +1,10 @@
 """Diagnostics: what mode connectivity costs beside plain forward passes, Lanczos, and the theory's identities.
 
-    python benchmarks/diagnostics.py [--quick] [--model PATH] [--only lmc,lanczos,theory]
+    python benchmarks/diagnostics.py [--quick] [--model PATH] [--keep FOLDER] [--only lmc,lanczos,theory]
 
 Prints a table, and as its last line one JSON object. Branches are θ0 with a little noise: their losses do not matter,
-their bytes do. Lanczos is of θ0's loss on 4,096 tokens of reasoning-gym, until ten eigenpairs have converged, and goes
-on after five products from what lies on the disk. The full run needs 3 GB of scratch space for `lmc`, up to 33 GB for
+their bytes do. Lanczos is of θ0's loss on 4,096 tokens of reasoning-gym, until ten eigenpairs have converged. With
+`--keep` it goes on from what a killed run left. The full run needs 3 GB of scratch space for `lmc`, up to 33 GB for
 `lanczos`, and an idle machine.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -132,34 +133,39 @@ class Interleaved(LossSet):
         return found
 
 
-def lanczos(folder: Path, rows: list[TokenRow], scratch: Path, steps: int) -> dict[str, float]:
-    """Hessian-vector products until ten eigenpairs have converged, or `steps` of them; opened anew after five."""
+def lanczos(folder: Path, rows: list[TokenRow], place: Path, steps: int) -> dict[str, float]:
+    """Hessian-vector products until ten eigenpairs have converged, or `steps` of them; goes on from what lies in
+    `place`, where a killed call left it."""
     model: Any = load_model(folder)
     hessian = Hessian(model, dict(model.named_parameters()), rows, batch_tokens=1024)
-    in_products = np.zeros(2)
+    in_product = np.zeros(2)
 
     def product(vector: np.ndarray) -> np.ndarray:
-        nonlocal in_products
+        nonlocal in_product
         started = clocks()
         result = hessian.product(vector)
-        in_products += clocks() - started
+        in_product = clocks() - started
         return result
 
-    started = clocks()
-    found = Lanczos(scratch / "basis", hessian.size, product)
+    found = Lanczos(place / "basis", hessian.size, product, fingerprint=f"{folder} {hessian.tokens}")
+    spent = place / "seconds.jsonl"  # a line a step: of all, and of the product, wall and processor
     while found.steps < steps and not found.converged(PAIRS):
+        started = clocks()
         found.step()
-        if found.steps == 5:
-            found = Lanczos(scratch / "basis", hessian.size, product)
-    took, cpu = clocks() - started
+        line = json.dumps([*(clocks() - started), *in_product])
+        with spent.open("a", encoding="utf-8") as handle:
+            handle.write(line + "\n")
+        print(f"product {found.steps}: {line}", file=sys.stderr)
+    seconds = np.array([json.loads(line) for line in spent.read_text(encoding="utf-8").splitlines()][: found.steps])
     ritz = found.ritz(PAIRS)
+    took = seconds.sum(0)
     return {
-        "lanczos_seconds": float(took),
-        "lanczos_cpu_seconds": float(cpu),
+        "lanczos_seconds": float(took[0]),
+        "lanczos_cpu_seconds": float(took[1]),
         "lanczos_tokens": hessian.tokens,
         "lanczos_steps": found.steps,
-        "lanczos_product_seconds": float(in_products[0] / found.steps),
-        "lanczos_product_cpu_seconds": float(in_products[1] / found.steps),
+        "lanczos_product_seconds": float(took[2] / found.steps),
+        "lanczos_product_cpu_seconds": float(took[3] / found.steps),
         "lanczos_worst_residual": float(ritz.residuals.max() / ritz.values[0]),  # converged at 1e-3
     }
 
@@ -181,6 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--model")
+    parser.add_argument("--keep", help="folder for Lanczos' basis, to go on from after a kill")
     parser.add_argument("--only", default=",".join(PARTS))
     arguments = parser.parse_args()
     parts = arguments.only.split(",")
@@ -194,7 +201,9 @@ def main() -> None:
             found |= lmc(folder, examples(8 if arguments.quick else 64, vocabulary), scratch)
         if "lanczos" in parts:
             rows = examples(4, vocabulary) if arguments.quick else answers(folder, 4096)
-            found |= lanczos(folder, rows, scratch, 8 if arguments.quick else 60)
+            place = Path(arguments.keep or scratch)
+            place.mkdir(parents=True, exist_ok=True)
+            found |= lanczos(folder, rows, place, 8 if arguments.quick else 60)
         if "theory" in parts:
             found |= theory(arguments.quick)
     for key, value in found.items():
