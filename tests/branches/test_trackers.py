@@ -60,8 +60,7 @@ def test_tensorboard(tiny_model: Path, tmp_path: Path) -> None:
     for k in range(2):
         branch = run.method().branch(k)
         events = EventAccumulator(str(branch.tensorboard)).Reload()
-        logged = [json.loads(line)["loss"] for line in branch.log.read_text().splitlines()]
-        assert [item.value for item in events.Scalars("train/loss")] == pytest.approx(logged)
+        assert [(item.step, item.value) for item in events.Scalars("train/loss")] == logged(run, k)
     # Below the run directory TensorBoard finds nothing else: `tensorboard --logdir RUN` shows a run a branch.
     found = {path.parent.relative_to(run.root).as_posix() for path in run.root.rglob("events.out.tfevents.*")}
     assert found == {"branches/00/tensorboard", "branches/01/tensorboard"}
@@ -92,12 +91,23 @@ def test_wandb(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_mlflow(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    train_two(tmp_path, tiny_model, "mlflow")
+    run = train_two(tmp_path, tiny_model, "mlflow")
     client = mlflow.MlflowClient()
-    experiment = client.get_experiment_by_name("spring")
-    runs = client.search_runs([experiment.experiment_id])
-    assert sorted(item.info.run_name for item in runs) == NAMES
-    assert all(client.get_metric_history(item.info.run_id, "loss") for item in runs)
+
+    def runs() -> list[Any]:
+        (experiment,) = [item for item in client.search_experiments() if item.name != "Default"]
+        assert experiment.name == "spring"
+        return client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
+
+    assert [item.info.run_name for item in runs()] == NAMES
+    # Started again after a kill, a branch has a second run of its name.
+    monkeypatch.setattr(train, "finished_branch", lambda *_: None)
+    train_branch(run, run.method().branch(1), base=tmp_path)
+    assert [item.info.run_name for item in runs()] == [*NAMES, NAMES[1]]
+    assert {item.info.status for item in runs()} == {"FINISHED"}
+    for item, k in zip(runs(), (0, 1, 1), strict=True):
+        history = client.get_metric_history(item.info.run_id, "loss")
+        assert [(entry.step, entry.value) for entry in history] == logged(run, k)
 
 
 def test_trackio(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +115,14 @@ def test_trackio(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     pytest.importorskip("trackio", reason="trackio is not installed")
     from trackio.sqlite_storage import SQLiteStorage
 
-    train_two(tmp_path, tiny_model, "trackio")
+    run = train_two(tmp_path, tiny_model, "trackio")
     assert sorted(SQLiteStorage.get_runs("spring")) == NAMES
-    for name in NAMES:
-        assert any("train/loss" in line for line in SQLiteStorage.get_logs("spring", name))
+    for k, name in enumerate(NAMES):
+        lines = [line for line in SQLiteStorage.get_logs("spring", name) if "train/loss" in line]
+        assert [(line["train/global_step"], line["train/loss"]) for line in lines] == logged(run, k)
+
+
+def logged(run: RunDir, k: int) -> list[tuple[int, Any]]:
+    """The steps of a branch and their losses, by its own log."""
+    lines = [json.loads(line) for line in run.method().branch(k).log.read_text().splitlines()]
+    return [(line["step"], pytest.approx(line["loss"])) for line in lines]

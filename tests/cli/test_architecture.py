@@ -39,6 +39,7 @@ EXECUTOR_USERS = {"branches", "study", "planning", "stages", "pipeline", "cli", 
 MAY_CATCH_ALL = {
     "data/image.py",
     "evaluation/exact.py",
+    "executors/ray_cluster.py",
     "merge/stream.py",
     "models/loading.py",
     "models/vision.py",

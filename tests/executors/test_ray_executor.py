@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +18,10 @@ from typing import Any
 import pytest
 from jobs import DONE, counting, job, starts_of, steps_of
 
+from merit.cli.main import answer
 from merit.config.launch import LaunchConfig, RayConfig, RayPool
-from merit.errors import InputError, StageError
+from merit.errors import StageError
+from merit.executors.base import Job
 from merit.executors.drive import Rules
 from merit.executors.record import JobRecord
 
@@ -137,6 +143,51 @@ def test_a_driver_that_dies_takes_its_jobs_along_and_the_next_resumes(cluster, t
     assert len(steps_of(item)) <= begun + 21
 
 
+HEADLESS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from jobs import counting
+from merit.cli.main import answer
+from merit.executors import ray_cluster
+from test_ray_executor import executor
+ray_cluster._ASK_SECONDS = ray_cluster._SILENT_SECONDS = 1
+sys.exit(answer(lambda: executor({address!r}).run([counting(Path(sys.argv[1]), "a", 6000)])))
+"""
+
+
+def test_a_head_that_dies_ends_the_run(tmp_path):
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 1, "include_dashboard": False}
+    other = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
+    address = other.address
+    try:
+        program = HEADLESS.format(tests=str(Path(__file__).parent), address=address)
+        driver = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "a" / "count").exists():
+            assert driver.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        other.head_node.kill_gcs_server()
+        _, err = driver.communicate(timeout=60)
+    finally:
+        other.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+    assert driver.returncode == 1
+    assert re.fullmatch(
+        rf"the head of the Ray cluster at {address} is gone \(.*\); run again to resume when there is one\n", err
+    )
+
+
+def test_no_place_to_start_ray(tmp_path, capfd, monkeypatch):
+    """Of its own accord Ray begins a cluster on this machine, with its files in a folder that is none here."""
+    monkeypatch.setenv("RAY_TMPDIR", str(Path(__file__)))
+    code, err = said(capfd, None, job(tmp_path, "a", DONE))
+    assert code == 2
+    assert re.fullmatch(r"`launch\.engine`: Ray does not start on this machine: .*Not a directory.*\n", err)
+
+
 def test_cancelled(cluster, tmp_path):
     item = counting(tmp_path, "a", 600)
     begun = tmp_path / "a" / "count"
@@ -148,6 +199,66 @@ def test_cancelled(cluster, tmp_path):
     assert begun.read_text() == last
 
 
-def test_no_cluster(tmp_path):
-    with pytest.raises(InputError, match=r"`launch\.ray\.address`: no Ray cluster answers at 127\.0\.0\.1:1: "):
-        executor("127.0.0.1:1").run([job(tmp_path, "a", DONE)])
+def test_a_job_that_ray_ends_for_want_of_memory_resumes_elsewhere(cluster, tmp_path, monkeypatch):
+    """Ray's own watch over memory, told that a hundredth of this machine's is too much."""
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")
+    small = cluster.add_node(num_cpus=1, resources={"roomy": 1})
+    monkeypatch.delenv("RAY_memory_usage_threshold")
+    item = counting(tmp_path, "a", 10)
+    with pytest.raises(StageError, match=r"^a failed .*: Ray ended it: the machine ran out of memory; see "):
+        executor(cluster.address, Rules(retries=1), resources={"roomy": 1}).run([item])
+    cluster.remove_node(small)
+    cluster.add_node(num_cpus=1, resources={"roomy": 1})
+    executor(cluster.address, resources={"roomy": 1}).run([item])
+    assert set(steps_of(item)) == set(range(10))
+
+
+def said(capfd: pytest.CaptureFixture[str], address: str | None, item: Job) -> tuple[int, str]:
+    """Exit code and stderr of a command that runs `item`."""
+    code = answer(lambda: executor(address).run([item]))
+    return code, capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("127.0.0.1:1", "Connection refused"),
+        ("ray://127.0.0.1:1", "Connection refused"),
+        (f"{'long' * 20}:6379", "too long"),
+        ("nonsense", "Invalid address format"),
+        ("http://127.0.0.1:8265", "Invalid Ray address"),
+    ],
+)
+def test_no_cluster(address, why, tmp_path, capfd):
+    code, err = said(capfd, address, job(tmp_path, "a", DONE))
+    assert code == 2
+    assert re.fullmatch(rf"`launch\.ray\.address`: no Ray cluster answers at {address}: .*{why}.*\n", err)
+
+
+def test_an_address_without_its_port(tmp_path, capfd):
+    code, err = said(capfd, "ray://127.0.0.1", job(tmp_path, "a", DONE))
+    assert (code, err) == (2, "`launch.ray.address`: ray://127.0.0.1 is no address of Ray; write ray://HOST:10001\n")
+
+
+@pytest.mark.parametrize("words", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+@pytest.mark.parametrize("client", ["", "ray://"])
+def test_another_server_at_the_address(words, client, tmp_path, capfd, monkeypatch):
+    """One that is silent, one that hangs up, one of the web."""
+    monkeypatch.setattr("merit.executors.ray_cluster._KNOCK_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError), server.accept()[0] as line:
+                if words is None:
+                    line.recv(1000)
+                    line.recv(1000)  # until the other side has had enough
+                else:
+                    line.sendall(words)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        monkeypatch.setenv("RAY_ADDRESS", f"{client}127.0.0.1:{server.getsockname()[1]}")
+        code, err = said(capfd, None, job(tmp_path, "a", DONE))
+        thread.join()
+    assert code == 2
+    assert re.fullmatch(r"`RAY_ADDRESS`: no Ray cluster answers at (ray://)?127\.0\.0\.1:\d+: .+\n", err)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from jobs import DONE, counting, job, starts_of, steps_of
-from slurm_cluster import SlurmCluster, why_not
+from slurm_cluster import SlurmCluster, free_port, why_not
 
+from merit.cli.main import answer
 from merit.config.launch import LaunchConfig, SlurmConfig
 from merit.errors import InputError, StageError
 from merit.executors.drive import Rules
 from merit.executors.record import JobRecord
+from merit.executors.slurm_queue import cancel_jobs
 
 pytest.importorskip("submitit", reason="needs the extra `slurm`")
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -180,7 +184,44 @@ def test_what_slurm_refuses_is_said(slurm, tmp_path):
         executor(tmp_path, partition="nowhere").run([job(tmp_path, "a", DONE)])
 
 
-def test_without_slurm(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(InputError, match=r"`launch\.engine`: Slurm's commands \(srun\) are not on this machine"):
-        executor(tmp_path).run([job(tmp_path, "a", DONE)])
+def said(capfd: pytest.CaptureFixture[str], action: Callable[[], object]) -> tuple[int, str]:
+    """Exit code and stderr of a command that does `action`."""
+    code = answer(action)
+    return code, capfd.readouterr().err
+
+
+@pytest.mark.parametrize("there", [[], ["srun"], ["srun", "squeue", "scancel"]])
+def test_without_slurm(there, tmp_path, monkeypatch, capfd):
+    for name in there:
+        (tmp_path / name).symlink_to(shutil.which(name))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, err = said(capfd, lambda: executor(tmp_path).run([job(tmp_path, "a", DONE)]))
+    missing = ", ".join(name for name in ("sbatch", "srun", "squeue", "scancel") if name not in there)
+    assert code == 2
+    assert err == f"`launch.engine`: Slurm's commands ({missing}) are not on this machine\n"
+
+
+@pytest.fixture(params=["no controller", "no munge"])
+def silent(request, slurm, tmp_path, monkeypatch) -> None:
+    """A Slurm of which a part is down."""
+    config = tmp_path / "slurm.conf"
+    text = Path(slurm.env["SLURM_CONF"]).read_text()
+    if request.param == "no controller":
+        text = re.sub(r"SlurmctldPort=\d+", f"SlurmctldPort={free_port()}\nMessageTimeout=2", text)
+    else:
+        text = text.replace("munge.socket", "nowhere.socket")
+    config.write_text(text)
+    monkeypatch.setenv("SLURM_CONF", str(config))
+
+
+def test_a_slurm_that_does_not_answer(silent, tmp_path, capfd):
+    item = job(tmp_path, "a", DONE)
+    code, err = said(capfd, lambda: executor(tmp_path).run([item]))
+    assert code == 1
+    assert re.fullmatch(r"Slurm does not answer: .+; run again when it does\n", err)
+    # Jobs of an earlier driver: they are not sent again, and not said to be cancelled.
+    JobRecord("slurm", "running", "1").save(item.record)
+    code, err = said(capfd, lambda: executor(tmp_path).run([item]))
+    assert (code, err.partition(":")[0]) == (1, "Slurm does not answer")
+    code, err = said(capfd, lambda: cancel_jobs(["1"]))
+    assert (code, err.partition(":")[0]) == (1, "Slurm does not answer")

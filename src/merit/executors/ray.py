@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
-import os
-import re
 import signal
-import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,20 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from merit.config.launch import LaunchConfig, RayConfig, RayPool
-from merit.errors import InputError
+from merit.errors import first_line
 from merit.executors.base import End, Job
 from merit.executors.drive import Drive, Rules
 from merit.executors.failure import last_line
 from merit.executors.local import read_progress
+from merit.executors.ray_cluster import connect, head_of
 from merit.executors.schedule import Slot
 from merit.logging import get_logger
 from merit.progress import SILENT, Progress
 
 _log = get_logger(__name__)
 _POLL_SECONDS = 0.5
-_KNOCK_SECONDS = 10
 _MANY = 1000  # slots of a pool without a limit: Ray itself queues what has no room
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class RayExecutor:
@@ -68,6 +63,7 @@ class RayBackend:
         self._ray, self._started = connect(self._config)
         with contextlib.ExitStack() as stack:
             stack.callback(self.__exit__)
+            self._head = head_of(self._ray, self._config)
             self._pools = pools_of(self._config)
             self._slots = self._make_slots(self._ray.cluster_resources())
             stack.pop_all()
@@ -114,11 +110,11 @@ class RayBackend:
         except failures.OutOfMemoryError:
             end = End("died", -signal.SIGKILL, "Ray ended it: the machine ran out of memory")
         except (failures.WorkerCrashedError, failures.NodeDiedError, failures.ObjectLostError) as error:
-            end = End("lost", None, _first_line(error))
+            end = End("lost", None, first_line(error))
         except failures.RayTaskError as error:  # before the process: no such folder there, no merit there
-            end = End("died", 1, _first_line(error.cause))
+            end = End("died", 1, first_line(error.cause))
         except failures.RayError as error:
-            end = End("died", None, _first_line(error))
+            end = End("died", None, first_line(error))
         if end.kind != "done" and job.done.exists():
             end = End("done")
         elif end.kind == "lost" and not end.said:
@@ -151,6 +147,7 @@ class RayBackend:
             self._ray.wait(references, timeout=_POLL_SECONDS)
         else:
             time.sleep(_POLL_SECONDS)
+        self._head.look()
 
     def now(self) -> float:
         return time.monotonic()
@@ -182,58 +179,7 @@ def pools_of(config: RayConfig) -> dict[str, RayPool]:
     }
 
 
-def connect(config: RayConfig) -> tuple[Any, bool]:
-    """The `ray` module, connected; and whether it was we who connected.
-
-    Raises:
-        InputError: not installed, or no cluster answers.
-    """
-    try:
-        import ray
-    except ImportError:
-        raise InputError("Ray is not installed; run `pip install 'merit-tuning[ray]'`", field="launch.engine") from None
-    if ray.is_initialized():
-        return ray, False
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    _knock(address)
-    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        ray.init(
-            address=config.address,
-            namespace="merit",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            include_dashboard=None if address else False,
-        )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        where = address or "this machine"
-        raise InputError(
-            f"no Ray cluster answers at {where}: {_first_line(error)}", field="launch.ray.address"
-        ) from None
-    finally:
-        for number, handler in handlers.items():  # Ray takes SIGTERM for itself
-            signal.signal(number, handler)
-    return ray, True
-
-
-def _knock(address: str | None) -> None:
-    """Ray itself waits for minutes where nobody listens."""
-    found = re.fullmatch(r"(?:ray://)?\[?([^\[\]/]+?)\]?:(\d+)", address or "")
-    if found is None:
-        return
-    try:
-        socket.create_connection((found[1], int(found[2])), timeout=_KNOCK_SECONDS).close()
-    except OSError as error:
-        raise InputError(f"no Ray cluster answers at {address}: {error}", field="launch.ray.address") from None
-
-
 def _elsewhere(job: Job) -> Job:
     """The job on a machine that does not see the run directory: its files go to that machine's temporary folder."""
     folder = Path("/tmp") / "merit-jobs" / hashlib.sha256(str(job.output).encode()).hexdigest()[:16]
     return replace(job, done=folder / "DONE", progress=folder / "progress.json", output=folder / "output.txt")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -7,6 +7,7 @@ that is preempted or reaches its time limit is requeued and resumes.
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import time
 from collections.abc import Sequence
@@ -26,8 +27,12 @@ from merit.executors.slurm_queue import (
     Queued,
     cancel_and_wait,
     cancel_jobs,
+    missing_commands,
+    no_answer,
     read_queue,
     recorded_id,
+    spoken,
+    unanswered,
 )
 from merit.io import read_json, safe_name
 from merit.logging import get_logger
@@ -50,7 +55,7 @@ class SlurmExecutor:
 
         Raises:
             InputError: no Slurm or submitit here, Slurm refuses the options; or bad input failed a job.
-            StageError: names each job that failed, and the end of what it printed.
+            StageError: Slurm does not answer; or names each job that failed, and the end of what it printed.
         """
         todo = [job for job in jobs if not job.done.exists()]
         if todo:
@@ -193,23 +198,25 @@ def _make_submitter(launch: LaunchConfig, folder: Path, losses: int) -> Any:
         raise InputError(
             "submitit is not installed; run `pip install 'merit-tuning[slurm]'`", field="launch.engine"
         ) from None
+    missing = missing_commands()
+    if missing:
+        raise InputError(f"Slurm's commands ({', '.join(missing)}) are not on this machine", field="launch.engine")
     try:
         executor = submitit.SlurmExecutor(folder, max_num_timeout=losses, python=launch.slurm.python)
         executor.update_parameters(**_parameters(launch))
-    except RuntimeError:
-        raise InputError("Slurm's commands (srun) are not on this machine", field="launch.engine") from None
     except ValueError as error:
         raise InputError(first_line(error), field="launch.slurm") from None
 
     def submit(commands: Sequence[Any]) -> list[str]:
         try:
-            with executor.batch():
+            # submitit prints what sbatch says, too.
+            with contextlib.redirect_stderr(io.StringIO()), executor.batch():
                 jobs = [executor.submit(command) for command in commands]
             return [job.job_id for job in jobs]
-        except submitit.core.utils.FailedJobError as error:
-            lines = [line for line in str(error).splitlines() if "error" in line.lower()] or str(error).splitlines()
-            said = "; ".join(line.split("error:")[-1].strip() for line in lines[-3:])
-            raise InputError(f"sbatch refused the job: {said[:300]}", field="launch.slurm") from None
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+            if unanswered(str(error)):
+                raise StageError(no_answer(str(error))) from None
+            raise InputError(f"sbatch refused the job: {spoken(str(error))}", field="launch.slurm") from None
 
     return submit
 

@@ -22,6 +22,12 @@ _OVER = {
 }  # fmt: skip
 MACHINE_LOST = {"BOOT_FAIL", "NODE_FAIL", "PREEMPTED", "REVOKED", "TIMEOUT"}
 _SECONDS = 60  # a busy controller answers late
+_COMMANDS = ("sbatch", "srun", "squeue", "scancel")
+# The controller or munge is down, or this machine is not told where they are.
+_UNANSWERED = re.compile(
+    r"Unable to contact slurm controller|timed out|Zero Bytes|[Mm]unge|authentication|establish a configuration source"
+    r"|process configuration file|Communication connection failure"
+)
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,26 @@ class Queued:
         return self.state not in _OVER and self.state not in ("RUNNING", "COMPLETING")
 
 
+def missing_commands() -> list[str]:
+    """Those of Slurm's commands that are needed and not on this machine."""
+    return [name for name in _COMMANDS if shutil.which(name) is None]
+
+
 def installed() -> bool:
     """Whether this machine has Slurm's commands."""
-    return shutil.which("squeue") is not None
+    return not missing_commands()
+
+
+def unanswered(said: str) -> bool:
+    """Whether one of Slurm's commands failed with these words because nobody answered it, and not because of a job."""
+    return _UNANSWERED.search(said) is not None
+
+
+def spoken(stderr: str) -> str:
+    """What a failed command said, in one line, without its name and its levels (`sbatch: error: `)."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    told = [line for line in lines if "error" in line.lower() or "fatal" in line.lower()] or lines
+    return "; ".join(re.sub(r"^(\w+: )*(error|fatal): ", "", line) for line in told[-3:])[:300]
 
 
 def read_queue(ids: Iterable[str]) -> dict[str, Queued]:
@@ -59,7 +82,7 @@ def read_queue(ids: Iterable[str]) -> dict[str, Queued]:
     command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N", f"--jobs={parents}"]
     result = _call(command)
     if result.returncode and "Invalid job id" not in result.stderr:
-        raise StageError(f"squeue failed: {result.stderr.strip()[:300]}")
+        raise StageError(no_answer(result.stderr) if unanswered(result.stderr) else f"squeue: {spoken(result.stderr)}")
     found = {}
     for line in result.stdout.splitlines():
         name, _, rest = line.partition("|")
@@ -69,10 +92,21 @@ def read_queue(ids: Iterable[str]) -> dict[str, Queued]:
 
 
 def cancel_jobs(ids: Iterable[str]) -> None:
-    """Takes jobs out of the queue, running or not; those that are gone already do not matter."""
+    """Takes jobs out of the queue, running or not; those that are gone already do not matter.
+
+    Raises:
+        StageError: the controller does not answer: the jobs go on.
+    """
     wanted = _job_ids(ids)
     if wanted:
-        _call(["scancel", "--quiet", *wanted])
+        result = _call(["scancel", "--quiet", *wanted])
+        if result.returncode and unanswered(result.stderr):
+            raise StageError(no_answer(result.stderr))
+
+
+def no_answer(stderr: str) -> str:
+    """The error of a command that nobody answered."""
+    return f"Slurm does not answer: {spoken(stderr)}; run again when it does"
 
 
 def cancel_and_wait(ident: str) -> None:
