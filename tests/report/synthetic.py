@@ -94,6 +94,8 @@ def _write_events(run: RunDir, done: Sequence[str]) -> None:
     if "train" in done:
         job = {"time": 1e9, "event": "end", "host": "node-1", "stage": "train merit 1", "seconds": 54.0}
         lines.append({**job, "peak_memory_bytes": 3_100_000_000})
+    if "evaluate" in done:
+        lines.append({"time": 1e9, "event": "end", "host": "node-2", "stage": "evaluate worker 1", "seconds": 90.0})
     text = "".join(json.dumps(line) + "\n" for line in lines) + '{"time": 1, "eve'
     write_text(run.events, text)
 

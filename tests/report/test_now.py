@@ -34,6 +34,10 @@ def event(kind: str, stage: str, time: float) -> dict[str, Any]:
             [event("start", "train", 0), event("start", "train merit 0", 1), event("end", "train merit 0", 9)],
             "Running: `train`, for 1 min.",
         ),
+        (
+            [event("start", "evaluate", 0), *(event("start", f"evaluate worker {k}", 1) for k in range(3))],
+            "Running: `evaluate`, 3 workers at once, for 1 min.",
+        ),
         ([{"event": "start", "stage": 3}, {"time": 1}, event("start", "merge", 10_000)], "Running: `merge`."),
     ],
 )

@@ -81,6 +81,7 @@ def test_cost_sums_sittings_and_tells_traffic(page: str) -> None:
     assert "branch 2 died" in text
     assert "3.1 GB" in text  # a branch job's peak; its time is in the stage's already
     assert "train merit 1" not in text
+    assert "evaluate worker" not in text
     assert "4 × 4.1 kB = 16.4 kB" in text
     # 2 · 3/4 · 4 bytes · 134,515,008 parameters a step, 200 steps
     assert "807 MB" in text

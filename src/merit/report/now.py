@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from merit.report.words import duration, plural
+from merit.run.events import is_job
 
 
 def running_now(events: Sequence[dict[str, Any]], time: float) -> str:
@@ -23,12 +24,13 @@ def running_now(events: Sequence[dict[str, Any]], time: float) -> str:
             open_stages.pop(name, None)
     if last is None:
         return "Nothing has begun yet."
-    stages = {name: event for name, event in open_stages.items() if not name.startswith("train ")}
-    jobs = len(open_stages) - len(stages)
+    stages = {name: event for name, event in open_stages.items() if not is_job(name)}
     if stages:
         name, event = list(stages.items())[-1]
-        branches = f", {plural(jobs, 'branch', 'branches')} at once" if jobs else ""
-        return f"Running: `{name}`{branches}{_since(event, time)}."
+        branches = sum(job.startswith("train ") for job in open_stages)
+        workers = len(open_stages) - len(stages) - branches
+        jobs = [plural(branches, "branch", "branches")] * bool(branches) + [plural(workers, "worker")] * bool(workers)
+        return f"Running: `{name}`{''.join(f', {told} at once' for told in jobs)}{_since(event, time)}."
     if last["event"] == "failed":
         return f"`{last['stage']}` failed{_since(last, time)}; the same command resumes."
     return f"Nothing is running; `{last['stage']}` was done last{_since(last, time)}."

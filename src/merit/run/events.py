@@ -42,6 +42,12 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     return events
 
 
+def is_job(stage: str) -> bool:
+    """Whether a job logs itself under this name ("train merit 0", "gradients worker 1"): inside a stage, whose time has
+    it already."""
+    return stage.startswith("train ") or " worker " in stage
+
+
 @contextlib.contextmanager
 def stage_events(path: Path, stage: str) -> Iterator[dict[str, Any]]:
     """Logs start and end (or failure) of a stage; what the caller puts in the yielded dict goes into the end event."""

@@ -10,6 +10,7 @@ from merit.report.figure import DataTable, Section, missing
 from merit.report.figures.bars import stage_figure
 from merit.report.sections.against_joint import against_joint
 from merit.report.words import NONE, code, count, data_size, duration, plural, series
+from merit.run.events import is_job
 
 ID, TITLE = "cost", "What it cost"
 
@@ -17,8 +18,7 @@ ID, TITLE = "cost", "What it cost"
 def cost(evidence: Evidence) -> Section:
     """What it cost."""
     everything = _stages(evidence.events)
-    # A branch job logs itself as "train METHOD K", inside the stage "train": counted there, it must not count twice.
-    jobs = {name: stage for name, stage in everything.items() if name.startswith("train ")}
+    jobs = {name: stage for name, stage in everything.items() if is_job(name)}
     stages = {name: stage for name, stage in everything.items() if name not in jobs}
     timed = [(name, stage["seconds"]) for name, stage in stages.items() if stage["seconds"] > 0]
     methods = [method for method in evidence.methods if any(branch.result for branch in method.branches)]
@@ -42,8 +42,8 @@ def cost(evidence: Evidence) -> Section:
 
 
 def stage_totals(events: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Seconds of each stage, over all sittings; what branch jobs say of themselves lies inside `train`."""
-    return {name: found["seconds"] for name, found in _stages(events).items() if not name.startswith("train ")}
+    """Seconds of each stage, over all sittings; what jobs say of themselves lies inside."""
+    return {name: found["seconds"] for name, found in _stages(events).items() if not is_job(name)}
 
 
 def _stages(events: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
