@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 
 from merit.branches.finished import finished_branch
@@ -13,6 +12,7 @@ from merit.branches.spec import BranchResult, BranchSpec
 from merit.errors import InputError, StageError
 from merit.run.fingerprint import fingerprint
 from merit.run.layout import BranchDir
+from merit.run.program import PYTHON
 
 
 def train_with_ranks(branch: BranchDir, arguments: Sequence[str], ranks: Ranks) -> BranchResult:
@@ -45,20 +45,20 @@ def launcher(ranks: Ranks) -> list[str]:
     if ranks.accelerate is not None:
         if not ranks.accelerate.is_file():
             raise InputError("no such accelerate configuration", file=ranks.accelerate, field="launch.accelerate")
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ranks.accelerate)]
+        command = [*PYTHON, "-m", "accelerate.commands.launch", "--config_file", str(ranks.accelerate)]
         return [*command, *(["--num_processes", str(ranks.processes)] if ranks.processes > 1 else []), "--module"]
     if _has_gpu():
         options = ["--multi_gpu", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
         return [
-            *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(ranks.processes), *options),
+            *(*PYTHON, "-m", "accelerate.commands.launch", "--num_processes", str(ranks.processes), *options),
             *("--main_process_port=0", "--module"),
         ]
     # On CPU `accelerate launch` needs MPI; PyTorch's own launcher does not, and sets the same variables.
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks.processes}", "-m"]
+    return [*PYTHON, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks.processes}", "-m"]
 
 
 def _environment(ranks: Ranks) -> dict[str, str]:
-    env = {RANKED: "1"}
+    env = {RANKED: "1", "PYTHONSAFEPATH": "1"}  # the latter is -P for what the launcher starts
     if ranks.accelerate is None and not _has_gpu():
         threads = max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) // ranks.processes)
         env |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(threads)}

@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -21,6 +20,7 @@ from merit.executors.store import Store
 from merit.io import disk_errors, inside, sha256_file
 from merit.run.fingerprint import fingerprint
 from merit.run.layout import BranchDir, RunDir, relative
+from merit.run.program import merit_command
 
 _SYNC_SECONDS = 5.0
 _KEPT = 2  # checkpoints in the store
@@ -43,7 +43,7 @@ def run_remote_branch_job(url: str, method: str, k: int, options: Sequence[str])
     branch = run.method(method).branch(k)
     with job_lock(branch.root / "remote.lock"):
         spec = _stage_in(store, run, branch, method, k)
-        command = [sys.executable, "-m", "merit", "train", str(run.root), "--branch", str(k), "--method", method]
+        command = merit_command("train", str(run.root), "--branch", str(k), "--method", method)
         if (run.root / THETA0).is_dir():
             command += ["--model", str(run.root / THETA0 / spec.model_fingerprint)]
         out = _StageOut(store, run, branch)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from merit.errors import InputError
+from merit.run.program import PYTHON
 
 # The families of reasoning_gym 0.1.25 whose first 60 entries differed between two processes (8 entries of eight slow
 # ones were compared). The rest are quicker made in place.
@@ -42,7 +43,7 @@ def settled_entries(family: str, size: int, seed: int, options: Mapping[str, Any
     """
     recipe = {"name": family, "size": size, "seed": seed, **options}
     done = subprocess.run(
-        [sys.executable, "-m", "merit.data.gym_entries"],
+        [*PYTHON, "-m", "merit.data.gym_entries"],
         input=json.dumps(recipe, default=str),
         env={**os.environ, "PYTHONHASHSEED": "0"},
         capture_output=True,

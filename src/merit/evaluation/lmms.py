@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from importlib import util
 from pathlib import Path
 
 from merit.errors import InputError, StageError
 from merit.io import read_json
+from merit.run.program import PYTHON
 from merit.run.record import Record
 
 # The eight of the paper → lmms-eval's tasks. LLaVA-W and MM-Vet are judged by a model behind an API: set its key.
@@ -54,7 +54,7 @@ def benchmark_command(folder: Path, names: Sequence[str], output: Path, *, limit
     for name in names:
         if name not in BENCHMARKS:
             raise InputError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
-    command = [sys.executable, "-m", "lmms_eval", "--model", _model_class(folder)]
+    command = [*PYTHON, "-m", "lmms_eval", "--model", _model_class(folder)]
     command += ["--model_args", f"pretrained={folder}", "--tasks", ",".join(BENCHMARKS[name] for name in names)]
     command += ["--batch_size", "1", "--output_path", str(output)]
     return command + (["--limit", str(limit)] if limit is not None else [])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 from merit.branches.spec import BranchSpec
 from merit.executors.base import Job
 from merit.run.layout import BranchDir
+from merit.run.program import merit_command
 from merit.stages.context import Method, RunContext
 from merit.stages.staging import store_url
 
@@ -15,7 +14,7 @@ def branch_job(context: RunContext, method: Method, branch: BranchDir, spec: Bra
     """`merit train RUN --branch k --method NAME`, with the devices that the configuration gives a branch."""
     launch = context.config.launch
     root = store_url(context) if launch.store is not None else str(context.run.root.resolve())
-    command = [sys.executable, "-m", "merit", "train", root, "--branch", str(spec.branch), "--method", method.name]
+    command = merit_command("train", root, "--branch", str(spec.branch), "--method", method.name)
     if launch.processes > 1:
         command += ["--processes", str(launch.processes)]
     if launch.accelerate is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from merit.io import atomic_dir
 from merit.models.source import check_model_folder, resolve_model
 from merit.run.fingerprint import fingerprint
 from merit.run.layout import BranchDir, relative
+from merit.run.program import merit_command
 from merit.stages.context import RunContext
 from merit.stages.train import prepare_branch
 
@@ -141,7 +141,7 @@ def _spec(context: RunContext, mixture: Mixture, number: int, stage: PrepareStag
 def _job(root: Path, branch: BranchDir, spec: BranchSpec, name: str) -> Job:
     return Job(
         name=name,
-        command=(sys.executable, "-m", "merit", "train", str(root), "--branch", str(spec.branch)),
+        command=tuple(merit_command("train", str(root), "--branch", str(spec.branch))),
         done=branch.done,
         progress=branch.progress,
         output=branch.output,

@@ -6,7 +6,6 @@ costs the piece in hand; another one takes it up.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from merit.executors.base import Job
 from merit.executors.drive import Rules
 from merit.executors.local import local_slots
 from merit.executors.make import make_executor
+from merit.run.program import merit_command
 from merit.stages.context import RunContext
 
 
@@ -53,7 +53,7 @@ def worker_job(context: RunContext, folder: Path, name: str, worker: int, argume
     options = ("--worker", str(worker), "--precision", pick_precision(context.config.train.precision))
     return Job(
         name=f"{name} worker {worker}",
-        command=(sys.executable, "-m", "merit", *arguments, *options),
+        command=tuple(merit_command(*arguments, *options)),
         done=folder / f"{worker:02d}.done",
         progress=folder / f"{worker:02d}.json",
         output=folder / f"{worker:02d}.txt",

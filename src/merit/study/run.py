@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from merit.run.events import stage_events
 from merit.run.fingerprint import fingerprint
 from merit.run.layout import BranchDir
 from merit.run.lock import run_lock
+from merit.run.program import merit_command
 from merit.study.scores import Summary
 from merit.study.spec import Study
 
@@ -141,7 +141,7 @@ def _warm_up(study: Study) -> LaunchedJob:
         done.unlink(missing_ok=True)
     return LaunchedJob(
         name="warm-up",
-        command=(sys.executable, "-m", "merit", "study", str(study.dir.root), "--job", "init"),
+        command=tuple(merit_command("study", str(study.dir.root), "--job", "init")),
         done=done,
         progress=BranchDir(study.dir.init / "branch").progress,
         output=study.dir.init / "output.txt",
@@ -151,7 +151,7 @@ def _warm_up(study: Study) -> LaunchedJob:
 def _launched(study: Study, seed: int, budget: str) -> LaunchedJob:
     folder = study.dir.job(seed, budget)
     study.dir.summary(seed, budget).unlink(missing_ok=True)  # of another configuration
-    command = (sys.executable, "-m", "merit", "study", str(study.dir.root), "--job", f"{seed}:{budget}")
+    command = tuple(merit_command("study", str(study.dir.root), "--job", f"{seed}:{budget}"))
     return LaunchedJob(
         name=f"seed {seed}, budget {budget}",
         command=command,
