@@ -12,6 +12,7 @@ from merit.cli.options import Json, Method, Output, Redo, refuse_given
 from merit.cli.run_commands import execute
 
 _OF_CHECKPOINTS = ("weights", "scale", "base", "dtype", "adapter", "partial", "stochastic", "keep_sums", "memory")
+_OF_WHOLE_MODELS = ("scale", "dtype", "partial", "stochastic", "keep_sums", "memory")
 _AS_CONFIGURED = "a run is merged as its configuration says (section `merge`); this option is for checkpoints"
 
 
@@ -103,6 +104,12 @@ def merge(
         execute(path, output, start="merge" if redo else None, until="merge", json=json)
         return
     refuse_given(context, "redo", why="is for a run; to merge checkpoints again, name another --out")
+    if verify:
+        refuse_given(context, *_OF_CHECKPOINTS, why="a merge is verified as its own record says it was made")
+    elif len(inputs) == 1 and path.suffix in (".yaml", ".yml"):
+        refuse_given(context, "weights", "scale", "base", "dtype", why="a recipe says this itself; change it there")
+    if adapter is not None:
+        refuse_given(context, *_OF_WHOLE_MODELS, why="is for whole models; leave out --adapter, or this")
     from merit.cli.console import say, show_progress
     from merit.cli.merge_command import merge_models
 
