@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import merit
-from merit.run.program import merit_command
+from merit.run.program import PYTHON, merit_command
 
 
 def test_nothing_is_imported_from_the_current_folder(tmp_path: Path) -> None:
@@ -27,3 +27,14 @@ def test_every_command_is_made_that_way() -> None:
         if re.search(r"sys\.executable,\s*\"-", line) and path.name != "program.py"
     ]
     assert found == []
+
+
+def test_what_a_library_starts_is_not_served_from_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text("")
+    code = (
+        "import subprocess, sys, merit.cli.main as program\n"
+        "started = [sys.executable, '-m', 'other']\n"
+        "program.run = lambda _: subprocess.run(started, stderr=subprocess.DEVNULL).returncode\n"
+        "program.main()"
+    )
+    assert subprocess.run([*PYTHON, "-c", code], cwd=tmp_path, check=False).returncode == 1

@@ -91,6 +91,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # None where the stream is closed
             stream.reconfigure(errors="backslashreplace")
+    # For what engines and libraries start as `python -m`: the current folder may hold a stranger's `torch.py`.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     sys.exit(run(sys.argv[1:]))
 
 

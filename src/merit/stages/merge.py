@@ -88,7 +88,7 @@ def run(context: RunContext) -> dict[str, Any]:
 
 
 def merge_method(context: RunContext, method: Method, mark: str) -> MethodMerge:
-    """Merges one method's branches by the tokens they really trained on (PAPER step 4)."""
+    """Merges one method's branches by the tokens they really trained on (the method's step 4)."""
     from merit.merge.average import merge_checkpoints
     from merit.merge.card import write_card
     from merit.merge.weights import normalised, token_weights, uniform_weights
