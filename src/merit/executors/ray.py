@@ -19,6 +19,7 @@ from merit.executors.drive import Drive, Rules
 from merit.executors.failure import last_line
 from merit.executors.local import read_progress
 from merit.executors.ray_cluster import connect, head_of
+from merit.executors.ray_side import run_job
 from merit.executors.schedule import Slot
 from merit.logging import get_logger
 from merit.progress import SILENT, Progress
@@ -65,7 +66,10 @@ class RayBackend:
             stack.callback(self.__exit__)
             self._head = head_of(self._ray, self._config)
             self._pools = pools_of(self._config)
-            self._slots = self._make_slots(self._ray.cluster_resources())
+            there = self._ray.cluster_resources()
+            self._gpus_there = there.get("GPU", 0.0) >= 1
+            self._slots = self._make_slots(there)
+            self._task = self._ray.remote(run_job)
             stack.pop_all()
         return self
 
@@ -77,12 +81,10 @@ class RayBackend:
         return self._slots
 
     def start(self, placed: Sequence[tuple[Job, Slot]]) -> None:
-        from merit.executors.ray_side import run_job
-
-        for job, slot in placed:
+        for job, slot in placed:  # without a word to the head: where it is gone, Ray would wait, and end the process
             pool = self._pools[slot.pool]
             cpus = pool.cpus or self._config.cpus
-            task = self._ray.remote(run_job).options(
+            task = self._task.options(
                 name=job.name,
                 num_cpus=cpus,
                 num_gpus=self._gpus(pool),
@@ -169,7 +171,7 @@ class RayBackend:
             return pool.gpus
         if self._config.gpus is not None:
             return self._config.gpus
-        return 1.0 if self._ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+        return 1.0 if self._gpus_there else 0.0
 
 
 def pools_of(config: RayConfig) -> dict[str, RayPool]:
