@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from faults.catalogue import at_most, catalogue, one_of_each
+from faults.catalogue import catalogue, in_turns, one_of_each
 from faults.fault import KINDS, Fault, Skipped
 from faults.process import import_everything
 from faults.world import FINISHED, STAGES, STATES, World, environment
@@ -29,7 +29,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m faults")
     parser.add_argument("--only", default="", help="faults whose words match this regular expression")
     parser.add_argument("--quick", action="store_true", help="one fault of each kind, all at the merge")
-    parser.add_argument("--each", type=int, default=0, metavar="N", help="at most N faults of a stage and kind")
+    parser.add_argument("--each", type=int, default=10**6, metavar="N", help="at most N faults of a stage and kind")
+    parser.add_argument("--minutes", type=float, default=1e6, help="stop then, and say what was tried")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--keep", action="store_true", help="keep the folders of what is lost")
     options = parser.parse_args()
@@ -41,8 +42,9 @@ def main() -> int:
         labels = ("merge", FINISHED) if options.quick else tuple(STATES)
         world = World.make(root / "world", labels, optional=not options.quick)
         faults = [fault for fault in catalogue(world) if re.search(options.only, str(fault))]
-        faults = one_of_each(faults) if options.quick else at_most(faults, options.each) if options.each else faults
-        outcomes = Campaign(world, faults, root, options.keep).inflict_all(options.workers)
+        faults = one_of_each(faults) if options.quick else in_turns(faults, options.each)
+        deadline = started + options.minutes * 60
+        outcomes = Campaign(world, faults, root, options.keep).inflict_all(options.workers, deadline)
     finally:
         if not options.keep:
             shutil.rmtree(root, ignore_errors=True)
@@ -72,18 +74,23 @@ class Campaign:
             shutil.rmtree(folder, ignore_errors=True)
         return number, lost, ""
 
-    def inflict_all(self, workers: int) -> list[Outcome]:
-        """All faults, side by side; says at once what is lost."""
-        outcomes = []
+    def inflict_all(self, workers: int, deadline: float) -> list[Outcome]:
+        """All faults, side by side, until the deadline; says at once what is lost."""
+        outcomes: list[Outcome] = []
         with multiprocessing.get_context("fork").Pool(workers, _here.append, (self,)) as pool:
-            for outcome in pool.imap_unordered(_inflict, range(len(self.faults))):
+            coming = pool.imap_unordered(_inflict, range(len(self.faults)))
+            while len(outcomes) < len(self.faults):
+                try:
+                    outcome = coming.next(max(0.0, deadline - time.monotonic()))
+                except multiprocessing.TimeoutError:
+                    break
                 number, lost, _ = outcome
                 if lost:
                     say(f"LOST  {number:04d} {self.faults[number]}")
                     for line in lost:
                         say(f"      {line}")
                 outcomes.append(outcome)
-                if len(outcomes) % 50 == 0:
+                if len(outcomes) % 10 == 0:
                     sys.stderr.write(f"{len(outcomes)} of {len(self.faults)}\n")
         return outcomes
 
@@ -113,6 +120,8 @@ def report(faults: Sequence[Fault], outcomes: Sequence[Outcome], seconds: float)
         say(f"{stage:17}" + "".join(f"{cell:>15}" for cell in cells))
     for why, count in skipped.items():
         say(f"skipped {count}: {why}")
+    if len(outcomes) < len(faults):
+        say(f"time is up: {len(faults) - len(outcomes)} of {len(faults)} faults were not tried")
     say(f"{survived.total()} of {tried.total()} faults survived, in {seconds:.0f} s")
     figures: dict[str, float] = {}
     for kind in KINDS:

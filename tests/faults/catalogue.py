@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -30,13 +31,14 @@ def one_of_each(faults: list[Fault]) -> list[Fault]:
     return list({fault.kind: fault for fault in reversed(faults)}.values())
 
 
-def at_most(faults: list[Fault], count: int) -> list[Fault]:
-    """Up to `count` of every stage and kind, evenly spaced."""
+def in_turns(faults: list[Fault], each: int) -> list[Fault]:
+    """One fault of every stage and kind, then another of each, and so on, up to `each`; a cell's are evenly spaced."""
     cells: dict[tuple[str, str], list[Fault]] = {}
     for fault in faults:
         cells.setdefault((fault.stage, fault.kind), []).append(fault)
-    counts = [(cell, min(count, len(cell))) for cell in cells.values()]
-    return [cell[len(cell) * i // n] for cell, n in counts for i in range(n)]
+    counts = [(cell, min(each, len(cell))) for cell in cells.values()]
+    chosen = [[cell[len(cell) * i // n] for i in range(n)] for cell, n in counts]
+    return [fault for turn in itertools.zip_longest(*chosen) for fault in turn if fault is not None]
 
 
 def _of_stage(world: World, stage: str) -> Iterator[Fault]:

@@ -13,7 +13,8 @@ from faults.world import FINISHED, STATES, World
 
 # A branch is read again only when it is merged again: reading all branches of a finished run at every call would cost
 # minutes for large models. So their damage in a finished run changes no result, and stays until then.
-_KEPT = re.compile(r"branches/\d\d/checkpoint/")
+# Nor are pilots, and rounds of the preparation before the last: what came of them has been made.
+_KEPT = re.compile(r"((gate/|prepare/)?branches/\d\d/checkpoint|gate/merged)/")
 
 
 def faults(world: World) -> Iterator[Fault]:

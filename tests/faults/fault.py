@@ -121,7 +121,7 @@ def signalled(world: World, folder: Path, stage: str, action: str, share: float)
     process = Merit(
         *world.command(run), log=folder / "struck", prepare=lambda: install(run, Strike(Moment(stage), "note"))
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not fired.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(share * world.seconds[stage])

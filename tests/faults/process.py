@@ -84,7 +84,7 @@ class Merit(Forked):
         with log.open("wb") as output:
             super().__init__(_fork([str(item) for item in arguments], output.fileno(), prepare))
 
-    def stopped(self, timeout: float = 60) -> bool:
+    def stopped(self, timeout: float = 300) -> bool:
         """Waits until the child has stopped itself; False if it ended first."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -102,7 +102,7 @@ class Merit(Forked):
         if self.poll() is None:
             os.kill(self.pid, number)
 
-    def end(self, timeout: float = 120) -> Ended:
+    def end(self, timeout: float = 600) -> Ended:
         """Waits for the end of it; what does not end is killed, and that shows in the exit code."""
         try:
             code = self.wait(timeout)
@@ -188,10 +188,13 @@ class _Subprocess:
 
     @staticmethod
     def Popen(command: Sequence[str], *, stdout: Any, env: dict[str, str], **_: Any) -> Forked:  # noqa: N802
-        assert list(command[:3]) == [sys.executable, "-m", "merit"]
+        from merit.run.program import merit_command
+
+        head = merit_command()
+        assert list(command[: len(head)]) == head
 
         def prepare() -> None:
             os.environ.clear()
             os.environ.update(env)
 
-        return Forked(_fork(list(command[3:]), stdout.fileno(), prepare))
+        return Forked(_fork(list(command[len(head) :]), stdout.fileno(), prepare))

@@ -51,6 +51,7 @@ _KILLED = {
     "evaluate killed": ("evaluate", "rename /evaluation/merit.json"),
     "diagnose killed": ("diagnose", "rename /diagnostics/perturbation.json"),
 }
+_FIGURES = ("evaluation/*.json", "diagnostics/*.json", "gate/gate.json")
 _NOTES = {"notes.txt": "mine", "branches/notes.txt": "mine too"}
 _CONFIG = """
 model: {model}
@@ -191,7 +192,7 @@ def results(run: Path) -> dict[str, str]:
     for name in ("conflict/similarity.npy", "split/partition.json"):
         if (run / name).is_file():
             found[name] = _sha256((run / name).read_bytes())
-    for file in sorted((run / "evaluation").glob("*.json")):
+    for file in sorted(path for name in _FIGURES for path in run.glob(name)):
         found[file.relative_to(run).as_posix()] = _sha256(json.dumps(_timeless(file)).encode())
     return found
 
