@@ -31,10 +31,10 @@ def import_everything() -> None:
     import merit.evaluation.evaluate
     import merit.merge.average
     import merit.pipeline
-    import merit.report.build
+    import merit.report.page
 
     # The figures' library is the same 4 MB on every page, and takes a second to compress: the campaign does without.
-    merit.report.build.get_plotlyjs = lambda: ""
+    merit.report.page._plotly = lambda: ""  # type: ignore[assignment]
     # Lazy modules of theirs.
     _ = (datasets.Dataset, torch.nn.Module, transformers.LlamaForCausalLM, transformers.PreTrainedTokenizerFast)
     _ = (trl.SFTTrainer, plotly.offline.get_plotlyjs, sklearn.cluster.KMeans)

@@ -10,6 +10,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from hypothesis import strategies as st
@@ -137,20 +138,27 @@ _KINDS: dict[str, type[Record]] = {
 }  # fmt: skip
 
 
+# Packing four megabytes of it takes longer than all the rest. The test process goes on to other tests afterwards.
+_WITHOUT_PLOTLY = patch.object(page_builder, "_plotly", lambda: "")
+
+
 def show_run(folder: Path) -> None:
     """`merit report`, the model card and `merit status` of a run that somebody sent."""
     from merit.cli.watch_commands import _rows
 
-    slurm_queue.installed = status.installed = lambda: True
-    slurm_queue._call = _only_ids
-    page_builder.get_plotlyjs = lambda: ""  # packing four megabytes of it takes longer than all the rest
-    build_report(folder)
-    _no_foreign_markup(RunDir(folder).report.read_text(encoding="utf-8"))
-    write_run_card(folder)
-    print_table(_rows(status.run_status(RunDir(folder))))
-    status.cancel_run(RunDir(folder))
-    _no_foreign_markup(_beside_a_good_one(folder))
-    advise_run(Table.load(RunDir(folder).table), parse_trade_off(None))
+    with (
+        _WITHOUT_PLOTLY,
+        patch.object(slurm_queue, "installed", lambda: True),
+        patch.object(status, "installed", lambda: True),
+        patch.object(slurm_queue, "_call", _only_ids),
+    ):
+        build_report(folder)
+        _no_foreign_markup(RunDir(folder).report.read_text(encoding="utf-8"))
+        write_run_card(folder)
+        print_table(_rows(status.run_status(RunDir(folder))))
+        status.cancel_run(RunDir(folder))
+        _no_foreign_markup(_beside_a_good_one(folder))
+        advise_run(Table.load(RunDir(folder).table), parse_trade_off(None))
 
 
 def _beside_a_good_one(folder: Path) -> str:
@@ -220,8 +228,8 @@ def lay_texts(folder: Path, case: tuple[list[str], str]) -> None:
 
 
 def show_texts(folder: Path) -> None:
-    page_builder.get_plotlyjs = lambda: ""
-    build_report(folder / "run")
+    with _WITHOUT_PLOTLY:
+        build_report(folder / "run")
     _no_foreign_markup(RunDir(folder / "run").report.read_text(encoding="utf-8"))
     write_run_card(folder / "run")
 
