@@ -145,6 +145,8 @@ def plot(curves: Sequence[Curve], path: Path) -> None:
         y_name, x_name = curve.name.split(" / ")
         axis.loglog(curve.x, curve.y, "o-", color="#2a6f97")
         axis.set_xlabel(x_name)
+        axis.set_xticks(curve.x, [f"{x:g}" if x < 1e6 else f"{x / 1e6:.3g} M" for x in curve.x], fontsize=7)
+        axis.xaxis.minorticks_off()
         axis.set_title(f"{y_name} ∝ {x_name}^{curve.exponent:.2f}", fontsize=9)
         axis.grid(True, which="both", alpha=0.25)
     figure.savefig(path, dpi=130)
