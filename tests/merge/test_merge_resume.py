@@ -141,11 +141,9 @@ def test_full_disk_at_the_start_leaves_nothing(folders, monkeypatch):
     assert sorted(path.name for path in folders.iterdir()) == ["a", "b", "base"]
 
 
-def test_full_disk_on_the_way_resumes(folders, monkeypatch):
-    monkeypatch.setattr("merit.merge.plan.BLOCK_ELEMENTS", 10_000)
-    monkeypatch.setattr(stream, "JOURNAL_SECONDS", 0.0)
-    writes = []
-    write_once = ShardFiles.write
+def fill_disk(patch):
+    """From now on the twentieth write finds the disk full; returns what has been written."""
+    write_once, writes = ShardFiles.write, []
 
     def failing(self, tensor, start, data):
         writes.append(tensor)
@@ -154,7 +152,14 @@ def test_full_disk_on_the_way_resumes(folders, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         write_once(self, tensor, start, data)
 
-    monkeypatch.setattr(ShardFiles, "write", failing)
+    patch.setattr("merit.merge.plan.BLOCK_ELEMENTS", 10_000)
+    patch.setattr(stream, "JOURNAL_SECONDS", 0.0)
+    patch.setattr(ShardFiles, "write", failing)
+    return writes
+
+
+def test_full_disk_on_the_way_resumes(folders, monkeypatch):
+    writes = fill_disk(monkeypatch)
     with pytest.raises(StageError, match="the disk is full"):
         merge_checkpoints([folders / "a", folders / "b"], [1, 1], {1.0: folders / "out"})
     assert not (folders / "out").exists()
@@ -167,21 +172,13 @@ def test_full_disk_on_the_way_resumes(folders, monkeypatch):
 
 def interrupted(folders, monkeypatch):
     """A merge that died half-way, and its staging folder."""
-    monkeypatch.setattr("merit.merge.plan.BLOCK_ELEMENTS", 10_000)
-    monkeypatch.setattr(stream, "JOURNAL_SECONDS", 0.0)
-    write_once, writes = ShardFiles.write, []
-
-    def failing(self, tensor, start, data):
-        writes.append(tensor)
-        if len(writes) == 20:
-            time.sleep(0.1)  # let what is finished reach the journal
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write_once(self, tensor, start, data)
-
     with monkeypatch.context() as patch:
-        patch.setattr(ShardFiles, "write", failing)
+        fill_disk(patch)
         with pytest.raises(StageError, match="the disk is full"):
             merge_checkpoints([folders / "a", folders / "b"], [1, 1], {1.0: folders / "out"})
+    # The journal is of these blocks.
+    monkeypatch.setattr("merit.merge.plan.BLOCK_ELEMENTS", 10_000)
+    monkeypatch.setattr(stream, "JOURNAL_SECONDS", 0.0)
     return folders / ".out.merging"
 
 
