@@ -3,7 +3,8 @@ PYTHON ?= python3
 ENGINE ?= local
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Python compiles what is imported; pip would spend longer on compiling all than on installing it.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test faults test-trainers lint bench docs docs-test clean
 

@@ -10,8 +10,6 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from merit.models.loading import images_of
 from merit.models.nll import in_dtype, length_batches
 
-_BATCH_PROMPT_TOKENS = 8192
-
 
 @torch.no_grad()
 def greedy_answers(
@@ -21,11 +19,12 @@ def greedy_answers(
     images: Sequence[Sequence[bytes]] | None = None,
     *,
     max_new_tokens: int,
+    batch_tokens: int,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[list[int]]:
     """The token ids of the model's greedy answer to each prompt (token ids), the end-of-turn token included.
 
-    `images` are those that each prompt shows, in order.
+    `images` are those that each prompt shows, in order. A batch holds `batch_tokens` tokens of prompts, padding included.
 
     Decoding is fixed here, whatever the model's own generation_config says: no sampling, no penalties. A score
     depends on such settings by tens of points, so every model of a run gets the same.
@@ -36,7 +35,7 @@ def greedy_answers(
     )
     answers: list[list[int]] = [[] for _ in prompts]
     vision = images_of(model)
-    for batch in length_batches([len(prompt) for prompt in prompts], _BATCH_PROMPT_TOKENS):
+    for batch in length_batches([len(prompt) for prompt in prompts], batch_tokens):
         width = max(len(prompts[index]) for index in batch)
         ids = torch.full((len(batch), width), min(ends), dtype=torch.long)
         mask = torch.zeros_like(ids)

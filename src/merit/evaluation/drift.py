@@ -26,12 +26,15 @@ def make_drift_set(
     *,
     prompts: list[str],
     max_new_tokens: int,
+    batch_tokens: int,
     fingerprint: str,
     advance: Callable[[int], None] = lambda _: None,
 ) -> DriftSet:
     """Lets θ0 answer `prompts`; only the answers' tokens carry loss, and an answer cut short gets no false ending."""
     encoded = [encoder.prompt_ids(Example(prompt=(Message("user", prompt),), completion=())) for prompt in prompts]
-    answers = greedy_answers(model, tokenizer, encoded, max_new_tokens=max_new_tokens, advance=advance)
+    answers = greedy_answers(
+        model, tokenizer, encoded, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, advance=advance
+    )
     pairs = [(ids, answer) for ids, answer in zip(encoded, answers, strict=True)]
     return DriftSet(
         fingerprint=fingerprint,

@@ -44,7 +44,7 @@ def evaluate_model(
 
     def measure(datasets: Sequence[DatasetSummary]) -> list[DatasetScore]:
         losses = _losses(run, model, datasets, config, precision, advance)
-        exact = _exact(run, model, tokenizer, datasets, generate, config.max_new_tokens, advance)
+        exact = _exact(run, model, tokenizer, datasets, generate, config, advance)
         return [score.model_copy(update={"exact": exact.get(score.name)}) for score in losses]
 
     scores = ModelScores(
@@ -100,7 +100,7 @@ def _exact(
     tokenizer: PreTrainedTokenizerBase,
     datasets: Sequence[DatasetSummary],
     generate: int,
-    max_new_tokens: int,
+    config: EvaluateConfig,
     advance: Callable[[int], None],
 ) -> dict[str, list[float]]:
     examples = []
@@ -113,7 +113,8 @@ def _exact(
         tokenizer,
         [example.prompt_ids for _, example in examples],
         [example.pictures[: example.prompt_images] for _, example in examples],
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=config.max_new_tokens,
+        batch_tokens=config.batch_tokens,
         advance=advance,
     )
     exact: dict[str, list[float]] = {}

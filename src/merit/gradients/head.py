@@ -7,7 +7,6 @@ exist, and last the rest of the model runs backward once.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -16,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from merit.models.head_input import only_positions
 
 Tail = Callable[[Tensor], Tensor]
 
@@ -81,7 +82,7 @@ def backward(model: Any, task: Task, tail: Tail | None, autocast: Callable[[], A
     Both are multiplied by `weight`: 0 lets a rank with nothing left to do take part in the others' communication.
     """
     count = len(task.targets)
-    with _head_input(model, task.keep, first_only=tail is not None) as kept, autocast():
+    with only_positions(model, task.keep, first_only=tail is not None) as kept, autocast():
         logits = model(**task.inputs, use_cache=False).logits
     if not kept:  # the head was not called as a module
         logits = logits.flatten(0, 1)[task.keep.to(logits.device)].unsqueeze(0)
@@ -119,28 +120,3 @@ def _loss_and_slope(logits: Tensor, targets: Tensor, weight: float) -> tuple[Ten
     if weight != 1.0:
         loss, slope = loss * weight, slope.mul_(weight)
     return loss, slope.to(logits.dtype)
-
-
-@contextlib.contextmanager
-def _head_input(model: Any, keep: Tensor, *, first_only: bool) -> Iterator[list[Tensor]]:
-    """While open, the head sees only the positions in `keep`, (1, M, width), or the first of them.
-
-    Yields a list that receives the hidden states of all kept positions, (M, width), when the head is called.
-    """
-    kept: list[Tensor] = []
-
-    def choose(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = inputs[0]
-        rows = hidden.flatten(0, 1)[keep.to(hidden.device)]
-        kept.append(rows)
-        return ((rows[:1] if first_only else rows).unsqueeze(0), *inputs[1:])
-
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Module):
-        yield kept
-        return
-    handle = head.register_forward_pre_hook(choose)
-    try:
-        yield kept
-    finally:
-        handle.remove()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from merit.data.example import IGNORED
+from merit.models.head_input import only_positions
 from merit.models.loading import images_of
 
 TokenRow = tuple[Sequence[int], Sequence[int]]  # input_ids, labels; one with images is `merit.data.example.TokenRow`
@@ -35,11 +36,7 @@ class BatchLogits:
 
 
 def right_aligned(rows: Sequence[TokenRow], pad_token: int = 0) -> dict[str, Tensor]:
-    """input_ids, labels, attention_mask, position_ids, each (rows, longest) int64, padded at the left.
-
-    Answers stand last in their examples; aligned at the right they fill the last columns, and the head can be skipped
-    on all others.
-    """
+    """input_ids, labels, attention_mask, position_ids, each (rows, longest) int64, padded at the left."""
     width = max(len(ids) for ids, _ in rows)
     ids = torch.full((len(rows), width), pad_token, dtype=torch.long)
     labels = torch.full((len(rows), width), IGNORED, dtype=torch.long)
@@ -63,25 +60,22 @@ def batch_nll(model: nn.Module, batch: dict[str, Tensor]) -> BatchNll:
 def batch_logits(model: nn.Module, batch: dict[str, Tensor]) -> BatchLogits:
     """Logits of every supervised token of a batch made by `right_aligned`.
 
-    `logits_to_keep` makes the model compute its head from the first supervised column on: for short answers a few
-    columns of a hundred, and the head is a third of a small model's work. Models without it compute all logits.
+    The head projects these alone: for short answers a few positions of a hundred, and the head is a third of a small
+    model's work.
     """
     targets = torch.full_like(batch["labels"], IGNORED)
     targets[:, :-1] = batch["labels"][:, 1:]
-    columns = (targets != IGNORED).any(dim=0).nonzero()
-    width = targets.shape[1]
-    keep = width - int(columns[0]) if len(columns) else 1
-    accepted = _forward_arguments(model)
+    where = (targets != IGNORED).nonzero()
+    keep = where[:, 0] * targets.shape[1] + where[:, 1]
     inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
     inputs |= {name: value for name, value in batch.items() if name not in _TEXT}
-    if "position_ids" in accepted and not counts_positions(model):
+    if "position_ids" in _forward_arguments(model) and not counts_positions(model):
         inputs["position_ids"] = batch["position_ids"]
-    if "logits_to_keep" in accepted:
-        inputs["logits_to_keep"] = keep
-    logits = model(**inputs, use_cache=False).logits[:, -keep:]
-    targets = targets[:, -keep:]
-    where = targets != IGNORED
-    return BatchLogits(logits[where].float(), targets[where], where.nonzero()[:, 0].cpu())
+    with only_positions(_innermost(model), keep) as kept:
+        logits = model(**inputs, use_cache=False).logits.flatten(0, 1)
+    if not kept:  # the head was not called as a module
+        logits = logits[keep]
+    return BatchLogits(logits.float(), targets.flatten()[keep], where[:, 0].cpu())
 
 
 def supervised_nll(model: Any, rows: Sequence[TokenRow]) -> BatchNll:

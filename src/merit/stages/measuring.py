@@ -120,6 +120,7 @@ def _drift_set(context: RunContext, counter: Counter) -> DriftSet:
         Encoder(context.tokenizer, context.mixture.max_length),
         prompts=general_prompts(config.drift),
         max_new_tokens=config.max_new_tokens,
+        batch_tokens=config.batch_tokens,
         fingerprint=settings,
         advance=counter,
     )

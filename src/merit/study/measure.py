@@ -122,7 +122,14 @@ def drift_set(
         encoder = Encoder(study.tokenizer, mixture.max_length)
         texts = general_prompts(faces.drift)
         prompts = [encoder.prompt_ids(Example(prompt=(Message("user", text),), completion=())) for text in texts]
-    answers = greedy_answers(load(), study.tokenizer, prompts, max_new_tokens=faces.max_new_tokens, advance=progress)
+    answers = greedy_answers(
+        load(),
+        study.tokenizer,
+        prompts,
+        max_new_tokens=faces.max_new_tokens,
+        batch_tokens=faces.batch_tokens,
+        advance=progress,
+    )
     kept = [(ids, answer) for ids, answer in zip(prompts, answers, strict=True) if len(answer) > 1]
     made = DriftSet(
         fingerprint=mark,
