@@ -24,7 +24,7 @@ def greedy_answers(
 ) -> list[list[int]]:
     """The token ids of the model's greedy answer to each prompt (token ids), the end-of-turn token included.
 
-    `images` are those that each prompt shows, in order. A batch holds `batch_tokens` tokens of prompts, padding included.
+    `images` are those that each prompt shows, in order. A batch holds `batch_tokens` tokens of prompts with padding.
 
     Decoding is fixed here, whatever the model's own generation_config says: no sampling, no penalties. A score
     depends on such settings by tens of points, so every model of a run gets the same.
