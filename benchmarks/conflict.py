@@ -127,7 +127,10 @@ def speed(model: Any, data: list[Encoded], repeats: int) -> dict[str, float]:
     """Ratios of seconds. Plain is the faster of one example at a time and sorted batches of four."""
     result: dict[str, float] = {}
     tokens = sum(len(e.input_ids) for e in data)
-    for precision in ("bf16", "fp32"):
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if not native:
+        print("bf16: left out, this processor would emulate it")
+    for precision in ("bf16", "fp32") if native else ("fp32",):
         ours = seconds(lambda p=precision: sketch(model, data, p), repeats)
         base = min(seconds(lambda p=precision, s=s: plain(model, data, p, s, by_length=True), repeats) for s in (1, 4))
         print(f"{precision}: sketch {tokens / ours:8.1f} tokens/s, plain {tokens / base:8.1f}: {ours / base:.3f}")
