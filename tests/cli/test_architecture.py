@@ -49,6 +49,7 @@ MAY_CATCH_ALL = {
 HEAVY = {"torch", "transformers", "trl", "datasets"}
 HOLD_TENSORS = (
     "models/loading.py",
+    "models/head_input.py",
     "models/nll.py",
     "models/gguf.py",
     "models/assemble.py",

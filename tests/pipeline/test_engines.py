@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import runpy
 import shutil
 import signal
 import sys
@@ -180,9 +181,7 @@ def test_a_store_that_fails_every_third_call(
 ) -> None:
     """Machines that see nothing of the run directory but the store; the weights arrive damaged once."""
     flaky = str(Path(__file__).parent / "flaky_store")
-    monkeypatch.syspath_prepend(flaky)
-    import sitecustomize  # noqa: F401 — the folder's own
-
+    runpy.run_path(f"{flaky}/sitecustomize.py")  # by its path: this process may have another module of the name
     path = os.pathsep.join([flaky, *filter(None, [os.environ.get("PYTHONPATH")])])
     scratch = tmp_path / "scratch"
     launch = {
