@@ -177,7 +177,7 @@ def test_slurm_requeues_a_job_and_the_driver_dies(
 
 
 def test_a_store_that_fails_every_third_call(
-    folder: Path, tiny_model: Path, undisturbed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tiny_model: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     """Machines that see nothing of the run directory but the store; the weights arrive damaged once."""
     flaky = str(Path(__file__).parent / "flaky_store")

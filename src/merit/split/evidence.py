@@ -111,6 +111,10 @@ def _reason(recommended: int, evidence: list[AxisEvidence]) -> str:
 
     good, rest = evidence[:recommended], evidence[recommended:]
     if not good:
-        return f"do not split: one axis captures {figures(rest[0])}"
-    text = f"K = {good[-1].groups} captures {figures(good[-1])}"
-    return f"{text}; K = {rest[0].groups} adds nothing: {figures(rest[0])}" if rest else text
+        text = f"do not split: one axis captures {figures(rest[0])}"
+    else:
+        text = f"K = {good[-1].groups} captures {figures(good[-1])}"
+        if rest:
+            text += f"; K = {rest[0].groups} adds nothing: {figures(rest[0])}"
+    shown = [*good[-1:], *rest[:1]]
+    return text + (" (an estimate: noise can carry it past 100%)" if max(item.share for item in shown) > 1 else "")
