@@ -123,14 +123,18 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
     return float(np.median(times))
 
 
+def native_precision() -> str:
+    """bf16 where the processor has it; emulated it would take many times as long as float32."""
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+
+
 def speed(model: Any, data: list[Encoded], repeats: int) -> dict[str, float]:
     """Ratios of seconds. Plain is the faster of one example at a time and sorted batches of four."""
     result: dict[str, float] = {}
     tokens = sum(len(e.input_ids) for e in data)
-    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if not native:
+    if native_precision() != "bf16":
         print("bf16: left out, this processor would emulate it")
-    for precision in ("bf16", "fp32") if native else ("fp32",):
+    for precision in dict.fromkeys((native_precision(), "fp32")):
         ours = seconds(lambda p=precision: sketch(model, data, p), repeats)
         base = min(seconds(lambda p=precision, s=s: plain(model, data, p, s, by_length=True), repeats) for s in (1, 4))
         print(f"{precision}: sketch {tokens / ours:8.1f} tokens/s, plain {tokens / base:8.1f}: {ours / base:.3f}")
@@ -165,12 +169,15 @@ def peak(model_path: str, what: str) -> None:
     ids = [(7 * i) % 1000 + 5 for i in range(256)]
     data = [Encoded(ids[i:] + ids[:i], [IGNORED] * 192 + (ids[i:] + ids[:i])[192:]) for i in range(8)]
     if what == "forward":
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=native_precision() == "bf16")
+        with torch.no_grad(), autocast:
             for start in range(0, 8, 4):  # 4 × 256 tokens, as many as a sketched row has
                 model(input_ids=torch.tensor([e.input_ids for e in data[start : start + 4]]), use_cache=False)
     else:
         recompute = what == "recompute"
-        engine = GradientEngine(model, FOLD, batch_tokens=BATCH_TOKENS, precision="bf16", recompute=recompute)
+        engine = GradientEngine(
+            model, FOLD, batch_tokens=BATCH_TOKENS, precision=native_precision(), recompute=recompute
+        )
         engine.measure("all", data)
     print(peak_mb())
 
