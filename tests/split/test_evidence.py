@@ -9,7 +9,7 @@ from merit.conflict.axes import principal_axes
 from merit.conflict.reliability import score_noise
 from merit.conflict.similarity import HalfGram, cosines
 from merit.errors import InputError
-from merit.split.evidence import weigh_axes
+from merit.split.evidence import AxisEvidence, _reason, weigh_axes
 from merit.split.pca import pca_partition
 from merit.split.spread import captured
 
@@ -81,3 +81,9 @@ def test_captured_by_hand():
     assert captured(matrix, [[0, 1], [2, 3]], [[0, 1], [2, 3]], [1.0] * 4) == 1.0
     # Of the three ways to halve, one has spread 1 and two have 0: chance is 1/3, so 0 maps to −1/2.
     assert captured(matrix, [[0, 2], [1, 3]], [[0, 1], [2, 3]], [1.0] * 4, draws=4000) == pytest.approx(-0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(("recommended", "share", "said"), [(1, 1.21, True), (1, 0.9, False), (0, 1.21, True)])
+def test_a_share_past_the_whole_is_called_an_estimate(recommended, share, said):
+    item = AxisEvidence(axes=1, groups=2, share=share, random_share=0.1, p=0.01)
+    assert ("an estimate" in _reason(recommended, [item])) is said
