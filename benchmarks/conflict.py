@@ -3,6 +3,7 @@
     python benchmarks/conflict.py [--quick] [--model PATH] [--only speed,memory,similarity,fidelity]
 
 Prints a table, and as its last line one JSON object. The full run needs 40 GB of scratch space and an idle machine.
+On a GPU, which a thousand tokens do not fill, add `--batch-tokens 16384 --examples 32`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from merit.data.example import IGNORED, Encoded
 from merit.gradients.engine import GradientEngine
 from merit.gradients.sketch import SketchLayout, SketchSpec
 from merit.gradients.store import RowInfo, SketchStore, StoreInfo
-from merit.models.loading import load_model
+from merit.models.loading import Precision, autocast, load_model, pick_precision
 from merit.models.source import resolve_model
 from merit.split.pca import pca_partition
 from merit.split.spread import captured
@@ -85,31 +86,37 @@ def quarter(data: dict[str, list[Encoded]], each: int) -> list[Encoded]:
     return result
 
 
-def plain(model: Any, data: list[Encoded], precision: str, size: int, *, by_length: bool) -> None:
+def plain(model: Any, data: list[Encoded], precision: Precision, size: int, *, by_length: bool) -> None:
     """Forward and backward of the mean loss over batches of `size`, all logits, as a training loop does it."""
     rows = sorted(data, key=lambda e: len(e.input_ids)) if by_length else data
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         longest = max(len(e.input_ids) for e in part)
-        ids = torch.tensor([e.input_ids + [0] * (longest - len(e.input_ids)) for e in part])
-        mask = torch.tensor([[1] * len(e.input_ids) + [0] * (longest - len(e.input_ids)) for e in part])
-        labels = torch.tensor([e.labels + [IGNORED] * (longest - len(e.labels)) for e in part])
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        pads = [longest - len(e.input_ids) for e in part]
+        table = [
+            [e.input_ids + [0] * pad for e, pad in zip(part, pads, strict=True)],
+            [[1] * len(e.input_ids) + [0] * pad for e, pad in zip(part, pads, strict=True)],
+            [e.labels + [IGNORED] * pad for e, pad in zip(part, pads, strict=True)],
+        ]
+        ids, mask, labels = torch.tensor(table, device=model.device)
+        with autocast(precision):
             logits = model(input_ids=ids, attention_mask=mask if size > 1 else None, use_cache=False).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         loss.backward()
         model.zero_grad(set_to_none=True)
 
 
-def sketch(model: Any, data: list[Encoded], precision: Any, spec: SketchSpec = FOLD) -> np.ndarray:
+def sketch(
+    model: Any, data: list[Encoded], precision: Any, spec: SketchSpec = FOLD, *, batch_tokens: int = BATCH_TOKENS
+) -> np.ndarray:
     """Half sums of the whole list as one dataset."""
-    return engine_of(model, precision, spec).measure("all", data).sums
+    return engine_of(model, precision, spec, batch_tokens).measure("all", data).sums
 
 
 @functools.lru_cache(maxsize=1)
-def engine_of(model: Any, precision: Any, spec: SketchSpec) -> GradientEngine:
+def engine_of(model: Any, precision: Any, spec: SketchSpec, batch_tokens: int) -> GradientEngine:
     """One engine serves all datasets of a run, so it is not made anew each time."""
-    return GradientEngine(model, spec, batch_tokens=BATCH_TOKENS, precision=precision)
+    return GradientEngine(model, spec, batch_tokens=batch_tokens, precision=precision)
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
@@ -118,25 +125,24 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
     for i in range(repeats + 1):
         start = time.perf_counter()
         work()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
         if i:
             times.append(time.perf_counter() - start)
     return float(np.median(times))
 
 
-def native_precision() -> str:
-    """bf16 where the processor has it; emulated it would take many times as long as float32."""
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
-
-
-def speed(model: Any, data: list[Encoded], repeats: int) -> dict[str, float]:
-    """Ratios of seconds. Plain is the faster of one example at a time and sorted batches of four."""
+def speed(model: Any, data: list[Encoded], repeats: int, batch_tokens: int) -> dict[str, float]:
+    """Ratios of seconds. Plain is the fastest of several sizes of batch, sorted by length."""
     result: dict[str, float] = {}
     tokens = sum(len(e.input_ids) for e in data)
-    if native_precision() != "bf16":
+    fastest = pick_precision("auto")
+    if fastest != "bf16":
         print("bf16: left out, this processor would emulate it")
-    for precision in dict.fromkeys((native_precision(), "fp32")):
-        ours = seconds(lambda p=precision: sketch(model, data, p), repeats)
-        base = min(seconds(lambda p=precision, s=s: plain(model, data, p, s, by_length=True), repeats) for s in (1, 4))
+    sizes = (1, 4) if model.device.type == "cpu" else (8, 32, 64)
+    for precision in dict.fromkeys((fastest, "fp32")):
+        ours = seconds(lambda p=precision: sketch(model, data, p, batch_tokens=batch_tokens), repeats)
+        base = min(seconds(lambda p=precision, s=s: plain(model, data, p, s, by_length=True), repeats) for s in sizes)
         print(f"{precision}: sketch {tokens / ours:8.1f} tokens/s, plain {tokens / base:8.1f}: {ours / base:.3f}")
         result[f"sketch_over_plain_{precision}"] = ours / base
         if precision == "bf16":
@@ -146,14 +152,15 @@ def speed(model: Any, data: list[Encoded], repeats: int) -> dict[str, float]:
     return result
 
 
-def memory(model_path: str) -> dict[str, float]:
-    """Peak resident size of a process that sketches ÷ of one that only runs forward, on the same batch.
+def memory(model_path: str, batch_tokens: int) -> dict[str, float]:
+    """Peak memory of a process that sketches ÷ of one that only runs forward, on as many tokens at once.
 
-    The first figure is with `recompute`, which costs about a third more time; the second without.
+    Of the whole process on a CPU, of tensors on a GPU. The first figure is with `recompute`, which costs time; the
+    second without.
     """
     peaks = {}
     for what in ("forward", "recompute", "sketch"):
-        command = [sys.executable, __file__, "--model", model_path, "--peak", what]
+        command = [sys.executable, __file__, "--model", model_path, "--batch-tokens", str(batch_tokens), "--peak", what]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         peaks[what] = float(output.splitlines()[-1])
         print(f"peak of a process that runs {what}: {peaks[what]:.0f} MB")
@@ -163,23 +170,24 @@ def memory(model_path: str) -> dict[str, float]:
     }
 
 
-def peak(model_path: str, what: str) -> None:
+def peak(model_path: str, what: str, batch_tokens: int) -> None:
     """Runs in a process of its own; prints the peak in MB."""
     model, _ = load(model_path)
     ids = [(7 * i) % 1000 + 5 for i in range(256)]
-    data = [Encoded(ids[i:] + ids[:i], [IGNORED] * 192 + (ids[i:] + ids[:i])[192:]) for i in range(8)]
+    count = batch_tokens // 256  # as many as a sketched row holds
+    data = [Encoded(ids[i:] + ids[:i], [IGNORED] * 192 + (ids[i:] + ids[:i])[192:]) for i in range(2 * count)]
+    precision = pick_precision("auto")
     if what == "forward":
-        autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=native_precision() == "bf16")
-        with torch.no_grad(), autocast:
-            for start in range(0, 8, 4):  # 4 × 256 tokens, as many as a sketched row has
-                model(input_ids=torch.tensor([e.input_ids for e in data[start : start + 4]]), use_cache=False)
+        with torch.no_grad(), autocast(precision):
+            for start in (0, count):
+                rows = [e.input_ids for e in data[start : start + count]]
+                model(input_ids=torch.tensor(rows, device=model.device), use_cache=False)
     else:
         recompute = what == "recompute"
-        engine = GradientEngine(
-            model, FOLD, batch_tokens=BATCH_TOKENS, precision=native_precision(), recompute=recompute
-        )
+        engine = GradientEngine(model, FOLD, batch_tokens=batch_tokens, precision=precision, recompute=recompute)
         engine.measure("all", data)
-    print(peak_mb())
+    gpu = torch.accelerator.is_available()
+    print(torch.accelerator.max_memory_allocated() / 2**20 if gpu else peak_mb())
 
 
 def peak_mb() -> float:
@@ -278,26 +286,30 @@ def main() -> None:
     parser.add_argument("--model", default="embedded:smollm2-135m")
     parser.add_argument("--only", default="speed,memory,similarity,fidelity")
     parser.add_argument("--repeats", type=int, default=3, help="of each timing; the median counts")
+    parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS, help="of a sketched row (speed, memory)")
+    parser.add_argument("--examples", type=int, default=2, help="of each family (speed)")
     parser.add_argument("--peak", choices=("forward", "recompute", "sketch"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
-        peak(options.model, options.peak)
+        peak(options.model, options.peak, options.batch_tokens)
         return
     parts = options.only.split(",")
     result: dict[str, float] = {}
     model, tokenizer = load(options.model)
-    count, each = (5, 2) if options.quick else (22, 16)
+    count, each = (5, 2) if options.quick else (22, max(16, options.examples))
     data = families(tokenizer, count, each)
     with tempfile.TemporaryDirectory() as scratch:
         if "speed" in parts:
-            result |= speed(model, quarter(data, 1 if options.quick else 2), 1 if options.quick else options.repeats)
+            rows = quarter(data, 1 if options.quick else options.examples)
+            result |= speed(model, rows, 1 if options.quick else options.repeats, options.batch_tokens)
         if "memory" in parts:
-            result |= memory(options.model)
+            result |= memory(options.model, options.batch_tokens)
         if "similarity" in parts:
             size = (136, 300_000) if options.quick else (136, 30_000_000)
             result |= similarity(Path(scratch) / "similarity", *size)
         if "fidelity" in parts:
-            result |= fidelity(model, data, Path(scratch) / "fidelity")
+            sixteen = {name: rows[:16] for name, rows in data.items()}
+            result |= fidelity(model, sixteen, Path(scratch) / "fidelity")
     print(json.dumps(result))
 
 

@@ -1,14 +1,17 @@
 """Attention over a packed row: every example attends to itself and to the prefix that it shares, and to nothing else.
 
 Registered in transformers as the attention implementation `merit_packed`. A row's segments are brought into a few
-rectangles of similar length, each of which is one call of the model's own sdpa, and back.
+rectangles of similar length, each of which is one call of the model's own sdpa, and back. A GPU, which waits for calls
+more than it computes, takes a row without shared prefixes in a single call of `varlen_attn` where that fits.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -99,7 +102,35 @@ class _Gather(Function):
         return g.new_zeros(ctx.rows, *g.shape[1:]).index_copy_(0, ctx.saved_tensors[0], g), None
 
 
-_current: list[Plan] = []
+@dataclass
+class _Row:
+    """What attention knows of the row that runs; made when it is asked for, once for all layers."""
+
+    segments: Sequence[Segment]
+    device: torch.device
+    bounds: dict[torch.device, Tensor] = field(default_factory=dict)
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        return plan(self.segments, self.device)
+
+    @functools.cached_property
+    def longest(self) -> int:
+        return max(segment.stop - segment.start for segment in self.segments)
+
+    @functools.cached_property
+    def shares(self) -> bool:
+        return any(segment.shared for segment in self.segments)
+
+    def bounds_on(self, device: torch.device) -> Tensor:
+        """(segments + 1,) int32: where each segment starts, and the end of the last."""
+        if device not in self.bounds:
+            starts = [segment.start for segment in self.segments]
+            self.bounds[device] = torch.tensor([*starts, self.segments[-1].stop], dtype=torch.int32, device=device)
+        return self.bounds[device]
+
+
+_current: list[_Row] = []
 
 
 def packed_attention(
@@ -110,12 +141,30 @@ def packed_attention(
     Returns:
         (1, N, heads, width).
     """
-    plan = _current[-1]
+    row = _current[-1]
     if torch.is_autocast_enabled(query.device.type):  # as sdpa itself would, but before the copies
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     window = kwargs.pop("sliding_window", None)
     kwargs.pop("is_causal", None)
+    plain = kwargs.keys() <= _PLAIN and not kwargs.get("dropout")
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    if plain and not row.shares and suits_varlen(query):
+        return _varlen(row, query, key, value, window, scale), None
+    return _rectangles(row.plan, module, query, key, value, window, scale if plain else None, kwargs), None
+
+
+def _rectangles(
+    plan: Plan,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: int | None,
+    scale: float | None,
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """`scale` is None where `kwargs` ask for more than softmax(q kᵀ · scale) v."""
     spread = [_Spread.apply(x, plan.spread.to(x.device), plan.where.to(x.device)) for x in (query, key, value)]
     parts, row = [], 0
     for rectangle in plan.rectangles:
@@ -131,14 +180,53 @@ def packed_attention(
                 for whole, own in ((key, k), (value, v))
             )
         mask = _mask(rectangle.length, k.shape[2], window, q.device)
-        if suits(q, k) and kwargs.keys() <= _PLAIN and not kwargs.get("dropout"):
-            scale = kwargs.get("scaling") or q.shape[-1] ** -0.5
+        if scale is not None and suits(q, k):
             out = ShortAttention.apply(q, k, v, mask, scale).transpose(1, 2)
         else:
             out, _ = sdpa_attention_forward(module, q, k, v, mask, is_causal=True, **kwargs)
         parts.append(out.flatten(0, 1))
     gathered: Tensor = _Gather.apply(torch.cat(parts), plan.where.to(query.device))
-    return gathered.unsqueeze(0), None
+    return gathered.unsqueeze(0)
+
+
+def suits_varlen(query: Tensor) -> bool:
+    """Whether torch's flash kernel takes it: a recent NVIDIA GPU, 16 bits, heads of up to 256."""
+    return (
+        query.device.type == "cuda"
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[-1] <= 256
+        and query.shape[-1] % 8 == 0
+        and _varlen_arguments() is not None
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+@functools.cache
+def _varlen_arguments() -> frozenset[str] | None:
+    """What this torch's `varlen_attn` can be told; None where it has none, or none with a window."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    names = frozenset(inspect.signature(varlen_attn).parameters)
+    return names if {"window_size", "scale"} <= names else None
+
+
+def _varlen(row: _Row, query: Tensor, key: Tensor, value: Tensor, window: int | None, scale: float) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, width)
+    more: dict[str, Any] = {}
+    if q.shape[1] != k.shape[1]:
+        if "enable_gqa" in (_varlen_arguments() or ()):
+            more["enable_gqa"] = True
+        else:
+            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    bounds, longest = row.bounds_on(q.device), row.longest
+    before = -1 if window is None or window > longest else window - 1  # −1 is all
+    out = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=(before, 0), **more)
+    assert isinstance(out, Tensor)  # no log-sum-exp was asked for
+    return out.unsqueeze(0)
 
 
 def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
@@ -156,7 +244,7 @@ def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> 
 @contextlib.contextmanager
 def packed(segments: Sequence[Segment], device: torch.device) -> Iterator[None]:
     """Attention inside knows the row's segments. The model must use the implementation `NAME`."""
-    _current.append(plan(segments, device))
+    _current.append(_Row(segments, device))
     try:
         yield
     finally:

@@ -54,6 +54,8 @@ class GradientEngine:
         precision: `bf16` runs under autocast; sums are float32 in any case.
         intercept, packing: off for tests and comparisons only. Without `intercept` every gradient is formed in full
             and sketched afterwards; without `packing` batches are padded. The results are the same.
+        share_prefixes: run what examples have in common once. By default on a CPU alone: a GPU computes a prefix again
+            sooner than it calls attention once more.
         abilities: of the model, where they are known.
     """
 
@@ -67,6 +69,7 @@ class GradientEngine:
         recompute: bool = False,
         intercept: bool = True,
         packing: bool = True,
+        share_prefixes: bool | None = None,
         abilities: Abilities | None = None,
     ) -> None:
         self.model = model
@@ -78,6 +81,7 @@ class GradientEngine:
         self._precision = precision
         self._recompute = recompute
         self._device: torch.device = next(model.parameters()).device
+        self._share = self._device.type == "cpu" if share_prefixes is None else share_prefixes
         self._abilities = abilities or Abilities.of(model, self._device)
         self._may_pack = self._packing = packing and self._abilities.packed
         self._may_pack_images = packing and self._abilities.packed_images
@@ -134,7 +138,8 @@ class GradientEngine:
         return float(self._ranks.total(total))
 
     def _check(self, name: str, batch: int | None, loss: float) -> None:
-        finite = torch.stack([value.sum().cpu() for value in self._sums.values()]).isfinite()
+        # One wait for the device, not one a parameter.
+        finite = torch.stack([value.sum().to(self._device) for value in self._sums.values()]).isfinite().cpu()
         if not bool(finite.all()) or not np.isfinite(loss):
             bad = next((key for key, ok in zip(self._sums, finite.tolist(), strict=True) if not ok), None)
             raise InputError(_not_finite(batch, loss, bad), field=_field(name))
@@ -156,7 +161,7 @@ class GradientEngine:
 
     def _batches(self, examples: Sequence[Encoded]) -> Iterator[tuple[Task, AbstractContextManager[None]]]:
         if self._packing:
-            for row in pack(examples, self._batch_tokens, image_tokens=self._image_tokens):
+            for row in pack(examples, self._batch_tokens, share=self._share, image_tokens=self._image_tokens):
                 yield packed_task(row, self.model).to(self._device), packed(row.segments, self._device)
         else:
             for task in padded_tasks(examples, self._batch_tokens, self.model):
