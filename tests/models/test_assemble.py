@@ -29,7 +29,7 @@ def test_weights_are_copied_and_the_whole_takes_images(tiny_model, tower, tmp_pa
     out = tmp_path / "out"
     out.mkdir()
     assemble(tiny_model, tower, out)
-    model = load_model(out)
+    model = load_model(out).cpu()
     text = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     own = model.model.language_model.state_dict()
     for name, value in text.model.state_dict().items():

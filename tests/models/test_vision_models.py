@@ -96,7 +96,8 @@ def test_every_parameter_has_a_role_and_batches_change_no_loss(folder, encoded):
 
 def test_packing_with_images_is_found_by_trial(folder):
     # Gemma 3 lets an image's tokens attend in both directions, Qwen-VL gives them places in two dimensions.
-    found = Abilities.of(load_model(folder), torch.device("cpu"))
+    model = load_model(folder)
+    found = Abilities.of(model, model.device)
     assert found.packed
     assert found.packed_images == (folder.name not in ("gemma3", "qwen2_5_vl", "qwen3_vl"))
 
@@ -115,7 +116,9 @@ def test_sketches_are_those_of_plain_gradients(folder, encoded, encoder, freeze)
     sketcher, parts = Sketcher(engine.layout), []
     for tensor in engine.layout.tensors:
         grad = grads.get(tensor.name)
-        parts.append(np.zeros(tensor.size, np.float32) if grad is None else sketcher.apply(tensor.name, grad).numpy())
+        parts.append(
+            np.zeros(tensor.size, np.float32) if grad is None else sketcher.apply(tensor.name, grad).cpu().numpy()
+        )
     want = np.concatenate(parts)
     np.testing.assert_allclose(found.sums.sum(axis=0), want, atol=2e-6 * float(np.abs(want).max()))
 

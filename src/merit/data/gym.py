@@ -112,7 +112,9 @@ class GymSource:
 def _registry() -> dict[str, Any]:
     try:
         from reasoning_gym.factory import DATASETS
-    except ImportError:
+    except ImportError as error:
+        if error.name != "reasoning_gym":  # it is there, and something that it needs is not
+            raise InputError(f"reasoning_gym cannot be imported: {error}") from None
         raise InputError("reasoning_gym is not installed: pip install 'merit-tuning[demo]'") from None
     registry: dict[str, Any] = DATASETS
     return registry
