@@ -58,18 +58,23 @@ class LiveModel:
         used = [(self.aligned.tensors[label], value) for label, value in coefficients.items() if value != 0]
         if not used:
             raise ValueError("a model that is no combination of any")
-        scratch = Scratch(BLOCK)
+        sums, blocks = Scratch(BLOCK), Scratch(BLOCK)  # the sum stays in cache; a parameter is written once
+        *first, (last, weight) = used
         with FilePool() as files:
             for name, parameter in self.parameters.items():
                 flat = parameter.view(-1)
                 for start in range(0, flat.numel(), BLOCK):
                     part = flat[start : start + BLOCK]
-                    for index, (tensors, value) in enumerate(used):
+                    total: Tensor | None = None
+                    for tensors, value in first:
+                        scratch = sums if total is None else blocks
                         block = scratch.read(files, tensors[name], start, part.numel()).to(part.device, part.dtype)
-                        if index:
-                            part.add_(block, alpha=value)
-                        else:
-                            torch.mul(block, value, out=part)
+                        total = block.mul_(value) if total is None else total.add_(block, alpha=value)
+                    block = blocks.read(files, last[name], start, part.numel()).to(part.device, part.dtype)
+                    if total is None:
+                        torch.mul(block, weight, out=part)
+                    else:
+                        torch.add(total, block, alpha=weight, out=part)
 
     @torch.no_grad()
     def add_noise(self, sigma: float, seed: int) -> None:
