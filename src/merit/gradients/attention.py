@@ -224,9 +224,10 @@ def _varlen(row: _Row, query: Tensor, key: Tensor, value: Tensor, window: int | 
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     bounds, longest = row.bounds_on(q.device), row.longest
     before = -1 if window is None or window > longest else window - 1  # −1 is all
-    out = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=(before, 0), **more)
-    assert isinstance(out, Tensor)  # no log-sum-exp was asked for
-    return out.unsqueeze(0)
+    # A tensor: its log-sum-exp would come along only if asked for.
+    out: Any = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=(before, 0), **more)
+    found: Tensor = out.unsqueeze(0)
+    return found
 
 
 def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
