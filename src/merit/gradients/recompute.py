@@ -25,7 +25,7 @@ def return_freed_tensors() -> None:
     """Makes glibc give a tensor's memory back to the system the moment it is freed.
 
     Tensors are aligned, and glibc's heap rarely reuses the hole of one aligned block for the next: a checkpointed pass
-    over 1,000 tokens of a 135M-parameter model held 600 MB for 140 MB of tensors. The price is a quarter of the speed,
+    over 1,000 tokens of a 135M-parameter model held 600 MB for 140 MB of tensors. The price is a third of the speed,
     paid only here, where memory was asked for; jemalloc and tcmalloc have neither fault (and ignore this call).
     """
     with contextlib.suppress(AttributeError, OSError):  # another C library
