@@ -179,6 +179,16 @@ def test_cancelled_jobs_leave_the_queue(slurm, tmp_path):
     assert record.state == "cancelled"
 
 
+def test_a_job_that_will_never_start_is_spoken_of(slurm, tmp_path, caplog):
+    def told() -> str | None:
+        return "seen" if "PartitionTimeLimit" in caplog.text else None
+
+    with pytest.raises(StageError, match="seen"):
+        executor(tmp_path, Rules(stop=told), minutes=600).run([job(tmp_path, "a", DONE), job(tmp_path, "b", DONE)])
+    assert caplog.text.count("lower `launch.slurm.minutes`") == 1
+    assert not (tmp_path / "a" / "DONE").exists()
+
+
 def test_what_slurm_refuses_is_said(slurm, tmp_path):
     with pytest.raises(InputError, match=r"`launch\.slurm`: sbatch refused the job: .*partition"):
         executor(tmp_path, partition="nowhere").run([job(tmp_path, "a", DONE)])

@@ -18,7 +18,7 @@ from merit.machine import total_memory
 _LAUNCH = {
     "local": "launch: {{parallel: {jobs}}}\n",
     "ray": "launch: {{engine: ray, parallel: {jobs}, ray: {{cpus: {cores}}}}}\n",
-    "slurm": "launch: {{engine: slurm, parallel: {jobs}, slurm: {{cpus: {cores}}}}}\n",
+    "slurm": "launch: {{engine: slurm, parallel: {jobs}, slurm: {{cpus: {cores}, minutes: 30}}}}\n",
 }
 _JOB_BYTES = 6e9  # training 135M parameters in float32 takes 4.2 GB
 _MOST_JOBS = 4

@@ -81,6 +81,7 @@ class SlurmBackend:
         self._asked = self._answered = time.monotonic()
         self._gone: dict[str, int] = {}  # job → how many answers in a row did not have it
         self._fresh = False
+        self._told: set[str] = set()  # reasons that the user has been told of
 
     def slots(self) -> Sequence[Slot]:
         return self._slots
@@ -168,10 +169,18 @@ class SlurmBackend:
         try:
             self._queue = read_queue(self._ids[name] for name in self._open)
             self._answered = now
+            self._tell_stuck()
         except StageError:
             self._fresh = False
             if now - self._answered > _UNANSWERED_SECONDS:
                 raise
+
+    def _tell_stuck(self) -> None:
+        """Says once of each reason why jobs will not start: without a terminal nobody sees the bars' notes."""
+        for line in self._queue.values():
+            if line.stuck is not None and line.reason not in self._told:
+                self._told.add(line.reason)
+                _log.warning("Slurm does not start a job (%s): %s", line.reason, line.stuck)
 
     def _why(self, job: Job, line: Queued | None) -> End:
         with contextlib.suppress(InputError, TypeError):

@@ -21,6 +21,20 @@ _OVER = {
     "TIMEOUT",
 }  # fmt: skip
 MACHINE_LOST = {"BOOT_FAIL", "NODE_FAIL", "PREEMPTED", "REVOKED", "TIMEOUT"}
+# Reasons to wait that no waiting ends, and what does. Slurm has such a job stand in the queue like any other.
+_STUCK = {
+    "PartitionTimeLimit": "it asks for more time than the partition allows; lower `launch.slurm.minutes`",
+    "PartitionNodeLimit": "it asks for more nodes than the partition allows",
+    "BadConstraints": "no node has what it asks for; see `launch.slurm.extra`",
+    "QOSMaxWallDurationPerJobLimit": "it asks for more time than the QOS allows; lower `launch.slurm.minutes`",
+    "AssocMaxWallDurationPerJobLimit": "it asks for more time than the account may; lower `launch.slurm.minutes`",
+    "InvalidAccount": "Slurm does not know the account; see `launch.slurm.account`",
+    "InvalidQOS": "Slurm does not know the QOS; see `launch.slurm.extra`",
+    "JobHeldUser": "it is held; `scontrol release` lets it go",
+    "JobHeldAdmin": "an administrator holds it",
+    "PartitionDown": "the partition is down",
+    "PartitionInactive": "the partition is inactive",
+}
 _SECONDS = 60  # a busy controller answers late
 _COMMANDS = ("sbatch", "srun", "squeue", "scancel")
 # The controller or munge is down, or this machine is not told where they are.
@@ -45,6 +59,11 @@ class Queued:
     @property
     def waits(self) -> bool:
         return self.state not in _OVER and self.state not in ("RUNNING", "COMPLETING")
+
+    @property
+    def stuck(self) -> str | None:
+        """Why this job will not start by itself, and what the user can do; None if it runs or may start."""
+        return _STUCK.get(self.reason) if self.waits else None
 
 
 def missing_commands() -> list[str]:
