@@ -7,9 +7,9 @@ import shutil
 import time
 from collections import Counter
 from contextlib import nullcontext
-from importlib import metadata
 from pathlib import Path
 
+from merit import __version__
 from merit.errors import InputError, StageError
 from merit.io import disk_errors, sha256_file, sha256_files, write_text
 from merit.logging import get_logger
@@ -149,7 +149,7 @@ def _summarise(
         checksums={output.label: sums for output, sums in zip(plan.outputs, checksums, strict=True)},
         removed=any(factor < 0 for tensor in plan.tensors[:1] for factor in tensor.factors),
         notes=notes,
-        version=metadata.version("merit-tuning"),
+        version=__version__,
     )
 
 

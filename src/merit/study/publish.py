@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from merit.errors import InputError
 from merit.io import write_text
@@ -169,6 +170,8 @@ def machine() -> dict[str, str]:
             line.split(":", 1)[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")
         ]
         found["processor"] = names[0] if names else "unknown"
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
     for package in ("merit-tuning", "torch", "transformers", "trl", "reasoning-gym"):
         try:
             found[package] = metadata.version(package)
