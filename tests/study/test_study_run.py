@@ -17,6 +17,7 @@ from merit.merge.ray import read_state
 from merit.study import foreign
 from merit.study.cells import cell_mark
 from merit.study.gather import check_tokens, contenders
+from merit.study.job import Job
 from merit.study.publish import publish
 from merit.study.run import run_init, run_job, run_study, summary
 from merit.study.scores import PointScores, Summary
@@ -156,6 +157,41 @@ def test_results(finished):
         assert "merit-1d" in text
     assert "joint*" in contenders(study, found)
     assert json.loads(study.dir.table.read_text())["complete"] is True
+
+
+def test_tables_of_an_unfinished_study(finished, tmp_path, monkeypatch):
+    """A job that was stopped counts with the methods that it has measured, unless it would take too many from all."""
+    study = Study.open(shutil.copytree(finished[0].dir.root, tmp_path / "study"))
+    study.dir.summary(1, "half").unlink()
+    names = list(study.config.methods)
+    measured, stop = Job._method, "merit-1d-regmean"
+    later = names[names.index(stop) :]
+
+    def until(job, name, method, specs):
+        if name == stop:
+            raise StageError("stopped")
+        return measured(job, name, method, specs)
+
+    monkeypatch.setattr(Job, "_method", until)
+    with pytest.raises(StageError, match="stopped"):
+        run_job(study.dir.root, 1, "half")
+    results = publish(study)
+    assert (results.complete, results.seeds) == (False, [0, 1])
+    assert {row.method for row in results.rows} == {None, *names} - set(later)
+    missing = ", ".join(name for name in later if name not in results.skipped)
+    assert f"Budget half: not measured in all of these seeds, and left out: {missing}." in results.notes
+    shutil.rmtree(study.dir.job(1, "half"))
+    stop = names[1]
+    with pytest.raises(StageError, match="stopped"):
+        run_job(study.dir.root, 1, "half")
+    results = publish(study)
+    assert results.seeds == [0]
+    assert stop in {row.method for row in results.rows}
+    assert "Budget half: 1 of 2 seeds so far." in results.notes
+    monkeypatch.undo()
+    run_job(study.dir.root, 1, "half")
+    assert not study.dir.so_far(1, "half").exists()
+    assert publish(study).complete
 
 
 def test_the_question_is_answered(finished):

@@ -106,8 +106,16 @@ class Job:
                     needed[mark] -= 1
                     if not needed[mark] and config.keep == "none":
                         shutil.rmtree(study.dir.cell(mark).checkpoint, ignore_errors=True)
-        summary = Summary(
-            mark=job_mark(study),
+                self._summary(base, results, skipped).save(study.dir.so_far(self.seed, self.budget))
+        summary = self._summary(base, results, skipped)
+        summary.save(study.dir.summary(self.seed, self.budget))
+        study.dir.so_far(self.seed, self.budget).unlink(missing_ok=True)
+        self._tell(total, total, "")
+        return summary
+
+    def _summary(self, base: PointScores, results: dict[str, MethodResult], skipped: dict[str, str]) -> Summary:
+        return Summary(
+            mark=job_mark(self.study),
             seed=self.seed,
             budget=self.budget,
             base=base.mark,
@@ -116,9 +124,6 @@ class Job:
             parameters=self.ray.parameters,
             seconds=round(time.monotonic() - self._started, 1),
         )
-        summary.save(study.dir.summary(self.seed, self.budget))
-        self._tell(total, total, "")
-        return summary
 
     def _method(self, name: str, method: MethodConfig, specs: list[BranchSpec]) -> MethodResult:
         study = self.study

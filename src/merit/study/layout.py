@@ -57,6 +57,10 @@ class StudyDir:
         """What one seed and budget have come to: written by their job, read by the tables."""
         return self.job(seed, budget) / "summary.json"
 
+    def so_far(self, seed: int, budget: str) -> Path:
+        """The same of a job that has not finished: the methods that it has measured."""
+        return self.job(seed, budget) / "so_far.json"
+
     def question(self, seed: int) -> Path:
         """Similarities and measured harm of one seed."""
         return self.root / "seeds" / str(seed) / "question.json"

@@ -19,7 +19,7 @@ from merit.study.compare import AVERAGE, compare, difference, shared_examples
 from merit.study.gather import Contender, contenders, face_names
 from merit.study.question import QuestionResult
 from merit.study.results import Comparison, Interval, Ray, RayPoint, Results, Row
-from merit.study.run import summary
+from merit.study.run import summary, summary_so_far
 from merit.study.scores import PointScores, Summary
 from merit.study.spec import Study
 from merit.study.tables import html_page, latex_table, markdown
@@ -44,13 +44,13 @@ def publish(study: Study) -> Results:
 
 
 def collect(study: Study) -> Results:
-    """Everything that finished jobs say, budget by budget, over the seeds that have all of a budget's cells."""
+    """Everything that jobs have come to so far, budget by budget."""
     config = study.config
-    found = {(s, b): summary(study, s, b) for s in config.seeds for b in config.budgets}
-    by_budget = {b: [item for s in config.seeds if (item := found[s, b]) is not None] for b in config.budgets}
+    found = {(s, b): summary_so_far(study, s, b) for s in config.seeds for b in config.budgets}
+    by_budget = {b: largest_block([item for s in config.seeds if (item := found[s, b])]) for b in config.budgets}
     by_budget = {budget: items for budget, items in by_budget.items() if items}
     if not by_budget:
-        raise InputError("no job of this study has finished yet; `merit study` runs them", file=study.dir.root)
+        raise InputError("no method of this study is measured yet; `merit study` does it", file=study.dir.root)
     rows: list[Row] = []
     comparisons: list[Comparison] = []
     rays: list[Ray] = []
@@ -58,14 +58,14 @@ def collect(study: Study) -> Results:
         competing = contenders(study, items)
         rows += [_row(study, budget, item) for item in competing.values()]
         comparisons += compare(study, budget, competing)
-        rays += [_ray(study, budget, name, items) for name in config.methods if name in items[0].methods]
+        rays += [_ray(study, budget, name, items) for name in config.methods if name in shared_methods(items)]
     any_items = next(iter(by_budget.values()))
     faces = PointScores.load(study.dir.point(any_items[0].base)).test
     asked = [_question(study, seed) for seed in config.seeds]
     answered = [item for item in asked if item is not None]
     return Results(
         name=config.name,
-        complete=all(item is not None for item in found.values()),
+        complete=all(summary(study, s, b) is not None for s, b in found),
         seeds=sorted({item.seed for items in by_budget.values() for item in items}),
         budgets=list(by_budget),
         parameters=any_items[0].parameters,
@@ -83,6 +83,23 @@ def collect(study: Study) -> Results:
         notes=_notes(study, by_budget),
         machine=machine(),
     )
+
+
+def largest_block(found: Sequence[Summary]) -> list[Summary]:
+    """The seeds of one budget that are compared: of unfinished ones, those with which seeds × methods is largest.
+
+    Methods are compared only where all seeds have them. A seed that lacks one method is worth more than that method,
+    and one that has just begun is not worth all others.
+    """
+    rated = sorted(found, key=lambda item: -len(item.methods))
+    sizes = [count * len(shared_methods(rated[:count])) for count in range(1, len(rated) + 1)]
+    kept = rated[: max(range(len(sizes)), key=lambda i: (sizes[i], i)) + 1] if max(sizes, default=0) else []
+    return [item for item in found if item in kept]
+
+
+def shared_methods(items: Sequence[Summary]) -> set[str]:
+    """The methods that all these jobs have measured."""
+    return set.intersection(*(set(item.methods) for item in items))
 
 
 def _row(study: Study, budget: str, item: Contender) -> Row:
@@ -149,6 +166,10 @@ def _notes(study: Study, by_budget: dict[str, list[Summary]]) -> list[str]:
     for budget, items in by_budget.items():
         if len(items) < len(study.config.seeds):
             notes.append(f"Budget {budget}: {len(items)} of {len(study.config.seeds)} seeds so far.")
+        known = shared_methods(items)
+        missing = [name for name in study.config.methods if name not in known and name not in items[0].skipped]
+        if missing:
+            notes.append(f"Budget {budget}: not measured in all of these seeds, and left out: {', '.join(missing)}.")
         if len(items) == 1:
             notes.append(f"Budget {budget}: one seed; its intervals are over examples alone and say nothing of seeds.")
     passes = sorted({item.passes for item in study.config.methods.values()})

@@ -66,10 +66,19 @@ def run_study(
 
 def summary(study: Study, seed: int, budget: str) -> Summary | None:
     """What a finished job came to, if the study still asks for the same."""
+    return _load_summary(study, study.dir.summary(seed, budget))
+
+
+def summary_so_far(study: Study, seed: int, budget: str) -> Summary | None:
+    """The same of a job that may not have finished: with the methods that it has measured."""
+    return summary(study, seed, budget) or _load_summary(study, study.dir.so_far(seed, budget))
+
+
+def _load_summary(study: Study, path: Path) -> Summary | None:
     from merit.study.job import job_mark
 
     try:
-        found = Summary.load(study.dir.summary(seed, budget))
+        found = Summary.load(path)
     except InputError:
         return None
     return found if found.mark == job_mark(study) else None
