@@ -176,6 +176,7 @@ def test_tables_of_an_unfinished_study(finished, tmp_path, monkeypatch):
     with pytest.raises(StageError, match="stopped"):
         run_job(study.dir.root, 1, "half")
     results = publish(study)
+    assert "<p><strong>Unfinished</strong>: some" in (study.dir.results / "results.html").read_text()
     assert (results.complete, results.seeds) == (False, [0, 1])
     assert {row.method for row in results.rows} == {None, *names} - set(later)
     missing = ", ".join(name for name in later if name not in results.skipped)
@@ -188,6 +189,7 @@ def test_tables_of_an_unfinished_study(finished, tmp_path, monkeypatch):
     assert results.seeds == [0]
     assert stop in {row.method for row in results.rows}
     assert "Budget half: 1 of 2 seeds so far." in results.notes
+    assert results.seeds_of("half") == [0]
     monkeypatch.undo()
     run_job(study.dir.root, 1, "half")
     assert not study.dir.so_far(1, "half").exists()

@@ -96,7 +96,8 @@ def advise_study(results: Results, weights: Mapping[str, float], budget: str | N
         if ray.budget == budget and words[ray.method].passes <= 1
         for point in ray.points
     ]
-    note = f"chosen on validation examples, reported on test; budget {budget}, {len(results.seeds)} seeds"
+    seeds = len(results.seeds_of(budget))
+    note = f"chosen on validation examples, reported on test; budget {budget}, {seeds} seed{'s' * (seeds != 1)}"
     return choose(found, weights, note)
 
 

@@ -68,6 +68,7 @@ def collect(study: Study) -> Results:
         complete=all(summary(study, s, b) is not None for s, b in found),
         seeds=sorted({item.seed for items in by_budget.values() for item in items}),
         budgets=list(by_budget),
+        budget_seeds={budget: [item.seed for item in items] for budget, items in by_budget.items()},
         parameters=any_items[0].parameters,
         datasets={name: len(faces.face(name)) for name in ("in_mixture", "unseen", "retention")} if faces else {},
         examples={n: sum(len(s.losses) for s in faces.face(n)) for n in ("in_mixture", "unseen", "retention")}

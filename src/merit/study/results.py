@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from merit.run.record import Record
 
 
@@ -87,6 +89,7 @@ class Results(Record):
     complete: bool
     seeds: list[int]
     budgets: list[str]
+    budget_seeds: dict[str, list[int]] = Field(default_factory=dict)  # those that a budget's tables are of; unset: all
     parameters: int
     datasets: dict[str, int]  # face → datasets
     examples: dict[str, int]  # face → test examples a seed
@@ -99,3 +102,7 @@ class Results(Record):
     skipped: dict[str, str]
     notes: list[str]
     machine: dict[str, str]
+
+    def seeds_of(self, budget: str) -> list[int]:
+        """The seeds that a budget's tables are of."""
+        return self.budget_seeds.get(budget, self.seeds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,9 +18,14 @@ def console_lines(results: Results) -> list[str]:
     lines = [f"{results.name}: {len(results.seeds)} seeds, budgets {', '.join(results.budgets)}"]
     lines += [f"  {note}" for note in results.notes]
     for budget in results.budgets:
-        lines.append(f"{budget}:")
+        lines.append(f"{_title(results, budget)}:")
         lines += [f"  {line}" for line in _grid(header(results), [_cells(row, results) for row in of(results, budget)])]
     return lines
+
+
+def _title(results: Results, budget: str) -> str:
+    seeds = len(results.seeds_of(budget))
+    return budget if seeds == len(results.seeds) else f"{budget} ({seeds} seed{'s' * (seeds != 1)})"
 
 
 def of(results: Results, budget: str) -> list[Row]:
@@ -39,7 +45,7 @@ def markdown(results: Results) -> str:
     for budget in results.budgets:
         lines += [
             "",
-            f"## Budget: {budget}",
+            f"## Budget: {_title(results, budget)}",
             "",
             "Test loss (nats a supervised token), mean over seeds ± half of the 95% interval. Lower is better.",
         ]
@@ -95,10 +101,10 @@ def html_page(results: Results, folder: Path) -> str:
         "td,th{padding:.2rem .6rem;border-bottom:1px solid #ddd;text-align:right}"
         "td:first-child,th:first-child{text-align:left}figure{margin:1.5rem 0}svg{max-width:100%;height:auto}</style>",
         f"<h1>Study: {html.escape(results.name)}</h1>",
-        *(f"<p>{html.escape(line.strip('-# '))}</p>" for line in _preface(results) if line),
+        *(f"<p>{_marked(line.strip('-# '))}</p>" for line in _preface(results) if line),
     ]
     for budget in results.budgets:
-        parts += [f"<h2>Budget: {html.escape(budget)}</h2>"]
+        parts += [f"<h2>Budget: {html.escape(_title(results, budget))}</h2>"]
         parts.append(_table([header(results), *(_cells(row, results) for row in of(results, budget))]))
         for figure in sorted(folder.glob(f"*-{budget}.svg")):
             drawn = figure.read_text(encoding="utf-8")
@@ -152,6 +158,12 @@ def _preface(results: Results) -> list[str]:
     if not results.complete:
         lines.insert(0, "- **Unfinished**: some seeds or budgets are still to run.")
     return lines
+
+
+def _marked(line: str) -> str:
+    """A line of the preface's Markdown as HTML; it has bold words and code, and no more."""
+    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(line))
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", text)
 
 
 def _faces(results: Results) -> list[str]:
