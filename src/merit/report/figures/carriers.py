@@ -34,8 +34,8 @@ def layers_figure(explanation: Explanation) -> Figure:
         ],
         layout={
             "xaxis": {
-                **column_axis([layer.name.removeprefix("layer ") for layer in layers]),
-                "title": {"text": "layer"},
+                **column_axis([_short(layer.name) for layer in layers]),
+                "title": {"text": "layer" if layers[-1].name.startswith("layer ") else "layer (rest: outside them)"},
             },
             "yaxis": {"tickformat": ".0%", "title": {"text": "share of the conflict"}, "rangemode": "tozero"},
             "bargap": 0.25,
@@ -46,6 +46,11 @@ def layers_figure(explanation: Explanation) -> Figure:
         ),
         height=300,
     )
+
+
+def _short(name: str) -> str:
+    """For under a narrow bar, where Plotly leaves out what does not fit."""
+    return name.removeprefix("layer ") if name.startswith("layer ") else "rest"
 
 
 def _row(carrier: Carrier) -> Sequence[str]:

@@ -35,13 +35,22 @@ def baseline_curves(methods: Sequence[MethodEvidence]) -> Figure | None:
     return _figure("baseline-curves", "Training loss of the baselines", "baseline branches", traces, methods)
 
 
+def is_smoothed(branch: BranchEvidence) -> bool:
+    """Whether the branch is long enough for its running mean to be another line than its steps."""
+    return _window(len(branch.log)) > 1
+
+
+def _window(steps: int) -> int:
+    return max(1, steps // 12)
+
+
 def _curve(label: str, branch: BranchEvidence, colour: str, style: str) -> list[dict[str, Any]]:
     lines = branch.log
     if not lines:
         return []
     label = plotly_text(shorten(label, 40))
     losses = [line.loss for line in lines]
-    means = smooth(losses, max(1, len(losses) // 12))
+    means = smooth(losses, _window(len(losses)))
     keep = sorted({round(i * (len(lines) - 1) / (_POINTS - 1)) for i in range(_POINTS)}) if len(lines) > 1 else [0]
     steps = [lines[i].step for i in keep]
     common = {"type": "scatter", "x": steps, "legendgroup": label, "name": label}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from merit.report.evidence import Evidence, MethodEvidence
 from merit.report.figure import DataTable, Section, missing
-from merit.report.figures.curves import baseline_curves, branch_curves
+from merit.report.figures.curves import baseline_curves, branch_curves, is_smoothed
 from merit.report.words import code, count, plural, series
 
 ID, TITLE = "training", "How the branches trained"
@@ -20,6 +20,7 @@ def training(evidence: Evidence) -> Section:
     context = {
         "count": len(evidence.main.branches),
         "figures": figures,
+        "smoothed": any(is_smoothed(branch) for method in methods for branch in method.branches),
         "unfinished": [words for method in methods if (words := _unfinished(method))],
         "weights": _weights(evidence.main, weights) if isinstance(weights, list) else None,
     }
