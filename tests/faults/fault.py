@@ -107,11 +107,14 @@ def rerun(
 
 def tracebacks(ended: Ended, run: Path) -> list[str]:
     """Where a person would see one."""
-    found = ["a traceback on the terminal"] if "Traceback" in ended.said else []
+    texts = {"on the terminal": ended.said}
     for file in run.rglob("output.txt"):
-        if "Traceback" in file.read_text(encoding="utf-8", errors="replace"):
-            found.append(f"a traceback in {file.relative_to(run)}")
-    return found
+        texts[f"in {file.relative_to(run)}"] = file.read_text(encoding="utf-8", errors="replace")
+    return [
+        f"a traceback {where}: {text.partition('Traceback')[2].strip()[-300:]!r}"
+        for where, text in texts.items()
+        if "Traceback" in text
+    ]
 
 
 def signalled(world: World, folder: Path, stage: str, action: str, share: float) -> list[str]:

@@ -75,6 +75,8 @@ def install(run: Path, strike: Strike | None = None, record: Path | None = None)
         path = arguments[1] if event == "os.rename" else arguments[0]
         if isinstance(path, bytes):
             path = os.fsdecode(path)
+        if event == "os.mkdir" and Path(path).is_dir():  # it is there: to fail to make it is no harm to anybody
+            return
         if isinstance(path, str | os.PathLike) and os.fspath(path).startswith(root):
             state.touches += 1
             state.inside = True  # what an action does is no touch of the run's
