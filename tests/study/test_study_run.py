@@ -12,6 +12,7 @@ from tiny_study import write_study
 
 from merit.branches.spec import BranchResult
 from merit.errors import InputError, StageError
+from merit.evaluation.drift import general_texts
 from merit.merge.average import merge_checkpoints
 from merit.merge.ray import read_state
 from merit.study import foreign
@@ -102,6 +103,19 @@ def test_validation_and_test_are_apart(finished):
     for chosen, reported in zip(examples.validation, examples.test, strict=True):
         assert (chosen.name, chosen.face) == (reported.name, reported.face)
         assert not {tuple(ids) for ids, _ in chosen.rows} & {tuple(ids) for ids, _ in reported.rows}
+
+
+def test_what_retention_is_measured_on(finished):
+    """The datasets to retain, θ0's own answers, and plain text, of which every token but the first counts."""
+    study, _, _ = finished
+    job = _job(study, 0)
+    parts = {part.name: part.rows for part in job.examples.test if part.face == "retention"}
+    assert set(parts) - {"drift"} == {"equations", "general text"}  # this θ0 answers too little for drift
+    texts = general_texts(6)
+    assert [study.tokenizer.decode(ids) for ids, _ in parts["general text"]] == texts[1::2]
+    scores = PointScores.load(study.dir.point(job._mark("base"))).test.retention
+    (text,) = (score for score in scores if score.name == "general text")
+    assert text.tokens == [len(ids) - 1 for ids, _ in parts["general text"]]
 
 
 def test_seeds_draw_their_own_data(finished):

@@ -26,7 +26,7 @@ train: {learning_rate: 3e-3, batch_tokens: 200, max_length: 160, precision: fp32
 calibration: {examples: 8, sketch: full}
 seeds: [0, 1]
 budgets: {half: 0.5}
-faces: {validation: 2, test: 4, drift: 4, max_new_tokens: 6}
+faces: {validation: 2, test: 4, drift: 4, text: 6, max_new_tokens: 6}
 curvature: {examples: 8, ridge: [0.1, 1.0]}
 keep: all
 draws: 200

@@ -17,6 +17,7 @@ from merit.config.section import Location, Section, Seed, refused
 from merit.config.train import TrainConfig
 
 Budget = Annotated[float, Field(gt=0, le=1)]
+MEASURED = ("drift", "general text")  # parts of retention that are no datasets
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -52,6 +53,13 @@ class FacesConfig(Section):
     validation: int = Field(default=8, ge=2, description="Held-out examples a dataset that choose α, β and rates.")
     test: int = Field(default=16, ge=2, description="Further held-out examples a dataset that are reported.")
     drift: int = Field(default=16, ge=0, le=512, description="Prompts that θ0 answers; half of them validate. 0: none.")
+    text: int = Field(
+        default=0,
+        ge=0,
+        le=24,
+        description="Passages of plain English that retention is measured on, too; half of them validate. For a θ0 "
+        "that knows the language.",
+    )
     max_new_tokens: int = Field(default=48, ge=1, description="Longest of θ0's own answers.")
     batch_tokens: int = Field(default=8192, ge=1, description="Tokens a forward pass, padding included.")
 
@@ -154,8 +162,11 @@ class StudyConfig(Section):
         owner: dict[str, str] = {}
         for section in ("mixture", "unseen", "retention"):
             for name in getattr(self, section):
-                if "/" in name or "\\" in name or name in (".", "..", "drift") or not name.isprintable():
-                    yield (section, name), "a name must not hold / or \\ or control characters, be a path, or `drift`"
+                if "/" in name or "\\" in name or name in (".", "..", *MEASURED) or not name.isprintable():
+                    yield (
+                        (section, name),
+                        "a name must not hold / or \\ or control characters, be a path, `drift` or `general text`",
+                    )
                 elif name in owner:
                     yield (section, name), f"this is also the name of a dataset in `{owner[name]}`; rename one"
                 owner.setdefault(name, section)

@@ -15,8 +15,16 @@ from merit.evaluation.drift_set import DriftSet
 
 def general_prompts(count: int) -> list[str]:
     """The first `count` of merit's general prompts."""
-    text = resources.files("merit.evaluation").joinpath("general_prompts.txt").read_text(encoding="utf-8")
-    return text.splitlines()[:count]
+    return _lines("general_prompts.txt")[:count]
+
+
+def general_texts(count: int) -> list[str]:
+    """The first `count` of merit's passages of plain English."""
+    return _lines("general_text.txt")[:count]
+
+
+def _lines(name: str) -> list[str]:
+    return resources.files("merit.evaluation").joinpath(name).read_text(encoding="utf-8").splitlines()
 
 
 def make_drift_set(

@@ -27,7 +27,7 @@ from merit.run.fingerprint import fingerprint
 from merit.run.layout import BranchDir
 from merit.study.cells import SeedData, cell_mark
 from merit.study.foreign import foreign_step, mergekit
-from merit.study.measure import Examples, drift_set, measure
+from merit.study.measure import Examples, drift_set, measure, other_rows
 from merit.study.scores import MethodResult, PointResult, PointScores, Summary
 from merit.study.spec import Study
 
@@ -71,7 +71,9 @@ class Job:
         with job_lock(study.dir.seed(seed).root / "lock", wait_seconds=_PATIENCE_SECONDS):
             self.data = SeedData(study, seed, progress)
             drift = drift_set(study, seed, self.data.mixture, self.ray.reset)
-        self.examples = Examples.of(self.data.run, self.data.mixture, frozenset(config.retention), config.faces, drift)
+        self.examples = Examples.of(
+            self.data.run, self.data.mixture, frozenset(config.retention), config.faces, other_rows(study, drift)
+        )
         # The trainer collects garbage once a branch, which takes a second among the objects of large libraries.
         gc.collect()
         gc.freeze()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from merit.config.study import FacesConfig
 from merit.data.mixture import Mixture
 from merit.data.store import EncodedDataset
 from merit.errors import InputError
+from merit.evaluation.drift import general_prompts, general_texts
 from merit.evaluation.drift_set import DriftSet
 from merit.evaluation.loss import example_scores
 from merit.evaluation.scores import DatasetScore
@@ -17,7 +18,7 @@ from merit.models.loading import Precision
 from merit.models.nll import TokenRow
 from merit.run.fingerprint import fingerprint
 from merit.run.layout import RunDir
-from merit.study.scores import DRIFT, Face, Faces
+from merit.study.scores import DRIFT, TEXT, Face, Faces
 from merit.study.spec import Study
 
 _DIGITS = 6  # of a loss, as it is kept
@@ -43,9 +44,18 @@ class Examples:
 
     @classmethod
     def of(
-        cls, run: RunDir, mixture: Mixture, retained: frozenset[str], config: FacesConfig, drift: DriftSet | None
+        cls,
+        run: RunDir,
+        mixture: Mixture,
+        retained: frozenset[str],
+        config: FacesConfig,
+        others: Mapping[str, Sequence[TokenRow]],
     ) -> Examples:
         """Takes them in the order of their content hash, validation first.
+
+        Args:
+            retained: names of the datasets that measure retention.
+            others: what measures it besides; every other row validates.
 
         Raises:
             InputError: a dataset has too few held-out examples; names it.
@@ -66,10 +76,10 @@ class Examples:
             pairs: list[tuple[Sequence[int], Sequence[int]]] = [row.token_row for row in rows]
             validation.append(Part(face, item.name, list(pairs[: config.validation])))
             test.append(Part(face, item.name, list(pairs[config.validation :])))
-        if drift is not None and len(drift.input_ids) >= _FEWEST:
-            pairs = list(zip(drift.input_ids, drift.labels, strict=True))
-            validation.append(Part("retention", DRIFT, list(pairs[::2])))
-            test.append(Part("retention", DRIFT, list(pairs[1::2])))
+        for name, rows_of in others.items():
+            if len(rows_of) >= _FEWEST:
+                validation.append(Part("retention", name, list(rows_of[::2])))
+                test.append(Part("retention", name, list(rows_of[1::2])))
         mark = fingerprint([[part.face, part.name, part.rows] for part in (*validation, *test)])
         return cls(validation, test, mark)
 
@@ -93,6 +103,17 @@ def measure(model: Any, parts: list[Part], *, batch_tokens: int, precision: Prec
     return Faces(**faces)
 
 
+def other_rows(study: Study, drift: DriftSet | None) -> dict[str, list[TokenRow]]:
+    """What measures retention and is no dataset: θ0's own answers, and plain text, whose every token counts."""
+    found: dict[str, list[TokenRow]] = {}
+    if drift is not None:
+        found[DRIFT] = list(zip(drift.input_ids, drift.labels, strict=True))
+    if study.config.faces.text:
+        texts = [study.tokenizer(text)["input_ids"] for text in general_texts(study.config.faces.text)]
+        found[TEXT] = [(ids, ids) for ids in texts]
+    return found
+
+
 def drift_set(
     study: Study, seed: int, mixture: Mixture, load: Callable[[], Any], progress: Callable[[int], None] = lambda _: None
 ) -> DriftSet | None:
@@ -106,7 +127,6 @@ def drift_set(
     from merit.data.encode import Encoder
     from merit.data.example import Example, Message
     from merit.evaluation.answers import greedy_answers
-    from merit.evaluation.drift import general_prompts
 
     run = study.dir.seed(seed)
     mark = fingerprint(faces, study.theta0.fingerprint, [item.fingerprint for item in mixture.unseen])

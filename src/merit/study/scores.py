@@ -6,16 +6,17 @@ from typing import Literal
 
 from pydantic import Field
 
+from merit.config.study import MEASURED
 from merit.evaluation.scores import DatasetScore
 from merit.run.record import Record
 
 Face = Literal["in_mixture", "unseen", "retention"]
 FACES: tuple[Face, ...] = ("in_mixture", "unseen", "retention")
-DRIFT = "drift"
+DRIFT, TEXT = MEASURED
 
 
 class Faces(Record):
-    """One model on one part of the held-out examples, dataset by dataset. Retention holds `drift`, too."""
+    """One model on one part of the held-out examples, dataset by dataset. Retention holds drift and text, too."""
 
     in_mixture: list[DatasetScore]
     unseen: list[DatasetScore]
