@@ -20,11 +20,12 @@ class MergeConfig(Section):
         description="w_k ∝ supervised tokens really trained on (published), or equal; or by curvature, measured on the "
         "branches' data after their training: diagonal Fisher, or input Grams of linear layers (RegMean).",
     )
-    ridge: float = Field(
-        default=0.1,
+    ridge: float | None = Field(
+        default=None,
         gt=0,
         le=1e6,
-        description="Pull toward the token average (fisher, regmean), relative to the mean curvature of a tensor.",
+        description="Pull toward the token average (fisher, regmean), relative to the mean curvature of a tensor. "
+        "Default: 0.1 for fisher, 0.01 for regmean.",
     )
     curvature_examples: int = Field(
         default=64, ge=2, description="Training examples of each branch that its curvature is of (fisher, regmean)."

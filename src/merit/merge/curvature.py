@@ -147,6 +147,7 @@ class RegMeanMerge(CurvatureMerge):
 
 
 RULES: dict[str, type[CurvatureMerge]] = {"fisher": FisherMerge, "regmean": RegMeanMerge}
+RIDGE = {"fisher": 0.1, "regmean": 0.01}  # what validation chose most often in docs/study.md
 
 
 def _linears(model: nn.Module, names: Mapping[str, Any]) -> dict[str, nn.Linear]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from merit.branches.examples import training_rows
 from merit.branches.spec import BranchSpec
 from merit.io import atomic_dir
-from merit.merge.curvature import RULES
+from merit.merge.curvature import RIDGE, RULES
 from merit.merge.ray import Ray, norm
 from merit.models.loading import load_model
 from merit.run.layout import BranchDir
@@ -41,7 +41,7 @@ def curved_checkpoint(
             spec = BranchSpec.load(BranchDir(folder.parent).spec)
             merge.add(ray.set(step), step, count, training_rows(context.run.root, spec, config.curvature_examples))
             bar.update(done)
-    model = ray.set(merge.solve(config.ridge))
+    model = ray.set(merge.solve(RIDGE[config.weights] if config.ridge is None else config.ridge))
     out = method.dir.root / CURVED
     shutil.rmtree(out, ignore_errors=True)
     with atomic_dir(out) as part:
