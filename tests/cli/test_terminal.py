@@ -194,7 +194,7 @@ def test_closed_streams(tmp_path):
 def test_a_full_output(tmp_path):
     done = through_shell("MERIT schema >/dev/full", tmp_path)
     assert done.returncode == 1
-    assert done.stderr == "output: No space left on device; free some space and run again to resume\n"
+    assert done.stderr == "output: the disk is full; free some space and run again to resume\n"
 
 
 def test_a_locale_without_unicode(tiny_model, four_files):

@@ -124,7 +124,7 @@ def answer(action: Callable[[], Any]) -> int:
     except OSError as error:
         place = printable(str(error.filename or "output"))
         if disk_is_full(error):
-            return _say(f"{place}: {error.strerror or 'the disk is full'}; free some space and run again to resume", 1)
+            return _say(f"{place}: the disk is full; free some space and run again to resume", 1)
         if out_of_memory(error):
             return _say(_NO_MEMORY, 1)
         if error.errno in _UNUSABLE:

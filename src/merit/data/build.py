@@ -16,6 +16,7 @@ from merit.data.reading import DatasetReader, Selection, select
 from merit.data.store import VERSION, EncodedDataset, write_store
 from merit.errors import InputError
 from merit.logging import get_logger
+from merit.io import disk_errors
 from merit.progress import SILENT, Progress
 from merit.run.fingerprint import fingerprint
 from merit.run.layout import RunDir
@@ -176,7 +177,8 @@ def _all_or_nothing() -> Iterator[dict[Path, Path]]:
     try:
         yield written
         for path, final in written.items():
-            path.replace(final)
+            with disk_errors(final):
+                path.replace(final)
     except InputError:
         for path in written:
             with contextlib.suppress(OSError):
