@@ -15,8 +15,8 @@ from merit.data.mixture import DatasetSummary, Mixture
 from merit.data.reading import DatasetReader, Selection, select
 from merit.data.store import VERSION, EncodedDataset, write_store
 from merit.errors import InputError
-from merit.logging import get_logger
 from merit.io import disk_errors
+from merit.logging import get_logger
 from merit.progress import SILENT, Progress
 from merit.run.fingerprint import fingerprint
 from merit.run.layout import RunDir
