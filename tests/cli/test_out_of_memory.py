@@ -32,6 +32,7 @@ def loading_failed() -> InputError:
         RuntimeError("can't start new thread"),
         OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
         ImportError("libx.so: failed to map segment from shared object"),
+        SystemError("error return without exception set"),
         loading_failed(),
     ],
 )

@@ -205,3 +205,21 @@ def test_a_locale_without_unicode(tiny_model, four_files):
     assert process.returncode == 2
     assert err == "nowhere.jsonl: `mixture.\\u65e5\\u672c.path`: no such file; did you mean `chat.jsonl`?\n"
     assert "\\u27e6" in out  # the mark of what carries loss
+
+
+def test_the_reason_is_the_last_line_of_a_log(tmp_path):
+    """Libraries print to a buffered stdout; a job's log holds both, and its last line is what the driver repeats."""
+    code = """
+import sys
+from merit.cli.main import answer
+from merit.errors import InputError
+def action():
+    print("{'train_runtime': 1}")
+    raise InputError("cannot write here")
+sys.exit(answer(action))
+"""
+    log = tmp_path / "output.txt"
+    with log.open("wb") as output:
+        done = subprocess.run([sys.executable, "-c", code], stdout=output, stderr=output, check=False)
+    assert done.returncode == 2
+    assert log.read_text() == "{'train_runtime': 1}\ncannot write here\n"

@@ -148,6 +148,9 @@ def _farewell(number: int) -> str:
 
 
 def _say(text: str, code: int) -> int:
+    if sys.stdout is not None:  # what was printed before comes first: a job's last line is its reason
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
     if sys.stderr is not None:
         with contextlib.suppress(BrokenPipeError):
             sys.stderr.write(f"{text}\n")
