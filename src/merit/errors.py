@@ -75,7 +75,7 @@ class StageError(MeritError):
 _NO_MEMORY = re.compile(
     r"out of memory|not enough memory|[Cc]an(?:'t|not) allocate memory|bad_alloc|can't start new thread"
     r"|Failed to launch worker thread|failed to map segment|CUBLAS_STATUS_ALLOC_FAILED"
-    r"|error return without exception set|without setting an exception"  # CPython, with no memory left for the exception
+    r"|error return without exception set|without setting an exception"  # CPython, with no memory to make one
 )
 
 
