@@ -204,7 +204,7 @@ class _Subprocess:
 
 def _let_go_of_locks() -> None:
     """What `exec` does for a real job: else one that outlives its killed run for a moment holds the run's lock."""
-    for number in os.listdir("/proc/self/fd"):
+    for link in list(Path("/proc/self/fd").iterdir()):
         with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/self/fd/{number}").endswith("/lock"):
-                os.close(int(number))
+            if link.readlink().name == "lock":
+                os.close(int(link.name))
