@@ -9,7 +9,7 @@ import numpy as np
 
 from merit.conflict.result import AxesResult, load_similarity
 from merit.conflict.similarity import half_gram
-from merit.errors import InputError, StageError
+from merit.errors import InputError
 from merit.gradients.store import SketchStore
 from merit.io import sha256_file
 from merit.logging import get_logger
@@ -56,7 +56,7 @@ def run(context: RunContext) -> dict[str, Any]:
     from merit.split.make import make_partition  # brings scikit-learn, a second that a mistake should not cost
 
     axes = AxesResult.load(context.run.axes) if has_conflict(context) else None
-    similarity = _read_similarity(context.run.similarity) if has_conflict(context) else None
+    similarity = load_similarity(context.run.similarity) if has_conflict(context) else None
     evidence = _weigh(context, axes) if axes is not None else None
     groups = {}
     for method in context.methods:
@@ -116,10 +116,3 @@ def describe(method: Method, groups: int) -> str:
     if splitter == "replicate":
         return f"uniform soup of {groups}"
     return f"{names.get(splitter, splitter + ' split')}, {groups} groups"
-
-
-def _read_similarity(path: Path) -> np.ndarray:
-    try:
-        return load_similarity(path)
-    except InputError as error:  # no input of the user's: the run's own file
-        raise StageError(f"{path}: damaged; `merit run --from conflict` makes it again") from error
