@@ -15,6 +15,7 @@ from values import as_json
 
 from merit.config.model import ModelConfig
 from merit.config.yaml_text import read_yaml
+from merit.conflict.result import load_similarity
 from merit.data.files import ParquetFile
 from merit.data.image import BadImage
 from merit.data.image_fields import ImageSource
@@ -311,3 +312,11 @@ def test_a_parquet_file_that_repeats_one_long_text(tmp_path: Path) -> None:
     assert pa.total_allocated_bytes() - before < 200_000_000
     assert first.value == {"prompt": text, "completion": "a"}
     rows.close()
+
+
+def test_a_similarity_matrix_that_is_none(tmp_path):
+    """With checksums that fit it, only reading it can tell."""
+    file = tmp_path / "similarity.npy"
+    file.write_bytes(b"\x93NUMPY\x01\x00 and no more")
+    with pytest.raises(InputError, match=r"similarity\.npy: damaged \(.*\); run `merit conflict` again"):
+        load_similarity(file)
