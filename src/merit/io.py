@@ -24,6 +24,7 @@ _UNUSABLE = (
 )
 _MAX_JSON = 500_000_000  # bytes; tokenizers have tens of millions
 _HASHERS = 8  # threads that hash: more read no faster from one disk
+_WORTH_THREADS = 2**26  # bytes to hash that take longer than threads to start
 
 
 def disk_is_full(error: OSError) -> bool:
@@ -166,7 +167,7 @@ def sha256_files(paths: Sequence[Path]) -> list[str | None]:
     def digest(path: Path) -> str | None:
         return sha256_file(path) if path.is_file() else None
 
-    if len(paths) < 2:
+    if len(paths) < 2 or sum(path.stat().st_size for path in paths if path.is_file()) < _WORTH_THREADS:
         return [digest(path) for path in paths]
     with ThreadPoolExecutor(max_workers=min(len(paths), os.cpu_count() or 1, _HASHERS)) as pool:
         return list(pool.map(digest, paths))
