@@ -23,6 +23,7 @@ from merit.io import (
     read_json,
     safe_name,
     sha256_file,
+    sha256_files,
     sweep_parts,
     write_bytes,
     write_json,
@@ -215,3 +216,14 @@ def test_paths_stay_inside(tmp_path):
     for path in ("..", "a/../../b", "/etc/passwd", "link/passwd"):
         with pytest.raises(InputError, match="leaves the run directory"):
             inside(tmp_path, path)
+
+
+@pytest.mark.parametrize("worth", [0, 2**26])
+def test_checksums_of_many_files(worth, tmp_path, monkeypatch):
+    """With threads and without."""
+    monkeypatch.setattr("merit.io._WORTH_THREADS", worth)
+    files = [tmp_path / f"{number}" for number in range(20)]
+    for number, file in enumerate(files):
+        file.write_bytes(bytes([number]) * 1000 * number)
+    expected = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert sha256_files([*files, tmp_path / "gone", tmp_path]) == [*expected, None, None]
