@@ -148,6 +148,17 @@ def test_a_rerun_does_nothing_and_a_change_redoes_what_it_must(run: RunDir) -> N
     assert weights_of(run.root) == before
 
 
+def test_damaged_answers_of_the_init_are_given_again(run: RunDir) -> None:
+    """No model is measured again for it: the report shows what drift was measured on."""
+    before, table = run.drift.read_bytes(), Table.load(run.table)
+    run.drift.write_bytes(before[: len(before) // 2])
+    merit("run", run.root)
+    assert run.drift.read_bytes() == before
+    assert Table.load(run.table) == table
+    ended = [event for event in read_events(run.events) if event["event"] == "end" and event["stage"] == "evaluate"]
+    assert ended[-1]["measured"] == 0
+
+
 def test_json_output_is_json(run: RunDir) -> None:
     value = json.loads(merit("split", run.root, "--json"))
     assert value["result"]["splitter"] == "pca"

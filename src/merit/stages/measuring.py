@@ -60,7 +60,7 @@ def measure(context: RunContext, *, share: bool = False) -> int:
     with context.progress.bar("evaluate", total=max(1, units), unit="example") as bar:
         counter = Counter(bar)
         drift = None
-        if config.drift and todo:
+        if config.drift:  # also of models that are measured already: the report shows it
             with _mine(context, _DRIFT, share=share, wait=True):
                 drift = _drift_set(context, counter)
         for subject, mark in todo:
