@@ -10,7 +10,6 @@ import torch
 
 from merit.branches.trajectory import WIDTH, sketch_weights
 from merit.diagnostics.trajectory import trajectories
-from merit.errors import InputError
 
 
 def weights(seed: int, scale: float = 1.0) -> list[tuple[str, torch.Tensor]]:
@@ -64,8 +63,13 @@ def test_without_snapshots_there_is_nothing(tmp_path: Path) -> None:
     assert trajectories(folders, ["branch 0", "branch 1"], [0.5, 0.5]) is None
 
 
-def test_a_damaged_snapshot_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [None, [1.0, 2.0]])
+def test_a_damaged_snapshot_is_named_and_the_way_left_out(other, tmp_path: Path, caplog) -> None:
     folder = write(tmp_path / "0", [[0.0], [1.0]])
-    (folder / "001.npy").write_bytes(b"no")
-    with pytest.raises(InputError, match=r"001\.npy: a damaged snapshot"):
-        trajectories({"branch 0": folder}, ["branch 0"], [1.0])
+    if other is None:
+        (folder / "001.npy").write_bytes(b"no")
+    else:
+        np.save(folder / "001.npy", other)
+    assert trajectories({"branch 0": folder}, ["branch 0"], [1.0]) is None
+    assert "001.npy: " in caplog.text
+    assert "the ways of the branches are left out" in caplog.text

@@ -14,7 +14,7 @@ from faults.world import FINISHED, STATES, World
 # A branch is read again only when it is merged again: reading all branches of a finished run at every call would cost
 # minutes for large models. So their damage in a finished run changes no result, and stays until then.
 # Nor are pilots, and rounds of the preparation before the last: what came of them has been made.
-_KEPT = re.compile(r"((gate/|prepare/)?branches/\d\d/checkpoint|gate/merged)/")
+_KEPT = re.compile(r"(gate/|prepare/)?branches/\d\d/checkpoint/")
 
 
 def faults(world: World) -> Iterator[Fault]:
@@ -46,6 +46,8 @@ def _damaged(world: World, folder: Path, *, label: str, name: str, damage: str) 
         content[bit // 8] ^= 1 << bit % 8
     file.write_bytes(content)
     kept = [name] if label == FINISHED and _KEPT.match(name) else []
+    if "/trajectory/" in name:  # snapshots are for a figure alone, which does without them
+        kept.append("diagnostics/displacement.json")
     return rerun(world, folder, run, times=2, but=kept)
 
 

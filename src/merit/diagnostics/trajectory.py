@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 
 from merit.diagnostics.models import JOINT, MERGE
 from merit.diagnostics.result import Trajectories
-from merit.errors import InputError
+from merit.logging import get_logger
+
+_log = get_logger(__name__)
 
 
 def trajectories(folders: Mapping[str, Path], branches: Sequence[str], weights: Sequence[float]) -> Trajectories | None:
-    """Distances from θ0 and positions on the plane, moment by moment; None where a branch kept no snapshots.
+    """Distances from θ0 and positions on the plane, moment by moment; None where a branch kept no snapshots, or
+    one is damaged: nothing else rests on them, and to train for hours for a figure is the user's choice.
 
     Args:
         folders: label → folder of 000.npy, 001.npy, … ; joint training may be among them.
         branches: labels of the branches, in the order of `weights`.
-
-    Raises:
-        InputError: a damaged snapshot.
     """
     paths = {label: _deltas(folder) for label, folder in folders.items()}
     if any(paths[label] is None for label in branches):
@@ -48,7 +48,7 @@ def trajectories(folders: Mapping[str, Path], branches: Sequence[str], weights: 
 
 
 def _deltas(folder: Path) -> NDArray[np.float64] | None:
-    """(moments, width) sketches of θ − θ0; None without a start."""
+    """(moments, width) sketches of θ − θ0; None without a start, or where one cannot be read."""
     files = sorted(folder.glob("[0-9][0-9][0-9].npy"))
     if not files or files[0].stem != "000" or len(files) != int(files[-1].stem) + 1:
         return None
@@ -57,9 +57,11 @@ def _deltas(folder: Path) -> NDArray[np.float64] | None:
         try:
             rows.append(np.asarray(np.load(file, allow_pickle=False), dtype=np.float64))
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"a damaged snapshot ({error})", file=file) from None
+            _log.warning("%s: a damaged snapshot (%s); the ways of the branches are left out", file, error)
+            return None
         if rows[-1].shape != rows[0].shape or rows[-1].ndim != 1:
-            raise InputError(f"a snapshot of shape {rows[-1].shape}, not {rows[0].shape}", file=file)
+            _log.warning("%s: no snapshot of this training; the ways of the branches are left out", file)
+            return None
     stacked = np.stack(rows)
     deltas: NDArray[np.float64] = stacked[1:] - stacked[0]
     return deltas

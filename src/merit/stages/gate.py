@@ -54,7 +54,7 @@ def outputs(context: RunContext) -> list[Path]:
 
 
 def run(context: RunContext) -> dict[str, Any]:
-    """Writes gate/: pilots, their merge, and gate.json.
+    """Writes gate/: pilots, and gate.json.
 
     Raises:
         StageError: the answer is no, and `gate.enforce` is on; or a pilot failed.
@@ -124,6 +124,7 @@ def _measure(context: RunContext, pilot: Method, config: GateConfig, mark: str) 
     )
     pairs = [*itertools.combinations(folders, 2), (BASE, MERGE)]
     found = connectivity(live, pairs, {"held_out": held_out}, points=config.points, progress=context.progress).held_out
+    shutil.rmtree(merged, ignore_errors=True)  # a whole model, and of no further use
     ends = {segment.a: segment.loss[0] for segment in found} | {segment.b: segment.loss[-1] for segment in found}
     barriers = found[:-1]
     losses = [ends[label] for label in folders]
