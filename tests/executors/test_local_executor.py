@@ -209,6 +209,21 @@ def test_visible_gpus(value, expected, monkeypatch):
     assert visible_gpus() == expected
 
 
+def test_gpus_as_the_driver_lists_them(tmp_path, monkeypatch):
+    lines = [
+        "GPU 0: NVIDIA H200 (UUID: GPU-1)",
+        "  MIG 1g.18gb Device 0: (UUID: MIG-2)",
+        "GPU 1: NVIDIA L4 (UUID: GPU-3)",
+    ]
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu_names() == ["NVIDIA H200", "NVIDIA L4"]
+    assert visible_gpus() == ["0", "1"]
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

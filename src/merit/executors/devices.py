@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 
@@ -11,13 +12,18 @@ def visible_gpus() -> list[str]:
     """Identifiers of the GPUs that jobs may use, as CUDA_VISIBLE_DEVICES takes them; empty on a CPU machine."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [item.strip() for item in chosen.split(",") if item.strip() not in ("", "-1")]
+    return [str(index) for index, _ in enumerate(gpu_names())]
+
+
+def gpu_names() -> list[str]:
+    """The model of every GPU of this machine, as NVIDIA's driver names it."""
     if shutil.which("nvidia-smi") is None:
         return []
     try:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return [str(index) for index, line in enumerate(listing.splitlines()) if line.startswith("GPU ")]
+    return re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", listing, re.MULTILINE)
 
 
 def usable_cores() -> int:

@@ -7,9 +7,9 @@ import shutil
 import time
 from collections import Counter
 from contextlib import nullcontext
+from importlib import metadata
 from pathlib import Path
 
-from merit import __version__
 from merit.errors import InputError, StageError
 from merit.io import disk_errors, sha256_file, sha256_files, write_text
 from merit.logging import get_logger
@@ -149,7 +149,7 @@ def _summarise(
         checksums={output.label: sums for output, sums in zip(plan.outputs, checksums, strict=True)},
         removed=any(factor < 0 for tensor in plan.tensors[:1] for factor in tensor.factors),
         notes=notes,
-        version=__version__,
+        version=_version(),
     )
 
 
@@ -164,3 +164,10 @@ def _ratio(error: float, moved: float) -> float:
     if moved:
         return error / moved
     return 1.0 if error else 0.0  # the whole update was lost, or there was none
+
+
+def _version() -> str:
+    try:
+        return metadata.version("merit-tuning")
+    except metadata.PackageNotFoundError:
+        return "not installed"  # run from its source

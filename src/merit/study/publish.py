@@ -10,9 +10,9 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from merit.errors import InputError
+from merit.executors.devices import gpu_names
 from merit.io import write_text
 from merit.study.answer import answers
 from merit.study.compare import AVERAGE, compare, difference, shared_examples
@@ -192,8 +192,8 @@ def machine() -> dict[str, str]:
             line.split(":", 1)[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")
         ]
         found["processor"] = names[0] if names else "unknown"
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
+    if gpus := gpu_names():
+        found["gpu"] = ", ".join(sorted(set(gpus)))
     for package in ("merit-tuning", "torch", "transformers", "trl", "reasoning-gym"):
         try:
             found[package] = metadata.version(package)
