@@ -16,7 +16,7 @@ import pytest
 
 from merit.errors import InputError, StageError
 from merit.executors.base import Job
-from merit.executors.devices import slot_environments, usable_cores, visible_gpus
+from merit.executors.devices import gpu_names, slot_environments, usable_cores, visible_gpus
 from merit.executors.drive import Rules
 from merit.executors.job_side import job_lock
 from merit.executors.local import LocalExecutor
