@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import fcntl
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +24,8 @@ def die_with_parent(parent: int | None = None) -> None:
     """
     parent = parent or int(os.environ.get("MERIT_PARENT", "0"))
     if parent:
-        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+        # `Thread.start` would wait for ever for a thread that found no memory to begin with.
+        _thread.start_new_thread(_watch, (parent,))
 
 
 def _watch(parent: int) -> None:
