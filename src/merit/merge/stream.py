@@ -23,6 +23,7 @@ from merit.logging import get_logger
 from merit.merge.accumulate import BYTES_AN_ELEMENT, Accumulator
 from merit.merge.journal import Hashed, Journal
 from merit.merge.plan import Block, MergePlan, whole_rows
+from merit.merge.worker import Worker
 from merit.models.checkpoint import FilePool
 from merit.models.header import ITEM_BYTES
 from merit.models.writer import ShardFiles
@@ -104,12 +105,12 @@ class BlockStream:
         return [_Hashes(files, len(item.shards)) for files, item in zip(self._files, self._plan.shards, strict=True)]
 
     def _collect(self, bar: Bar, hashes: list[_Hashes]) -> None:
-        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._threads)]
+        threads = [Worker(self._work) for _ in range(self._threads)]
         fresh: dict[int, list[float]] = {}
         done = sum(self._megabytes(self._plan.blocks[n]) for n in self._journal.done)
         written, whole = set(self._journal.done), 0  # `whole`: all blocks before it are written
         running, saved = len(threads), time.monotonic()
-        begun: list[threading.Thread] = []
+        begun: list[Worker] = []
         try:
             for thread in threads:
                 thread.start()
@@ -136,10 +137,10 @@ class BlockStream:
             self._stop.set()
             while begun := [thread for thread in begun if thread.is_alive()]:
                 _drain(self._results)
-                begun[0].join(0.01)
+                time.sleep(0.01)
         self._save(fresh)
 
-    def _next(self, threads: Sequence[threading.Thread]) -> tuple[int, list[float]] | BaseException | None:
+    def _next(self, threads: Sequence[Worker]) -> tuple[int, list[float]] | BaseException | None:
         """What a thread says next. One that ran out of memory may be unable to say even that."""
         while True:
             alive = any(thread.is_alive() for thread in threads)
