@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -111,7 +110,6 @@ def simulate(branches: int, preemptions: float, seed: int) -> dict[str, float]:
     The bound: all work spread over all machines without a gap, nothing preempted, nothing to start; and no branch
     faster than on the fastest machine.
     """
-    logging.getLogger("merit").setLevel(logging.ERROR)  # hundreds of preemptions are the point
     rng = random.Random(seed)
     nowhere = Path("/nonexistent")
     jobs = [
