@@ -138,11 +138,13 @@ def call(function: Callable[[], None]) -> None:
 def _fork(arguments: list[str], output: int, prepare: Callable[[], None]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
+    # Until the child has handlers of its own, a signal would meet those of a run that is ending.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     pid = os.fork()
-    if pid:
-        return pid
-    _child(arguments, output, prepare)
-    return None
+    if not pid:
+        _child(arguments, output, prepare)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return pid
 
 
 def _child(arguments: list[str], output: int, prepare: Callable[[], None]) -> NoReturn:
@@ -158,6 +160,7 @@ def _child(arguments: list[str], output: int, prepare: Callable[[], None]) -> No
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, set())
         code = _main(arguments, prepare)
     except BaseException:
         traceback.print_exc()
