@@ -8,7 +8,8 @@ import torch
 from tiny_curvature import ROWS, gradient_squares, inputs_of, model_with
 from torch import nn
 
-from merit.merge.curvature import FisherMerge, RegMeanMerge
+from merit.config.merge import MergeConfig
+from merit.merge.curvature import RIDGE, RULES, FisherMerge, RegMeanMerge
 
 SEEDS = (1, 2, 3)
 WEIGHTS = (3.0, 1.0, 2.0)
@@ -90,3 +91,10 @@ def test_tied_heads_are_not_solved_twice():
     model = model_with(0)
     assert isinstance(model.lm_head, nn.Linear)
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_every_rule_has_a_ridge_of_its_own():
+    """`merge.ridge` may be left out; its description in the configuration says what it then is."""
+    assert RIDGE.keys() == RULES.keys()
+    words = MergeConfig.model_fields["ridge"].description
+    assert all(f"{ridge:g} for {rule}" in words for rule, ridge in RIDGE.items())

@@ -58,7 +58,8 @@ def collect(study: Study) -> Results:
         competing = contenders(study, items)
         rows += [_row(study, budget, item) for item in competing.values()]
         comparisons += compare(study, budget, competing)
-        rays += [_ray(study, budget, name, items) for name in config.methods if name in shared_methods(items)]
+        known = shared_methods(items)
+        rays += [_ray(study, budget, name, items) for name in config.methods if name in known]
     any_items = next(iter(by_budget.values()))
     faces = PointScores.load(study.dir.point(any_items[0].base)).test
     asked = [_question(study, seed) for seed in config.seeds]
