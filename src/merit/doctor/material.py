@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from importlib import resources
 from typing import Any
 
 from merit.data.example import IGNORED, Encoded
 from merit.errors import InputError
+from merit.evaluation.drift import general_prompts
 
 GROUPS = 4  # small datasets, for cosines between them
 EXAMPLES = 6  # a dataset
@@ -21,8 +21,7 @@ def material(tokenizer: Any) -> list[list[Encoded]]:
     Raises:
         InputError: the tokenizer makes nothing of English text.
     """
-    text = resources.files("merit.evaluation").joinpath("general_prompts.txt").read_text(encoding="utf-8")
-    lines = itertools.cycle(text.splitlines())
+    lines = itertools.cycle(general_prompts())
     groups = []
     for _ in range(GROUPS):
         texts = ["\n".join(itertools.islice(lines, _LINES[k])) for k in range(EXAMPLES)]

@@ -13,8 +13,8 @@ from merit.evaluation.answers import greedy_answers
 from merit.evaluation.drift_set import DriftSet
 
 
-def general_prompts(count: int) -> list[str]:
-    """The first `count` of merit's general prompts."""
+def general_prompts(count: int | None = None) -> list[str]:
+    """The first `count` of merit's general prompts, or all."""
     return _lines("general_prompts.txt")[:count]
 
 

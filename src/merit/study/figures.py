@@ -101,9 +101,11 @@ def _pareto(results: Results, budget: str) -> Any:
 
 def _draw_ray(axis: Any, ray: Ray, base: Row | None, face: str) -> None:
     points = [(p.faces["in_mixture"], p.faces[face]) for p in ray.points]
-    if base is not None:
-        points.insert(0, (base.faces["in_mixture"].value, base.faces[face].value))
-    axis.plot(*zip(*points, strict=True), color=_colour(ray.method), lw=0.9, alpha=0.6, marker=".", ms=3)
+    look = {"color": _colour(ray.method), "lw": 0.9, "alpha": 0.6}
+    axis.plot(*zip(*points, strict=True), marker=".", ms=3, **look)
+    if base is not None:  # nothing was measured between θ0 and the ray's first point
+        start = (base.faces["in_mixture"].value, base.faces[face].value)
+        axis.plot(*zip(start, points[0], strict=True), ls=":", **look)
 
 
 def _zoom(axis: Any, rows: list[Row], face: str) -> None:

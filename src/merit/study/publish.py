@@ -32,15 +32,20 @@ def publish(study: Study) -> Results:
         InputError: no job has finished yet.
         StageError: methods at unequal tokens.
     """
-    from merit.study.figures import write_figures
-
     found = collect(study)
     found.save(study.dir.table)
-    write_figures(found, study.dir.results)
-    write_text(study.dir.results / "tables.md", markdown(found))
-    write_text(study.dir.results / "table.tex", latex_table(found))
-    write_text(study.dir.results / "results.html", html_page(found, study.dir.results))
+    draw(found, study.dir.results)
     return found
+
+
+def draw(found: Results, folder: Path) -> None:
+    """The tables and figures of results, which may be an earlier study's."""
+    from merit.study.figures import write_figures
+
+    write_figures(found, folder)
+    write_text(folder / "tables.md", markdown(found))
+    write_text(folder / "table.tex", latex_table(found))
+    write_text(folder / "results.html", html_page(found, folder))
 
 
 def collect(study: Study) -> Results:
