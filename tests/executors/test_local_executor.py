@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -142,10 +143,12 @@ class Bars:
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, float, float | None, str | None]] = []
+        self.units: dict[str, str] = {}
 
     def bar(self, name, *, total, unit=""):
         import contextlib
 
+        self.units[name] = unit
         seen = self.seen
 
         class Bar:
@@ -161,8 +164,10 @@ def test_progress_is_shown_and_half_written_progress_is_passed_over(tmp_path):
         "(here / 'progress.json').write_text(json.dumps({'done': 3, 'total': 7, 'note': 'loss 1'}))\ntime.sleep(0.7)\n"
     )
     bars = Bars()
-    LocalExecutor(parallel=1).run([job(tmp_path, "a", program + DONE)], bars)
+    measuring = dataclasses.replace(job(tmp_path, "a", program + DONE), unit="tok")
+    LocalExecutor(parallel=1).run([measuring, job(tmp_path, "b", DONE)], bars)
     assert ("a", 3, 7, "loss 1") in bars.seen
+    assert bars.units == {"a": "tok", "b": "step"}
     assert {entry[1] for entry in bars.seen} == {3}
 
 

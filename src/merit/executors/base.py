@@ -22,6 +22,7 @@ class Job:
         done: exists exactly when the job has finished; written last, by the job.
         progress: JSON {"done", "total", "note"} that the job rewrites while it runs.
         output: file that gets stdout and stderr.
+        unit: what "done" counts, for the bar (`step`, `tok`).
         weight: expected work, in any unit; the longest job starts first, on the fastest machine.
         env: variables added to the environment.
         record: where the executor notes what it did with the job (a JobRecord); None for nowhere.
@@ -32,6 +33,7 @@ class Job:
     done: Path
     progress: Path
     output: Path
+    unit: str = "step"
     weight: float = 1.0
     env: dict[str, str] = field(default_factory=dict)
     record: Path | None = None

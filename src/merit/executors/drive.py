@@ -166,7 +166,7 @@ class Drive:
         self.backend.start(placed)
         for job, slot in placed:
             stack = ExitStack()
-            bar = stack.enter_context(self.progress.bar(job.name, total=1, unit="step"))
+            bar = stack.enter_context(self.progress.bar(job.name, total=1, unit=job.unit))
             self.running.append(_Running(job, slot, bar, stack, self.backend.now()))
             self.tally[job.name].starts += 1
             self._note(job, "running")

@@ -43,4 +43,4 @@ def run_worker(root: Path, worker: int, precision: str | None = None) -> None:
 
 def _job(context: RunContext, worker: int) -> Job:
     arguments = ("evaluate", str(context.run.root.resolve()))
-    return worker_job(context, context.run.evaluations / "jobs", "evaluation", worker, arguments)
+    return worker_job(context, context.run.evaluations / "jobs", "evaluation", "example", worker, arguments)

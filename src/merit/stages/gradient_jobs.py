@@ -74,4 +74,4 @@ def measurement(
 
 def _job(context: RunContext, size: int, worker: int) -> Job:
     arguments = ("conflict", str(context.run.root.resolve()), "--examples", str(size))
-    return worker_job(context, context.run.gradients / "jobs", "gradients", worker, arguments)
+    return worker_job(context, context.run.gradients / "jobs", "gradients", "tok", worker, arguments)

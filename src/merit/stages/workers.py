@@ -42,7 +42,7 @@ def run_workers(context: RunContext, pieces: int, job: Callable[[int], Job]) -> 
     make_executor(launch, rules, context.run.engine).run(jobs, context.progress)
 
 
-def worker_job(context: RunContext, folder: Path, name: str, worker: int, arguments: Sequence[str]) -> Job:
+def worker_job(context: RunContext, folder: Path, name: str, unit: str, worker: int, arguments: Sequence[str]) -> Job:
     """`merit ARGUMENTS --worker n`, with its marker, progress and output in `folder`.
 
     `precision: auto` is what this machine likes, also on others: what they measure must be comparable, and is looked
@@ -57,6 +57,7 @@ def worker_job(context: RunContext, folder: Path, name: str, worker: int, argume
         done=folder / f"{worker:02d}.done",
         progress=folder / f"{worker:02d}.json",
         output=folder / f"{worker:02d}.txt",
+        unit=unit,
     )
 
 

@@ -167,6 +167,7 @@ def _launched(study: Study, seed: int, budget: str) -> LaunchedJob:
         done=study.dir.summary(seed, budget),
         progress=folder / "progress.json",
         output=folder / "output.txt",
+        unit="tok",
         # Largest budget first, seed by seed: a study that is cut short holds one budget's table with all its seeds.
         weight=len(study.config.seeds) * study.config.budgets[budget] * 1000 - study.config.seeds.index(seed),
     )
