@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,18 +11,21 @@ from trl import SFTTrainer
 
 from merit.branches.batching import Batching
 from merit.branches.checkpoints import Counters
+from merit.branches.loss import may_pack, packed_batch, task_nll
 from merit.branches.sampler import StepSampler
 from merit.data.example import IGNORED, TokenRow
 from merit.data.store import IMAGES
+from merit.gradients.head import Task
 from merit.models.loading import images_of
-from merit.models.nll import aligned_batch, batch_nll
+from merit.models.nll import aligned_batch, batch_nll, innermost
 
 
 class BranchTrainer(SFTTrainer):
     """What trains a branch.
 
     TRL's fused head scores supervised positions only where Triton runs; elsewhere it projects every position, in
-    fp32, and again in the backward pass. On CPU the loss is therefore ours: the same sum over the same tokens.
+    fp32, and again in the backward pass. On CPU the loss is therefore ours: the same sum over the same tokens, of rows
+    without padding where the model takes them.
     """
 
     def __init__(
@@ -35,6 +39,9 @@ class BranchTrainer(SFTTrainer):
         # TRL would process images itself, and refuses most of what is asked of it here: with images the loss is ours.
         vision = images_of(self.model) is not None
         self._own_loss = (own or vision) and not self.aux_loss_enabled
+        packs = own and self._own_loss and not self.args.torch_compile
+        self._packs = packs and may_pack(innermost(self.model), self.args.device)
+        self._task: Task | None = None
         if self._own_loss:
             pad = self.processing_class.pad_token_id or 0
             self.data_collator = lambda rows: aligned_batch(self.model, [_row(row) for row in rows], pad)
@@ -51,7 +58,9 @@ class BranchTrainer(SFTTrainer):
         tokens, examples = self.accelerator.reduce(counts, "sum").tolist()
         self._counters.supervised_tokens += tokens
         self._counters.examples += examples
-        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        with packed_batch(model, inputs) if self._packs else contextlib.nullcontext() as self._task:
+            loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        self._task = None
         return loss
 
     def compute_loss(
@@ -59,7 +68,7 @@ class BranchTrainer(SFTTrainer):
     ) -> Any:
         if not self._own_loss or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        nll = batch_nll(model, inputs).nll
+        nll = batch_nll(model, inputs).nll if self._task is None else task_nll(model, self._task)
         total = num_items_in_batch if num_items_in_batch is not None else max(1, len(nll))
         # DDP averages gradients over processes; the total already counts the tokens of all.
         return nll.sum() / total * self.accelerator.num_processes

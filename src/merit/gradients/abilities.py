@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -40,14 +42,10 @@ class Abilities:
     @classmethod
     def of(cls, model: Any, device: torch.device) -> Abilities:
         """Tries the model out, in evaluation mode."""
-        ids = torch.arange(1, 13, device=device).remainder_(model.config.get_text_config().vocab_size).unsqueeze(0)
-        was_training = model.training
-        model.eval()
-        try:
+        ids = _some_tokens(model, device)
+        with _evaluating(model):
             packs = _packs(model, ids)
             abilities = cls(packs, packs and _packs_images(model, device), find_tail(model, {"input_ids": ids}))
-        finally:
-            model.train(was_training)
         if not abilities.packed:
             logger.info("this model cannot take packed rows; its calibration batches are padded")
         elif images_of(model) is not None and not abilities.packed_images:
@@ -55,6 +53,27 @@ class Abilities:
         if abilities.tail is None:
             logger.info("this model's output head cannot be run by itself; its logits are made a batch at a time")
         return abilities
+
+
+def takes_packed_rows(model: Any, device: torch.device) -> bool:
+    """`Abilities.packed`, found by itself."""
+    with _evaluating(model):
+        return _packs(model, _some_tokens(model, device))
+
+
+def _some_tokens(model: Any, device: torch.device) -> Tensor:
+    """(1, 12) int64."""
+    return torch.arange(1, 13, device=device).remainder_(model.config.get_text_config().vocab_size).unsqueeze(0)
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _packs(model: Any, ids: Tensor) -> bool:

@@ -71,11 +71,16 @@ def batch_logits(model: nn.Module, batch: dict[str, Tensor]) -> BatchLogits:
     inputs |= {name: value for name, value in batch.items() if name not in _TEXT}
     if "position_ids" in _forward_arguments(model) and not counts_positions(model):
         inputs["position_ids"] = batch["position_ids"]
-    with only_positions(_innermost(model), keep) as kept:
-        logits = model(**inputs, use_cache=False).logits.flatten(0, 1)
+    return BatchLogits(logits_at(model, inputs, keep), targets.flatten()[keep], where[:, 0].cpu())
+
+
+def logits_at(model: nn.Module, inputs: dict[str, Tensor], keep: Tensor) -> Tensor:
+    """(M, vocabulary) float32 logits at `keep` (M,), positions of the flattened batch. Only these are projected."""
+    with only_positions(innermost(model), keep) as kept:
+        logits: Tensor = model(**inputs, use_cache=False).logits.flatten(0, 1)
     if not kept:  # the head was not called as a module
         logits = logits[keep]
-    return BatchLogits(logits.float(), targets.flatten()[keep], where[:, 0].cpu())
+    return logits.float()
 
 
 def supervised_nll(model: Any, rows: Sequence[TokenRow]) -> BatchNll:
@@ -100,7 +105,7 @@ def in_dtype(value: Tensor, model: Any) -> Tensor:
 
 def counts_positions(model: nn.Module) -> bool:
     """Whether positions are more than a count of tokens (Qwen-VL's have three parts), which the model must make."""
-    whole = _innermost(model)
+    whole = innermost(model)
     return hasattr(whole, "get_rope_index") or hasattr(getattr(whole, "model", None), "get_rope_index")
 
 
@@ -125,11 +130,12 @@ def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[i
 
 
 def _forward_arguments(model: nn.Module) -> set[str]:
-    """What the innermost model's forward accepts, behind wrappers of DDP and PEFT, which accept anything."""
-    return set(inspect.signature(type(_innermost(model)).forward).parameters)
+    """What the innermost model's forward accepts; wrappers accept anything."""
+    return set(inspect.signature(type(innermost(model)).forward).parameters)
 
 
-def _innermost(model: nn.Module) -> nn.Module:
+def innermost(model: nn.Module) -> nn.Module:
+    """The model itself, behind wrappers of DDP and PEFT."""
     while isinstance(inner := getattr(model, "module", None), nn.Module):
         model = inner
     if callable(base := getattr(model, "get_base_model", None)):

@@ -1,0 +1,93 @@
+"""What training costs on a CPU: rows without padding, against the same batches padded, and against TRL's own loss.
+
+    python benchmarks/training.py [--quick] [--steps N]
+
+SmolLM2-135M-Instruct on eight reasoning-gym families, the first steps of joint training, each variant from θ0 with the
+same batches. Prints a table, and as its last line one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trl import SFTTrainer
+
+import merit.branches.trainer as trainer
+from merit.branches.train import train_branch
+from merit.split.make import make_partition
+from merit.stages import mixture as mixture_stage
+from merit.stages.context import RunContext
+from merit.stages.train import branch_specs
+
+FAMILIES = "base_conversion chain_sum family_relationships gcd number_filtering spell_backward syllogism time_intervals"
+CONFIG = """
+model: embedded:smollm2-135m
+mixture:
+{mixture}
+held_out_fraction: 0.4
+split: {{splitter: single}}
+train: {{batch_tokens: {batch}, micro_batch_tokens: 2048, max_length: 256, learning_rate: 2e-5, precision: {precision}}}
+"""
+SKIPPED = 2  # first steps, which allocate memory and choose kernels
+
+
+def unpacked(*_: Any) -> bool:
+    return False
+
+
+VARIANTS: dict[str, tuple[Callable[..., bool], Callable[..., Any]]] = {
+    "packed": (trainer.may_pack, trainer.BranchTrainer.compute_loss),
+    "padded": (unpacked, trainer.BranchTrainer.compute_loss),
+    "trl": (unpacked, SFTTrainer.compute_loss),
+}
+
+
+def seconds_of(folder: Path, examples: int, batch: int, precision: str, variant: str) -> tuple[float, float]:
+    """Seconds of the steps after the first, and the loss of the last one."""
+    folder.mkdir()
+    mixture = "\n".join(
+        f"  {name}: {{path: 'reasoning_gym:{name}', max_examples: {examples}}}" for name in FAMILIES.split()
+    )
+    file = folder / "merit.yaml"
+    file.write_text(CONFIG.format(mixture=mixture, batch=batch, precision=precision))
+    context = RunContext.open(file)
+    mixture_stage.run(context)
+    method = context.methods[0]
+    make_partition("single", context.mixture, None, None, r=1, seed=0, file=None).save(method.dir.partition)
+    (spec,) = branch_specs(context, method)
+    branch = method.dir.branch(0)
+    spec.save(branch.spec)
+    trainer.may_pack, trainer.BranchTrainer.compute_loss = VARIANTS[variant]
+    train_branch(context.run, branch, base=folder)
+    log = [json.loads(line) for line in branch.log.read_text().splitlines()]
+    return log[-1]["seconds"] - log[SKIPPED - 1]["seconds"], log[-1]["loss"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer steps, bfloat16 or float32 as the machine likes")
+    parser.add_argument("--examples", type=int, default=24, help="of each family")
+    parser.add_argument("--batch-tokens", type=int, default=800)
+    options = parser.parse_args()
+    examples = 12 if options.quick else options.examples
+    found: dict[str, float] = {}
+    for precision in ("auto",) if options.quick else ("bf16", "fp32"):
+        seconds, losses = {}, {}
+        for variant in VARIANTS:
+            with tempfile.TemporaryDirectory() as folder:
+                seconds[variant], losses[variant] = seconds_of(
+                    Path(folder) / "run", examples, options.batch_tokens, precision, variant
+                )
+            print(f"{precision}  {variant:7} {seconds[variant]:7.1f} s   loss of the last step {losses[variant]:.4f}")
+        for other in ("padded", "trl"):
+            found[f"packed_over_{other}_{precision}"] = round(seconds["packed"] / seconds[other], 3)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The micro-batches of a branch as rows without padding, where the model can take them."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from merit.data.example import Encoded
+from merit.gradients.abilities import takes_packed_rows
+from merit.gradients.attention import packed, packed_model
+from merit.gradients.batches import packed_task
+from merit.gradients.head import Task
+from merit.gradients.packing import pack
+from merit.models.nll import innermost, logits_at
+
+_TEXT_BATCH = {"input_ids", "labels", "attention_mask", "position_ids"}
+
+
+def may_pack(model: Any, device: torch.device) -> bool:
+    """Whether packed rows train `model` as examples alone would.
+
+    With dropout they would not: a shared prefix runs once, and so would draw one mask for all.
+    """
+    config = model.config.get_text_config()
+    drops = getattr(config, "attention_dropout", 0) or any(
+        module.p for module in model.modules() if isinstance(module, nn.Dropout)
+    )
+    return not drops and takes_packed_rows(model, device)
+
+
+@contextlib.contextmanager
+def packed_batch(model: nn.Module, batch: dict[str, Tensor]) -> Iterator[Task | None]:
+    """A batch made by `right_aligned` as one row without padding, in which what prompts have in common runs once.
+
+    Forward and backward pass both belong inside: with checkpointing the backward pass runs layers again. None where
+    the batch shows images or has no supervised token.
+    """
+    examples = _examples(batch) if batch.keys() <= _TEXT_BATCH else []
+    rows = list(pack(examples, sys.maxsize))
+    if not rows:
+        yield None
+        return
+    device = batch["input_ids"].device
+    with packed_model(innermost(model)), packed(rows[0].segments, device):
+        yield packed_task(rows[0]).to(device)
+
+
+def task_nll(model: nn.Module, task: Task) -> Tensor:
+    """(M,) float32: −log p of the task's targets. Gradients flow if they are enabled."""
+    return nn.functional.cross_entropy(logits_at(model, task.inputs, task.keep), task.targets, reduction="none")
+
+
+def _examples(batch: dict[str, Tensor]) -> list[Encoded]:
+    """The rows that `right_aligned` was given."""
+    lengths = batch["attention_mask"].sum(dim=1).tolist()
+    ids, labels = batch["input_ids"].tolist(), batch["labels"].tolist()
+    return [Encoded(row[-n:], marks[-n:]) for n, row, marks in zip(lengths, ids, labels, strict=True)]
