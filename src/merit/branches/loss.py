@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from merit.data.example import Encoded
 from merit.gradients.abilities import takes_packed_rows
-from merit.gradients.attention import packed, packed_model
-from merit.gradients.batches import packed_task
+from merit.gradients.batches import one_row
 from merit.gradients.head import Task
 from merit.gradients.packing import pack
-from merit.models.nll import innermost, logits_at
+from merit.models.nll import logits_at
 
 _TEXT_BATCH = {"input_ids", "labels", "attention_mask", "position_ids"}
 
@@ -45,9 +44,8 @@ def packed_batch(model: nn.Module, batch: dict[str, Tensor]) -> Iterator[Task | 
     if not rows:
         yield None
         return
-    device = batch["input_ids"].device
-    with packed_model(innermost(model)), packed(rows[0].segments, device):
-        yield packed_task(rows[0]).to(device)
+    with one_row(model, rows[0], batch["input_ids"].device) as task:
+        yield task
 
 
 def task_nll(model: nn.Module, task: Task) -> Tensor:

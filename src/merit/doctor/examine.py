@@ -59,7 +59,12 @@ def _losses(model: Any, datasets: Sequence[Sequence[Encoded]], advance: Callable
 
     def losses(batch_tokens: int, precision: Precision) -> torch.Tensor:
         found, _ = example_losses(
-            model, rows, batch_tokens=batch_tokens, precision=precision, advance=lambda n: advance(round(mean * n))
+            model,
+            rows,
+            batch_tokens=batch_tokens,
+            precision=precision,
+            advance=lambda n: advance(round(mean * n)),
+            packing=False,
         )
         return torch.tensor(found, dtype=torch.float64)
 

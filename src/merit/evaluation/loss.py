@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedModel
 
+from merit.data.example import Encoded
+from merit.gradients.abilities import takes_packed_rows
+from merit.gradients.batches import one_row
+from merit.gradients.packing import pack
 from merit.models.loading import Precision, autocast
-from merit.models.nll import TokenRow, length_batches, supervised_logits, supervised_nll
+from merit.models.nll import BatchLogits, TokenRow, length_batches, logits_at, supervised_logits
+
+# Asked once a model: its weights may change under it, which must not change how its losses are computed.
+_packs: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
-@torch.no_grad()
 def example_losses(
     model: PreTrainedModel,
     rows: Sequence[TokenRow],
@@ -19,23 +26,16 @@ def example_losses(
     batch_tokens: int,
     precision: Precision,
     advance: Callable[[int], None] = lambda _: None,
+    packing: bool = True,
 ) -> tuple[list[float], list[int]]:
     """Mean loss (nats a supervised token) and number of supervised tokens of each example, in the order of `rows`.
 
-    `advance` is called with the number of examples of each batch that is done.
+    `advance` is called with the number of examples of each batch that is done. On a CPU batches have no padding, and
+    what prompts have in common runs once, where the model can take such rows; `packing=False` pads them all the same.
     """
-    losses = [0.0] * len(rows)
-    tokens = [0] * len(rows)
-    for batch in length_batches([len(ids) for ids, _ in rows], batch_tokens):
-        with autocast(precision):
-            result = supervised_nll(model, [rows[index] for index in batch])
-        sums = torch.zeros(len(batch), dtype=torch.float64)
-        sums.index_add_(0, result.row, result.nll.double().cpu())
-        counts = torch.bincount(result.row, minlength=len(batch))
-        for position, index in enumerate(batch):
-            tokens[index] = int(counts[position])
-            losses[index] = float(sums[position]) / max(1, tokens[index])
-        advance(len(batch))
+    losses, tokens, _ = example_scores(
+        model, rows, batch_tokens=batch_tokens, precision=precision, advance=advance, packing=packing
+    )
     return losses, tokens
 
 
@@ -46,6 +46,8 @@ def example_scores(
     *,
     batch_tokens: int,
     precision: Precision,
+    advance: Callable[[int], None] = lambda _: None,
+    packing: bool = True,
 ) -> tuple[list[float], list[int], list[float]]:
     """As `example_losses`, and of each example whether greedy decoding would give the reference answer (1 or 0).
 
@@ -53,18 +55,41 @@ def example_scores(
     after those before it. So one pass tells it, and nothing has to be generated; an answer that is right in other
     words counts as wrong.
     """
-    losses, tokens, exact = [0.0] * len(rows), [0] * len(rows), [0.0] * len(rows)
+    sums, misses, counts = torch.zeros((3, len(rows)), dtype=torch.float64)
+    done = 0
+    for found in _batches(model, rows, batch_tokens, precision, packing):
+        nll = torch.nn.functional.cross_entropy(found.logits, found.targets, reduction="none").double().cpu()
+        sums.index_add_(0, found.row, nll)
+        misses.index_add_(0, found.row, (found.logits.argmax(dim=-1) != found.targets).double().cpu())
+        counts.index_add_(0, found.row, torch.ones_like(nll))
+        count = len(found.row.unique())
+        done += count
+        advance(count)
+    advance(len(rows) - done)  # those without a supervised token
+    losses = sums / counts.clamp(min=1)
+    return losses.tolist(), counts.int().tolist(), (misses == 0).double().tolist()
+
+
+def _batches(
+    model: PreTrainedModel, rows: Sequence[TokenRow], batch_tokens: int, precision: Precision, packing: bool
+) -> Iterator[BatchLogits]:
+    """Logits of all supervised tokens; `row` of each is the place in `rows`."""
+    if packing and _may_pack(model, rows):
+        for part in pack([Encoded(list(ids), list(labels)) for ids, labels in rows], batch_tokens):
+            with one_row(model, part, model.device) as task, autocast(precision):
+                logits = logits_at(model, task.inputs, task.keep)
+            yield BatchLogits(logits, task.targets, part.owner)
+        return
     for batch in length_batches([len(ids) for ids, _ in rows], batch_tokens):
         with autocast(precision):
             found = supervised_logits(model, [rows[index] for index in batch])
-        nll = torch.nn.functional.cross_entropy(found.logits, found.targets, reduction="none").double().cpu()
-        missed = (found.logits.argmax(dim=-1) != found.targets).double().cpu()
-        sums, misses = torch.zeros((2, len(batch)), dtype=torch.float64)
-        sums.index_add_(0, found.row, nll)
-        misses.index_add_(0, found.row, missed)
-        counts = torch.bincount(found.row, minlength=len(batch))
-        for position, index in enumerate(batch):
-            tokens[index] = int(counts[position])
-            losses[index] = float(sums[position]) / max(1, tokens[index])
-            exact[index] = float(misses[position] == 0)
-    return losses, tokens, exact
+        yield BatchLogits(found.logits, found.targets, torch.tensor(batch)[found.row])
+
+
+def _may_pack(model: PreTrainedModel, rows: Sequence[TokenRow]) -> bool:
+    """A GPU computes a prefix again sooner than it calls attention once more."""
+    if model.device.type != "cpu" or any(getattr(row, "images", ()) for row in rows):
+        return False
+    if model not in _packs:
+        _packs[model] = takes_packed_rows(model, model.device)
+    return _packs[model]

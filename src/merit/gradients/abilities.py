@@ -112,6 +112,7 @@ def _packs_images(model: Any, device: torch.device) -> bool:
         segments=segments,
         keep=torch.zeros(0),
         targets=torch.zeros(0),
+        owner=torch.zeros(0),
         tokens=0,
         images=tuple((_noise(seed),) for seed in range(2)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor
 
 from merit.data.example import IGNORED, Encoded
+from merit.gradients.attention import packed, packed_model
 from merit.gradients.head import Task
 from merit.gradients.packing import Packed
 from merit.models.loading import images_of
-from merit.models.nll import in_dtype
+from merit.models.nll import in_dtype, innermost
 
 HALVES = 2
 
@@ -43,6 +45,13 @@ def packed_task(row: Packed, model: Any = None) -> Task:
     inputs = {"input_ids": row.input_ids, "position_ids": row.position_ids}
     inputs |= _pixels(model, row.input_ids, row.images)
     return Task(inputs, row.keep, row.targets, row.tokens)
+
+
+@contextlib.contextmanager
+def one_row(model: Any, row: Packed, device: torch.device) -> Iterator[Task]:
+    """`row` of text as a task; inside, the model attends as the row's segments ask."""
+    with packed_model(innermost(model)), packed(row.segments, device):
+        yield packed_task(row).to(device)
 
 
 def _pixels(model: Any, input_ids: Tensor, images: Sequence[Sequence[bytes]]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -46,18 +46,14 @@ class Packed:
     segments: tuple[Segment, ...]
     keep: Tensor  # (M,) int64: positions whose logits carry loss
     targets: Tensor  # (M,) int64: what they predict
+    owner: Tensor  # (M,) int64 on the CPU: the example that each is of, by its place among those packed
     tokens: int  # of the original examples, for progress
     images: tuple[Sequence[bytes], ...] = ()  # of each example, in the order of their tokens
-
-    def to(self, device: torch.device) -> Packed:
-        ids, positions = self.input_ids.to(device), self.position_ids.to(device)
-        return replace(
-            self, input_ids=ids, position_ids=positions, keep=self.keep.to(device), targets=self.targets.to(device)
-        )
 
 
 @dataclass(frozen=True)
 class _Item:
+    index: int  # among the examples
     ids: list[int]  # the tokens that are run
     targets: list[int]  # what each predicts
     quiet: int  # leading positions that predict nothing supervised, and show no image
@@ -72,7 +68,7 @@ def pack(
 
     `image_tokens` are those whose embedding is an image's.
     """
-    items = [_trim(example, image_tokens) for example in examples if example.supervised]
+    items = [_trim(i, example, image_tokens) for i, example in enumerate(examples) if example.supervised]
     items.sort(key=lambda item: item.ids)
     row: list[tuple[int, list[_Item]]] = []
     used = 0
@@ -94,7 +90,7 @@ def pack(
         yield _row(row)
 
 
-def _trim(example: Encoded, image_tokens: Container[int]) -> _Item:
+def _trim(index: int, example: Encoded, image_tokens: Container[int]) -> _Item:
     labels = example.labels
     last = max(j for j in range(1, len(labels)) if labels[j] != IGNORED)
     if example.images and any(token in image_tokens for token in example.input_ids[last:]):
@@ -104,7 +100,7 @@ def _trim(example: Encoded, image_tokens: Container[int]) -> _Item:
     quiet = next(j for j, target in enumerate(targets) if target != IGNORED)
     if example.images:
         quiet = next((j for j, token in enumerate(ids[:quiet]) if token in image_tokens), quiet)
-    return _Item(ids, targets, quiet, len(example.input_ids), example.images)
+    return _Item(index, ids, targets, quiet, len(example.input_ids), example.images)
 
 
 def _groups(items: Sequence[_Item], share: bool) -> list[tuple[int, list[_Item]]]:
@@ -148,6 +144,7 @@ def _row(groups: Sequence[tuple[int, list[_Item]]]) -> Packed:
     ids: list[int] = []
     positions: list[int] = []
     targets: list[int] = []
+    owner: list[int] = []
     segments: list[Segment] = []
     for shared, items in groups:
         prefix = len(ids)
@@ -155,6 +152,7 @@ def _row(groups: Sequence[tuple[int, list[_Item]]]) -> Packed:
             ids += items[0].ids[:shared]
             positions += range(shared)
             targets += [IGNORED] * shared
+            owner += [items[0].index] * shared
             segments.append(Segment(prefix, prefix + shared))
         else:
             shared = 0  # a run cut short by the row's end
@@ -163,6 +161,7 @@ def _row(groups: Sequence[tuple[int, list[_Item]]]) -> Packed:
             ids += item.ids[shared:]
             positions += range(shared, len(item.ids))
             targets += item.targets[shared:]
+            owner += [item.index] * (len(item.ids) - shared)
             segments.append(Segment(start, len(ids), *((prefix, prefix + shared) if shared else (0, 0))))
     wanted = torch.tensor(targets)
     keep = torch.nonzero(wanted != IGNORED).reshape(-1)
@@ -173,6 +172,7 @@ def _row(groups: Sequence[tuple[int, list[_Item]]]) -> Packed:
         segments=tuple(segments),
         keep=keep,
         targets=wanted[keep],
+        owner=torch.tensor(owner)[keep],
         tokens=sum(item.tokens for item in ran),
         images=tuple(item.images for item in ran),
     )
