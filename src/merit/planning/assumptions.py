@@ -21,7 +21,8 @@ def assumptions(
             f", {tokens_per_second:,.0f} tokens a second."
             if tokens_per_second is not None
             else ". No speed was given, so there are none."
-        ),
+        )
+        + " On a CPU what prompts have in common runs once a batch, which is not counted.",
         "The time of a method on one device a branch is that of its longest branch; K devices are taken to be equal.",
         "Branches send nothing while they train. Joint training on K data-parallel workers is charged a ring "
         "all-reduce of fp32 gradients in every step, 2·(K − 1)/K·4 bytes a trained parameter and worker, and no time "
