@@ -93,6 +93,17 @@ def test_sweeping_stays_where_it_is_told(tmp_path):
     sweep_parts(tmp_path / "nowhere")
 
 
+def test_sweeping_spares_what_another_process_writes(tmp_path):
+    (tmp_path / "below").mkdir()
+    for path in (tmp_path / "a.json.1.part", tmp_path / "below" / "job.json.2.part", tmp_path / "job.json"):
+        path.touch()
+    sweep_parts(tmp_path, but="job.json")
+    assert names(tmp_path) == ["below", "job.json", "job.json.2.part"]
+    (tmp_path / "a.json.1.part").touch()
+    sweep_parts(tmp_path, of="job.json")
+    assert names(tmp_path) == ["a.json.1.part", "below", "job.json"]
+
+
 def test_a_link_named_part_is_removed_not_followed(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()

@@ -98,9 +98,17 @@ def atomic_dir(path: Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def sweep_parts(folder: Path, *, below: bool = True) -> None:
-    """Removes what killed processes left behind in `folder`, and `below` it. Call it with the run's lock held."""
-    for part in list(folder.rglob(f"*{_PART}") if below else folder.glob(f"*{_PART}")):
+def sweep_parts(folder: Path, *, below: bool = True, of: str | None = None, but: str | None = None) -> None:
+    """Removes what killed processes left behind in `folder`, and `below` it. Call it with the run's lock held.
+
+    Args:
+        of: the only file whose leftovers are removed; default: all.
+        but: a file that another process may be writing at this moment.
+    """
+    pattern = f"{of or ''}*{_PART}"
+    for part in list(folder.rglob(pattern) if below else folder.glob(pattern)):
+        if but is not None and part.name.startswith(f"{but}."):
+            continue
         if part.is_dir() and not part.is_symlink():
             shutil.rmtree(part, ignore_errors=True)
         else:

@@ -14,6 +14,7 @@ from merit.errors import InputError
 from merit.io import sweep_parts, write_text
 from merit.logging import get_logger
 from merit.run.events import stage_events
+from merit.run.layout import JOB
 from merit.run.lock import run_lock
 from merit.run.manifest import check_stage, finish_stage, forget_stage
 from merit.run.rollback import Before
@@ -94,11 +95,12 @@ def run_pipeline(context: RunContext, *, start: str | None = None, until: str | 
 
 def _sweep(context: RunContext) -> None:
     """Removes what killed processes left half-written. Branches and merges resume from theirs, and sweep for
-    themselves."""
+    themselves; notes on jobs are written by this process alone."""
     run = context.run
     for folder in (run.state, run.data_folder, run.similarity.parent, run.evaluations):
         sweep_parts(folder)
     sweep_parts(run.root, below=False)
+    sweep_parts(run.root, of=JOB)
 
 
 def _run_stage(context: RunContext, stage: Stage) -> None:

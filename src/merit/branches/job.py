@@ -54,7 +54,7 @@ def run_branch_job(
     if not branch.spec.is_file():
         raise InputError(f"no branch {k} of {method!r} is planned here; `merit split` plans branches", file=root)
     with job_lock(branch.root / "lock"), stage_events(run.events, f"train {method} {k}") as facts:
-        sweep_parts(branch.root)
+        sweep_parts(branch.root, but=branch.job.name)  # which is the driver's
         if ranks is not None and ranks.several:
             from merit.branches.ranks import train_with_ranks
 

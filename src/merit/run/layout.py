@@ -9,6 +9,7 @@ from pathlib import Path
 from merit.io import safe_name
 
 MAIN_METHOD = "merit"
+JOB = "job.json"  # what the executor last did with a branch
 GATE = "gate"  # the method whose branches are pilots
 
 
@@ -100,7 +101,7 @@ class BranchDir:
     @property
     def job(self) -> Path:
         """What the executor last did with the branch."""
-        return self.root / "job.json"
+        return self.root / JOB
 
     @property
     def done(self) -> Path:
