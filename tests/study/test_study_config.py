@@ -65,9 +65,21 @@ def test_saved_studies_are_read_back(tmp_path):
     assert Study.open(tmp_path / "out").config == study.config
 
 
+def shipped(name: str) -> Study:
+    return Study.open(Path(__file__).parents[2] / "studies" / name / "study.yaml")
+
+
+def test_the_second_sitting_asks_for_the_same_at_the_large_budget():
+    first, second = (shipped(name).config for name in ("smollm2", "smollm2-large"))
+    apart = {"name", "seeds", "budgets", "question", "methods"}
+    assert second.model_dump(exclude=apart) == first.model_dump(exclude=apart)
+    assert second.budgets == {"large": first.budgets["large"]}
+    assert all(first.methods[name] == method for name, method in second.methods.items())
+
+
 @pytest.mark.parametrize("name", ["small", "smollm2"])
 def test_the_shipped_studies_are_read(name):
-    study = Study.open(Path(__file__).parents[2] / "studies" / name / "study.yaml")
+    study = shipped(name)
     assert len(study.config.mixture) >= {"small": 24, "smollm2": 16}[name]
     assert len(study.config.seeds) >= {"small": 5, "smollm2": 3}[name]
     assert {"joint", "soup-2", "random-4", "merit-1d", "merit-2d", "merit-2d-regmean"} <= set(study.config.methods)
