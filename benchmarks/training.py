@@ -9,15 +9,17 @@ same batches. Prints a table, and as its last line one JSON object.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from trl import SFTTrainer
 
 import merit.branches.trainer as trainer
+from merit.branches.loss import packed_batch
 from merit.branches.train import train_branch
 from merit.split.make import make_partition
 from merit.stages import mixture as mixture_stage
@@ -33,6 +35,7 @@ held_out_fraction: 0.4
 split: {{splitter: single}}
 train: {{batch_tokens: {batch}, micro_batch_tokens: 2048, max_length: 256, learning_rate: 2e-5, precision: {precision}}}
 """
+TOKENS: dict[str, int] = {}
 SKIPPED = 2  # first steps, which allocate memory and choose kernels
 
 
@@ -45,6 +48,17 @@ VARIANTS: dict[str, tuple[Callable[..., bool], Callable[..., Any]]] = {
     "padded": (unpacked, trainer.BranchTrainer.compute_loss),
     "trl": (unpacked, SFTTrainer.compute_loss),
 }
+
+
+@contextlib.contextmanager
+def counted(model: Any, batch: dict[str, Any]) -> Iterator[Any]:
+    """`packed_batch`, with a count of the batch's tokens padded, without padding, and run."""
+    with packed_batch(model, batch) as task:
+        run = batch["input_ids"] if task is None else task.inputs["input_ids"]
+        for name, tensor in (("padded", batch["input_ids"]), ("run", run)):
+            TOKENS[f"tokens_{name}"] = TOKENS.get(f"tokens_{name}", 0) + tensor.numel()
+        TOKENS["tokens_own"] = TOKENS.get("tokens_own", 0) + int(batch["attention_mask"].sum())
+        yield task
 
 
 def seconds_of(folder: Path, examples: int, batch: int, precision: str, variant: str) -> tuple[float, float]:
@@ -63,6 +77,8 @@ def seconds_of(folder: Path, examples: int, batch: int, precision: str, variant:
     branch = method.dir.branch(0)
     spec.save(branch.spec)
     trainer.may_pack, trainer.BranchTrainer.compute_loss = VARIANTS[variant]
+    TOKENS.clear()
+    trainer.packed_batch = counted
     train_branch(context.run, branch, base=folder)
     log = [json.loads(line) for line in branch.log.read_text().splitlines()]
     return log[-1]["seconds"] - log[SKIPPED - 1]["seconds"], log[-1]["loss"]
@@ -83,6 +99,7 @@ def main() -> None:
                 seconds[variant], losses[variant] = seconds_of(
                     Path(folder) / "run", examples, options.batch_tokens, precision, variant
                 )
+            found |= TOKENS  # the same in either precision
             print(f"{precision}  {variant:7} {seconds[variant]:7.1f} s   loss of the last step {losses[variant]:.4f}")
         for other in ("padded", "trl"):
             found[f"packed_over_{other}_{precision}"] = round(seconds["packed"] / seconds[other], 3)
