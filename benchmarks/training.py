@@ -1,6 +1,6 @@
 """What training costs on a CPU: rows without padding, against the same batches padded, and against TRL's own loss.
 
-    python benchmarks/training.py [--quick] [--steps N]
+    python benchmarks/training.py [--quick] [--examples N] [--batch-tokens N]
 
 SmolLM2-135M-Instruct on eight reasoning-gym families, the first steps of joint training, each variant from θ0 with the
 same batches. Prints a table, and as its last line one JSON object.
@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ held_out_fraction: 0.4
 split: {{splitter: single}}
 train: {{batch_tokens: {batch}, micro_batch_tokens: 2048, max_length: 256, learning_rate: 2e-5, precision: {precision}}}
 """
-TOKENS: dict[str, int] = {}
+TOKENS: Counter[str] = Counter()
 SKIPPED = 2  # first steps, which allocate memory and choose kernels
 
 
@@ -55,9 +56,9 @@ def counted(model: Any, batch: dict[str, Any]) -> Iterator[Any]:
     """`packed_batch`, with a count of the batch's tokens padded, without padding, and run."""
     with packed_batch(model, batch) as task:
         run = batch["input_ids"] if task is None else task.inputs["input_ids"]
-        for name, tensor in (("padded", batch["input_ids"]), ("run", run)):
-            TOKENS[f"tokens_{name}"] = TOKENS.get(f"tokens_{name}", 0) + tensor.numel()
-        TOKENS["tokens_own"] = TOKENS.get("tokens_own", 0) + int(batch["attention_mask"].sum())
+        TOKENS["tokens_padded"] += batch["input_ids"].numel()
+        TOKENS["tokens_own"] += int(batch["attention_mask"].sum())
+        TOKENS["tokens_run"] += run.numel()
         yield task
 
 

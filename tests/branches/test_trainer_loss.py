@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from four_files import write_four_files
+from merit.branches import trainer
 from merit.branches.spec import BranchResult
 from merit.branches.train import train_branch
 from merit.data.mixture import Mixture
@@ -65,6 +66,21 @@ def _reference_step(run: RunDir, model_folder: Path) -> tuple[dict[str, torch.Te
             total += example.supervised
     stepped = {name: (value - 0.1 * value.grad / total).detach() for name, value in model.named_parameters()}
     return stepped, float(loss_sum) / total, total
+
+
+@pytest.mark.parametrize("lora", ["null", "{r: 2, alpha: 4}"])
+def test_micro_batches_run_without_padding(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: str
+) -> None:
+    ran: list[int] = []
+    nll = trainer.task_nll
+    monkeypatch.setattr(
+        trainer, "task_nll", lambda model, task: ran.append(task.inputs["input_ids"].numel()) or nll(model, task)
+    )
+    context, result = _train(tmp_path, tiny_model, micro=100_000, lora=lora)
+    tokens = sum(item.train.tokens for item in Mixture.load(context.run.mixture).datasets)
+    assert result.steps == len(ran) == 1
+    assert ran[0] < tokens
 
 
 @pytest.mark.parametrize("micro", [100_000, 150])

@@ -11,18 +11,10 @@ from merit.data.example import IGNORED
 from merit.evaluation import loss as losses
 from merit.evaluation.loss import example_losses, example_scores
 from merit.models.loading import load_model
+from prompted import PROMPT, prompted
 
-PROMPT = list(range(20, 32))
-
-
-def rows() -> list[tuple[list[int], list[int]]]:
-    """Examples of unlike length with a common prompt; the third has nothing supervised, the last no common prompt."""
-    found = []
-    for own, answer in ((3, 4), (30, 2), (8, 0), (1, 9), (5, 1)):
-        ids = PROMPT + [40 + own + k for k in range(own + answer)]
-        found.append((ids, [IGNORED] * (len(PROMPT) + own) + ids[len(PROMPT) + own :]))
-    found.append(([7, 8, 9], [7, 8, 9]))
-    return found
+# Of unlike length; the third has nothing supervised, the last no common prompt.
+ROWS = [*prompted([(3, 4), (30, 2), (8, 0), (1, 9), (5, 1)]), ([7, 8, 9], [7, 8, 9])]
 
 
 def alone(model, row) -> tuple[float, int]:
@@ -41,12 +33,12 @@ def test_losses_are_those_of_examples_alone(tiny_model: Path, packing: bool, bat
     model = load_model(tiny_model).eval()
     seen: list[int] = []
     found, tokens = example_losses(
-        model, rows(), batch_tokens=batch_tokens, precision="fp32", advance=seen.append, packing=packing
+        model, ROWS, batch_tokens=batch_tokens, precision="fp32", advance=seen.append, packing=packing
     )
-    wanted = [alone(model, row) for row in rows()]
+    wanted = [alone(model, row) for row in ROWS]
     assert tokens == [count for _, count in wanted]
-    torch.testing.assert_close(found, [value for value, _ in wanted], rtol=1e-5, atol=1e-6)
-    assert sum(seen) == len(rows())
+    torch.testing.assert_close(found, [value for value, _ in wanted], rtol=1e-6, atol=1e-6)
+    assert sum(seen) == len(ROWS)
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -71,10 +63,10 @@ def test_padding_is_spared_where_the_model_allows(tiny_model: Path, monkeypatch:
         losses, "logits_at", lambda m, i, keep: ran.append(i["input_ids"].numel()) or original(m, i, keep)
     )
     model = load_model(tiny_model).eval()
-    example_losses(model, rows(), batch_tokens=10_000, precision="fp32")
+    example_losses(model, ROWS, batch_tokens=10_000, precision="fp32")
     # The common prompt once; of each example with an answer its own tokens but the last.
     assert ran == [len(PROMPT) + 6 + 31 + 9 + 5 + 2]
     other = load_model(tiny_model).eval()
     other.set_attn_implementation("eager")
-    example_losses(other, rows(), batch_tokens=10_000, precision="fp32")
+    example_losses(other, ROWS, batch_tokens=10_000, precision="fp32")
     assert len(ran) == 1
