@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from merit.compute.nll import TokenRow
 from merit.config.model import ModelConfig
-from merit.diagnostics.connectivity import connectivity
-from merit.diagnostics.hessian import Hessian, within_budget
-from merit.diagnostics.lanczos import Lanczos
-from merit.diagnostics.live import LiveModel
-from merit.diagnostics.losses import LossSet
+from merit.diagnose.connectivity import connectivity
+from merit.diagnose.hessian import Hessian, within_budget
+from merit.diagnose.lanczos import Lanczos
+from merit.diagnose.live import LiveModel
+from merit.diagnose.losses import LossSet
 from merit.models.loading import load_model, pick_precision
-from merit.models.nll import TokenRow
 from merit.models.source import resolve_model
 from merit.run.events import peak_memory_bytes
 from merit.theory.lab import run_lab

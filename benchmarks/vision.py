@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from merit.compute.nll import aligned_batch, length_batches
 from merit.config.calibration import CalibrationConfig
 from merit.config.mixture import DatasetConfig
 from merit.config.model import ModelConfig
@@ -39,7 +40,6 @@ from merit.gradients.engine import GradientEngine
 from merit.gradients.sketch import SketchSpec
 from merit.models.assemble import assemble
 from merit.models.loading import Precision, autocast, load_model, load_tokenizer, pick_precision
-from merit.models.nll import aligned_batch, length_batches
 from merit.models.source import ModelFolder, resolve_model
 
 BATCH_TOKENS = 2048

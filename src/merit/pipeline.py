@@ -9,18 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from merit.base.errors import InputError
+from merit.base.files import sweep_parts, write_text
+from merit.base.locks import run_lock
+from merit.base.logging import get_logger
 from merit.config.resolve import dump_config
-from merit.errors import InputError
-from merit.io import sweep_parts, write_text
-from merit.logging import get_logger
+from merit.conflict import step as conflict
+from merit.context import RunContext
+from merit.data import step as mixture
+from merit.diagnose import gate_step as gate
+from merit.diagnose import step as diagnose
+from merit.evaluate import step as evaluate
+from merit.merge import step as merge
+from merit.plan.preflight import preflight
+from merit.report import step as report
 from merit.run.events import stage_events
+from merit.run.guard import Before
 from merit.run.layout import JOB
-from merit.run.lock import run_lock
 from merit.run.manifest import check_stage, finish_stage, forget_stage
-from merit.run.rollback import Before
-from merit.stages import conflict, diagnose, evaluate, gate, merge, mixture, prepare, report, split, train
-from merit.stages.context import RunContext
-from merit.stages.preflight import preflight
+from merit.split import step as split
+from merit.train import prepare
+from merit.train import step as train
 
 _log = get_logger(__name__)
 

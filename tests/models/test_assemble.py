@@ -6,16 +6,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, CLIPVisionModel
 
+from merit.base.errors import InputError
+from merit.compute.nll import supervised_nll
+from merit.context import RunContext
 from merit.data.encode import Encoder
 from merit.data.example import Example, Message, TokenRow
 from merit.data.image import ImageRef
-from merit.errors import InputError
 from merit.models.assemble import assemble
 from merit.models.loading import load_model, load_tokenizer
-from merit.models.nll import supervised_nll
 from merit.models.source import ModelFolder
-from merit.stages import prepare
-from merit.stages.context import RunContext
+from merit.train import prepare
 from pictures import png
 from vision_models import write_tiny_tower
 

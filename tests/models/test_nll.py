@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from merit.models.nll import length_batches, right_aligned, supervised_nll
+from merit.compute.nll import length_batches, right_aligned, supervised_nll
 
 VOCABULARY = 61
 SIZES = {

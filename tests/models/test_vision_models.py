@@ -11,27 +11,26 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from merit.branches.spec import BranchData, BranchSpec
-from merit.branches.train import train_branch
+from merit.base.errors import InputError
+from merit.compute.abilities import Abilities
+from merit.compute.nll import supervised_nll
 from merit.config.calibration import CalibrationConfig
 from merit.config.model import ModelConfig
 from merit.config.train import LoraSection, TrainConfig
 from merit.data.encode import Encoder
 from merit.data.example import Encoded, Example, Message, TokenRow
 from merit.data.image import ImageRef, decode
-from merit.data.store import write_store
-from merit.data.stored import StoredExample
-from merit.errors import InputError
-from merit.gradients.abilities import Abilities
-from merit.gradients.apply import Sketcher
+from merit.data.store import StoredExample, write_store
 from merit.gradients.engine import GradientEngine
+from merit.gradients.fold import Sketcher
 from merit.gradients.sketch import SketchSpec
 from merit.merge.average import merge_checkpoints
+from merit.models.layout import role_of
 from merit.models.loading import images_of, load_model, load_tokenizer
-from merit.models.nll import supervised_nll
-from merit.models.roles import role_of
 from merit.models.source import ModelFolder, resolve_model
 from merit.run.layout import RunDir
+from merit.train.spec import BranchData, BranchSpec
+from merit.train.train import train_branch
 from pictures import png
 from vision_models import KINDS, write_tiny_vlm
 

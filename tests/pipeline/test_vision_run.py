@@ -11,12 +11,12 @@ from PIL import Image
 from runs import merit
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, LlavaProcessor
 
+from merit.compute.nll import supervised_nll
 from merit.data.store import EncodedDataset
-from merit.diagnostics.gate import GateResult
-from merit.evaluation.scores import ModelScores
+from merit.diagnose.gate import GateResult
+from merit.evaluate.scores import ModelScores
+from merit.models.layout import role_of
 from merit.models.loading import load_model
-from merit.models.nll import supervised_nll
-from merit.models.roles import role_of
 from merit.run.layout import RunDir
 from pictures import png
 from vision_models import write_tiny_tower, write_tiny_vlm

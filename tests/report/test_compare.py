@@ -13,10 +13,10 @@ from parsing import Page
 from synthetic import NAMES, make_run
 from test_report_content import chapter
 
+from merit.base.errors import InputError
 from merit.cli.main import run as merit
 from merit.data.mixture import Mixture
-from merit.errors import InputError
-from merit.evaluation.scores import ModelScores
+from merit.evaluate.scores import ModelScores
 from merit.report.compare import build_comparison
 from merit.run.layout import RunDir
 from merit.split.partition import Group, Partition

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from synthetic import make_run
 
-from merit.evaluation.scores import Comparison
+from merit.evaluate.scores import Comparison
 from merit.report.evidence import Evidence, read_evidence
 from merit.report.verdict import Verdict, reach_verdict
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 from tiny_study import write_study
 
-from merit.branches.spec import BranchResult
-from merit.errors import InputError, StageError
-from merit.evaluation.drift import general_texts
+from merit.base.errors import InputError, StageError
+from merit.evaluate.drift import general_texts
 from merit.merge.average import merge_checkpoints
 from merit.merge.ray import read_state
-from merit.study import foreign
+from merit.study import layout as foreign
 from merit.study.cells import cell_mark
 from merit.study.gather import check_tokens, contenders
 from merit.study.job import Job
@@ -23,6 +22,7 @@ from merit.study.publish import publish
 from merit.study.run import run_init, run_job, run_study, summary
 from merit.study.scores import PointScores, Summary
 from merit.study.spec import Study
+from merit.train.spec import BranchResult
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_resumes_after_losses(finished):
 
 def test_a_finished_study_does_nothing(finished, monkeypatch):
     study, _, _ = finished
-    monkeypatch.setattr("merit.executors.local.LocalExecutor.run", lambda self, jobs, progress: _nothing_to_do(jobs))
+    monkeypatch.setattr("merit.jobs.local.LocalExecutor.run", lambda self, jobs, progress: _nothing_to_do(jobs))
     assert run_study(study)
 
 

@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from merit.errors import InputError, StageError
-from merit.models.nll import TokenRow, length_batches, supervised_nll
+from merit.base.errors import InputError, StageError
+from merit.compute.nll import TokenRow, length_batches, supervised_nll
 
 _BATCH_TOKENS = 4096
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from merit.evaluation.scores import Comparison, Table, TableRow
+from merit.evaluate.scores import Comparison, Table, TableRow
 from merit.report.evidence import Evidence
 from merit.report.words import code, decimal, series, signed
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from merit.errors import InputError
-from merit.io import inside, sha256_files
+from merit.base.errors import InputError
+from merit.base.files import inside, sha256_files
+from merit.base.record import Record
 from merit.run.layout import RunDir, relative
-from merit.run.record import Record
 
 
 class StageRecord(Record):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from merit.evaluation.scores import DatasetScore, ModelScores, TableRow
-from merit.evaluation.statistics import exact_difference, mean_difference
+from merit.evaluate.scores import DatasetScore, ModelScores, TableRow
+from merit.evaluate.statistics import exact_difference, mean_difference
 from merit.report.evidence import Evidence
 from merit.report.figure import DataTable, Section
 from merit.report.figures.versus import differences_figure
