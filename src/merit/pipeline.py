@@ -11,7 +11,6 @@ from typing import Any
 
 from merit.base.errors import InputError
 from merit.base.files import sweep_parts, write_text
-from merit.base.locks import run_lock
 from merit.base.logging import get_logger
 from merit.config.resolve import dump_config
 from merit.conflict import step as conflict
@@ -24,7 +23,7 @@ from merit.merge import step as merge
 from merit.plan.preflight import preflight
 from merit.report import step as report
 from merit.run.events import stage_events
-from merit.run.guard import Before
+from merit.run.guard import Before, run_lock
 from merit.run.layout import JOB
 from merit.run.manifest import check_stage, finish_stage, forget_stage
 from merit.split import step as split

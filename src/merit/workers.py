@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from merit.base.errors import InputError
+from merit.base.program import merit_command
 from merit.context import RunContext
 from merit.jobs.drive import Rules
-from merit.jobs.job import Job, merit_command
+from merit.jobs.job import Job
 from merit.jobs.local import local_slots
 from merit.jobs.make import make_executor
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command import Command, config_text, tree
 
-from merit.base.locks import run_lock
+from merit.run.guard import run_lock
 from merit.run.layout import RunDir
 
 

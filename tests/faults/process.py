@@ -192,7 +192,7 @@ class _Subprocess:
 
     @staticmethod
     def Popen(command: Sequence[str], *, stdout: Any, env: dict[str, str], **_: Any) -> Forked:  # noqa: N802
-        from merit.jobs.job import merit_command
+        from merit.base.program import merit_command
 
         head = merit_command()
         assert list(command[: len(head)]) == head

@@ -29,7 +29,7 @@ from merit.pipeline import run_pipeline
 from merit.run.events import read_events
 from merit.run.layout import RunDir
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "executors"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
 from slurm_cluster import SlurmCluster, why_not
 
 RECIPE = (
@@ -240,7 +240,7 @@ def test_another_machine_goes_on_from_the_store(
 
 def test_two_drivers_on_one_run(folder: Path, tiny_model: Path, undisturbed: dict[str, str]) -> None:
     context = context_of(folder, tiny_model, "local", {"parallel": 2})
-    from merit.base.locks import run_lock
+    from merit.run.guard import run_lock
 
     with run_lock(context.run), pytest.raises(InputError, match=r"another process \(pid \d+\) works on this run"):
         run_pipeline(context, until="merge")

@@ -15,9 +15,8 @@ from pydantic import BaseModel
 
 from merit.base.errors import InputError, StageError
 from merit.base.files import write_json
-from merit.base.locks import run_lock
 from merit.base.record import Record, Sealed, fingerprint
-from merit.run.guard import Before
+from merit.run.guard import Before, run_lock
 from merit.run.layout import RunDir, relative
 from merit.run.manifest import check_stage, finish_stage, forget_stage
 
@@ -87,7 +86,7 @@ def test_a_killed_owner_frees_the_lock(tmp_path):
     run = RunDir(tmp_path / "run")
     program = (
         "import sys, time\nfrom pathlib import Path\nfrom merit.run.layout import RunDir\n"
-        "from merit.base.locks import run_lock\n"
+        "from merit.run.guard import run_lock\n"
         "with run_lock(RunDir(Path(sys.argv[1]))):\n    sys.stdout.write('x'); sys.stdout.flush(); time.sleep(60)"
     )
     owner = subprocess.Popen([sys.executable, "-c", program, str(run.root)], stdout=subprocess.PIPE)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from merit.base.errors import InputError
 from merit.base.files import sweep_parts
-from merit.base.locks import run_lock
 from merit.base.logging import get_logger
 from merit.base.record import fingerprint
 from merit.config.checks import CheckName
@@ -20,6 +19,7 @@ from merit.diagnose.records import Check
 from merit.merge.step import MethodMerge, merged_branches
 from merit.models.source import weights_fingerprint
 from merit.run.events import stage_events
+from merit.run.guard import run_lock
 from merit.run.layout import RunDir
 from merit.split.partition import Partition
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from merit.base.errors import InputError, StageError
 from merit.base.files import read_json
+from merit.base.program import PYTHON
 from merit.base.record import Record
-from merit.jobs.job import PYTHON
 
 # The eight of the paper → lmms-eval's tasks. LLaVA-W and MM-Vet are judged by a model behind an API: set its key.
 BENCHMARKS = {

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from merit.base.errors import InputError
 from merit.base.files import read_json, sha256_file
-from merit.base.locks import run_lock
 from merit.base.record import fingerprint
 from merit.context import RunContext
 from merit.handover.bundle import OUTPUT, Handover
@@ -18,6 +17,7 @@ from merit.jobs.job_side import job_lock
 from merit.models.adapter import is_adapter
 from merit.models.checkpoint import Checkpoint
 from merit.run.events import append_event
+from merit.run.guard import run_lock
 from merit.run.layout import BranchDir
 from merit.run.manifest import forget_stage
 from merit.train import step as train

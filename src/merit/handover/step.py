@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from merit.base.errors import InputError
-from merit.base.locks import run_lock
 from merit.base.logging import get_logger
 from merit.context import Method, RunContext
 from merit.run.events import stage_events
+from merit.run.guard import run_lock
 from merit.train.step import branch_specs, prepare_branch
 
 _log = get_logger(__name__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,12 +64,3 @@ class Executor(Protocol):
             StageError: names each job that failed, and the end of what it printed.
             InputError: the same, when bad input was the cause; or the engine cannot be used as configured.
         """
-
-
-# `-m` alone would look for modules in the current folder first, which may hold a stranger's `torch.py` beside the data.
-PYTHON = (sys.executable, "-P")
-
-
-def merit_command(*arguments: str) -> list[str]:
-    """`merit ARGUMENTS`, whatever is on the PATH, with this interpreter."""
-    return [*PYTHON, "-m", "merit", *arguments]

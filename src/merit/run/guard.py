@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,8 @@ from pathlib import Path
 from merit.base.errors import InputError
 from merit.base.files import disk_errors, write_bytes
 from merit.run.layout import RunDir
+
+_LOOK_SECONDS = 0.3  # `merit status` holds it for a moment, to see whether it is free
 
 
 def refuse_foreign(run: RunDir) -> None:
@@ -133,3 +137,33 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def run_lock(run: RunDir) -> Iterator[None]:
+    """Holds the run's lock; the kernel releases it when the process dies, however it dies.
+
+    Raises:
+        InputError: another process holds it; names the process.
+    """
+    with disk_errors(run.lock):
+        run.state.mkdir(parents=True, exist_ok=True)
+        handle = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if not (_taken(handle) or _taken(handle, after=_LOOK_SECONDS)):
+            owner = os.read(handle, 64).decode(errors="replace").strip() or "unknown"
+            raise InputError(f"another process (pid {owner}) works on this run; wait for it", file=run.root)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _taken(handle: int, *, after: float = 0.0) -> bool:
+    time.sleep(after)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from merit.base.errors import InputError
 from merit.base.files import read_json, sweep_parts, write_json
-from merit.base.locks import run_lock
 from merit.base.logging import get_logger
+from merit.base.program import merit_command
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
 from merit.jobs.drive import Rules
 from merit.jobs.job import Job as LaunchedJob
-from merit.jobs.job import merit_command
 from merit.jobs.job_side import die_with_parent, job_lock
 from merit.jobs.make import make_executor
 from merit.run.events import stage_events
+from merit.run.guard import run_lock
 from merit.run.layout import BranchDir
 from merit.study.scores import Summary
 from merit.study.spec import Study

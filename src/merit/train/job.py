@@ -10,8 +10,8 @@ from pathlib import Path
 
 from merit.base.errors import InputError, StageError
 from merit.base.files import sweep_parts
+from merit.base.program import PYTHON
 from merit.base.record import fingerprint
-from merit.jobs.job import PYTHON
 from merit.jobs.job_side import die_with_parent, job_lock
 from merit.run.events import stage_events
 from merit.run.guard import refuse_links

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from merit.base.errors import InputError, StageError
 from merit.base.files import inside, is_own
+from merit.base.program import merit_command
 from merit.base.record import fingerprint
 from merit.context import Method, RunContext
-from merit.jobs.job import Job, merit_command
+from merit.jobs.job import Job
 from merit.jobs.store import Store
 from merit.run.layout import BranchDir, relative
 from merit.train.remote_job import THETA0, fetch_result

@@ -7,6 +7,7 @@ from typing import Any
 
 from merit.base.errors import InputError
 from merit.base.files import atomic_dir
+from merit.base.program import merit_command
 from merit.base.record import fingerprint
 from merit.config.evaluate import EvaluateConfig
 from merit.config.prepare import PrepareConfig, PrepareStage
@@ -15,7 +16,7 @@ from merit.context import RunContext
 from merit.data.build import build_mixture, source_fingerprints
 from merit.data.mixture import Mixture
 from merit.jobs.drive import Rules
-from merit.jobs.job import Job, merit_command
+from merit.jobs.job import Job
 from merit.jobs.make import make_executor
 from merit.models.source import check_model_folder, resolve_model
 from merit.run.layout import BranchDir, relative

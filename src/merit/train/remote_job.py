@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 
 from merit.base.errors import InputError, StageError
 from merit.base.files import disk_errors, inside, sha256_file
+from merit.base.program import merit_command
 from merit.base.record import fingerprint
-from merit.jobs.job import merit_command
 from merit.jobs.job_side import die_with_parent, job_lock
 from merit.jobs.store import Store
 from merit.run.layout import BranchDir, RunDir, relative
