@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from merit.base.errors import InputError
 from merit.base.files import read_json
@@ -24,6 +25,28 @@ from merit.run.layout import MAIN_METHOD, BranchDir, MethodDir, RunDir, relative
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of the pipeline: a function from files to files inside the run directory.
+
+    Attributes:
+        run: does it; returns facts for events.jsonl.
+        depends: what its result rests on, as fingerprints; None: it runs at every call.
+        says: what it is about to do, in a few words.
+        outputs: files and folders to remove when the stage is asked for again.
+        files: results whose damage a later run must notice.
+        wanted: whether this run has the stage at all.
+    """
+
+    name: str
+    run: Callable[[RunContext], dict[str, Any]]
+    depends: Callable[[RunContext], dict[str, str]] | None = None
+    says: Callable[[RunContext], str] = lambda _: ""
+    outputs: Callable[[RunContext], list[Path]] = lambda _: []
+    files: Callable[[RunContext], list[Path]] = lambda _: []
+    wanted: Callable[[RunContext], bool] = lambda _: True
 
 
 @dataclass(frozen=True)

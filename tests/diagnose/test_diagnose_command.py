@@ -107,7 +107,7 @@ def test_the_stage_is_off_unless_checks_are_listed(copy: RunDir) -> None:
     assert diagnose.wanted(context)
     assert diagnose.run(context) == {"checks": 1}
     assert [file.name for file in diagnose.files(context)] == ["displacement.json"]
-    assert not check_stage(copy, "diagnose", diagnose.depends(context)).known
+    assert not check_stage(copy, "diagnose", diagnose.depends(context)).fresh
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 from merit.base.logging import get_logger
 from merit.base.record import fingerprint
 from merit.conflict.similarity import half_gram
-from merit.context import RunContext
+from merit.context import RunContext, Step
 from merit.gradients.store import SketchStore
 from merit.gradients.worker import measurement, spread
 from merit.split.evidence import most_axes
@@ -85,3 +85,10 @@ def _axes(context: RunContext) -> int:
     """Axes kept: as many as the split may need."""
     wanted = [method.config.axes or 1 for method in context.methods]
     return max(most_axes(len(context.config.mixture)) if axes == "auto" else axes for axes in wanted)
+
+
+def _says(context: RunContext) -> str:
+    return f"measuring conflict: gradients of {len(context.config.mixture)} datasets at θ0"
+
+
+STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files, wanted=wanted)

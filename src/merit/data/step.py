@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from merit.base.record import fingerprint
-from merit.context import RunContext
+from merit.context import RunContext, Step
 from merit.data.build import build_mixture, source_fingerprints
 
 NAME = "mixture"
@@ -43,3 +43,10 @@ def run(context: RunContext) -> dict[str, Any]:
         "examples": sum(item.train.examples for item in mixture.datasets),
         "supervised_tokens": sum(item.train.supervised_tokens for item in mixture.datasets),
     }
+
+
+def _says(context: RunContext) -> str:
+    return f"reading {len(context.config.mixture)} datasets and encoding their examples"
+
+
+STEP = Step(NAME, run, depends, says=_says, files=files)

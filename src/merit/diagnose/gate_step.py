@@ -10,7 +10,7 @@ from merit.base.errors import StageError
 from merit.base.logging import get_logger
 from merit.base.record import fingerprint
 from merit.config.prepare import GateConfig
-from merit.context import Method, RunContext
+from merit.context import Method, RunContext, Step
 from merit.data.store import EncodedDataset
 from merit.diagnose.gate import GateResult, judge
 from merit.diagnose.models import BASE, MERGE
@@ -149,3 +149,11 @@ def _measure(context: RunContext, pilot: Method, config: GateConfig, mark: str) 
         ready=ready,
         advice=advice,
     )
+
+
+def _says(context: RunContext) -> str:
+    share = (context.config.gate or GateConfig()).share
+    return f"testing the split: pilot branches on {share:.0%} of their data, and their merge"
+
+
+STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files, wanted=wanted)

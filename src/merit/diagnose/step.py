@@ -12,7 +12,7 @@ from merit.base.logging import get_logger
 from merit.base.record import fingerprint
 from merit.config.checks import CheckName
 from merit.conflict.records import load_similarity
-from merit.context import Method, RunContext
+from merit.context import Method, RunContext, Step
 from merit.data.store import EncodedDataset
 from merit.diagnose.models import JOINT, Models
 from merit.diagnose.records import Check
@@ -191,3 +191,10 @@ def _models_mark(context: RunContext) -> str:
         weights_fingerprint(models.merge),
         joint,
     )
+
+
+def _says(context: RunContext) -> str:
+    return f"checking the merge: {', '.join(context.config.diagnose.checks)}"
+
+
+STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files, wanted=wanted)

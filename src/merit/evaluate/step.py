@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from merit.base.record import fingerprint
-from merit.context import RunContext
+from merit.context import RunContext, Step
 from merit.evaluate.measure import measure, missing, spread, subjects
 from merit.evaluate.scores import ModelScores
 from merit.evaluate.table import MethodFacts, make_table
@@ -59,3 +59,10 @@ def _write_table(context: RunContext, scores: list[ModelScores]) -> None:
             branch_displacement=merge.branch_displacement,
         )
     make_table(scores, facts).save(context.run.table)
+
+
+def _says(context: RunContext) -> str:
+    return "evaluating θ0, branches and merges on held-out examples"
+
+
+STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files)

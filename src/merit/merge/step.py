@@ -11,7 +11,7 @@ from pydantic import Field
 from merit.base.errors import InputError
 from merit.base.files import sha256_files, sweep_parts
 from merit.base.record import Sealed, fingerprint
-from merit.context import Method, RunContext
+from merit.context import Method, RunContext, Step
 from merit.run.layout import relative
 from merit.split.partition import Partition
 from merit.train.spec import BranchResult
@@ -176,3 +176,10 @@ def _files(method: Method, merge: MergeResult) -> dict[str, str]:
         beside = sorted(path for path in folder.rglob("*") if path.is_file())
         found |= _checksums(method, [path for path in beside if path.name not in (*shards, *_EDITED)])
     return found
+
+
+def _says(context: RunContext) -> str:
+    return f"merging the branches of {', '.join(method.name for method in context.methods)}"
+
+
+STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from merit.context import RunContext
+from merit.context import RunContext, Step
 from merit.report.build import build_report
 from merit.report.card import write_run_card
 
@@ -16,3 +16,6 @@ def run(context: RunContext) -> dict[str, Any]:
     build_report(context.run.root)
     write_run_card(context.run.root)
     return {}
+
+
+STEP = Step(NAME, run)

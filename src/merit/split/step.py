@@ -14,7 +14,7 @@ from merit.base.record import fingerprint
 from merit.conflict.records import AxesResult, load_similarity
 from merit.conflict.similarity import half_gram
 from merit.conflict.step import wanted as has_conflict
-from merit.context import Method, RunContext
+from merit.context import Method, RunContext, Step
 from merit.gradients.store import SketchStore
 from merit.run.layout import MAIN_METHOD
 from merit.split.evidence import AxesEvidence, weigh_axes
@@ -116,3 +116,10 @@ def describe(method: Method, groups: int) -> str:
     if splitter == "replicate":
         return f"uniform soup of {groups}"
     return f"{names.get(splitter, splitter + ' split')}, {groups} groups"
+
+
+def _says(context: RunContext) -> str:
+    return f"splitting {len(context.config.mixture)} datasets into groups"
+
+
+STEP = Step(NAME, run, depends, says=_says, files=files)

@@ -12,7 +12,7 @@ from merit.base.record import fingerprint
 from merit.config.evaluate import EvaluateConfig
 from merit.config.prepare import PrepareConfig, PrepareStage
 from merit.config.root import RunConfig
-from merit.context import RunContext
+from merit.context import RunContext, Step
 from merit.data.build import build_mixture, source_fingerprints
 from merit.data.mixture import Mixture
 from merit.jobs.drive import Rules
@@ -146,3 +146,10 @@ def _job(root: Path, branch: BranchDir, spec: BranchSpec, name: str) -> Job:
         output=branch.output,
         weight=spec.planned_tokens,
     )
+
+
+def _says(context: RunContext) -> str:
+    return f"preparing θ0: {len(context.preparation)} rounds of joint training"
+
+
+STEP = Step(NAME, run, depends, says=_says, files=files, wanted=wanted)

@@ -11,7 +11,7 @@ from typing import Any
 from merit.base.errors import InputError, StageError
 from merit.base.logging import get_logger
 from merit.base.record import fingerprint
-from merit.context import Method, RunContext
+from merit.context import Method, RunContext, Step
 from merit.jobs.drive import Rules
 from merit.jobs.job import Job
 from merit.jobs.make import make_executor
@@ -246,3 +246,10 @@ def drop_surplus(method: Method, count: int) -> None:
         if folder not in keep:
             release(BranchDir(folder).job)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _says(context: RunContext) -> str:
+    return f"training the branches of {', '.join(method.name for method in context.methods)}"
+
+
+STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files)
