@@ -34,7 +34,7 @@ from merit.config.model import ModelConfig
 from merit.config.root import RunConfig
 from merit.data.check import check_mixture
 from merit.data.encode import Encoder
-from merit.data.example import Encoded, TokenRow
+from merit.data.example import Encoded
 from merit.data.reading import DatasetReader
 from merit.gradients.engine import GradientEngine
 from merit.gradients.sketch import SketchSpec
@@ -80,9 +80,9 @@ def joined(folder: Path) -> Path:
     return model
 
 
-def plain(model: Any, rows: list[TokenRow]) -> None:
+def plain(model: Any, rows: list[Encoded]) -> None:
     """Forward and backward, batches of like length, all logits."""
-    for batch in length_batches([len(ids) for ids, _ in rows], BATCH_TOKENS):
+    for batch in length_batches([len(row.input_ids) for row in rows], BATCH_TOKENS):
         inputs = aligned_batch(model, [rows[index] for index in batch])
         labels = inputs.pop("labels")
         logits = model(**inputs, use_cache=False).logits
@@ -103,7 +103,7 @@ class Ratios:
 def sketch_over_plain(folder: Path, count: int, repeats: int, precision: Precision) -> Ratios:
     """`measure` on packed rows, as it is used, and on padded ones, against plain passes."""
     data = encoded(folder, count)
-    rows = [TokenRow.of(item.input_ids, item.labels, item.images) for item in data]
+    rows = data
     model = load_model(folder).float().eval()
     spec = SketchSpec.of(CalibrationConfig())
     engines = [

@@ -95,7 +95,7 @@ def train_method(context: Any, method: Any, *, steps: int, rate: float) -> None:
         rows = []
         for name in group.datasets:
             data = EncodedDataset.open(context.run.data(name))
-            rows += [(data[int(row)].input_ids, data[int(row)].labels) for row in data.train]
+            rows += [data[int(row)].encoded for row in data.train]
         model = load_model(context.model.path).train()
         tune(model, rows, steps=steps, rate=rate)
         branch = method.dir.branch(k)

@@ -48,7 +48,7 @@ def test_cosines_of_nested_means(tmp_path: Path) -> None:
     assert found.points[-1].rand == 1
 
     def gradient(examples: list[Encoded]) -> np.ndarray:
-        nll = supervised_nll(model, [(e.input_ids, e.labels) for e in examples]).nll.sum()
+        nll = supervised_nll(model, examples).nll.sum()
         return torch.cat([g.flatten() for g in torch.autograd.grad(nll, list(model.parameters()))]).numpy()
 
     cosines = []

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from merit.base.errors import InputError, StageError
 from merit.conflict.axes import centred
+from merit.data.example import Encoded
 from merit.diagnose.curvature import curvature
 from merit.diagnose.hessian import Hessian, within_budget
 from merit.diagnose.lanczos import Lanczos
@@ -23,13 +24,11 @@ from merit.diagnose.live import LiveModel
 from merit.diagnose.models import Models
 from merit.diagnose.records import CurvatureResult
 
-Row = tuple[list[int], list[int]]
 
-
-def rows(count: int, seed: int) -> list[Row]:
+def rows(count: int, seed: int) -> list[Encoded]:
     generator = torch.Generator().manual_seed(seed)
     made = [torch.randint(1, 17, (5 + i % 4,), generator=generator).tolist() for i in range(count)]
-    return [(ids, [-100, -100, *ids[2:]]) for ids in made]
+    return [Encoded(ids, [-100, -100, *ids[2:]]) for ids in made]
 
 
 DATASETS = [rows(3, seed) for seed in range(3)]
@@ -52,7 +51,7 @@ def network() -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def plain_loss(model: Any, examples: list[Row]) -> Callable[[torch.Tensor], torch.Tensor]:
+def plain_loss(model: Any, examples: list[Encoded]) -> Callable[[torch.Tensor], torch.Tensor]:
     """The mean loss as a function of the flat parameters, one example at a time, all logits."""
     own = dict(model.named_parameters())
 
@@ -61,10 +60,10 @@ def plain_loss(model: Any, examples: list[Row]) -> Callable[[torch.Tensor], torc
         weights = {name: part.view_as(own[name]) for name, part in zip(own, parts, strict=True)}
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
         total, count = flat.new_zeros(()), 0
-        for ids, labels in examples:
-            inputs = {"input_ids": torch.tensor([ids]), "use_cache": False}
+        for row in examples:
+            inputs = {"input_ids": torch.tensor([row.input_ids]), "use_cache": False}
             logp = functional_call(model, weights, kwargs=inputs).logits[0].log_softmax(-1)
-            for position, label in enumerate(labels):
+            for position, label in enumerate(row.labels):
                 if label != -100:
                     total, count = total - logp[position - 1, label], count + 1
         return total / count
@@ -111,10 +110,10 @@ def test_gauss_newton_product_with_its_definition() -> None:
         moved = {name: p + step * shares[name].view_as(p) for name, p in parameters.items()}
         return torch.cat(
             [
-                torch.func.functional_call(model, moved, (), {"input_ids": torch.tensor([ids])}).logits[0, :-1][
-                    torch.tensor(labels[1:]) != -100
-                ]
-                for ids, labels in rows
+                torch.func.functional_call(model, moved, (), {"input_ids": torch.tensor([row.input_ids])}).logits[
+                    0, :-1
+                ][torch.tensor(row.labels[1:]) != -100]
+                for row in rows
             ]
         ).detach()
 
@@ -138,9 +137,9 @@ def test_gradient_and_loss() -> None:
 
 
 def test_rows_within_the_budget_are_taken_in_turn() -> None:
-    datasets = [[([0] * 10, [])] * 3, [([1] * 10, [])] * 3]
-    assert [ids[0] for ids, _ in within_budget(datasets, 30)] == [0, 1, 0]
-    assert [ids[0] for ids, _ in within_budget(datasets, 1)] == [0, 1]  # one of each at least
+    datasets = [[Encoded([0] * 10, [])] * 3, [Encoded([1] * 10, [])] * 3]
+    assert [row.input_ids[0] for row in within_budget(datasets, 30)] == [0, 1, 0]
+    assert [row.input_ids[0] for row in within_budget(datasets, 1)] == [0, 1]  # one of each at least
 
 
 def symmetric(size: int, seed: int = 0) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from merit.cli.main import run
 from merit.config.checks import CHECK_NAMES
 from merit.context import RunContext
+from merit.data.example import Encoded
 from merit.diagnose import step as diagnose
 from merit.diagnose.live import LiveModel
 from merit.diagnose.models import Models
@@ -150,9 +151,9 @@ def test_checks_that_cannot_work_are_said_before_anything_runs(copy: RunDir, cap
     assert "`diagnose.checks`: a diagnosis needs two branches" in err
 
 
-def _words(shift: int) -> list[tuple[list[int], list[int]]]:
+def _words(shift: int) -> list[Encoded]:
     ids = [[(3 * i + shift * j) % 17 + 1 for j in range(8)] for i in range(8)]
-    return [(row, row) for row in ids]
+    return [Encoded(row, row) for row in ids]
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,17 @@ import torch
 
 from merit.compute import losses
 from merit.compute.losses import example_losses, example_scores
-from merit.data.example import IGNORED
+from merit.data.example import IGNORED, Encoded
 from merit.models.loading import load_model
 from prompted import PROMPT, prompted
 
 # Of unlike length; the third has nothing supervised, the last no common prompt.
-ROWS = [*prompted([(3, 4), (30, 2), (8, 0), (1, 9), (5, 1)]), ([7, 8, 9], [7, 8, 9])]
+ROWS = [*prompted([(3, 4), (30, 2), (8, 0), (1, 9), (5, 1)]), Encoded([7, 8, 9], [7, 8, 9])]
 
 
 def alone(model, row) -> tuple[float, int]:
     """transformers' own loss of one example."""
-    ids, labels = row
+    ids, labels = row.input_ids, row.labels
     count = sum(label != IGNORED for label in labels[1:])
     if not count:
         return 0.0, 0
@@ -48,10 +48,10 @@ def test_exact_is_what_greedy_decoding_would_write(tiny_model: Path, packing: bo
     written = []
     for prompt in prompts:
         out = model.generate(torch.tensor([prompt]), max_new_tokens=3, min_new_tokens=3, do_sample=False)[0].tolist()
-        written.append((out, [IGNORED] * len(prompt) + out[len(prompt) :]))
-    ids, labels = written[1]
+        written.append(Encoded(out, [IGNORED] * len(prompt) + out[len(prompt) :]))
+    ids, labels = written[1].input_ids, written[1].labels
     last = (ids[-1] + 1) % 300
-    written[1] = ([*ids[:-1], last], [*labels[:-1], last])
+    written[1] = Encoded([*ids[:-1], last], [*labels[:-1], last])
     _, _, exact = example_scores(model, written, batch_tokens=10_000, precision="fp32", packing=packing)
     assert exact == [1.0, 0.0, 1.0]
 

@@ -18,7 +18,7 @@ from merit.config.calibration import CalibrationConfig
 from merit.config.model import ModelConfig
 from merit.config.train import LoraSection, TrainConfig
 from merit.data.encode import Encoder
-from merit.data.example import Encoded, Example, Message, TokenRow
+from merit.data.example import Encoded, Example, Message
 from merit.data.image import ImageRef, decode
 from merit.data.store import StoredExample, write_store
 from merit.gradients.engine import GradientEngine
@@ -66,10 +66,6 @@ def encoded(encoder: Encoder) -> list[Encoded]:
     return [encoder.encode(example) for example in EXAMPLES]
 
 
-def rows_of(encoded: list[Encoded]) -> list[TokenRow]:
-    return [TokenRow.of(item.input_ids, item.labels, item.images) for item in encoded]
-
-
 def test_tokens_are_those_of_the_models_own_processor(encoder, encoded):
     processor = images_of(encoder.tokenizer).processor
     for example, item in zip(EXAMPLES, encoded, strict=True):
@@ -87,8 +83,8 @@ def test_every_parameter_has_a_role_and_batches_change_no_loss(folder, encoded):
     frozen = {role_of(name) for name, p in model.named_parameters() if not p.requires_grad}
     trained = {role_of(name) for name, p in model.named_parameters() if p.requires_grad}
     assert (frozen, trained) == ({"vision"}, {"projector", "language"})
-    together = supervised_nll(model, rows_of(encoded))
-    for index, row in enumerate(rows_of(encoded)):
+    together = supervised_nll(model, encoded)
+    for index, row in enumerate(encoded):
         alone = supervised_nll(model, [row]).nll
         torch.testing.assert_close(together.nll[together.row == index], alone, rtol=1e-4, atol=1e-5)
 
@@ -108,7 +104,7 @@ def test_sketches_are_those_of_plain_gradients(folder, encoded, encoder, freeze)
     encoded = [*encoded, encoder.encode(replace(EXAMPLES[0], completion=EXAMPLES[1].completion))]
     found = engine.measure("d", encoded)
     model.eval()
-    for row in rows_of(encoded):
+    for row in encoded:
         supervised_nll(model, [row]).nll.sum().backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert {role_of(name) for name in grads} == ({"projector", "language"} | ({"vision"} if freeze == [] else set()))

@@ -108,7 +108,7 @@ def test_preparation_joins_a_tower_and_a_language_model(tiny_model, tmp_path):
         for before, after in itertools.pairwise(weights)
     ]
     assert changed == [{"projector"}, {"projector", "language"}]
-    rows = [row.token_row for row in EncodedDataset.open(run.prepare.data("one")) if not row.held_out]
+    rows = [row.encoded for row in EncodedDataset.open(run.prepare.data("one")) if not row.held_out]
     with torch.no_grad():
         losses = [float(supervised_nll(load_model(folder), rows).nll.mean()) for folder in rounds]
     assert losses == sorted(losses, reverse=True)

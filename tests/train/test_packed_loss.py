@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from merit.compute.nll import batch_nll, right_aligned
-from merit.data.example import IGNORED
+from merit.data.example import IGNORED, Encoded
 from merit.models.loading import load_model
-from merit.train.loss import may_pack, packed_batch, task_nll
+from merit.train.loss import collate, may_pack, packed_task, task_nll
 from prompted import PROMPT, prompted
 
 CPU = torch.device("cpu")
@@ -33,8 +33,11 @@ def test_a_packed_row_has_the_loss_and_gradients_of_padded_examples(tiny_model: 
 
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    with packed_batch(model, batch) as task:
-        assert task is not None
+    packed = collate(ROWS)
+    assert packed is not None
+    assert packed["examples"] == 3
+    assert (packed["labels"][:, 1:] != IGNORED).sum() == (batch["labels"] != IGNORED).sum()
+    with packed_task(model, packed) as task:
         loss = task_nll(model, task).sum()
         loss.backward()
     torch.testing.assert_close(loss, padded, rtol=1e-6, atol=1e-6)
@@ -45,13 +48,8 @@ def test_a_packed_row_has_the_loss_and_gradients_of_padded_examples(tiny_model: 
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_what_cannot_be_one_row_is_left_as_it_is(tiny_model: Path) -> None:
-    model = load_model(tiny_model)
-    silent = right_aligned([(ids, [IGNORED] * len(ids)) for ids, _ in ROWS])
-    with packed_batch(model, silent) as task:
-        assert task is None
-    with packed_batch(model, {**right_aligned(ROWS), "pixel_values": torch.zeros(1)}) as task:
-        assert task is None
+def test_rows_without_an_answer_make_no_packed_row() -> None:
+    assert collate([Encoded(row.input_ids, [IGNORED] * len(row.input_ids)) for row in ROWS]) is None
 
 
 def test_a_model_with_dropout_is_not_packed(tiny_model: Path) -> None:

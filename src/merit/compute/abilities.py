@@ -20,7 +20,7 @@ from merit.compute.batches import packed_task
 from merit.compute.head import Tail, find_tail
 from merit.compute.nll import aligned_batch, counts_positions
 from merit.compute.packing import Packed, Segment
-from merit.data.example import IGNORED, TokenRow
+from merit.data.example import IGNORED, Encoded
 from merit.models.loading import images_of
 
 logger = get_logger(__name__)
@@ -119,7 +119,9 @@ def _packs_images(model: Any, device: torch.device) -> bool:
     with torch.no_grad():
         alone: list[Tensor] = []
         for ids, images in zip(own, row.images, strict=True):
-            batch = aligned_batch(model, [TokenRow.of([*prefix, *ids], [IGNORED] * (len(prefix) + len(ids)), images)])
+            batch = aligned_batch(
+                model, [Encoded([*prefix, *ids], [IGNORED] * (len(prefix) + len(ids)), images=images)]
+            )
             del batch["labels"], batch["position_ids"]
             alone.append(_logits(model, batch, device)[len(alone) and start :])
         try:

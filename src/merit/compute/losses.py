@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from merit.compute.abilities import takes_packed_rows
 from merit.compute.batches import one_row
-from merit.compute.nll import BatchLogits, TokenRow, length_batches, logits_at, supervised_logits
+from merit.compute.nll import BatchLogits, length_batches, logits_at, supervised_logits
 from merit.compute.packing import pack
 from merit.data.example import Encoded
 from merit.models.loading import Precision, autocast
@@ -21,7 +21,7 @@ _packs: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 def example_losses(
     model: PreTrainedModel,
-    rows: Sequence[TokenRow],
+    rows: Sequence[Encoded],
     *,
     batch_tokens: int,
     precision: Precision,
@@ -42,7 +42,7 @@ def example_losses(
 @torch.no_grad()
 def example_scores(
     model: PreTrainedModel,
-    rows: Sequence[TokenRow],
+    rows: Sequence[Encoded],
     *,
     batch_tokens: int,
     precision: Precision,
@@ -71,24 +71,24 @@ def example_scores(
 
 
 def _batches(
-    model: PreTrainedModel, rows: Sequence[TokenRow], batch_tokens: int, precision: Precision, packing: bool
+    model: PreTrainedModel, rows: Sequence[Encoded], batch_tokens: int, precision: Precision, packing: bool
 ) -> Iterator[BatchLogits]:
     """Logits of all supervised tokens; `row` of each is the place in `rows`."""
     if packing and _may_pack(model, rows):
-        for part in pack([Encoded(list(ids), list(labels)) for ids, labels in rows], batch_tokens):
+        for part in pack(rows, batch_tokens):
             with one_row(model, part, model.device) as task, autocast(precision):
                 logits = logits_at(model, task.inputs, task.keep)
             yield BatchLogits(logits, task.targets, part.owner)
         return
-    for batch in length_batches([len(ids) for ids, _ in rows], batch_tokens):
+    for batch in length_batches([len(row.input_ids) for row in rows], batch_tokens):
         with autocast(precision):
             found = supervised_logits(model, [rows[index] for index in batch])
         yield BatchLogits(found.logits, found.targets, torch.tensor(batch)[found.row])
 
 
-def _may_pack(model: PreTrainedModel, rows: Sequence[TokenRow]) -> bool:
+def _may_pack(model: PreTrainedModel, rows: Sequence[Encoded]) -> bool:
     """A GPU computes a prefix again sooner than it calls attention once more."""
-    if model.device.type != "cpu" or any(getattr(row, "images", ()) for row in rows):
+    if model.device.type != "cpu" or any(row.images for row in rows):
         return False
     if model not in _packs:
         _packs[model] = takes_packed_rows(model, model.device)

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from merit.compute.head import only_positions
-from merit.data.example import IGNORED
+from merit.data.example import IGNORED, Encoded
 from merit.models.loading import images_of
 
-TokenRow = tuple[Sequence[int], Sequence[int]]  # input_ids, labels; one with images is `merit.data.example.TokenRow`
 _TEXT = ("input_ids", "attention_mask", "position_ids", "labels")
 
 
@@ -35,16 +34,16 @@ class BatchLogits:
     row: Tensor  # (n,) int64 on the CPU
 
 
-def right_aligned(rows: Sequence[TokenRow], pad_token: int = 0) -> dict[str, Tensor]:
+def right_aligned(rows: Sequence[Encoded], pad_token: int = 0) -> dict[str, Tensor]:
     """input_ids, labels, attention_mask, position_ids, each (rows, longest) int64, padded at the left."""
-    width = max(len(ids) for ids, _ in rows)
+    width = max(len(row.input_ids) for row in rows)
     ids = torch.full((len(rows), width), pad_token, dtype=torch.long)
     labels = torch.full((len(rows), width), IGNORED, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for index, (row_ids, row_labels) in enumerate(rows):
-        start = width - len(row_ids)
-        ids[index, start:] = torch.as_tensor(row_ids)
-        labels[index, start + 1 :] = torch.as_tensor(row_labels[1:])  # nothing predicts the first token
+    for index, row in enumerate(rows):
+        start = width - len(row.input_ids)
+        ids[index, start:] = torch.as_tensor(row.input_ids)
+        labels[index, start + 1 :] = torch.as_tensor(row.labels[1:])  # nothing predicts the first token
         mask[index, start:] = 1
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     return {"input_ids": ids, "labels": labels, "attention_mask": mask, "position_ids": positions}
@@ -83,17 +82,17 @@ def logits_at(model: nn.Module, inputs: dict[str, Tensor], keep: Tensor) -> Tens
     return logits.float()
 
 
-def supervised_nll(model: Any, rows: Sequence[TokenRow]) -> BatchNll:
+def supervised_nll(model: Any, rows: Sequence[Encoded]) -> BatchNll:
     """`batch_nll` of `rows`, on the model's device."""
     return batch_nll(model, {name: value.to(model.device) for name, value in aligned_batch(model, rows).items()})
 
 
-def aligned_batch(model: Any, rows: Sequence[TokenRow], pad_token: int = 0) -> dict[str, Tensor]:
+def aligned_batch(model: Any, rows: Sequence[Encoded], pad_token: int = 0) -> dict[str, Tensor]:
     """`right_aligned`, and for a vision-language model what its forward pass takes for the rows' images."""
     batch = right_aligned(rows, pad_token)
     images = images_of(model)
     if images is not None:
-        found = images.inputs(batch["input_ids"], [getattr(row, "images", ()) for row in rows])
+        found = images.inputs(batch["input_ids"], [row.images for row in rows])
         batch |= {name: in_dtype(value, model) for name, value in found.items()}
     return batch
 
@@ -109,7 +108,7 @@ def counts_positions(model: nn.Module) -> bool:
     return hasattr(whole, "get_rope_index") or hasattr(getattr(whole, "model", None), "get_rope_index")
 
 
-def supervised_logits(model: Any, rows: Sequence[TokenRow]) -> BatchLogits:
+def supervised_logits(model: Any, rows: Sequence[Encoded]) -> BatchLogits:
     """`batch_logits` of `rows`, on the model's device."""
     return batch_logits(model, {name: value.to(model.device) for name, value in aligned_batch(model, rows).items()})
 

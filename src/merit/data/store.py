@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from merit.base.errors import InputError
 from merit.base.files import atomic_path
-from merit.data.example import Encoded, TokenRow
+from merit.data.example import Encoded
 from merit.data.mixture import DatasetSummary
 
 VERSION = 1
@@ -309,12 +309,8 @@ class StoredExample:
     prompt_images: int = 0  # of them, those that greedy decoding starts from
 
     @property
-    def token_row(self) -> TokenRow:
-        """Ids and labels, with the images."""
-        return TokenRow.of(self.input_ids, self.labels, self.pictures)
-
-    @property
     def encoded(self) -> Encoded:
+        """Ids and labels, with the images."""
         return Encoded(self.input_ids, self.labels, False, self.pictures, self.prompt_images)
 
     @classmethod

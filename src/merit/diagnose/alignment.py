@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from merit.compute.nll import TokenRow
 from merit.conflict.axes import centred
+from merit.data.example import Encoded
 from merit.diagnose.hessian import Flat, Hessian
 from merit.diagnose.lanczos import Lanczos
 
@@ -40,7 +40,7 @@ def alignment(
     hessian: Hessian,
     lanczos: Lanczos,
     coefficients: Matrix,
-    datasets: Sequence[Sequence[TokenRow]],
+    datasets: Sequence[Sequence[Encoded]],
     similarity: Matrix,
     *,
     axes: int,

@@ -15,7 +15,6 @@ from merit.base.errors import InputError
 from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
-from merit.compute.nll import TokenRow
 from merit.config.calibration import CalibrationConfig
 from merit.config.checks import CheckName
 from merit.config.diagnose import DiagnoseConfig
@@ -122,10 +121,10 @@ class Bench:
         return measure_moves(Aligned(self.models.folders), self.progress)
 
     @staticmethod
-    def calibration_examples(dataset: EncodedDataset, count: int) -> list[TokenRow]:
+    def calibration_examples(dataset: EncodedDataset, count: int) -> list[Encoded]:
         """The first `count` rows of a dataset's calibration set: those that its gradient was measured on."""
         stored = [dataset[int(row)] for row in calibration_rows(dataset, count)]
-        return [example.token_row for example in stored]
+        return [example.encoded for example in stored]
 
     @property
     def compared(self) -> list[str]:
@@ -211,16 +210,12 @@ def _calibration(bench: Bench, journal: Journal) -> Check:
         bench.live.model, SketchSpec.of(config), batch_tokens=config.batch_tokens, precision=bench.precision
     )
     examples = {
-        name: [_encoded(row) for row in bench.calibration_examples(data, config.examples)]
+        name: bench.calibration_examples(data, config.examples)
         for name, data in zip(bench.names, bench.datasets, strict=True)
     }
     return calibration(
         engine, examples, conflict.tokens, axes=conflict.axes, centre=conflict.centre, progress=bench.progress
     )
-
-
-def _encoded(row: TokenRow) -> Encoded:
-    return Encoded(list(row[0]), list(row[1]), images=getattr(row, "images", ()))
 
 
 def _conflict(bench: Bench, check: str) -> Conflict:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from merit.base.errors import InputError
 from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Counter, Progress
-from merit.compute.nll import TokenRow
+from merit.data.example import Encoded
 from merit.diagnose.aligned import Aligned
 from merit.diagnose.alignment import alignment
 from merit.diagnose.hessian import Flat, Hessian, within_budget
@@ -29,7 +29,7 @@ _log = get_logger(__name__)
 def curvature(
     live: LiveModel,
     models: Models,
-    datasets: Sequence[Sequence[TokenRow]],
+    datasets: Sequence[Sequence[Encoded]],
     similarity: NDArray[np.float64],
     folder: Path,
     *,

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from merit.base.errors import StageError
-from merit.compute.nll import TokenRow, length_batches, supervised_logits, supervised_nll
+from merit.compute.nll import length_batches, supervised_logits, supervised_nll
+from merit.data.example import Encoded
 
 Flat = NDArray[np.float32]
 Gradients = Sequence[Tensor | None]
@@ -35,7 +36,7 @@ class Hessian:
         self,
         model: Any,
         parameters: Mapping[str, Tensor],
-        rows: Sequence[TokenRow],
+        rows: Sequence[Encoded],
         *,
         batch_tokens: int = 1024,
         gauss_newton: bool = False,
@@ -44,12 +45,12 @@ class Hessian:
         self._model = model.eval()
         self._parameters = list(parameters.values())
         self.rows = rows
-        self._batches = list(length_batches([len(ids) for ids, _ in rows], batch_tokens))
+        self._batches = list(length_batches([len(row.input_ids) for row in rows], batch_tokens))
         sizes = [parameter.numel() for parameter in self._parameters]
         self._starts = np.cumsum([0, *sizes])
         self.offsets = dict(zip(parameters, self._starts[:-1].tolist(), strict=True))
         self.size = int(self._starts[-1])
-        self.tokens = sum(len(ids) for ids, _ in rows)
+        self.tokens = sum(len(row.input_ids) for row in rows)
 
     def product(self, vector: Flat, advance: Callable[[int], None] = lambda _: None) -> Flat:
         """H v, by differentiating gᵀv once more; of Gauss–Newton, by the logits' change along v sent back.
@@ -63,9 +64,9 @@ class Hessian:
             raise StageError("a Hessian-vector product is not finite; are the model's weights finite?")
         return out
 
-    def gradient(self, rows: Sequence[TokenRow], batch_tokens: int, advance: Callable[[int], None]) -> Flat:
+    def gradient(self, rows: Sequence[Encoded], batch_tokens: int, advance: Callable[[int], None]) -> Flat:
         """(n,) mean gradient of other rows."""
-        batches = list(length_batches([len(ids) for ids, _ in rows], batch_tokens))
+        batches = list(length_batches([len(row.input_ids) for row in rows], batch_tokens))
         return self._pass(rows, batches, None, advance)
 
     def loss(self) -> float:
@@ -80,7 +81,7 @@ class Hessian:
 
     def _pass(
         self,
-        rows: Sequence[TokenRow],
+        rows: Sequence[Encoded],
         batches: Sequence[Sequence[int]],
         parts: Sequence[Tensor] | None,
         advance: Callable[[int], None],
@@ -103,7 +104,7 @@ class Hessian:
         out /= max(1, tokens)
         return out
 
-    def _gradient_pass(self, rows: Sequence[TokenRow], parts: Sequence[Tensor] | None) -> tuple[int, Gradients]:
+    def _gradient_pass(self, rows: Sequence[Encoded], parts: Sequence[Tensor] | None) -> tuple[int, Gradients]:
         """Tokens, and the summed loss's gradient; with `parts` its derivative along them."""
         nll = supervised_nll(self._model, rows).nll
         found = torch.autograd.grad(nll.sum(), self._parameters, create_graph=parts is not None, allow_unused=True)
@@ -111,7 +112,7 @@ class Hessian:
             found = torch.autograd.grad(_inner(found, parts), self._parameters, allow_unused=True)
         return nll.numel(), found
 
-    def _gauss_newton_pass(self, rows: Sequence[TokenRow], parts: Sequence[Tensor]) -> tuple[int, Gradients]:
+    def _gauss_newton_pass(self, rows: Sequence[Encoded], parts: Sequence[Tensor]) -> tuple[int, Gradients]:
         """Tokens, and Jᵀ (diag p − p pᵀ) J v. J v is the derivative by u of (Jᵀu)ᵀv, which is linear in u."""
         logits = supervised_logits(self._model, rows).logits
         u = torch.zeros_like(logits, requires_grad=True)
@@ -133,13 +134,13 @@ def _inner(grads: Gradients, parts: Sequence[Tensor]) -> Tensor:
     return torch.stack([(g * v).sum() for g, v in zip(grads, parts, strict=True) if g is not None]).sum()
 
 
-def within_budget(datasets: Sequence[Sequence[TokenRow]], tokens: int) -> list[TokenRow]:
+def within_budget(datasets: Sequence[Sequence[Encoded]], tokens: int) -> list[Encoded]:
     """Rows of all datasets in turn, until the next would exceed `tokens`; one row of each dataset at least."""
-    chosen: list[TokenRow] = []
+    chosen: list[Encoded] = []
     used = 0
     for turn in range(max(map(len, datasets), default=0)):
         for rows in datasets:
-            if turn < len(rows) and (turn == 0 or used + len(rows[turn][0]) <= tokens):
+            if turn < len(rows) and (turn == 0 or used + len(rows[turn].input_ids) <= tokens):
                 chosen.append(rows[turn])
-                used += len(rows[turn][0])
+                used += len(rows[turn].input_ids)
     return chosen

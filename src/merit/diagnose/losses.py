@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from merit.base.errors import InputError, StageError
 from merit.compute.losses import example_losses
-from merit.compute.nll import TokenRow
-from merit.data.example import IGNORED
+from merit.data.example import Encoded
 from merit.data.store import EncodedDataset
 from merit.diagnose.resample import Resampler
 from merit.models.loading import Precision
@@ -27,7 +26,7 @@ class LossSet:
         owner: the dataset's index of each row.
     """
 
-    rows: Sequence[TokenRow]
+    rows: Sequence[Encoded]
     owner: Sequence[int]
     batch_tokens: int = 4096
     precision: Precision = "fp32"
@@ -49,7 +48,7 @@ class LossSet:
         Raises:
             InputError: a dataset has none.
         """
-        rows: list[TokenRow] = []
+        rows: list[Encoded] = []
         owner: list[int] = []
         for index, dataset in enumerate(datasets):
             chosen = (dataset.held_out if held_out else dataset.train)[:count]
@@ -57,7 +56,7 @@ class LossSet:
                 raise InputError(f"no {'held-out' if held_out else 'training'} example", file=dataset.path)
             for row in chosen:
                 example = dataset[int(row)]
-                rows.append(example.token_row)
+                rows.append(example.encoded)
                 owner.append(index)
         # Both sets are often of one size: with one seed they would be resampled alike.
         return cls(rows, owner, batch_tokens, precision, seed + (not held_out))
@@ -65,7 +64,7 @@ class LossSet:
     @cached_property
     def tokens(self) -> list[int]:
         """Supervised tokens of each row; nothing predicts the first token."""
-        return [sum(label != IGNORED for label in labels[1:]) for _, labels in self.rows]
+        return [row.supervised for row in self.rows]
 
     @cached_property
     def resampler(self) -> Resampler:

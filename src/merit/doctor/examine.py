@@ -55,8 +55,8 @@ def examine(model: Any, tokenizer: Any, name: str, progress: Progress = SILENT) 
 
 
 def _losses(model: Any, datasets: Sequence[Sequence[Encoded]], advance: Callable[[int], None]) -> list[Finding]:
-    rows = [(example.input_ids, example.labels) for examples in datasets for example in examples]
-    mean = sum(len(ids) for ids, _ in rows) / len(rows)
+    rows = [example for examples in datasets for example in examples]
+    mean = sum(len(row.input_ids) for row in rows) / len(rows)
 
     def losses(batch_tokens: int, precision: Precision) -> torch.Tensor:
         found, _ = example_losses(

@@ -74,7 +74,7 @@ def _losses(
         stored = EncodedDataset.open(run.data(dataset.name))
         for row in stored.held_out[: config.held_out]:
             example = stored[int(row)]
-            rows.append(example.token_row)
+            rows.append(example.encoded)
             owners.append(index)
     # One pool over all datasets: batches of like length leave the least padding.
     losses, tokens = example_losses(model, rows, batch_tokens=config.batch_tokens, precision=precision, advance=advance)
@@ -130,6 +130,7 @@ def _drift(
     precision: Precision,
     advance: Callable[[int], None],
 ) -> DatasetScore:
-    rows = list(zip(drift.input_ids, drift.labels, strict=True))
-    losses, tokens = example_losses(model, rows, batch_tokens=config.batch_tokens, precision=precision, advance=advance)
+    losses, tokens = example_losses(
+        model, drift.encoded, batch_tokens=config.batch_tokens, precision=precision, advance=advance
+    )
     return DatasetScore(name=DRIFT, losses=losses, tokens=tokens, exact=None)

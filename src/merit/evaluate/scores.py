@@ -8,6 +8,7 @@ from pathlib import Path
 from merit.base.errors import InputError
 from merit.base.record import Record, Sealed
 from merit.config.evaluate import EvaluateConfig
+from merit.data.example import Encoded
 from merit.data.mixture import Mixture
 from merit.run.layout import RunDir
 
@@ -124,3 +125,8 @@ class DriftSet(Sealed):
     answers: list[str]
     input_ids: list[list[int]]
     labels: list[list[int]]
+
+    @property
+    def encoded(self) -> list[Encoded]:
+        """Prompts and answers, of which the answers are supervised."""
+        return [Encoded(ids, labels) for ids, labels in zip(self.input_ids, self.labels, strict=True)]

@@ -12,6 +12,7 @@ from merit.config.model import Role
 from merit.config.train import LoraSection, TrainConfig
 from merit.context import RunContext
 from merit.data.check import CheckReport
+from merit.data.example import IGNORED, Encoded
 from merit.data.mixture import Mixture
 from merit.jobs.devices import visible_gpus
 from merit.models.checkpoint import Checkpoint
@@ -91,7 +92,7 @@ def measure_speed(folder: Path, train: TrainConfig, mixture: Mixture) -> float:
     share = sum(item.supervised_tokens for item in counts) / sum(item.tokens for item in counts)
     supervised = max(1, round(length * share))
     ids = torch.randint(0, model.config.get_text_config().vocab_size, (length,)).tolist()
-    row = (ids, [-100] * (length - supervised) + ids[length - supervised :])
+    row = Encoded(ids, [IGNORED] * (length - supervised) + ids[length - supervised :])
     rows = [row] * max(1, _MEASURED_TOKENS // length)
     best = 0.0
     for _ in range(_REPEATS + 1):

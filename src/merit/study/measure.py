@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from merit.base.errors import InputError
 from merit.base.record import fingerprint
 from merit.compute.losses import example_scores
-from merit.compute.nll import TokenRow
 from merit.config.study import FacesConfig
 from merit.conflict.reliability import disattenuated
 from merit.conflict.similarity import HalfGram, cosines
+from merit.data.example import Encoded
 from merit.data.mixture import Mixture
 from merit.data.store import EncodedDataset
 from merit.evaluate.drift import general_prompts, general_texts
@@ -104,7 +104,7 @@ class Part:
 
     face: Face
     name: str
-    rows: list[TokenRow]
+    rows: list[Encoded]
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Examples:
         mixture: Mixture,
         retained: frozenset[str],
         config: FacesConfig,
-        others: Mapping[str, Sequence[TokenRow]],
+        others: Mapping[str, Sequence[Encoded]],
     ) -> Examples:
         """Takes them in the order of their content hash, validation first.
 
@@ -146,14 +146,19 @@ class Examples:
                     f"of which {config.validation} validate: give more rows, or hold out a larger share",
                     field=f"{'mixture' if face == 'in_mixture' else face}.{item.name}",
                 )
-            pairs: list[tuple[Sequence[int], Sequence[int]]] = [row.token_row for row in rows]
-            validation.append(Part(face, item.name, list(pairs[: config.validation])))
-            test.append(Part(face, item.name, list(pairs[config.validation :])))
+            encoded = [row.encoded for row in rows]
+            validation.append(Part(face, item.name, encoded[: config.validation]))
+            test.append(Part(face, item.name, encoded[config.validation :]))
         for name, rows_of in others.items():
             if len(rows_of) >= _FEWEST:
                 validation.append(Part("retention", name, list(rows_of[::2])))
                 test.append(Part("retention", name, list(rows_of[1::2])))
-        mark = fingerprint([[part.face, part.name, part.rows] for part in (*validation, *test)])
+        mark = fingerprint(
+            [
+                [part.face, part.name, [[row.input_ids, row.labels] for row in part.rows]]
+                for part in (*validation, *test)
+            ]
+        )
         return cls(validation, test, mark)
 
 
@@ -176,14 +181,14 @@ def measure(model: Any, parts: list[Part], *, batch_tokens: int, precision: Prec
     return Faces(**faces)
 
 
-def other_rows(study: Study, drift: DriftSet | None) -> dict[str, list[TokenRow]]:
+def other_rows(study: Study, drift: DriftSet | None) -> dict[str, list[Encoded]]:
     """What measures retention and is no dataset: θ0's own answers, and plain text, whose every token counts."""
-    found: dict[str, list[TokenRow]] = {}
+    found: dict[str, list[Encoded]] = {}
     if drift is not None:
-        found[DRIFT] = list(zip(drift.input_ids, drift.labels, strict=True))
+        found[DRIFT] = drift.encoded
     if study.config.faces.text:
         texts = [study.tokenizer(text)["input_ids"] for text in general_texts(study.config.faces.text)]
-        found[TEXT] = [(ids, ids) for ids in texts]
+        found[TEXT] = [Encoded(ids, ids) for ids in texts]
     return found
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,13 +14,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from merit.base.errors import InputError
 from merit.compute.abilities import takes_packed_rows
-from merit.compute.batches import one_row
+from merit.compute.attention import packed, packed_model
 from merit.compute.head import Task
-from merit.compute.nll import logits_at
-from merit.compute.packing import pack
-from merit.data.example import Encoded
-
-_TEXT_BATCH = {"input_ids", "labels", "attention_mask", "position_ids"}
+from merit.compute.nll import innermost, logits_at
+from merit.compute.packing import Segment, pack
+from merit.data.example import IGNORED, Encoded
 
 
 def may_pack(model: Any, device: torch.device) -> bool:
@@ -34,32 +33,46 @@ def may_pack(model: Any, device: torch.device) -> bool:
     return not drops and takes_packed_rows(model, device)
 
 
-@contextlib.contextmanager
-def packed_batch(model: nn.Module, batch: dict[str, Tensor]) -> Iterator[Task | None]:
-    """A batch made by `right_aligned` as one row without padding, in which what prompts have in common runs once.
+def collate(rows: Sequence[Encoded]) -> dict[str, Tensor] | None:
+    """A micro-batch of text as one row without padding, in which what prompts have in common runs once.
 
-    Forward and backward pass both belong inside: with checkpointing the backward pass runs layers again. None where
-    the batch shows images or has no supervised token.
+    Returns:
+        input_ids, position_ids: (1, N) int64.
+        segments: (S, 4) int64, the fields of each `Segment`.
+        labels: (1, N + 1) int64; place i + 1 holds what position i predicts, or IGNORED. Trainers count these.
+        examples: () int64, how many rows have a supervised token.
+        None where no row has one.
     """
-    examples = _examples(batch) if batch.keys() <= _TEXT_BATCH else []
-    rows = list(pack(examples, sys.maxsize))
-    if not rows:
-        yield None
-        return
-    with one_row(model, rows[0], batch["input_ids"].device) as task:
-        yield task
+    row = next(pack(rows, sys.maxsize), None)
+    if row is None:
+        return None
+    labels = torch.full((1, row.input_ids.shape[1] + 1), IGNORED)
+    labels[0, row.keep + 1] = row.targets
+    return {
+        "input_ids": row.input_ids,
+        "position_ids": row.position_ids,
+        "segments": torch.tensor([dataclasses.astuple(segment) for segment in row.segments]),
+        "labels": labels,
+        "examples": torch.tensor(sum(example.supervised > 0 for example in rows)),
+    }
+
+
+@contextlib.contextmanager
+def packed_task(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[Task]:
+    """A batch of `collate` as a task. Forward and backward pass both belong inside: with checkpointing the backward
+    pass runs layers again."""
+    ids = batch["input_ids"]
+    targets = batch["labels"][0, 1:]
+    keep = torch.nonzero(targets != IGNORED).reshape(-1)
+    segments = [Segment(*numbers) for numbers in batch["segments"].tolist()]
+    with packed_model(innermost(model)), packed(segments, ids.device):
+        inputs = {"input_ids": ids, "position_ids": batch["position_ids"]}
+        yield Task(inputs, keep, targets[keep], ids.shape[1])
 
 
 def task_nll(model: nn.Module, task: Task) -> Tensor:
     """(M,) float32: −log p of the task's targets. Gradients flow if they are enabled."""
     return nn.functional.cross_entropy(logits_at(model, task.inputs, task.keep), task.targets, reduction="none")
-
-
-def _examples(batch: dict[str, Tensor]) -> list[Encoded]:
-    """The rows that `right_aligned` was given."""
-    lengths = batch["attention_mask"].sum(dim=1).tolist()
-    ids, labels = batch["input_ids"].tolist(), batch["labels"].tolist()
-    return [Encoded(row[-n:], marks[-n:]) for n, row, marks in zip(lengths, ids, labels, strict=True)]
 
 
 class PullCallback(TrainerCallback):

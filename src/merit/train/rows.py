@@ -12,7 +12,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from merit.base.files import inside
-from merit.data.example import IGNORED, TokenRow
+from merit.data.example import IGNORED, Encoded
 from merit.data.store import IMAGES, EncodedDataset
 from merit.run.layout import RunDir
 from merit.train.spec import BranchSpec
@@ -41,17 +41,17 @@ def row_without_loss(rows: Any) -> Any:
     return datasets.Dataset.from_dict(row, features=rows.features)
 
 
-def training_rows(root: Path, spec: BranchSpec, wanted: int) -> list[TokenRow]:
+def training_rows(root: Path, spec: BranchSpec, wanted: int) -> list[Encoded]:
     """input_ids and labels, with images, of about `wanted` training examples, the branch's datasets in equal parts.
 
     `root` is the folder that the spec's paths are relative to.
     """
     each = -(-wanted // len(spec.data))
-    found: list[TokenRow] = []
+    found: list[Encoded] = []
     for item in spec.data:
         stored = EncodedDataset.open(inside(root, item.data))
         rows = [stored[int(row)] for row in stored.weighted_train(item.weight, spec.seed)[:each]]
-        found += [row.token_row for row in rows]
+        found += [row.encoded for row in rows]
     return found
 
 

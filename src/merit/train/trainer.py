@@ -11,11 +11,11 @@ from trl import SFTTrainer
 
 from merit.compute.head import Task
 from merit.compute.nll import aligned_batch, batch_nll, innermost
-from merit.data.example import IGNORED, TokenRow
+from merit.data.example import IGNORED, Encoded
 from merit.data.store import IMAGES
 from merit.models.loading import images_of
 from merit.train.checkpoints import Counters
-from merit.train.loss import may_pack, packed_batch, task_nll
+from merit.train.loss import collate, may_pack, packed_task, task_nll
 from merit.train.rows import Batching, StepSampler
 
 
@@ -43,7 +43,11 @@ class BranchTrainer(SFTTrainer):
         self._task: Task | None = None
         if self._own_loss:
             pad = self.processing_class.pad_token_id or 0
-            self.data_collator = lambda rows: aligned_batch(self.model, [_row(row) for row in rows], pad)
+            self.data_collator = lambda rows: self._collate([_encoded(row) for row in rows], pad)
+
+    def _collate(self, rows: list[Encoded], pad: int) -> dict[str, torch.Tensor]:
+        packed = collate(rows) if self._packs and not any(row.images for row in rows) else None
+        return packed or aligned_batch(self.model, rows, pad)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
         batching = self._batching
@@ -51,13 +55,13 @@ class BranchTrainer(SFTTrainer):
         return StepSampler(self._lengths, batching.examples_per_step, self.args.seed, multiple=together)
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        labels = inputs["labels"]
-        supervised = labels[:, 1:] != IGNORED
-        counts = torch.stack([supervised.sum(), supervised.any(dim=1).sum()])
+        supervised = inputs["labels"][:, 1:] != IGNORED
+        packed = "segments" in inputs
+        counts = torch.stack([supervised.sum(), inputs["examples"] if packed else supervised.any(dim=1).sum()])
         tokens, examples = self.accelerator.reduce(counts, "sum").tolist()
         self._counters.supervised_tokens += tokens
         self._counters.examples += examples
-        with packed_batch(model, inputs) if self._packs else contextlib.nullcontext() as self._task:
+        with packed_task(model, inputs) if packed else contextlib.nullcontext() as self._task:
             loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         self._task = None
         return loss
@@ -73,5 +77,5 @@ class BranchTrainer(SFTTrainer):
         return nll.sum() / total * self.accelerator.num_processes
 
 
-def _row(row: Any) -> TokenRow:
-    return TokenRow.of(row["input_ids"], row["labels"], row.get(IMAGES) or ())
+def _encoded(row: Any) -> Encoded:
+    return Encoded(row["input_ids"], row["labels"], images=row.get(IMAGES) or ())
