@@ -5,9 +5,18 @@ from __future__ import annotations
 import math
 
 import pytest
+from scipy import stats
 
 from merit.evaluate.scores import DatasetScore
-from merit.evaluate.statistics import exact_difference, mean_difference, mean_exact, mean_loss
+from merit.evaluate.statistics import (
+    exact_difference,
+    half_width,
+    mean_difference,
+    mean_exact,
+    mean_loss,
+    p_value,
+    told_apart,
+)
 
 
 def _score(losses: list[float], tokens: list[int], exact: list[float] | None = None) -> DatasetScore:
@@ -60,3 +69,16 @@ def test_exact_match_is_compared_answer_by_answer() -> None:
     assert difference == 0.25
     assert error == pytest.approx(0.5 / math.sqrt(4))  # differences 0 1 0 0 have sd ½
     assert exact_difference(a, a) == (0.0, None)
+
+
+@pytest.mark.parametrize("freedom", [1, 2.5, 4, 30, 1000])
+def test_intervals_and_p_values_are_those_of_scipys_t(freedom) -> None:
+    law = stats.t(freedom)
+    assert half_width(0.3, freedom) == pytest.approx(0.3 * law.ppf(0.975), rel=1e-12)
+    assert p_value(-0.7, 0.3, freedom) == pytest.approx(2 * law.sf(0.7 / 0.3), rel=1e-12)
+
+
+def test_a_difference_counts_where_its_interval_excludes_zero() -> None:
+    assert half_width(2.0) == pytest.approx(2 * stats.norm.ppf(0.975), rel=1e-12)
+    assert [told_apart(value, 1.0) for value in (-1.97, -1.95, 0.0, 1.95, 1.97)] == [-1, 0, 0, 0, 1]
+    assert [told_apart(value, 0.0) for value in (-0.1, 0.0, 0.1)] == [-1, 0, 1]

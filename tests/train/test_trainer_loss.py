@@ -30,7 +30,7 @@ held_out_fraction: 0.2
 split: {{splitter: single}}
 train: {{learning_rate: 0.1, batch_tokens: 1000000, micro_batch_tokens: {micro}, precision: fp32,
         schedule: constant, warmup_ratio: 0, lora: {lora},
-        trl: {{optim: sgd, max_grad_norm: 1.0e+9, weight_decay: 0.0}}}}
+        weight_decay: 0, trl: {{optim: sgd, max_grad_norm: 1.0e+9}}}}
 """
 
 

@@ -1,13 +1,46 @@
-"""Means over datasets, with standard errors over examples, paired where two models saw the same examples."""
+"""Uncertainty: means over datasets with standard errors over examples, and the one rule of what they can tell.
+
+The rule: an interval is value ± t · SE at the level of 95%, and a difference counts where its interval excludes zero.
+t has the degrees of freedom with which SE is known: infinitely many for an error over held-out examples (t = 1.96),
+which there are enough of for the normal law; the seeds' or Satterthwaite's for an error that a study estimates from a
+few seeds. Verdict, whiskers, comparison and study all say "better" by this rule, so no two pages of a report disagree
+on a difference that lies between 1.96 and 2 standard errors.
+
+Two models that saw the same examples are compared example by example: the noise that both share cancels.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 
 from merit.evaluate.scores import DatasetScore
+
+LEVEL = 0.95
+
+
+def half_width(error: float, freedom: float = math.inf) -> float:
+    """Half the width of the 95% interval of a value with this standard error, known with `freedom` degrees."""
+    if math.isinf(freedom):
+        return NormalDist().inv_cdf((1 + LEVEL) / 2) * error
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
+
+
+def told_apart(value: float, error: float) -> int:
+    """−1 or 1, the sign of a value whose 95% interval excludes zero, else 0."""
+    return 0 if abs(value) <= half_width(error) else 1 if value > 0 else -1
+
+
+def p_value(value: float, error: float, freedom: float) -> float:
+    """Two-sided p of the value being 0."""
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(freedom, -abs(value) / error))
 
 
 def mean_loss(scores: Sequence[DatasetScore]) -> tuple[float, float | None]:

@@ -20,15 +20,14 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from merit.evaluate.scores import DatasetScore
+from merit.evaluate.statistics import half_width, p_value
 from merit.study.gather import BASE, BEST, CHOSEN, Contender, face_names
 from merit.study.results import Comparison
 from merit.study.spec import Study
 
 Values = NDArray[np.float64]
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -122,10 +121,10 @@ def combine(seeds: Values, examples: Sequence[tuple[float, int]], *, shared: boo
     if error == 0:
         return Estimate(value, value, value, 0.0, 1.0 if value == 0 else 0.0, None, tuple(map(float, seeds)))
     # Satterthwaite: the degrees of freedom of a sum of variances, each estimated with its own.
-    law = stats.t(variance**2 / sum(part**2 / freedom for part, freedom in parts))
-    reach = float(law.ppf((1 + LEVEL) / 2)) * error
+    known = variance**2 / sum(part**2 / freedom for part, freedom in parts)
+    reach = half_width(error, known)
     effect = value / deviation if deviation > 0 else None
-    p = float(2 * law.sf(abs(value) / error))
+    p = p_value(value, error, known)
     return Estimate(value, value - reach, value + reach, error, p, effect, tuple(map(float, seeds)))
 
 

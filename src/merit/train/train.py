@@ -1,4 +1,4 @@
-"""Trains one branch with TRL. Only this file, trainer.py and trl_arguments.py import trl.
+"""Trains one branch with TRL. Only trainer.py and trl_arguments.py import trl.
 
 `train_branch` is the whole of a branch job: idempotent, resumable, and self-contained given the run directory.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from trl import SFTConfig
 
 from merit.base.errors import InputError
 from merit.base.files import atomic_dir, sha256_file
@@ -24,20 +24,19 @@ from merit.config.model import Role
 from merit.config.train import LoraSection, TrainConfig
 from merit.data.store import IMAGES
 from merit.models.layout import FROZEN, role_of
-from merit.models.loading import images_of, load_model, load_tokenizer, pick_precision
+from merit.models.loading import images_of, load_model, load_tokenizer
 from merit.models.source import ModelFolder, resolve_model
 from merit.models.vision import copy_image_files
 from merit.run.layout import BranchDir, RunDir
-from merit.train.callbacks import BranchCallback, TrajectoryCallback, group_name, run_name, tracked
+from merit.train.callbacks import BranchCallback, TrajectoryCallback, tracked
 from merit.train.checkpoints import Counters, newest_checkpoint
 from merit.train.loss import PullCallback
 from merit.train.rows import branch_rows, plan_batching, row_without_loss
 from merit.train.spec import BranchResult, BranchSpec, finished_branch
 from merit.train.trainer import BranchTrainer
+from merit.train.trl_arguments import Training, sft_config
 
 _log = get_logger(__name__)
-# A micro-batch of text alone leaves the projector without a gradient, which DDP must be told to expect.
-_WITH_IMAGES = {"remove_unused_columns": False, "ddp_find_unused_parameters": True}
 
 
 def train_branch(run: RunDir, branch: BranchDir, *, base: Path, model: Path | None = None) -> BranchResult:
@@ -107,47 +106,23 @@ def _make_trainer(
     )
     template = Path(spec.model.chat_template) if spec.model.chat_template else None
     tokenizer = load_tokenizer(theta0, template)
-    on_gpu = model.device.type != "cpu"
-    options: dict[str, Any] = {
-        "output_dir": str(branch.training_state),
-        "num_train_epochs": train.epochs,
-        "learning_rate": train.learning_rate,
-        "lr_scheduler_type": train.schedule,
-        "weight_decay": train.weight_decay,
-        "max_length": None,
-        "bf16": pick_precision(train.precision) == "bf16",
-        "use_cpu": not on_gpu,
-        "gradient_checkpointing": on_gpu,
-        "dataloader_pin_memory": on_gpu,
-        "seed": spec.seed % 2**31,
-        "save_strategy": "no",
-        "logging_strategy": "steps",
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "report_to": "none",
-        "run_name": run_name(run, branch, spec),
-        "project": group_name(run),
-        "disable_tqdm": True,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-        **(_WITH_IMAGES if IMAGES in data.column_names else {}),
-        **train.trl,
-    }
-    processes = SFTConfig(**options).world_size
+    training = Training(run, branch, spec, model.device.type != "cpu", IMAGES in data.column_names)
+    processes = sft_config(training).world_size
     if train.lora is not None and _is_sharded():
         raise InputError("LoRA under FSDP or DeepSpeed is not supported; use DDP", field="launch.accelerate")
     batching = plan_batching(lengths, train.batch_tokens, train.micro_batch_tokens, processes)
     if processes > 1:
         data = datasets.concatenate_datasets([data, row_without_loss(data)])
     steps = batching.steps(len(lengths), train.epochs)
-    args = SFTConfig(
-        **options,
-        per_device_train_batch_size=batching.micro,
-        gradient_accumulation_steps=batching.accumulation,
+    training = replace(
+        training,
+        micro=batching.micro,
+        accumulation=batching.accumulation,
         warmup_steps=round(steps * train.warmup_ratio),
     )
     return BranchTrainer(
         model=model,
-        args=args,
+        args=sft_config(training),
         train_dataset=data,
         processing_class=tokenizer,
         peft_config=_peft_config(train.lora, model, spec.model.freeze),
