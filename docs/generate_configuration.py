@@ -68,7 +68,7 @@ def _sections(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[B
     """Every section below `model`, depth first, with its dotted path; NAME stands for a key that the user chooses."""
     for name, field in model.model_fields.items():
         inner = _inner(field.annotation)
-        if inner is None or inner is BaseModel:
+        if inner is None or not inner.model_fields:
             continue
         path = f"{prefix}{name}.NAME" if typing.get_origin(field.annotation) is dict else f"{prefix}{name}"
         if path.startswith("evaluate.unseen"):  # the same fields as `mixture.NAME`
@@ -132,8 +132,10 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True, validated_data={})
-    if value is PydanticUndefined or isinstance(value, BaseModel):
+    if value is PydanticUndefined or (isinstance(value, BaseModel) and type(value).model_fields):
         return "see below"
+    if isinstance(value, BaseModel):
+        return "`{}`"
     if isinstance(value, dict) and any(isinstance(item, BaseModel) for item in value.values()):
         return f"{len(value)} of them: {', '.join(f'`{name}`' for name in value)}"
     return f"`{json.dumps(value)}`" if value is not None else "null"

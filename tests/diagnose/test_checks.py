@@ -10,9 +10,9 @@ import torch
 from finished_run import finished  # noqa: F401 — a fixture
 from safetensors.torch import load_file, save_file
 
+from merit.base import extensions
 from merit.base.errors import InputError, StageError
 from merit.compute.nll import supervised_nll
-from merit.config.checks import CHECK_NAMES
 from merit.context import RunContext
 from merit.data.store import EncodedDataset
 from merit.diagnose.bench import Bench
@@ -211,7 +211,7 @@ def test_losses_that_are_not_finite_are_one_line(bench: Bench) -> None:
 
 def test_the_page_has_every_check() -> None:
     page = (Path(__file__).parents[2] / "docs" / "diagnostics.md").read_text(encoding="utf-8")
-    assert all(f"| `{check}` |" in page for check in CHECK_NAMES)
+    assert all(f"| `{check}` |" in page for check in extensions.names("checks"))
 
 
 def _copy(source: Path, target: Path) -> Path:

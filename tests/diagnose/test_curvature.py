@@ -17,12 +17,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from merit.base.errors import InputError, StageError
 from merit.conflict.axes import centred
 from merit.data.example import Encoded
-from merit.diagnose.curvature import curvature
+from merit.diagnose.checks.curvature import CurvatureResult
+from merit.diagnose.curvature import CurvatureSpec, curvature
 from merit.diagnose.hessian import Hessian, within_budget
 from merit.diagnose.lanczos import Lanczos
 from merit.diagnose.live import LiveModel
 from merit.diagnose.models import Models
-from merit.diagnose.records import CurvatureResult
 
 
 def rows(count: int, seed: int) -> list[Encoded]:
@@ -227,7 +227,8 @@ def run(folder: Path, scale: float, **options: Any) -> tuple[CurvatureResult, ND
     live, models, deltas = make_models(folder, scale)
     similarity = np.array([[1.0, 0.2, -0.3], [0.2, 1.0, 0.4], [-0.3, 0.4, 1.0]])
     settings = {"axes": 1, "centre": True, "pairs": 5, "steps": 60, "probes": 4, "tokens": 10**6, "batch_tokens": 40}
-    found = curvature(live, models, DATASETS, similarity, folder / "basis", **{**settings, **options})
+    spec = CurvatureSpec(DATASETS, similarity, folder / "basis", **{**settings, **options})
+    found = curvature(live, models, spec)
     assert not (folder / "basis").exists()
     return found, deltas
 

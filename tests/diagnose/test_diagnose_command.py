@@ -10,14 +10,15 @@ import pytest
 from finished_run import finished, tune  # noqa: F401 — a fixture
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from merit.base import extensions
 from merit.cli.main import run
-from merit.config.checks import CHECK_NAMES
 from merit.context import RunContext
 from merit.data.example import Encoded
 from merit.diagnose import step as diagnose
+from merit.diagnose.checks.lmc import LmcResult
+from merit.diagnose.checks.perturbation import PerturbationResult
 from merit.diagnose.live import LiveModel
 from merit.diagnose.models import Models
-from merit.diagnose.records import LmcResult, PerturbationResult
 from merit.diagnose.verdict import verdict
 from merit.merge.step import MethodMerge
 from merit.pipeline import STAGE_NAMES
@@ -25,6 +26,7 @@ from merit.run.events import read_events
 from merit.run.layout import RunDir
 from merit.run.manifest import check_stage
 
+CHECK_NAMES = extensions.names("checks")
 Capture = pytest.CaptureFixture[str]
 
 

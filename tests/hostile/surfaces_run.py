@@ -27,7 +27,7 @@ from merit.config.model import ModelConfig
 from merit.config.train import TrainConfig
 from merit.conflict.records import AxesResult, ConflictResult
 from merit.data.mixture import Mixture
-from merit.diagnose.records import RESULTS
+from merit.diagnose.check import all_checks
 from merit.evaluate.scores import DriftSet, ModelScores, Table
 from merit.jobs import slurm_queue
 from merit.report import page as page_builder
@@ -125,8 +125,8 @@ def shared_runs(draw: st.DrawFn) -> Files:
         else:
             files[name] = changed(draw, name, files[name])
     if draw(st.booleans()):
-        check = draw(st.sampled_from(sorted(RESULTS)))
-        files[f"diagnostics/{check}.json"] = as_json(draw(records(RESULTS[check])))
+        check = draw(st.sampled_from(sorted(all_checks())))
+        files[f"diagnostics/{check}.json"] = as_json(draw(records(all_checks()[check].result)))
     return files
 
 

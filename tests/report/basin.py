@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from merit.diagnose.checks.calibration import CalibrationPoint, CalibrationResult
+from merit.diagnose.checks.curvature import CurvatureResult
+from merit.diagnose.checks.displacement import DisplacementResult, ModelDisplacement, Trajectories
+from merit.diagnose.checks.gain import FaceLosses, GainResult
+from merit.diagnose.checks.landscape import LandscapeResult
+from merit.diagnose.checks.lmc import LmcResult
+from merit.diagnose.checks.perturbation import NoiseLevel, PerturbationResult
 from merit.diagnose.gate import GateResult
-from merit.diagnose.records import (
-    CalibrationPoint,
-    CalibrationResult,
-    CurvatureResult,
-    DisplacementResult,
-    Estimate,
-    FaceLosses,
-    GainResult,
-    LandscapeResult,
-    LmcResult,
-    ModelDisplacement,
-    NoiseLevel,
-    PerturbationResult,
-    Segment,
-    Trajectories,
-)
+from merit.diagnose.records import Estimate, Segment
 from merit.run.layout import RunDir
 
 _MARK = {"fingerprint": "0" * 16, "seconds": 3.0}

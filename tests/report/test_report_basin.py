@@ -10,18 +10,19 @@ from parsing import Page
 from synthetic import make_run
 from test_report_content import chapter
 
-from merit.diagnose.records import RESULTS
+from merit.diagnose.check import all_checks
 from merit.report.build import build_report
-from merit.report.sections.reading import READINGS
+from merit.run.layout import RunDir
 
 
-def test_every_check_is_asked_read_and_set_beside_what_was_published(page: str) -> None:
+def test_every_check_is_asked_read_and_set_beside_what_was_published(page: str, finished_run: RunDir) -> None:
     text = chapter(page, "diagnostics")
-    assert set(READINGS) == set(RESULTS.values())
-    for reading in READINGS.values():
-        assert reading.question in text
-        assert f"How to read it. {reading.read} Published: {reading.published}." in text
-        assert reading.read.count(". ") == 0, "one sentence"
+    for name, check in all_checks().items():
+        for part in (check, *check.also):
+            reading = part.reading(check.result.load(finished_run.diagnostic(name)))
+            assert part.title in text
+            assert f"How to read it. {reading.read} Published: {reading.published}." in text
+            assert reading.read.count(". ") == 0, "one sentence"
     assert "Merge-ready" in text
 
 

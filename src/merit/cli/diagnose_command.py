@@ -7,9 +7,16 @@ from typing import Annotated
 
 import typer
 
+from merit.base import extensions
 from merit.base.errors import InputError
 from merit.cli.options import File, Json, Output, Redo
-from merit.config.checks import CHECK_NAMES, CheckName
+
+
+def _known() -> str:
+    try:
+        return ", ".join(extensions.names("checks"))
+    except InputError as error:  # `merit --help` must work all the same
+        return f"none: {error}"
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +29,7 @@ def diagnose(
     file: File,
     output: Output = None,
     checks: Annotated[
-        str | None, typer.Option(help=f"Comma-separated, of {', '.join(CHECK_NAMES)}. Default: the run's, or all.")
+        str | None, typer.Option(help=f"Comma-separated, of {_known()}. Default: the run's, or all.")
     ] = None,
     redo: Redo = False,
     json: Json = False,
@@ -30,15 +37,15 @@ def diagnose(
     """Looks at θ0, branches and merge of a finished run: barriers, displacement, gain, flatness, curvature."""
     from merit.cli.console import print_table, say, say_json, show_progress
     from merit.context import RunContext
+    from merit.diagnose.check import all_checks, result_rows
 
     with show_progress() as progress:
         context = RunContext.open(file, output=output, progress=progress)
-        wanted = pick_checks(checks) or context.config.diagnose.checks or list(CHECK_NAMES)
+        wanted = pick_checks(checks) or context.config.diagnose.checks or list(all_checks())
         from merit.diagnose.step import diagnose_run
 
         results = diagnose_run(context, wanted, redo=redo)
     from merit.diagnose.verdict import verdict
-    from merit.diagnose.words import result_rows
 
     reached = verdict(results)
     if json:
@@ -52,21 +59,21 @@ def diagnose(
     say(f"report: {context.run.report}")
 
 
-def pick_checks(text: str | None) -> list[CheckName]:
+def pick_checks(text: str | None) -> list[str]:
     """The checks named in a comma-separated list.
 
     Raises:
         InputError: one of them is unknown.
     """
-    found: list[CheckName] = []
+    names = extensions.names("checks")
+    found: list[str] = []
     for word in (text or "").split(","):
         name = word.strip()
-        known = next((check for check in CHECK_NAMES if check == name), None)
-        if known is not None:
-            found.append(known)
+        if name in names:
+            found.append(name)
         elif name:
-            near = difflib.get_close_matches(name, CHECK_NAMES, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"the checks are {', '.join(CHECK_NAMES)}"
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"the checks are {', '.join(names)}"
             raise InputError(f"no check {name!r}; {hint}", field="--checks")
     return list(dict.fromkeys(found))
 

@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, create_model, model_serializer
 
-from merit.config.checks import CheckName
+from merit.base import extensions
+from merit.base.errors import InputError
 from merit.config.section import Section
+
+
+def _check_settings() -> type[Section]:
+    """The section `diagnose.settings`: a section for each check that has settings of its own.
+
+    Raises:
+        InputError: a check's file cannot be imported, or its settings are no section of defaults.
+    """
+    fields: dict[str, Any] = {}
+    for name in extensions.names("checks"):
+        model = getattr(extensions.load("checks", name), "settings", None)
+        if model is None:
+            continue
+        file = extensions.files("checks")[name]
+        if not (isinstance(model, type) and issubclass(model, Section)):
+            raise InputError("the settings of a check are a merit.config.section.Section", file=file)
+        try:
+            model()
+        except ValidationError:
+            raise InputError("each setting of a check needs a default that is valid", file=file) from None
+        fields[name] = (model, Field(default_factory=model, description=extensions.summary("checks", name) or name))
+    return create_model("CheckSettings", __base__=Section, __doc__="Settings of single checks.", **fields)
+
+
+if TYPE_CHECKING:
+    CheckName = str
+    CheckSettings = Section
+else:
+    CheckName = Literal[extensions.names("checks")]
+    CheckSettings = _check_settings()
 
 Sigma = Annotated[float, Field(ge=0, le=1)]
 
@@ -40,3 +71,17 @@ class DiagnoseConfig(Section):
     hessian_tokens: int = Field(default=4096, ge=1, description="Tokens of training examples that the Hessian is of.")
     hessian_batch_tokens: int = Field(default=1024, ge=1, description="Tokens of one pass for the Hessian.")
     grid: int = Field(default=9, ge=3, le=51, description="Points a side of the loss landscape.")
+    settings: CheckSettings = Field(
+        default_factory=CheckSettings, description="Settings of the checks that have their own, by the check's name."
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_idle_settings(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A check that is installed, and neither listed nor set, changes no file and no fingerprint."""
+        found: dict[str, Any] = write(self)
+        kept = {
+            name: value
+            for name, value in found.pop("settings", {}).items()
+            if name in self.checks or name in self.settings.model_fields_set
+        }
+        return {**found, "settings": kept} if kept else found

@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 from merit.base.progress import SILENT, Counter, Progress
 from merit.conflict.axes import principal_axes
 from merit.data.example import Encoded
-from merit.diagnose.records import CalibrationPoint, CalibrationResult
+from merit.diagnose.checks.calibration import CalibrationPoint, CalibrationResult
 from merit.gradients.engine import GradientEngine
 from merit.gradients.store import HASHED
 from merit.split.pca import pca_partition
@@ -74,7 +74,7 @@ def calibration(
                 rand=float(adjusted_rand_score(groups[-1], groups[row])),
             )
         )
-    return CalibrationResult(fingerprint="", seconds=0, largest=sizes[-1], points=points, datasets=len(names))
+    return CalibrationResult(largest=sizes[-1], points=points, datasets=len(names))
 
 
 def _sketch(engine: GradientEngine, name: str, examples: Sequence[Encoded], advance: Callable[[int], None]) -> Matrix:

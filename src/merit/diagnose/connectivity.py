@@ -9,11 +9,12 @@ from functools import partial
 import numpy as np
 
 from merit.base.progress import SILENT, Counter, Progress
+from merit.diagnose.checks.lmc import LmcResult
 from merit.diagnose.journal import Journal
 from merit.diagnose.live import LiveModel
 from merit.diagnose.losses import LossSet
 from merit.diagnose.models import BASE, MERGE, Models
-from merit.diagnose.records import LmcResult, Segment
+from merit.diagnose.records import Segment
 from merit.diagnose.resample import Matrix, Resampler, interval
 
 
@@ -73,8 +74,6 @@ def connectivity(
                 rows = [at_end[a][face], *(point[face] for point in between), at_end[b][face]]
                 found[face].append(describe_segment(a, b, np.array(rows), item.resampler))
     return LmcResult(
-        fingerprint="",
-        seconds=0,
         held_out=found["held_out"],
         train=found.get("train", []),
         examples=len(sets["held_out"].rows),

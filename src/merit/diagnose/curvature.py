@@ -1,8 +1,10 @@
-"""The Hessian at θ0: its largest eigenpairs, its trace, and the merging gain it predicts against the measured one."""
+"""The Hessian at θ0: its largest eigenpairs, whether conflict lies along them, its trace, and the merging gain that it
+predicts against the measured one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,47 +14,59 @@ from numpy.typing import NDArray
 from merit.base.errors import InputError
 from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Counter, Progress
+from merit.conflict.axes import centred
 from merit.data.example import Encoded
 from merit.diagnose.aligned import Aligned
-from merit.diagnose.alignment import alignment
+from merit.diagnose.checks.curvature import CurvatureResult
 from merit.diagnose.hessian import Flat, Hessian, within_budget
 from merit.diagnose.journal import Journal
 from merit.diagnose.lanczos import Lanczos
 from merit.diagnose.live import LiveModel
 from merit.diagnose.models import BASE, MERGE, Models
-from merit.diagnose.records import CurvatureResult
 from merit.theory.quadratic import gain_of_projections
 
 _log = get_logger(__name__)
+RANDOM_VECTORS = 16
+
+
+@dataclass(frozen=True)
+class CurvatureSpec:
+    """What the Hessian is of, and how closely it is looked at.
+
+    Attributes:
+        datasets: training rows of each dataset, in the order of `similarity`; the Hessian is of as many as `tokens`
+            allow, in turn.
+        similarity: (T, T) cosines of the run; its axes are those that the split used.
+        folder: where the Lanczos basis lies until the check is done.
+        axes: r.
+        pairs: eigenpairs.
+        steps: Hessian-vector products at most; fewer where the pairs have converged.
+        probes: random probes of the trace.
+    """
+
+    datasets: Sequence[Sequence[Encoded]]
+    similarity: NDArray[np.float64]
+    folder: Path
+    axes: int
+    centre: bool
+    pairs: int
+    steps: int
+    probes: int
+    tokens: int
+    batch_tokens: int
+    gauss_newton: bool = False
+    seed: int = 0
 
 
 def curvature(
     live: LiveModel,
     models: Models,
-    datasets: Sequence[Sequence[Encoded]],
-    similarity: NDArray[np.float64],
-    folder: Path,
+    spec: CurvatureSpec,
     *,
-    axes: int,
-    centre: bool,
-    pairs: int,
-    steps: int,
-    probes: int,
-    tokens: int,
-    batch_tokens: int,
-    gauss_newton: bool = False,
-    seed: int = 0,
-    fingerprint: str = "",
     journal: Journal | None = None,
     progress: Progress = SILENT,
 ) -> CurvatureResult:
     """Eigenpairs by Lanczos, their alignment with conflict, the trace, and three readings of the merging gain.
-
-    Args:
-        datasets: training rows of each dataset, in the order of `similarity`; the Hessian is of as many as `tokens`
-            allow, in turn.
-        folder: where the Lanczos basis lies until the check is done.
-        steps: Hessian-vector products at most; fewer where the pairs have converged.
 
     Raises:
         InputError: more axes or pairs than there are dimensions.
@@ -60,10 +74,10 @@ def curvature(
     """
     journal = journal or Journal()
     live.set({BASE: 1.0})
-    rows = within_budget(datasets, tokens)
-    hessian = Hessian(live.model, live.trained, rows, batch_tokens=batch_tokens, gauss_newton=gauss_newton)
-    _check_rank(axes, len(datasets), centre, pairs, hessian.size)
-    steps = min(max(steps, pairs), hessian.size)
+    rows = within_budget(spec.datasets, spec.tokens)
+    hessian = Hessian(live.model, live.trained, rows, batch_tokens=spec.batch_tokens, gauss_newton=spec.gauss_newton)
+    _check_rank(spec, hessian.size)
+    steps = min(max(spec.steps, spec.pairs), hessian.size)
     examples = len(hessian.rows)
     _log.info(
         "curvature: %d examples, %d tokens; up to %d products, %.1f GB of disk while it runs",
@@ -72,40 +86,26 @@ def curvature(
         steps,
         4e-9 * (steps + 1) * hessian.size,
     )
-    passes = steps + probes + len(models.branches)
-    with progress.bar("curvature", total=passes * examples + sum(map(len, datasets)), unit="example") as bar:
+    passes = steps + spec.probes + len(models.branches)
+    with progress.bar("curvature", total=passes * examples + sum(map(len, spec.datasets)), unit="example") as bar:
         counter = Counter(bar)
-        lanczos = Lanczos(
-            folder, hessian.size, partial(hessian.product, advance=counter), seed=seed, fingerprint=fingerprint
-        )
+        product = partial(hessian.product, advance=counter)
+        lanczos = Lanczos(spec.folder, hessian.size, product, seed=spec.seed, fingerprint=journal.fingerprint)
         counter(lanczos.steps * examples)
-        while lanczos.steps < steps and not lanczos.exhausted and not lanczos.converged(pairs):
+        while lanczos.steps < steps and not lanczos.exhausted and not lanczos.converged(spec.pairs):
             counter.note(f"eigenpairs, product {lanczos.steps + 1}")
             lanczos.step()
-        ritz = lanczos.ritz(pairs)
+        ritz = lanczos.ritz(spec.pairs)
         counter.note("trace")
-        trace, error = hutchinson(hessian, journal, probes=probes, seed=seed, counter=counter)
+        trace, error = hutchinson(hessian, journal, probes=spec.probes, seed=spec.seed, counter=counter)
         counter.note("alignment")
-        found = alignment(
-            hessian,
-            lanczos,
-            ritz.coefficients,
-            datasets,
-            similarity,
-            axes=axes,
-            centre=centre,
-            batch_tokens=batch_tokens,
-            seed=seed,
-            advance=counter,
-        )
+        found = alignment(hessian, lanczos, ritz.coefficients, spec, counter)
         counter.note("gain")
         weights = np.asarray(models.weights)
         projections, products = _along(hessian, lanczos, ritz.coefficients, live.aligned, models, journal, counter)
         measured = _measured(live, models, hessian)
     result = CurvatureResult(
-        fingerprint="",
-        seconds=0,
-        matrix="gauss_newton" if gauss_newton else "hessian",
+        matrix="gauss_newton" if spec.gauss_newton else "hessian",
         parameters=hessian.size,
         tokens=hessian.tokens,
         examples=examples,
@@ -126,6 +126,55 @@ def curvature(
     )
     lanczos.remove()
     return result
+
+
+@dataclass(frozen=True)
+class Directions:
+    """max_ℓ |cos| with the eigenvectors, of three kinds of direction."""
+
+    axes: list[float]
+    tasks: list[float]
+    random: list[float]
+
+    @property
+    def z_tasks(self) -> float | None:
+        """How far conflict axes stand above a dataset's own gradient, in its standard deviations over datasets."""
+        return _z(self.axes, self.tasks)
+
+    @property
+    def z_random(self) -> float | None:
+        return _z(self.axes, self.random)
+
+
+def alignment(
+    hessian: Hessian, lanczos: Lanczos, coefficients: NDArray[np.float64], spec: CurvatureSpec, counter: Counter
+) -> Directions:
+    """Hessian eigenvectors at θ0 against conflict axes, gradients and chance.
+
+    Conflict axis j lifted to parameter space is Σ_t v_tj g_t / ‖g_t‖, v_j the j-th eigenvector of the similarity.
+
+    Args:
+        coefficients: (m, k) of the eigenvectors in the Lanczos basis.
+    """
+    values, vectors = np.linalg.eigh(centred(spec.similarity) if spec.centre else spec.similarity)
+    chosen = vectors[:, np.argsort(values)[::-1][: spec.axes]]  # (T, r)
+    lifted = np.zeros((chosen.shape[1], hessian.size), np.float32)
+    tasks = []
+    for t, rows in enumerate(spec.datasets):
+        gradient = hessian.gradient(rows, spec.batch_tokens, counter)
+        norm = _norm(gradient)
+        if norm == 0:
+            tasks.append(0.0)
+            continue
+        tasks.append(_largest_cosine(lanczos, coefficients, gradient))
+        for axis in range(len(lifted)):
+            lifted[axis] += np.float32(chosen[t, axis] / norm) * gradient
+    rng = np.random.default_rng([spec.seed, 1])
+    random = [
+        _largest_cosine(lanczos, coefficients, rng.standard_normal(hessian.size, np.float32))
+        for _ in range(RANDOM_VECTORS)
+    ]
+    return Directions([_largest_cosine(lanczos, coefficients, row) for row in lifted], tasks, random)
 
 
 def hutchinson(hessian: Hessian, journal: Journal, *, probes: int, seed: int, counter: Counter) -> tuple[float, float]:
@@ -185,16 +234,33 @@ def _measured(live: LiveModel, models: Models, hessian: Hessian) -> float:
     return float(parts - loss(MERGE))
 
 
-def _check_rank(axes: int, datasets: int, centre: bool, pairs: int, size: int) -> None:
-    if axes > datasets - centre:
+def _check_rank(spec: CurvatureSpec, size: int) -> None:
+    rank = len(spec.datasets) - spec.centre
+    if spec.axes > rank:
         raise InputError(
-            f"{axes} axes of {datasets} datasets: their {'centred ' if centre else ''}similarity has a rank of "
-            f"{datasets - centre} at most",
+            f"{spec.axes} axes of {len(spec.datasets)} datasets: their {'centred ' if spec.centre else ''}similarity "
+            f"has a rank of {rank} at most",
             field="split.axes",
         )
-    if pairs > size:
-        raise InputError(f"{pairs} eigenpairs of a model of {size} parameters", field="diagnose.eigenpairs")
+    if spec.pairs > size:
+        raise InputError(f"{spec.pairs} eigenpairs of a model of {size} parameters", field="diagnose.eigenpairs")
 
 
 def _dot(a: Flat, b: Flat) -> float:
     return float(np.dot(a.astype(np.float64), b.astype(np.float64)))
+
+
+def _largest_cosine(lanczos: Lanczos, coefficients: NDArray[np.float64], vector: Flat) -> float:
+    norm = _norm(vector)
+    if norm == 0:
+        return 0.0
+    return float(np.abs(coefficients.T @ lanczos.dots(vector, rows=len(coefficients))).max() / norm)
+
+
+def _norm(vector: Flat) -> float:
+    return float(np.sqrt(_dot(vector, vector)))
+
+
+def _z(values: Sequence[float], against: Sequence[float]) -> float | None:
+    spread = float(np.std(against, ddof=1)) if len(against) > 1 else 0.0
+    return float((np.mean(values) - np.mean(against)) / spread) if spread > 0 else None

@@ -11,9 +11,9 @@ import numpy as np
 from merit.base.errors import InputError
 from merit.base.progress import SILENT, Progress
 from merit.diagnose.aligned import Aligned
+from merit.diagnose.checks.displacement import DisplacementResult, ModelDisplacement
 from merit.diagnose.models import BASE, JOINT, MERGE
 from merit.diagnose.plane import Plane
-from merit.diagnose.records import DisplacementResult, ModelDisplacement
 from merit.diagnose.resample import Matrix
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
@@ -75,8 +75,6 @@ def displacement(moves: Moves) -> DisplacementResult:
     index = {label: i for i, label in enumerate(moves.labels)}
     ratio = float(norms[index[JOINT]] / norms[index[MERGE]]) if {JOINT, MERGE} <= index.keys() else None
     return DisplacementResult(
-        fingerprint="",
-        seconds=0,
         models=[
             ModelDisplacement(
                 model=label,

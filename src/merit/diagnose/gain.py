@@ -8,11 +8,12 @@ from functools import partial
 import numpy as np
 
 from merit.base.progress import SILENT, Counter, Progress
+from merit.diagnose.checks.gain import FaceLosses, GainResult
 from merit.diagnose.journal import Journal
 from merit.diagnose.live import LiveModel
 from merit.diagnose.losses import LossSet
 from merit.diagnose.models import BASE, JOINT, MERGE, Models
-from merit.diagnose.records import Estimate, FaceLosses, GainResult
+from merit.diagnose.records import Estimate
 from merit.diagnose.resample import Vector, interval
 
 
@@ -48,8 +49,6 @@ def merging_gain(
             found[label] = journal.get(label, partial(measure, label))
     faces = {name: {label: np.array(found[label][name]) for label in labels} for name in ("held_out", "train")}
     return GainResult(
-        fingerprint="",
-        seconds=0,
         weights=list(models.weights),
         held_out=_face(models, faces["held_out"], held_out),
         train=_face(models, faces["train"], train),

@@ -8,11 +8,11 @@ import numpy as np
 
 from merit.base.errors import InputError
 from merit.base.progress import SILENT, Progress
+from merit.diagnose.checks.landscape import LandscapeResult
 from merit.diagnose.journal import Journal
 from merit.diagnose.live import LiveModel
 from merit.diagnose.losses import LossSet
 from merit.diagnose.plane import Plane
-from merit.diagnose.records import LandscapeResult
 
 _MARGIN = 0.35  # of the span of the models, on every side
 
@@ -51,8 +51,6 @@ def landscape(
             loss.append(journal.get(f"row {index}", partial(row, y)))
             bar.update((index + 1) * grid)
     return LandscapeResult(
-        fingerprint="",
-        seconds=0,
         x=xs,
         y=ys,
         loss=loss,

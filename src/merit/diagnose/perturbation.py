@@ -8,11 +8,11 @@ from functools import partial
 import numpy as np
 
 from merit.base.progress import SILENT, Counter, Progress
+from merit.diagnose.checks.perturbation import NoiseLevel, PerturbationResult
 from merit.diagnose.journal import Journal
 from merit.diagnose.live import LiveModel
 from merit.diagnose.losses import LossSet
 from merit.diagnose.models import JOINT, MERGE
-from merit.diagnose.records import NoiseLevel, PerturbationResult
 from merit.diagnose.resample import Matrix, Resampler
 
 
@@ -60,8 +60,6 @@ def perturbation(
         merge, joint = ([rows.mean(0) - one[0][0] for rows in one] for one in (found[MERGE], found[JOINT]))
         against = [resampler.estimate(a - b) for a, b in zip(merge, joint, strict=True)]
     return PerturbationResult(
-        fingerprint="",
-        seconds=0,
         levels={label: _levels(levels, rows, resampler) for label, rows in found.items()},
         merge_minus_joint=against,
         seeds=seeds,

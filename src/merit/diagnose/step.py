@@ -10,12 +10,12 @@ from merit.base.errors import InputError
 from merit.base.files import sweep_parts
 from merit.base.logging import get_logger
 from merit.base.record import fingerprint
-from merit.config.checks import CheckName
+from merit.config.diagnose import CheckName
 from merit.conflict.records import load_similarity
 from merit.context import Method, RunContext, Step
 from merit.data.store import EncodedDataset
 from merit.diagnose.models import JOINT, Models
-from merit.diagnose.records import Check
+from merit.diagnose.records import CheckResult
 from merit.merge.step import MethodMerge, merged_branches
 from merit.models.source import weights_fingerprint
 from merit.run.events import stage_events
@@ -65,7 +65,7 @@ def run(context: RunContext) -> dict[str, Any]:
     return {"checks": len(run_checks(context, context.config.diagnose.checks))}
 
 
-def run_checks(context: RunContext, checks: Sequence[CheckName], *, redo: bool = False) -> dict[str, Check]:
+def run_checks(context: RunContext, checks: Sequence[CheckName], *, redo: bool = False) -> dict[str, CheckResult]:
     """Each check's result, measured only where it is not stored already.
 
     Raises:
@@ -77,7 +77,7 @@ def run_checks(context: RunContext, checks: Sequence[CheckName], *, redo: bool =
     return {check: bench.check(check, redo=redo) for check in checks}
 
 
-def diagnose_run(context: RunContext, checks: Sequence[CheckName], *, redo: bool = False) -> dict[str, Check]:
+def diagnose_run(context: RunContext, checks: Sequence[CheckName], *, redo: bool = False) -> dict[str, CheckResult]:
     """`run_checks` on a finished run, with its lock held, and the report drawn again.
 
     Raises:

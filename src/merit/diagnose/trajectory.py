@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merit.base.logging import get_logger
+from merit.diagnose.checks.displacement import Trajectories
 from merit.diagnose.models import JOINT, MERGE
-from merit.diagnose.records import Trajectories
 
 _log = get_logger(__name__)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from merit.base.record import Record
-from merit.diagnose.records import Check, DisplacementResult, GainResult, LmcResult, Segment
-from merit.diagnose.words import barriers, with_interval
+from merit.diagnose.checks.displacement import DisplacementResult
+from merit.diagnose.checks.gain import GainResult
+from merit.diagnose.checks.lmc import LmcResult, barriers
+from merit.diagnose.records import CheckResult, Segment, with_interval
 
 FAR = 0.5  # ‖δ‖ ÷ ‖θ0‖ beyond which a branch is hardly a tuned θ0
 
@@ -19,7 +21,7 @@ class Verdict(Record):
     reasons: list[str]
 
 
-def verdict(results: Mapping[str, Check]) -> Verdict:
+def verdict(results: Mapping[str, CheckResult]) -> Verdict:
     """What `lmc`, `gain` and `displacement` say together; the other checks describe and do not decide."""
     against, in_favour, advice = [], [], []
     lmc, gain, moved = results.get("lmc"), results.get("gain"), results.get("displacement")

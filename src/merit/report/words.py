@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-NONE = "–"
+from merit.base.words import NONE, count, decimal, plural, series, signed
 
-
-def count(number: float) -> str:
-    """12345 → "12,345"."""
-    return f"{round(number):,}"
+__all__ = [
+    "NONE",
+    "code",
+    "compact",
+    "count",
+    "data_size",
+    "decimal",
+    "duration",
+    "plural",
+    "series",
+    "short_labels",
+    "shorten",
+    "signed",
+    "with_error",
+]
 
 
 def compact(number: float) -> str:
@@ -44,35 +55,11 @@ def duration(seconds: float) -> str:
     return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
 
 
-def signed(number: float, digits: int = 3) -> str:
-    """With a sign and a real minus: "+0.120", "−0.031"."""
-    return ("+" if number >= 0 else "−") + f"{abs(number):.{digits}f}"
-
-
-def decimal(number: float | None, digits: int = 3) -> str:
-    """A figure of a table, or a dash where there is none; with a real minus."""
-    return NONE if number is None else f"{number:.{digits}f}".replace("-", "−")
-
-
 def with_error(value: float | None, error: float | None, digits: int = 3) -> str:
     """ "1.754 ± 0.031"."""
     if value is None or error is None:
         return decimal(value, digits)
     return f"{decimal(value, digits)} ± {error:.{digits}f}"
-
-
-def plural(number: float, noun: str, many: str | None = None) -> str:
-    """ "1 dataset", "12 datasets"."""
-    return f"{count(number)} {noun if round(number) == 1 else many or noun + 's'}"
-
-
-def series(items: Sequence[str], *, limit: int | None = None) -> str:
-    """ "a, b and c"; beyond `limit` items "a, b and 7 more"."""
-    if limit is not None and len(items) > limit:
-        items = [*items[:limit], f"{len(items) - limit} more"]
-    if len(items) < 2:
-        return "".join(items)
-    return f"{', '.join(items[:-1])} and {items[-1]}"
 
 
 def code(name: str) -> str:

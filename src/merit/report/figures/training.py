@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from merit.diagnose.gate import GateResult
+from merit.report.drawing import between, whiskers
 from merit.report.evidence import BranchEvidence, MethodEvidence
 from merit.report.figure import DataTable, Figure
-from merit.report.figures.basin import between, whiskers
 from merit.report.figures.style import LEGEND, dash, group_colour, limit_line, method_colour, row_axis
 from merit.report.now import smooth
 from merit.report.page import plotly_text

@@ -6,7 +6,7 @@ from typing import Any
 
 from merit.config.prepare import GateConfig
 from merit.diagnose.gate import GateResult
-from merit.diagnose.words import with_interval
+from merit.diagnose.records import with_interval
 from merit.report.evidence import Evidence
 from merit.report.figure import DataTable, Section
 from merit.report.figures.training import barriers_figure

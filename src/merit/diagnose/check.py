@@ -1,0 +1,107 @@
+"""What a diagnostic is. Each file of `checks/`, or of a `merit_ext/checks/` of one's own, holds one, named `CHECK`.
+
+No torch here and in those files, so that the report and the configuration can read them: a check's `run` imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from merit.base import extensions
+from merit.base.errors import InputError
+from merit.config.section import Section
+from merit.diagnose.records import CheckResult
+
+if TYPE_CHECKING:
+    from merit.diagnose.bench import Bench
+
+R = TypeVar("R", bound=CheckResult)
+Row = list[str]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The words around a figure.
+
+    Attributes:
+        found: what this run shows.
+        read: how to read the figure, in one sentence.
+        published: what the paper reports, as the end of "Published: …".
+    """
+
+    found: str
+    read: str
+    published: str = "no figure of this kind"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(Generic[R]):
+    """A question that the report answers from a check's result.
+
+    Attributes:
+        title: the question.
+        reading: the answer; None where this result has none.
+        figure: draws the answer with `merit.report.drawing`. The report lends that module, so that no check imports it.
+    """
+
+    title: str
+    reading: Callable[[R], Reading | None]
+    figure: Callable[[R, ModuleType], Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Part[R]):
+    """A diagnostic.
+
+    Attributes:
+        result: the record in diagnostics/NAME.json.
+        run: measures it. `bench.settings` and `bench.journal` are those of this check.
+        rows: the lines of the table: quantity, found, published.
+        uses: keys of the section `diagnose` that the result depends on.
+        depends: what else it depends on: JSON values or pydantic models.
+        settings: its own settings, `diagnose.settings.NAME`, all with defaults.
+        also: further questions that the same result answers.
+        order: checks run, and are reported, in this order.
+    """
+
+    result: type[R]
+    run: Callable[[Bench], R]
+    rows: Callable[[R], list[Row]]
+    uses: Sequence[str] = ()
+    depends: Callable[[Bench], Sequence[Any]] = lambda bench: ()
+    settings: type[Section] | None = None
+    also: Sequence[Part[R]] = ()
+    order: int = 100
+
+
+def find_check(name: str) -> Check[Any]:
+    """The check of this name.
+
+    Raises:
+        InputError: there is none; or its file cannot be imported, or holds no check.
+    """
+    found = extensions.load("checks", name)
+    if not isinstance(found, Check):
+        raise InputError("CHECK is no merit.diagnose.check.Check", file=extensions.files("checks")[name])
+    return found
+
+
+def all_checks() -> dict[str, Check[Any]]:
+    """Every check by name, in the order of running.
+
+    Raises:
+        InputError: as `find_check`.
+    """
+    found = {name: find_check(name) for name in extensions.names("checks")}
+    return dict(sorted(found.items(), key=lambda item: (item[1].order, item[0])))
+
+
+def result_rows(results: Mapping[str, CheckResult]) -> list[Row]:
+    """Header and rows: check, quantity, what was found, what the paper reports. Brackets are 95% intervals."""
+    rows: list[Row] = [["check", "quantity", "found [95%]", "published"]]
+    for name, result in results.items():
+        rows += [[name, *row] for row in find_check(name).rows(result)]
+    return rows

@@ -1,0 +1,1 @@
+"""The built-in checks of `merit diagnose`, one a file."""
