@@ -28,12 +28,12 @@ class Reading:
 
     Attributes:
         found: what this run shows.
-        read: how to read the figure, in one sentence.
+        read: how to read the figure, in one sentence; empty where there is none.
         published: what the paper reports, as the end of "Published: …".
     """
 
     found: str
-    read: str
+    read: str = ""
     published: str = "no figure of this kind"
 
 
