@@ -21,8 +21,8 @@ def _known() -> str:
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command(rich_help_panel="One stage")(diagnose)
-    app.command(rich_help_panel="Look deeper")(theory)
+    app.command(rich_help_panel="Stages")(diagnose)
+    app.command(rich_help_panel="Inspect")(theory)
 
 
 def diagnose(
