@@ -141,10 +141,21 @@ def recorded_id(record: Path | None) -> str | None:
     return known.id if known is not None and known.engine == ENGINE and known.id else None
 
 
-def release(record: Path) -> None:
-    """Ends what an earlier driver left in the queue, before the job's files are touched."""
-    ident = recorded_id(record)
-    if ident is not None and installed():
+class SlurmQueue:
+    """Slurm's queue, as a run's status and `merit cancel` ask it."""
+
+    title = "Slurm"
+
+    def installed(self) -> bool:
+        return installed()
+
+    def read(self, ids: Iterable[str]) -> dict[str, Queued]:
+        return read_queue(ids)
+
+    def cancel(self, ids: Iterable[str]) -> None:
+        cancel_jobs(ids)
+
+    def end(self, ident: str) -> None:
         cancel_and_wait(ident)
 
 

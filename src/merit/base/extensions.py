@@ -1,0 +1,98 @@
+"""Extensions: an engine or a data format is one object in one file.
+
+The file's name is the extension's name, so that the configuration's schema and `--help` know every name without
+importing anything. Built-in files lie in the packages of `HOMES`; anyone's own lie in a folder `merit_ext/KIND/` beside
+the modules that Python already finds (a namespace package: it needs no `__init__.py`).
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from merit.base.errors import InputError
+
+Kind = Literal["engines", "formats"]
+# Kind → (the package of the built-in files, the attribute that holds a file's object)
+HOMES: dict[Kind, tuple[str, str]] = {
+    "engines": ("merit.jobs.engines", "ENGINE"),
+    "formats": ("merit.data.formats", "FORMAT"),
+}
+FOREIGN = "merit_ext"
+
+
+@cache
+def files(kind: Kind) -> dict[str, Path]:
+    """Name → file of every extension of this kind, built-in ones first, each sorted by name.
+
+    Raises:
+        InputError: a file of `merit_ext` has the name of another extension.
+    """
+    package, _ = HOMES[kind]
+    found: dict[str, Path] = {}
+    for folder in _folders(package) + _folders(f"{FOREIGN}.{kind}"):
+        for file in sorted(folder.glob("[a-z]*.py")):
+            if file.stem in found:
+                raise InputError(f"there is another extension of this name: {found[file.stem]}", file=file)
+            found[file.stem] = file
+    return found
+
+
+def names(kind: Kind) -> tuple[str, ...]:
+    """The names of all extensions of this kind."""
+    return tuple(files(kind))
+
+
+def foreign(kind: Kind) -> list[str]:
+    """The names of those that are not merit's own."""
+    return [name for name, file in files(kind).items() if file.parent.parent.name == FOREIGN]
+
+
+def stated(kind: Kind, name: str, keyword: str) -> Any:
+    """The literal that the file's definition of its object gives for `keyword`, read without importing the file.
+
+    Raises:
+        InputError: the file is no Python, or its definition gives no literal for `keyword`.
+    """
+    file, (_, attribute) = files(kind)[name], HOMES[kind]
+    try:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+                given = {item.arg: item.value for item in node.value.keywords}
+                if [ast.unparse(target) for target in node.targets] == [attribute] and keyword in given:
+                    return ast.literal_eval(given[keyword])
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"not read: {error}", file=file) from None
+    raise InputError(f"defines no {attribute} with a literal `{keyword}`", file=file)
+
+
+@cache
+def load(kind: Kind, name: str) -> Any:
+    """Imports the file and returns its object.
+
+    Raises:
+        InputError: there is no such extension, the file cannot be imported, or it defines no object of this kind.
+    """
+    if name not in files(kind):
+        raise InputError(f"no {kind[:-1]} {name!r}; there are {', '.join(names(kind))}")
+    package, attribute = HOMES[kind]
+    home = f"{FOREIGN}.{kind}" if name in foreign(kind) else package
+    try:
+        module = importlib.import_module(f"{home}.{name}")
+    except (ImportError, SyntaxError) as error:
+        raise InputError(f"cannot be imported: {error}", file=files(kind)[name]) from None
+    if not hasattr(module, attribute):
+        raise InputError(f"defines no {attribute}", file=files(kind)[name])
+    return getattr(module, attribute)
+
+
+def _folders(package: str) -> list[Path]:
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # nobody has a `merit_ext`
+        return []
+    return [Path(place) for place in (spec.submodule_search_locations or ())] if spec is not None else []
