@@ -13,7 +13,7 @@ from pathlib import Path
 from merit.base.errors import StageError
 from merit.jobs.record import JobRecord
 
-ENGINE = "slurm"
+NAME = "slurm"
 
 # What a job can be in when it is over; any other state means that it waits or runs.
 _OVER = {
@@ -138,7 +138,7 @@ def cancel_and_wait(ident: str) -> None:
 def recorded_id(record: Path | None) -> str | None:
     """The Slurm job that the note at `record` speaks of."""
     known = JobRecord.load(record)
-    return known.id if known is not None and known.engine == ENGINE and known.id else None
+    return known.id if known is not None and known.engine == NAME and known.id else None
 
 
 class SlurmQueue:

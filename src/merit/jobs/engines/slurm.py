@@ -30,8 +30,8 @@ from merit.jobs.job import End, Job
 from merit.jobs.process import ended, read_progress, start_process, stop_processes
 from merit.jobs.schedule import Slot
 from merit.jobs.slurm_queue import (
-    ENGINE,
     MACHINE_LOST,
+    NAME,
     Queued,
     SlurmQueue,
     cancel_and_wait,
@@ -74,14 +74,14 @@ class SlurmExecutor:
 class SlurmBackend:
     """A Slurm cluster."""
 
-    engine = ENGINE
+    engine = NAME
 
     def __init__(self, launch: LaunchConfig, folder: Path, preemption_retries: int) -> None:
         self._submit = _make_submitter(launch, folder, preemption_retries)
         self._threads = launch.slurm.cpus
         self._poll_seconds = launch.slurm.poll_seconds
         self._folder = folder
-        self._slots = [Slot(ENGINE, index) for index in range(_MANY)]
+        self._slots = [Slot(NAME, index) for index in range(_MANY)]
         self._ids: dict[str, str] = {}  # of every job that was started
         self._open: set[str] = set()  # names of those that have not ended
         self._printed: dict[str, int] = {}
