@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from merit.jobs.drive import Drive, Rules
+from merit.jobs.drive import Drive, RetryPolicy
 from merit.jobs.job import End, Job
 from merit.jobs.schedule import Slot
 
@@ -117,7 +117,7 @@ def simulate(branches: int, preemptions: float, seed: int) -> dict[str, float]:
         for k in range(branches)
     ]
     fleet = Fleet(preemptions, seed)
-    Drive(fleet, Rules(losses=10_000, checkpoint_seconds=CHECKPOINT)).run(jobs)
+    Drive(fleet, RetryPolicy(preemption_retries=10_000, checkpoint_seconds=CHECKPOINT)).run(jobs)
     speeds = [slot.speed for slot in fleet.all]
     bound = max(sum(job.weight for job in jobs) / sum(speeds), max(job.weight for job in jobs) / max(speeds))
     return {"over_bound": fleet.clock / bound, "hours": fleet.clock / HOUR, "lost": fleet.lost, "moved": fleet.moved}

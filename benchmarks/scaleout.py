@@ -25,9 +25,9 @@ from typing import Any
 
 import fleet
 from merit.config.launch import LaunchConfig, RayConfig, SlurmConfig
-from merit.jobs.drive import Rules
+from merit.jobs.drive import RetryPolicy
+from merit.jobs.engine import make_executor
 from merit.jobs.job import Executor, Job
-from merit.jobs.make import make_executor
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests" / "jobs"))
@@ -78,7 +78,7 @@ def overhead(make: Callable[[Path], Executor], repeats: int) -> float:
 
 def engine(**launch: Any) -> Callable[[Path], Executor]:
     config = LaunchConfig(**launch)
-    return lambda folder: make_executor(config, Rules(), folder)
+    return lambda folder: make_executor(config, RetryPolicy(), folder)
 
 
 @contextlib.contextmanager

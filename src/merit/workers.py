@@ -12,10 +12,10 @@ from pathlib import Path
 from merit.base.errors import InputError
 from merit.base.program import merit_command
 from merit.context import RunContext
-from merit.jobs.drive import Rules
+from merit.jobs.devices import local_slots
+from merit.jobs.drive import RetryPolicy
+from merit.jobs.engine import engine_named, make_executor
 from merit.jobs.job import Job
-from merit.jobs.local import local_slots
-from merit.jobs.make import make_executor
 
 
 def run_workers(context: RunContext, pieces: int, job: Callable[[int], Job]) -> None:
@@ -31,15 +31,16 @@ def run_workers(context: RunContext, pieces: int, job: Callable[[int], Job]) -> 
         InputError, StageError: a worker failed for good.
     """
     launch = context.config.launch
-    devices = local_slots(launch.parallel) if launch.engine == "local" else launch.parallel or 1
+    here = engine_named(launch.engine).on_this_machine
+    devices = local_slots(launch.parallel) if here else launch.parallel or 1
     workers = min(devices, pieces)
-    if workers < 2 or (launch.store is not None and launch.engine != "local"):
+    if workers < 2 or (launch.store is not None and not here):
         return
     jobs = [job(worker) for worker in range(workers)]
     for item in jobs:
         item.done.unlink(missing_ok=True)
-    rules = Rules(retries=launch.retries, losses=launch.losses)
-    make_executor(launch, rules, context.run.engine).run(jobs, context.progress)
+    policy = RetryPolicy(retries=launch.retries, preemption_retries=launch.preemption_retries)
+    make_executor(launch, policy, context.run.engine).run(jobs, context.progress)
 
 
 def worker_job(context: RunContext, folder: Path, name: str, unit: str, worker: int, arguments: Sequence[str]) -> Job:

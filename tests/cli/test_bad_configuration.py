@@ -49,7 +49,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "one dataset": (BASE.replace("  b: {path: b.jsonl}\n", ""),
         [":4: `split.splitter`: one dataset cannot conflict with another; add a dataset, or use `splitter: single`"]),
     "unknown format": (BASE.replace("b.jsonl", "b.jsonl, format: alpacca"),
-        [":4: `mixture.b.format`: Input should be 'messages', 'prompt_completion', 'alpaca', 'sharegpt' or 'qa', "
+        [":4: `mixture.b.format`: Input should be 'alpaca', 'messages', 'prompt_completion', 'qa' or 'sharegpt', "
          "not 'alpacca'; did you mean `alpaca`?"]),
     "unknown column": (BASE.replace("b.jsonl", "b.jsonl, columns: {promt: q}"),
         [":4: `mixture.b.columns.promt`: Input should be 'prompt', 'completion', 'system', 'messages', 'reference' or "

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from merit.base.errors import InputError
 from merit.config import RunConfig, load_config
 from merit.config.resolve import dump_config, resolve_paths, versions
 
@@ -163,6 +164,32 @@ def test_versions_hold_the_commit_of_the_configurations_folder(tmp_path):
         subprocess.run([*git, *arguments], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     assert versions(tmp_path)["git_commit"] == head
+
+
+def test_a_key_goes_by_its_old_name_for_one_version(tmp_path, caplog):
+    text = yaml_of() + "launch:\n  retries: 2\n  losses: 7\n"
+    config = parse(tmp_path, text)
+    assert (config.launch.retries, config.launch.preemption_retries) == (2, 7)
+    line = text.splitlines().index("  losses: 7") + 1
+    assert caplog.messages == [
+        f"{tmp_path}/merit.yaml:{line}: `launch.losses`: is now called `launch.preemption_retries`; the next version "
+        "refuses the old name"
+    ]
+    caplog.clear()
+    assert parse(tmp_path, dump_config(config, tmp_path)) == config
+    assert not caplog.messages  # what is written has the new name
+
+
+def test_a_mistake_below_an_old_name_has_its_line(tmp_path):
+    text = yaml_of() + "launch:\n  losses: -1\n"
+    with pytest.raises(InputError) as caught:
+        parse(tmp_path, text)
+    assert (caught.value.line, caught.value.field) == (len(text.splitlines()), "launch.preemption_retries")
+
+
+def test_the_old_name_beside_the_new_is_an_unknown_key(tmp_path):
+    with pytest.raises(InputError, match=r"`launch\.losses`: unknown key"):
+        parse(tmp_path, yaml_of(launch={"losses": 1, "preemption_retries": 2}))
 
 
 def test_the_schema_describes_every_field():

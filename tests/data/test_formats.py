@@ -7,7 +7,7 @@ import pytest
 from merit.base.errors import InputError
 from merit.config.mixture import DatasetConfig
 from merit.data.example import Example, Message
-from merit.data.formats import choose_format
+from merit.data.format import choose_format
 
 
 def parse(row, rows=None, **config) -> Example:

@@ -160,7 +160,7 @@ def test_wrong_settings_are_one_line(place: Path, old_run: Path, settings: str, 
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("lmc", CHECK, "there is a check of this name already"),
+        ("lmc", CHECK, "there is another extension of this name"),
         ("sparsity", "import nothing_of_this_name", "cannot be imported: No module named 'nothing_of_this_name'"),
         ("sparsity", "CHEK = 1", "defines no CHECK"),
         ("sparsity", CHECK.replace("default=0.01, ", ""), "each setting of a check needs a default"),

@@ -170,9 +170,9 @@ def _child(arguments: list[str], output: int, prepare: Callable[[], None]) -> No
 
 def _main(arguments: list[str], prepare: Callable[[], None]) -> int:
     from merit.cli.main import main
-    from merit.jobs import local
+    from merit.jobs import process
 
-    local.subprocess = _Subprocess()  # type: ignore[assignment]
+    process.subprocess = _Subprocess()  # type: ignore[assignment]
     sys.argv = ["merit", *arguments]
     code = 0
     try:

@@ -148,7 +148,6 @@ def show_run(folder: Path) -> None:
     with (
         _WITHOUT_PLOTLY,
         patch.object(slurm_queue, "installed", lambda: True),
-        patch.object(status, "installed", lambda: True),
         patch.object(slurm_queue, "_call", _only_ids),
     ):
         build_report(folder)

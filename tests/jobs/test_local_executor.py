@@ -17,10 +17,10 @@ import pytest
 
 from merit.base.errors import InputError, StageError
 from merit.jobs.devices import gpu_names, slot_environments, usable_cores, visible_gpus
-from merit.jobs.drive import Rules
+from merit.jobs.drive import RetryPolicy
+from merit.jobs.engines.local import LocalExecutor
 from merit.jobs.job import Job
 from merit.jobs.job_side import job_lock
-from merit.jobs.local import LocalExecutor
 
 HEAD = "import json, os, signal, sys, time\nfrom pathlib import Path\nhere = Path(sys.argv[1])\n"
 DONE = "(here / 'DONE').touch()\n"
@@ -73,7 +73,7 @@ def test_a_job_that_dies_starts_again(tmp_path, log, caplog):
         f"{logged(log)}if open({str(log)!r}).read().count(here.name) < 3: os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     with caplog.at_level(logging.WARNING, logger="merit"):
-        LocalExecutor(parallel=1, rules=Rules(retries=2)).run([job(tmp_path, "a", died_once + DONE)])
+        LocalExecutor(parallel=1, policy=RetryPolicy(retries=2)).run([job(tmp_path, "a", died_once + DONE)])
     assert log.read_text().split() == ["a"] * 3
     assert caplog.messages == ["a died (SIGKILL, perhaps out of memory); it starts again and resumes"] * 2
 
@@ -82,7 +82,7 @@ def test_a_job_that_fails_for_good(tmp_path, log):
     bad = logged(log) + "sys.stderr.write('one\\ntwo \\x1b[2J\\n'); sys.exit(1)\n"
     good = job(tmp_path, "good", logged(log) + DONE, weight=0.1)
     with pytest.raises(StageError) as caught:
-        LocalExecutor(parallel=1, rules=Rules(retries=1)).run([job(tmp_path, "bad", bad), good])
+        LocalExecutor(parallel=1, policy=RetryPolicy(retries=1)).run([job(tmp_path, "bad", bad), good])
     path = tmp_path / "bad" / "output.txt"
     assert str(caught.value) == f"bad failed (exit code 1): two \\x1b[2J; see {path}"
     # It was given its second chance, and the other job was still run.
@@ -94,7 +94,7 @@ def test_a_job_that_fails_for_good(tmp_path, log):
 def test_bad_input_is_not_tried_again(tmp_path, log):
     bad = job(tmp_path, "bad", logged(log) + "sys.stderr.write('spec.json: wrong\\n'); sys.exit(2)\n")
     with pytest.raises(InputError, match=r"bad failed \(exit code 2\): spec\.json: wrong; see"):
-        LocalExecutor(parallel=1, rules=Rules(retries=5)).run([bad])
+        LocalExecutor(parallel=1, policy=RetryPolicy(retries=5)).run([bad])
     assert log.read_text().split() == ["bad"]
 
 
@@ -110,7 +110,7 @@ def test_bad_input_is_not_tried_again(tmp_path, log):
 def test_a_full_disk_is_not_tried_again(words, tmp_path, log):
     full = job(tmp_path, "full", logged(log) + f"sys.stderr.write({words!r}); sys.exit(1)\n")
     with pytest.raises(StageError) as caught:
-        LocalExecutor(parallel=1, rules=Rules(retries=5)).run([full])
+        LocalExecutor(parallel=1, policy=RetryPolicy(retries=5)).run([full])
     assert str(caught.value) == "full: the disk is full; free some space and run again to resume"
     assert log.read_text().split() == ["full"]
 
@@ -120,22 +120,22 @@ def test_the_words_of_an_earlier_start_explain_nothing(tmp_path):
     silent.output.parent.mkdir()
     silent.output.write_text("No space left on device\n")
     with pytest.raises(StageError, match=r"^a failed \(exit code 3\); see "):
-        LocalExecutor(parallel=1, rules=Rules(retries=0)).run([silent])
+        LocalExecutor(parallel=1, policy=RetryPolicy(retries=0)).run([silent])
 
 
 def test_several_failures_come_together(tmp_path):
     jobs = [job(tmp_path, "a", "sys.exit(2)"), job(tmp_path, "b", "os.kill(os.getpid(), signal.SIGSEGV)")]
     with pytest.raises(StageError, match=r"a failed \(exit code 2\); see .*; b failed \(SIGSEGV\); see"):
-        LocalExecutor(parallel=1, rules=Rules(retries=0)).run(jobs)
+        LocalExecutor(parallel=1, policy=RetryPolicy(retries=0)).run(jobs)
 
 
 def test_exit_0_without_the_marker_is_a_failure(tmp_path):
     with pytest.raises(StageError, match=r"a failed \(exit code 0\)"):
-        LocalExecutor(parallel=1, rules=Rules(retries=1)).run([job(tmp_path, "a", "pass")])
+        LocalExecutor(parallel=1, policy=RetryPolicy(retries=1)).run([job(tmp_path, "a", "pass")])
 
 
 def test_a_marker_counts_whatever_the_exit_code(tmp_path):
-    LocalExecutor(parallel=1, rules=Rules(retries=0)).run([job(tmp_path, "a", DONE + "sys.exit(1)")])
+    LocalExecutor(parallel=1, policy=RetryPolicy(retries=0)).run([job(tmp_path, "a", DONE + "sys.exit(1)")])
 
 
 class Bars:
@@ -248,12 +248,12 @@ FAMILY = """
 import subprocess, sys, time
 from pathlib import Path
 from merit.jobs.job import Job
-from merit.jobs.local import LocalExecutor
+from merit.jobs.engines.local import LocalExecutor
 here = Path(sys.argv[1])
 program = '''
 import os, subprocess, sys, time
 from pathlib import Path
-from merit.jobs.drive import Rules
+from merit.jobs.drive import RetryPolicy
 from merit.jobs.job_side import die_with_parent
 die_with_parent()
 helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -278,7 +278,7 @@ def test_jobs_and_what_they_started_end_with_their_parent(number, tmp_path):
 
 
 def test_a_job_that_ignores_sigterm_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr("merit.jobs.local._PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("merit.jobs.process._PATIENCE_SECONDS", 0.5)
     stubborn = (
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n(here / 'pid').write_text(str(os.getpid()))\ntime.sleep(600)"
     )
@@ -287,7 +287,7 @@ def test_a_job_that_ignores_sigterm_is_killed(tmp_path, monkeypatch):
         if (tmp_path / "a" / "pid").exists() and (tmp_path / "a" / "pid").read_text():
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("merit.jobs.local.time", SimpleNamespace(sleep=interrupt, monotonic=time.monotonic))
+    monkeypatch.setattr("merit.jobs.engines.local.time", SimpleNamespace(sleep=interrupt, monotonic=time.monotonic))
     with pytest.raises(KeyboardInterrupt):
         LocalExecutor(parallel=1).run([job(tmp_path, "a", stubborn)])
     assert not alive(int((tmp_path / "a" / "pid").read_text()))

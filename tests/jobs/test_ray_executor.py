@@ -21,7 +21,7 @@ from jobs import DONE, counting, job, starts_of, steps_of
 from merit.base.errors import StageError
 from merit.cli.main import answer
 from merit.config.launch import LaunchConfig, RayConfig, RayPool
-from merit.jobs.drive import Rules
+from merit.jobs.drive import RetryPolicy
 from merit.jobs.job import Job
 from merit.jobs.record import JobRecord
 
@@ -41,11 +41,11 @@ def cluster() -> Iterator[Any]:
     found.shutdown()
 
 
-def executor(address: str | None, rules: Rules | None = None, **options: Any):
-    from merit.jobs.ray import RayExecutor
+def executor(address: str | None, policy: RetryPolicy | None = None, **options: Any):
+    from merit.jobs.engines.ray import RayExecutor
 
     launch = LaunchConfig(engine="ray", ray=RayConfig(address=address, **options))
-    return RayExecutor(launch, rules or Rules())
+    return RayExecutor(launch, policy or RetryPolicy())
 
 
 POOLS = {
@@ -65,7 +65,7 @@ def test_jobs_run_and_fail_as_everywhere(cluster, tmp_path):
         "if not (here / 'once').exists(): (here / 'once').touch(); os.kill(os.getpid(), signal.SIGKILL)\n" + DONE,
     )
     with pytest.raises(StageError) as caught:
-        executor(cluster.address, Rules(retries=1)).run([good, died, bad, killed])
+        executor(cluster.address, RetryPolicy(retries=1)).run([good, died, bad, killed])
     assert "died failed (exit code 1): two; see " in str(caught.value)
     assert "bad failed (exit code 2): spec.json: wrong; see " in str(caught.value)
     assert "killed" not in str(caught.value)
@@ -88,7 +88,7 @@ def test_the_longest_branch_goes_to_the_fastest_pool(cluster, tmp_path):
                 seen[item.name] = record.where
         return None
 
-    executor(cluster.address, Rules(stop=look), pools=POOLS).run([short, long])
+    executor(cluster.address, RetryPolicy(stop=look), pools=POOLS).run([short, long])
     assert seen == {"l": "fast", "s": "slow"}
 
 
@@ -106,7 +106,7 @@ def test_a_machine_that_dies_costs_a_checkpoint_interval(cluster, tmp_path):
         return None
 
     pools = {"spot": RayPool(slots=1, resources={"spot": 1})}
-    executor(cluster.address, Rules(retries=0, stop=preempt), pools=pools).run([item])
+    executor(cluster.address, RetryPolicy(retries=0, stop=preempt), pools=pools).run([item])
     assert gone
     assert starts_of(item) == 2
     assert set(steps_of(item)) == set(range(30))
@@ -191,9 +191,9 @@ def test_no_place_to_start_ray(tmp_path, capfd, monkeypatch):
 def test_cancelled(cluster, tmp_path):
     item = counting(tmp_path, "a", 600)
     begun = tmp_path / "a" / "count"
-    rules = Rules(stop=lambda: "cancelled; run again to resume" if begun.exists() else None)
+    policy = RetryPolicy(stop=lambda: "cancelled; run again to resume" if begun.exists() else None)
     with pytest.raises(StageError, match="cancelled"):
-        executor(cluster.address, rules).run([item])
+        executor(cluster.address, policy).run([item])
     last = begun.read_text()
     time.sleep(0.5)
     assert begun.read_text() == last
@@ -206,7 +206,7 @@ def test_a_job_that_ray_ends_for_want_of_memory_resumes_elsewhere(cluster, tmp_p
     monkeypatch.delenv("RAY_memory_usage_threshold")
     item = counting(tmp_path, "a", 10)
     with pytest.raises(StageError, match=r"^a failed .*: Ray ended it: the machine ran out of memory; see "):
-        executor(cluster.address, Rules(retries=1), resources={"roomy": 1}).run([item])
+        executor(cluster.address, RetryPolicy(retries=1), resources={"roomy": 1}).run([item])
     cluster.remove_node(small)
     cluster.add_node(num_cpus=1, resources={"roomy": 1})
     executor(cluster.address, resources={"roomy": 1}).run([item])

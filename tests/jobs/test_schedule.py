@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from merit.base.errors import StageError
-from merit.jobs.drive import Drive, Rules
+from merit.jobs.drive import Drive, RetryPolicy
 from merit.jobs.job import End, Job
 from merit.jobs.schedule import Slot, move, place
 
@@ -101,7 +101,7 @@ LOST, DIED, DONE = End("lost", None, "node gone"), End("died", 1, "oops"), End("
 
 def test_losing_a_machine_is_not_dying():
     engine = Script([LOST] * 5 + [DIED, DONE])
-    Drive(engine, Rules(retries=1, losses=5)).run([JOB])
+    Drive(engine, RetryPolicy(retries=1, preemption_retries=5)).run([JOB])
     assert engine.started == ["a"] * 7
     assert engine.closed is False
 
@@ -115,7 +115,7 @@ def test_losing_a_machine_is_not_dying():
 )
 def test_too_often(ends, message):
     with pytest.raises(StageError) as caught:
-        Drive(Script(ends), Rules(retries=1, losses=1)).run([JOB])
+        Drive(Script(ends), RetryPolicy(retries=1, preemption_retries=1)).run([JOB])
     assert str(caught.value) == message
 
 
@@ -125,10 +125,10 @@ def test_cancelled(tmp_path):
     from merit.jobs.record import JobRecord
 
     engine = Script([])
-    rules = Rules(stop=lambda: "cancelled; run again to resume" if engine.clock > 3 else None)
+    policy = RetryPolicy(stop=lambda: "cancelled; run again to resume" if engine.clock > 3 else None)
     job = replace(JOB, record=tmp_path / "job.json")
     with pytest.raises(StageError, match="cancelled; run again to resume"):
-        Drive(engine, rules).run([job])
+        Drive(engine, policy).run([job])
     assert engine.closed is True
     record = JobRecord.load(job.record)
     assert record is not None

@@ -19,7 +19,7 @@ from jobs import DONE, counting, job, starts_of, steps_of
 from merit.base.errors import InputError, StageError
 from merit.cli.main import answer
 from merit.config.launch import LaunchConfig, SlurmConfig
-from merit.jobs.drive import Rules
+from merit.jobs.drive import RetryPolicy
 from merit.jobs.record import JobRecord
 from merit.jobs.slurm_queue import cancel_jobs
 
@@ -37,12 +37,12 @@ def slurm() -> Iterator[SlurmCluster]:
     patch.undo()
 
 
-def executor(folder: Path, rules: Rules | None = None, **options):
-    from merit.jobs.slurm import SlurmExecutor
+def executor(folder: Path, policy: RetryPolicy | None = None, **options):
+    from merit.jobs.engines.slurm import SlurmExecutor
 
     options = {"partition": "low", "poll_seconds": 0.3, "minutes": 10} | options
     launch = LaunchConfig(engine="slurm", slurm=SlurmConfig(**options))
-    return SlurmExecutor(launch, rules or Rules(), folder / "engine")
+    return SlurmExecutor(launch, policy or RetryPolicy(), folder / "engine")
 
 
 def wait_until(condition) -> None:
@@ -59,7 +59,7 @@ def slurm_id(item) -> str:
 
 
 def test_a_job_that_ends_while_its_new_driver_looks_is_not_sent_again(slurm, tmp_path, monkeypatch):
-    from merit.jobs import slurm as module
+    from merit.jobs.engines import slurm as module
 
     backend = module.SlurmBackend(LaunchConfig(engine="slurm", slurm=SlurmConfig()), tmp_path, 1)
     item = job(tmp_path, "late", DONE)
@@ -92,7 +92,7 @@ def test_failures_are_told_as_everywhere(slurm, tmp_path):
     bad = job(tmp_path, "bad", "sys.stderr.write('spec.json: wrong\\n'); sys.exit(2)\n")
     killed = job(tmp_path, "killed", "os.kill(os.getpid(), signal.SIGKILL)\n")
     with pytest.raises(StageError) as caught:
-        executor(tmp_path, Rules(retries=0)).run([died, bad, killed])
+        executor(tmp_path, RetryPolicy(retries=0)).run([died, bad, killed])
     text = str(caught.value)
     assert "died failed (exit code 1): two; see " in text
     assert "bad failed (exit code 2): spec.json: wrong; see " in text
@@ -101,7 +101,7 @@ def test_failures_are_told_as_everywhere(slurm, tmp_path):
 
 def test_a_job_that_never_began_says_why(slurm, tmp_path):
     with pytest.raises(StageError, match=r"Slurm: FAILED .*: no module `cuda/99` here"):
-        executor(tmp_path, Rules(retries=0), setup=["echo 'no module `cuda/99` here' >&2; exit 1"]).run(
+        executor(tmp_path, RetryPolicy(retries=0), setup=["echo 'no module `cuda/99` here' >&2; exit 1"]).run(
             [job(tmp_path, "unbegun", DONE)]
         )
 
@@ -117,7 +117,7 @@ def run_disturbed(slurm, item, disturb) -> None:
         slurm.hurry()
         return None
 
-    executor(item.done.parent.parent, Rules(retries=0, losses=1, stop=stop)).run([item])
+    executor(item.done.parent.parent, RetryPolicy(retries=0, preemption_retries=1, stop=stop)).run([item])
     assert idents == [slurm_id(item)]  # requeued, not submitted again
     assert starts_of(item) == 2
     steps = steps_of(item)
@@ -170,9 +170,9 @@ def test_a_driver_that_dies_finds_its_job_again(slurm, tmp_path):
 def test_cancelled_jobs_leave_the_queue(slurm, tmp_path):
     item = counting(tmp_path, "a", 600)
     begun = tmp_path / "a" / "count"
-    rules = Rules(stop=lambda: "cancelled; run again to resume" if begun.exists() else None)
+    policy = RetryPolicy(stop=lambda: "cancelled; run again to resume" if begun.exists() else None)
     with pytest.raises(StageError, match="cancelled"):
-        executor(tmp_path, rules).run([item])
+        executor(tmp_path, policy).run([item])
     wait_until(lambda: not slurm.call("squeue", "--noheader", "--states=RUNNING,PENDING").strip())
     record = JobRecord.load(item.record)
     assert record is not None
@@ -186,7 +186,9 @@ def test_a_job_that_will_never_start_is_spoken_of(slurm, tmp_path, caplog):
         return "seen" if "PartitionTimeLimit" in caplog.text or time.monotonic() > deadline else None
 
     with pytest.raises(StageError, match="seen"):
-        executor(tmp_path, Rules(stop=told), minutes=600).run([job(tmp_path, "a", DONE), job(tmp_path, "b", DONE)])
+        executor(tmp_path, RetryPolicy(stop=told), minutes=600).run(
+            [job(tmp_path, "a", DONE), job(tmp_path, "b", DONE)]
+        )
     assert caplog.text.count("lower `launch.slurm.minutes`") == 1
     assert not (tmp_path / "a" / "DONE").exists()
 

@@ -47,6 +47,18 @@ def test_a_rerun_redoes_nothing(old_run, merit):
     assert "joint training" in (old_run / "report.html").read_text()
 
 
+def test_an_old_name_in_its_configuration_is_told_once(old_run, merit):
+    """`launch.losses`, before preemptions had their name."""
+    lines = (old_run / "config.yaml").read_text().splitlines()
+    number = lines.index("  losses: 7") + 1
+    done = merit("run", old_run)
+    assert done.code == 0, done.err
+    told = f"{old_run}/config.yaml:{number}: `launch.losses`: is now called `launch.preemption_retries`"
+    assert "".join(done.err.split()).count("".join(told.split())) == 1
+    assert "  preemption_retries: 7" in (old_run / "config.yaml").read_text().splitlines()
+    assert "is now called" not in merit("run", old_run).err
+
+
 def test_commands_read_it(old_run, merit):
     for command in (("report", old_run), ("diagnose", old_run, "--checks", "lmc"), ("status", old_run)):
         done = merit(*command)

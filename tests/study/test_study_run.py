@@ -146,7 +146,7 @@ def test_resumes_after_losses(finished):
 
 def test_a_finished_study_does_nothing(finished, monkeypatch):
     study, _, _ = finished
-    monkeypatch.setattr("merit.jobs.local.LocalExecutor.run", lambda self, jobs, progress: _nothing_to_do(jobs))
+    monkeypatch.setattr("merit.jobs.engines.local.LocalExecutor.run", lambda self, jobs, progress: _nothing_to_do(jobs))
     assert run_study(study)
 
 

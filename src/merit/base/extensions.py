@@ -40,7 +40,7 @@ def files(kind: Kind) -> dict[str, Path]:
     for folder in _folders(package) + _folders(f"{FOREIGN}.{kind}"):
         for file in sorted(folder.glob("[a-z]*.py")):
             if file.stem in found:
-                raise InputError(f"there is a {kind[:-1]} of this name already: {found[file.stem]}", file=file)
+                raise InputError(f"there is another extension of this name: {found[file.stem]}", file=file)
             found[file.stem] = file
     return found
 
@@ -59,9 +59,27 @@ def summary(kind: Kind, name: str) -> str:
     return text.partition("\n")[0]
 
 
-def is_foreign(kind: Kind, name: str) -> bool:
-    """Whether the extension is not merit's own."""
-    return files(kind)[name].parent.parent.name == FOREIGN
+def foreign(kind: Kind) -> list[str]:
+    """The names of those that are not merit's own."""
+    return [name for name, file in files(kind).items() if file.parent.parent.name == FOREIGN]
+
+
+def stated(kind: Kind, name: str, keyword: str) -> Any:
+    """The literal that the file's definition of its object gives for `keyword`, read without importing the file.
+
+    Raises:
+        InputError: the file is no Python, or its definition gives no literal for `keyword`.
+    """
+    file, (_, attribute) = files(kind)[name], HOMES[kind]
+    try:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+                given = {item.arg: item.value for item in node.value.keywords}
+                if [ast.unparse(target) for target in node.targets] == [attribute] and keyword in given:
+                    return ast.literal_eval(given[keyword])
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"not read: {error}", file=file) from None
+    raise InputError(f"defines no {attribute} with a literal `{keyword}`", file=file)
 
 
 @cache
@@ -75,7 +93,7 @@ def load(kind: Kind, name: str) -> Any:
         raise InputError(f"no {kind[:-1]} {name!r}; there are {', '.join(names(kind))}")
     package, attribute = HOMES[kind]
     try:
-        module = importlib.import_module(f"{FOREIGN}.{kind}.{name}" if is_foreign(kind, name) else f"{package}.{name}")
+        module = importlib.import_module(f"{FOREIGN}.{kind}.{name}" if name in foreign(kind) else f"{package}.{name}")
     except (ImportError, SyntaxError) as error:
         raise InputError(f"cannot be imported: {error}", file=files(kind)[name]) from error
     if not hasattr(module, attribute):
@@ -88,4 +106,5 @@ def _folders(package: str) -> list[Path]:
         spec = importlib.util.find_spec(package)
     except ModuleNotFoundError:  # nobody has a `merit_ext`
         return []
-    return [Path(place) for place in (spec.submodule_search_locations or ())] if spec is not None else []
+    places = (spec.submodule_search_locations or ()) if spec is not None else ()
+    return list(dict.fromkeys(Path(place).absolute() for place in places))  # a folder may be on the path twice

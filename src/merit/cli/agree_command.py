@@ -12,7 +12,7 @@ from merit.cli.options import Json
 
 Run = Annotated[
     Path,
-    typer.Argument(metavar="RUN", help="A run directory whose conflict is measured.", autocompletion=complete_run),
+    typer.Argument(metavar="RUN", help="A run directory with measured conflict.", autocompletion=complete_run),
 ]
 
 
@@ -29,8 +29,8 @@ def agree(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Compares the conflict of two runs on the datasets that both have: a proxy model against θ0, a sketch against
-    full gradients, few examples against many."""
+    """Compares the conflict of two runs on their common datasets: a proxy model with θ0, a sketch with full gradients,
+    few examples with many."""
     from merit.cli.console import print_table, say_json
     from merit.split.agreement import compare_runs
 

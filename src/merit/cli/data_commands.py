@@ -21,9 +21,9 @@ def register(app: typer.Typer) -> None:
 def init(
     folder: Annotated[Path, typer.Argument(help="A folder of .jsonl, .json, .parquet or .csv files.")],
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Default: merit.yaml in the folder.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Looks at a folder of data files and writes a commented merit.yaml, one dataset a file."""
+    """Writes a commented merit.yaml for a folder of data files: one dataset per file."""
     from merit.base.errors import InputError
     from merit.base.files import write_text
     from merit.cli.console import say
@@ -37,7 +37,7 @@ def init(
 
 
 def check(file: File, json: Json = False) -> None:
-    """Reads every dataset and validates everything before a model is loaded; tells all problems at once."""
+    """Reads every dataset, validates everything without loading a model, and lists all problems at once."""
     from merit.cli.check_output import print_report
     from merit.cli.console import show_progress
     from merit.plan.preflight import check_run
@@ -51,11 +51,11 @@ def check(file: File, json: Json = False) -> None:
 def plan(
     file: File,
     tokens_per_second: Annotated[
-        float | None, typer.Option(help="Training speed of one device; default: measured here in a few seconds.")
+        float | None, typer.Option(help="Training speed of one device. Default: measured here in seconds.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """What a run will cost, stage by stage, against joint training. Says what it assumes."""
+    """Estimates what each stage will cost, beside joint training, and states its assumptions."""
     from merit.cli.console import print_table, say, say_json, show_progress
     from merit.plan.costs import plan_rows
     from merit.plan.plan import plan_run

@@ -10,16 +10,17 @@ from typing import Annotated
 import typer
 
 from merit.base.errors import InputError
+from merit.base.extensions import names
 from merit.base.machine import total_memory
 from merit.cli.options import Json
 from merit.cli.run_commands import execute
 from merit.jobs.devices import usable_cores
 
 _LAUNCH = {
-    "local": "launch: {{parallel: {jobs}}}\n",
     "ray": "launch: {{engine: ray, parallel: {jobs}, ray: {{cpus: {cores}}}}}\n",
     "slurm": "launch: {{engine: slurm, parallel: {jobs}, slurm: {{cpus: {cores}, minutes: 30}}}}\n",
 }
+_LAUNCH_OTHER = "launch: {{engine: {engine}, parallel: {jobs}}}\n"
 _JOB_BYTES = 6e9  # training 135M parameters in float32 takes 4.2 GB
 _MOST_JOBS = 4
 
@@ -31,14 +32,16 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory. Default: runs/demo.")] = None,
-    engine: Annotated[str, typer.Option(help="Where branches train: local, ray or slurm.")] = "local",
+    engine: Annotated[str, typer.Option(help=f"Where branches train: {', '.join(names('engines'))}.")] = "local",
     json: Json = False,
     config: Annotated[bool, typer.Option("--config", help="Print the demo's configuration instead.")] = False,
-    vision: Annotated[bool, typer.Option("--vision", help="A vision-language model, prepared from nothing.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Four tasks and few examples: shows that it works.")] = False,
+    vision: Annotated[bool, typer.Option("--vision", help="Train a vision-language model from scratch.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Use four tasks and few examples, to see that it works.")
+    ] = False,
 ) -> None:
-    """The embedded run: SmolLM2-135M on twelve task families, MERIT against joint, WiSE-FT and a random split. With
-    `--vision`: a tiny model that learns to see first, on eleven tasks about pictures."""
+    """Runs a built-in example: SmolLM2-135M on twelve task families; MERIT, joint, WiSE-FT and a random split. With
+    `--vision`: a tiny model that first learns to see, on eleven tasks about pictures."""
     if quick and vision:
         raise InputError("the demo with pictures has no quick form", field="--quick")
     source = resources.files("merit.cli").joinpath("demo_vision.yaml" if vision else "demo.yaml")
@@ -51,11 +54,11 @@ def demo(
 
         say(text.rstrip())
         return
-    if engine not in _LAUNCH:
-        raise InputError(f"no engine {engine!r}; there are: {', '.join(_LAUNCH)}", field="--engine")
+    if engine not in names("engines"):
+        raise InputError(f"no engine {engine!r}; there are: {', '.join(names('engines'))}", field="--engine")
     # The same number of threads a job on every engine: the same sums, hence the same table.
     jobs = _jobs(usable_cores(), total_memory())
-    text += _LAUNCH[engine].format(jobs=jobs, cores=usable_cores() // jobs)
+    text += _LAUNCH.get(engine, _LAUNCH_OTHER).format(engine=engine, jobs=jobs, cores=usable_cores() // jobs)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "demo.yaml"
         file.write_text(text, encoding="utf-8")

@@ -34,7 +34,7 @@ def diagnose(
     redo: Redo = False,
     json: Json = False,
 ) -> None:
-    """Looks at θ0, branches and merge of a finished run: barriers, displacement, gain, flatness, curvature."""
+    """Checks θ0, branches and merge of a finished run: barriers, displacement, gain, flatness, curvature."""
     from merit.cli.console import print_table, say, say_json, show_progress
     from merit.context import RunContext
     from merit.diagnose.check import all_checks, result_rows
@@ -80,11 +80,11 @@ def pick_checks(text: str | None) -> list[str]:
 
 def theory(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random instances.")] = 0,
-    instances: Annotated[int, typer.Option(min=1, max=10_000, help="Random instances a check.")] = 60,
-    axes: Annotated[int, typer.Option(min=1, max=3, help="r: the splits compared have 2^r groups.")] = 1,
+    instances: Annotated[int, typer.Option(min=1, max=10_000, help="Random instances per check.")] = 60,
+    axes: Annotated[int, typer.Option(min=1, max=3, help="r: compare splits with 2^r groups.")] = 1,
     json: Json = False,
 ) -> None:
-    """Shows the paper's theorems in quadratic tasks, and where they stop. Needs no run and no model."""
+    """Tests the paper's theorems on quadratic tasks, and shows their limits. Needs no run or model."""
     from merit.cli.console import print_table, say, say_json
     from merit.theory.findings import lab_rows, lab_sentences, split_rows
     from merit.theory.lab import run_lab

@@ -39,8 +39,8 @@ def doctor(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Checks that this model gives the same numbers on this machine alone and batched, padded and packed, in fp32 and
-    bf16, whole and sketched. Exit code 1 where it does not."""
+    """Checks that a model computes the same numbers here alone and batched, padded and packed, in fp32 and bf16, whole
+    and sketched. Exits with 1 if it does not."""
     from merit.cli.console import say_json, show_progress
     from merit.doctor.doctor import DEFAULT, examine_model
 

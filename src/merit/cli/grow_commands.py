@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from merit.context import RunContext
     from merit.train.grow import Cost
 
-Baselines = Annotated[bool, typer.Option("--baselines", help="Train the baselines on the new mixture, too.")]
+Baselines = Annotated[bool, typer.Option("--baselines", help="Also train the baselines on the new mixture.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -28,12 +28,12 @@ def add(
     run: Run,
     source: Annotated[str, typer.Argument(metavar="FILE", help="A data file, a Hub id, or reasoning_gym:NAME.")],
     name: Annotated[str, typer.Argument(help="The dataset's name in the mixture.")],
-    weight: Annotated[float, typer.Option(help="As `mixture.NAME.weight`.")] = 1.0,
-    max_examples: Annotated[int | None, typer.Option(help="As `mixture.NAME.max_examples`.")] = None,
+    weight: Annotated[float, typer.Option(help="Sets `mixture.NAME.weight`.")] = 1.0,
+    max_examples: Annotated[int | None, typer.Option(help="Sets `mixture.NAME.max_examples`.")] = None,
     baselines: Baselines = False,
     json: Json = False,
 ) -> None:
-    """A new dataset: sketched, put on the saved axes, its branch trained again, merged again."""
+    """Adds a dataset: places it on the saved axes, retrains its branch, then merges again."""
     from merit.config.mixture import DatasetConfig
     from merit.train.grow import add_dataset
 
@@ -48,7 +48,7 @@ def remove(
     baselines: Baselines = False,
     json: Json = False,
 ) -> None:
-    """A dataset less: its branch is trained again without it, and merged again."""
+    """Removes a dataset: retrains its branch without it, then merges again."""
     from merit.train.grow import remove_dataset
 
     _grow(run, lambda context, go: remove_dataset(context, name, go, baselines=baselines), json=json)

@@ -26,7 +26,7 @@ def handover(
     method: Method = "merit",
     json: Json = False,
 ) -> None:
-    """A folder a branch for another trainer: its configuration, the branch's data, one command. Splits first."""
+    """Writes a folder per branch for another trainer: configuration, data, one command. Splits first."""
     if to not in TRAINERS:
         raise InputError(f"no trainer {to!r}; there are: {', '.join(TRAINERS)}", field="--to")
     from merit.cli.console import say, say_json, show_progress
@@ -53,12 +53,12 @@ def adopt(
     branch: Branch,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The trainer's output, or the hand-over's folder.")],
     method: Method = "merit",
-    tokens: Annotated[int | None, typer.Option(min=1, help="Supervised tokens really trained on.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Supervised tokens that it trained on.")] = None,
     any_budget: Annotated[bool, typer.Option("--any-budget", help="Accept a budget far from the plan.")] = False,
     redo: Redo = False,
     json: Json = False,
 ) -> None:
-    """Checks a model that another trainer made of a branch, and puts it into the run."""
+    """Checks a branch that another trainer trained, and puts it into the run."""
     from merit.cli.console import say, say_json, show_progress
     from merit.context import RunContext
 

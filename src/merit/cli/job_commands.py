@@ -40,15 +40,15 @@ def train(
         ),
     ] = None,
     method: Method = "merit",
-    processes: Annotated[int, typer.Option(min=1, help="With --branch: devices that train it together.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="With --branch: devices to train it on.")] = 1,
     accelerate: Annotated[
         Path | None, typer.Option(help="With --branch: an accelerate configuration (FSDP2, DeepSpeed).")
     ] = None,
-    model: Annotated[Path | None, typer.Option(help="With --branch: where θ0 lies on this machine.")] = None,
+    model: Annotated[Path | None, typer.Option(help="With --branch: θ0's folder on this machine.")] = None,
     redo: Redo = False,
     json: Json = False,
 ) -> None:
-    """Trains the branches. With --branch: the job that an executor starts, on any machine."""
+    """Trains the branches. With --branch: trains one of them, as an engine's job does."""
     if branch is None:
         refuse_given(context, "method", "processes", "accelerate", "model", why="is for one branch's job; add --branch")
         execute(Path(file), output, start="train" if redo else None, until="train", json=json)
@@ -75,7 +75,7 @@ def train(
 def merge(
     context: typer.Context,
     inputs: Annotated[list[str], typer.Argument(metavar="FILE|RUN | MODEL MODEL …", help="A run, or checkpoints.")],
-    output: Annotated[Path | None, typer.Option("--out", "-o", help="Where the merged model goes.")] = None,
+    output: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write the merged model.")] = None,
     weights: Annotated[
         str | None,
         typer.Option(help="1,2,3, `uniform`, or `tokens` of branches; then `;REGEX=0,1,0` for tensors apart."),
@@ -85,12 +85,12 @@ def merge(
     dtype: Annotated[str, typer.Option(help="input, float32, bfloat16 or float16.")] = "input",
     adapter: Annotated[
         str | None,
-        typer.Option(help="LoRA folders into one: `exact`, or a rank to cut down to. Default: whole weights."),
+        typer.Option(help="Merge LoRA folders into one: `exact`, or cut to this rank. Default: whole weights."),
     ] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="Leave out inputs that are not there.")] = False,
-    stochastic: Annotated[bool, typer.Option("--stochastic", help="Round up or down at random, unbiased.")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Leave out missing inputs.")] = False,
+    stochastic: Annotated[bool, typer.Option("--stochastic", help="Round at random, without bias.")] = False,
     keep_sums: Annotated[
-        Path | None, typer.Option(help="Also keep the running sums here, to add or remove a branch later.")
+        Path | None, typer.Option(help="Keep the running sums here, to add or remove a branch later.")
     ] = None,
     memory: Annotated[str, typer.Option(help="Memory budget, e.g. 512MB.")] = "512MB",
     verify: Annotated[bool, typer.Option("--verify", help="Check the merge in OUT instead of making it.")] = False,

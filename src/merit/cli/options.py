@@ -20,17 +20,15 @@ File = Annotated[
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=complete_run)]
 Branch = Annotated[int, typer.Argument(min=0, help="Which branch.", autocompletion=complete_branch)]
-Method = Annotated[str, typer.Option(help="The method that the branches belong to.", autocompletion=complete_method)]
+Method = Annotated[str, typer.Option(help="The method of the branches.", autocompletion=complete_method)]
 Output = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory. Default: runs/NAME beside FILE.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Redo = Annotated[bool, typer.Option("--redo", help="Do it again even if nothing has changed.")]
+Redo = Annotated[bool, typer.Option("--redo", help="Redo it even if nothing has changed.")]
 Worker = Annotated[
     int | None,
-    typer.Option(min=0, help="Only do pieces of this stage, beside other workers: the job of an executor."),
+    typer.Option(min=0, help="Work on this stage as worker number N, beside others. merit starts workers itself."),
 ]
-Precision = Annotated[
-    str | None, typer.Option(help="With --worker: bf16 or fp32, as the process has it that shares the work.")
-]
+Precision = Annotated[str | None, typer.Option(help="With --worker: bf16 or fp32, as in the main process.")]
 
 
 def refuse_given(context: typer.Context, *names: str, why: str) -> None:

@@ -20,18 +20,18 @@ def register(app: typer.Typer) -> None:
 def push(
     run: Run,
     repo: Annotated[str, typer.Argument(metavar="REPO", help="ORGANISATION/NAME on the Hub.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and list what would go.")] = False,
-    public: Annotated[bool, typer.Option("--public", help="For everyone to see. A new repository is private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and list what it would upload.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public. Default: private.")] = False,
     model_only: Annotated[
-        bool, typer.Option("--model-only", help="Without the report, configuration, groups and table.")
+        bool, typer.Option("--model-only", help="Leave out report, configuration, groups and table.")
     ] = False,
-    license: Annotated[str | None, typer.Option(help="Written into the card, e.g. apache-2.0.")] = None,
+    license: Annotated[str | None, typer.Option(help="License for the card, e.g. apache-2.0.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch to push to. Default: main.")] = None,
     pull_request: Annotated[bool, typer.Option("--pull-request", help="Open a pull request instead.")] = False,
     message: Annotated[str, typer.Option(help="The commit's message.")] = "Merged with merit",
     json: Json = False,
 ) -> None:
-    """The merged model of a run, or any folder that merit merged, to the Hub. Checks it, its card, and for secrets."""
+    """Uploads a merged model (a run's, or any folder) to the Hub. First checks it, its card, and for secrets."""
     from merit.cli.console import print_table, say, say_json, show_progress
     from merit.push.contents import check_contents, gather
     from merit.push.hub import check_repo, push_items

@@ -32,16 +32,16 @@ def report(
     file: File,
     output: Output = None,
     serve: Annotated[
-        bool, typer.Option("--serve", help="Show it on this machine, and follow the run until Ctrl-C.")
+        bool, typer.Option("--serve", help="Serve it on this machine and follow the run, until Ctrl-C.")
     ] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="With --serve. 0: any that is free.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="With --serve. 0: any free port.")] = 0,
     figures: Annotated[
         Path | None, typer.Option("--figures", help="Also write every figure to this folder, as CSV and PNG.")
     ] = None,
     dark: Annotated[bool, typer.Option("--dark", help="With --figures: light on dark.")] = False,
     json: Json = False,
 ) -> None:
-    """Draws report.html and the model card again from what the run directory holds."""
+    """Writes report.html and the model card again, from the run directory."""
     from merit.cli.console import complain, say, say_json
     from merit.context import RunContext
 
@@ -77,7 +77,7 @@ def compare(
     output: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("compare.html"),
     json: Json = False,
 ) -> None:
-    """Runs side by side: settings that differ, partitions, results with paired intervals, cost."""
+    """Compares runs: differing settings, partitions, results with paired intervals, cost."""
     from merit.cli.console import print_table, say, say_json
     from merit.report.compare import build_comparison
 

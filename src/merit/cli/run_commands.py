@@ -25,17 +25,15 @@ def register(app: typer.Typer) -> None:
 def run(
     file: File,
     output: Output = None,
-    start: Annotated[str | None, typer.Option("--from", help="Do this stage and the later ones again.")] = None,
+    start: Annotated[str | None, typer.Option("--from", help="Redo this stage and all later ones.")] = None,
     until: Annotated[str | None, typer.Option("--until", help="Stop after this stage.")] = None,
     partial: Annotated[
-        bool, typer.Option("--partial", help="Merge the branches that are done when others failed for good.")
+        bool, typer.Option("--partial", help="Merge the finished branches if others fail for good.")
     ] = False,
-    deadline: Annotated[
-        str | None, typer.Option(help="With --partial: how long to train at most, e.g. 90m or 8h.")
-    ] = None,
+    deadline: Annotated[str | None, typer.Option(help="With --partial: longest training time, e.g. 90m or 8h.")] = None,
     json: Json = False,
 ) -> None:
-    """All stages: mixture, conflict, split, train, merge, evaluate, report. Resumes; skips what is done."""
+    """Runs all stages: mixture, conflict, split, train, merge, evaluate, report. Resumes; skips what is done."""
     limit = _seconds(deadline) if deadline is not None else None
     if limit is not None and not partial:
         raise InputError("a deadline is for a partial run; add --partial", field="--deadline")
@@ -47,10 +45,12 @@ def conflict(
     file: File,
     output: Output = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Show which pairs fight, which layers carry it, who stands on each axis.")
+        bool, typer.Option("--explain", help="Show which pairs conflict, in which layers, and each axis.")
     ] = False,
     worker: Worker = None,
-    examples: Annotated[int | None, typer.Option(min=2, help="With --worker: calibration examples a dataset.")] = None,
+    examples: Annotated[
+        int | None, typer.Option(min=2, help="With --worker: calibration examples per dataset.")
+    ] = None,
     precision: Precision = None,
     redo: Redo = False,
     json: Json = False,
@@ -76,7 +76,7 @@ def conflict(
 
 
 def split(file: File, output: Output = None, redo: Redo = False, json: Json = False) -> None:
-    """Cuts the mixture into groups, after `conflict`."""
+    """Cuts the mixture into groups. Measures conflict first."""
     execute(file, output, start="split" if redo else None, until="split", json=json)
 
 
@@ -89,7 +89,7 @@ def evaluate(
     redo: Redo = False,
     json: Json = False,
 ) -> None:
-    """Measures every model of the run, after `merge`."""
+    """Evaluates every model of the run. Merges first."""
     if worker is not None:
         from merit.cli.console import show_messages
         from merit.evaluate.measure import run_worker

@@ -24,11 +24,13 @@ def study(
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Only this seed; may be repeated.")] = None,
     budget: Annotated[list[str] | None, typer.Option(help="Only this budget; may be repeated.")] = None,
-    tables: Annotated[bool, typer.Option("--tables", help="Run nothing: tables and figures of what is there.")] = False,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="Run nothing; write tables and figures of finished jobs.")
+    ] = False,
     job: Annotated[str | None, typer.Option(hidden=True, help="SEED:BUDGET, as an executor starts it.")] = None,
     json: Json = False,
 ) -> None:
-    """Compares methods at equal tokens over seeds, with intervals: which helps, and against what."""
+    """Compares methods at equal tokens over seeds, with intervals."""
     if job is not None:
         _job(file, job)
         return
@@ -71,12 +73,12 @@ def _job(root: Path, text: str) -> None:
 def advise(
     folder: Annotated[Path, typer.Argument(metavar="STUDY|RUN", help="A study's directory, or a run's.")],
     prefer: Annotated[
-        str | None, typer.Option(help="Your trade-off, e.g. in_mixture=2,unseen=1,retention=1. Default: all alike.")
+        str | None, typer.Option(help="Your trade-off, e.g. in_mixture=2,unseen=1,retention=1. Default: equal.")
     ] = None,
-    budget: Annotated[str | None, typer.Option(help="Of a study. Default: the last.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Budget of a study. Default: the last.")] = None,
     json: Json = False,
 ) -> None:
-    """Recommends one of the models that are there, and says what it gives up."""
+    """Recommends one of the trained models, and says what it gives up."""
     from merit.cli.console import say, say_json
     from merit.evaluate.scores import Table
     from merit.run.layout import RunDir
@@ -108,8 +110,8 @@ def benchmark(
         str,
         typer.Option(help="Comma-separated; `published` is all eight of the paper, `merit_local` needs no network."),
     ] = "merit_local",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many examples a task.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples a forward pass; part of the settings.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most examples per task.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples per forward pass; recorded as a setting.")] = 8,
     allow_code: Annotated[bool, typer.Option("--allow-code", help="Let HumanEval run what the model writes.")] = False,
     json: Json = False,
 ) -> None:

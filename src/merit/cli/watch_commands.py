@@ -24,10 +24,10 @@ def register(app: typer.Typer) -> None:
 
 def status(
     run: Run,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again every two seconds.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh every two seconds.")] = False,
     json: Json = False,
 ) -> None:
-    """Every branch: queued, running, done or failed, how far, and where. Works from any machine that sees RUN."""
+    """Shows each branch: its state, progress and machine. Works on any machine that sees RUN."""
     from merit.cli.console import print_table, say_json, watch_tables
     from merit.run.layout import RunDir
     from merit.train.status import run_status
@@ -44,9 +44,9 @@ def logs(
     run: Run,
     branch: Branch,
     method: Method = "merit",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the branch is done.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the branch is done.")] = False,
 ) -> None:
-    """What a branch has printed."""
+    """Shows the output of a branch."""
     from merit.cli.console import say
     from merit.run.guard import refuse_links
     from merit.run.layout import RunDir
@@ -72,7 +72,7 @@ def logs(
 
 
 def cancel(run: Run) -> None:
-    """Ends the run's jobs on every engine. What they have learned up to their last checkpoint stays."""
+    """Ends the run's jobs, on any engine. Their last checkpoints stay."""
     from merit.cli.console import say
     from merit.run.layout import RunDir
     from merit.train.status import cancel_run

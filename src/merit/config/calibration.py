@@ -26,45 +26,45 @@ AUTO_UNTIL = 0.9
 class CalibrationConfig(Section):
     """The calibration set and the sketch. `examples: auto` is short for {examples: 1024, until: 0.9}."""
 
-    examples: int = Field(default=200, ge=2, description="Examples a dataset (published: 200), or `auto`.")
+    examples: int = Field(default=200, ge=2, description="Examples per dataset (published: 200), or `auto`.")
     until: float | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="Add examples in rounds of doubling size and stop before `examples` once the partition is this "
-        "stable: what half of them finds captures this share of the conflict in the other half. Default: always all.",
+        description="Double the examples each round, and stop before `examples` once the partition is this stable: the "
+        "axes found on half of them capture this share of the conflict in the other half. Default: use all.",
     )
     sketch: Literal["fold", "flat", "full"] = Field(
         default="fold",
-        description="How a mean gradient is kept: signed fold, every s-th coordinate as published (flat), or whole.",
+        description="How to store a mean gradient: signed fold, every s-th coordinate as published (flat), or full.",
     )
     fold: int = Field(
-        default=100, ge=1, description="Input columns summed, with random signs, into one (sketch: fold)."
+        default=100, ge=1, description="How many input columns to sum, with random signs, into one (sketch: fold)."
     )
     stride: int = Field(default=100, ge=1, description="Keep every s-th coordinate (sketch: flat).")
     offset: int = Field(default=0, ge=0, description="First coordinate kept (sketch: flat).")
     seed: Seed = Field(default=0, description="Seed of the fold's signs and buckets.")
     parameters: Annotated[str, AfterValidator(_regex)] | None = Field(
         default=None,
-        description="Regular expression: only parameters whose name contains a match are measured (`layers\\.1\\d\\.`, "
-        "`lora_`, `mlp`). Default: all that are trained.",
+        description="Regular expression: measure only parameters whose name it matches (`layers\\.1\\d\\.`, "
+        "`lora_`, `mlp`). Default: all trained parameters.",
     )
     recompute: bool = Field(
         default=False,
-        description="Run each layer twice instead of keeping its activations: a fraction of the memory, more time.",
+        description="Recompute activations in the backward pass: takes much less memory and more time.",
     )
     hashed: int | None = Field(
         default=None,
         ge=1024,
-        description="Keep only this many numbers a gradient, by hashing the sketch once more (65536 is 256 kB). "
-        "Conflict can then not be explained layer by layer.",
+        description="Hash the sketch once more, to this many numbers per gradient (65536 is 256 kB). Conflict then "
+        "has no explanation layer by layer.",
     )
     proxy: ModelConfig | None = Field(
         default=None,
-        description="Measure on this smaller sibling of θ0, which must have the same tokenizer. `merit agree` says "
-        "whether the two find the same conflict.",
+        description="Measure on this smaller model of θ0's family; it must have the same tokenizer. `merit agree` "
+        "tests whether both find the same conflict.",
     )
-    batch_tokens: int = Field(default=2048, ge=1, description="Tokens a forward pass, padding included.")
+    batch_tokens: int = Field(default=2048, ge=1, description="Tokens per forward pass, padding included.")
 
     @field_validator("proxy", mode="before")
     @classmethod

@@ -20,7 +20,7 @@ def _check_settings() -> type[Section]:
     fields: dict[str, Any] = {}
     for name, file in extensions.files("checks").items():
         # A built-in check that does not name settings has none. To import all of them takes 60 ms of every command.
-        if not extensions.is_foreign("checks", name) and "settings=" not in file.read_text(encoding="utf-8"):
+        if name not in extensions.foreign("checks") and "settings=" not in file.read_text(encoding="utf-8"):
             continue
         model = getattr(extensions.load("checks", name), "settings", None)
         if model is None:
@@ -46,33 +46,33 @@ Sigma = Annotated[float, Field(ge=0, le=1)]
 
 
 class DiagnoseConfig(Section):
-    """Checks of the basin and the theory: `merit run` makes those listed, `merit diagnose` all if none is."""
+    """Checks of the basin and the theory: `merit run` runs those listed, `merit diagnose` all if none is."""
 
-    checks: list[CheckName] = Field(default_factory=list, description="What `merit run` checks after `evaluate`.")
-    examples: int = Field(default=16, ge=2, description="Held-out examples a dataset, and as many training examples.")
-    points: int = Field(default=11, ge=3, le=101, description="Points on each segment, ends included.")
+    checks: list[CheckName] = Field(default_factory=list, description="Checks that `merit run` runs after `evaluate`.")
+    examples: int = Field(default=16, ge=2, description="Held-out examples per dataset, and as many training examples.")
+    points: int = Field(default=11, ge=3, le=101, description="Points on each line between two models, ends included.")
     noise: list[Sigma] = Field(
         default_factory=lambda: [0.0, 0.01, 0.05, 0.1],
         min_length=2,
-        description="Levels σ of filter-normalised weight noise; 0 is always measured.",
+        description="Levels σ of filter-normalised weight noise; 0 is always added.",
     )
-    noise_seeds: int = Field(default=3, ge=1, le=100, description="Draws of the noise at each level.")
+    noise_seeds: int = Field(default=3, ge=1, le=100, description="Random draws at each noise level.")
     matrix: Literal["hessian", "gauss_newton"] = Field(
         default="hessian",
-        description="Whose eigenpairs: the Hessian's, or those of its Gauss–Newton part (the Fisher matrix), which has "
-        "no negative eigenvalues.",
+        description="Matrix of the eigenpairs: the Hessian, or its Gauss–Newton part (the Fisher matrix), which has no "
+        "negative eigenvalues.",
     )
     eigenpairs: int = Field(default=10, ge=1, le=100, description="Hessian eigenpairs at θ0.")
     lanczos_steps: int = Field(
         default=30,
         ge=2,
         le=1000,
-        description="Hessian-vector products at most; each keeps 4 bytes a parameter on disk.",
+        description="Most Hessian-vector products; each takes 4 bytes per parameter on disk.",
     )
     probes: int = Field(default=8, ge=2, le=1000, description="Random probes of the Hessian's trace.")
-    hessian_tokens: int = Field(default=4096, ge=1, description="Tokens of training examples that the Hessian is of.")
-    hessian_batch_tokens: int = Field(default=1024, ge=1, description="Tokens of one pass for the Hessian.")
-    grid: int = Field(default=9, ge=3, le=51, description="Points a side of the loss landscape.")
+    hessian_tokens: int = Field(default=4096, ge=1, description="Training tokens that the Hessian is computed on.")
+    hessian_batch_tokens: int = Field(default=1024, ge=1, description="Tokens per pass for the Hessian.")
+    grid: int = Field(default=9, ge=3, le=51, description="Points per side of the loss landscape.")
     settings: CheckSettings = Field(
         default_factory=CheckSettings, description="Settings of the checks that have their own, by the check's name."
     )

@@ -13,12 +13,12 @@ Scale = Annotated[float, Field(gt=0, le=10)]
 
 
 class MergeConfig(Section):
-    """The weighted average, and points on its ray θ0 + β(θ̄ − θ0)."""
+    """The weighted average θ̄, and models θ0 + β(θ̄ − θ0)."""
 
     weights: Literal["tokens", "uniform", "fisher", "regmean"] = Field(
         default="tokens",
-        description="w_k ∝ supervised tokens really trained on (published), or equal; or by curvature, measured on the "
-        "branches' data after their training: diagonal Fisher, or input Grams of linear layers (RegMean).",
+        description="`tokens`: by the supervised tokens of each branch (published); `uniform`: equally; `fisher`, "
+        "`regmean`: by curvature on the branches' data (diagonal Fisher, input Grams of linear layers).",
     )
     ridge: float | None = Field(
         default=None,
@@ -28,12 +28,12 @@ class MergeConfig(Section):
         "Default: 0.1 for fisher, 0.01 for regmean.",
     )
     curvature_examples: int = Field(
-        default=64, ge=2, description="Training examples of each branch that its curvature is of (fisher, regmean)."
+        default=64, ge=2, description="Training examples used to estimate each branch's curvature (fisher, regmean)."
     )
     dtype: DtypeName = Field(
-        default="input", description="Type of the merged weights; `input` keeps the branches' own."
+        default="input", description="Data type of the merged weights; `input` keeps that of the branches."
     )
     scales: list[Scale] = Field(
-        default_factory=lambda: [1.0], min_length=1, description="The β of each model written; 1 is the merge itself."
+        default_factory=lambda: [1.0], min_length=1, description="Write one model for each β; 1 is the merge itself."
     )
     shard_bytes: int = Field(default=5_000_000_000, ge=1_000_000, description="Largest safetensors shard, in bytes.")

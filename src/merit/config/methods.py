@@ -21,17 +21,19 @@ class MethodConfig(Section):
     """One method. Methods that train the same branches share them: cells are known by their content."""
 
     splitter: StudySplitter = Field(description="`single` is joint training, `replicate` a uniform soup.")
-    axes: int | Literal["auto"] = Field(default=1, description="K = 2^axes groups; `auto` by the evidence.")
-    copies: int | None = Field(default=None, ge=2, le=16, description="Joint runs of a soup (`replicate`).")
-    epochs: float = Field(default=1.0, gt=0, description="Passes over the data, as a multiple of the recipe's.")
-    rate: float = Field(default=1.0, gt=0, le=100, description="Learning rate, as a multiple of the recipe's.")
-    pull: float = Field(default=0.0, ge=0, description="Decay of the weights toward θ0 while training.")
-    merge: MergeRule = Field(default="tokens", description="How branches become one; the last two need mergekit.")
+    axes: int | Literal["auto"] = Field(default=1, description="K = 2^axes groups; `auto` chooses by the evidence.")
+    copies: int | None = Field(default=None, ge=2, le=16, description="Joint runs in a soup (`replicate`).")
+    epochs: float = Field(default=1.0, gt=0, description="Passes over the data, as a multiple of `train.epochs`.")
+    rate: float = Field(default=1.0, gt=0, le=100, description="Learning rate, as a multiple of `train.learning_rate`.")
+    pull: float = Field(default=0.0, ge=0, description="Weight decay toward θ0.")
+    merge: MergeRule = Field(default="tokens", description="How to merge the branches; the last two need mergekit.")
     scales: list[Scale] = Field(
-        default_factory=lambda: [1.0], min_length=1, description="Points θ0 + β(θ − θ0) of its ray; 1 is the method."
+        default_factory=lambda: [1.0],
+        min_length=1,
+        description="Also evaluate θ0 + β(θ − θ0) for each β; 1 is the method.",
     )
     pool: str | None = Field(
-        default=None, description="Methods of one pool are settings of one method: validation chooses among them."
+        default=None, description="Methods of one pool are settings of one method; validation chooses among them."
     )
 
     @model_validator(mode="after")

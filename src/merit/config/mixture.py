@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from merit.base import extensions
 from merit.config.section import Section
 
-FormatName = Literal["messages", "prompt_completion", "alpaca", "sharegpt", "qa"]
+if TYPE_CHECKING:
+    FormatName = str
+    FieldName = str
+else:
+    FormatName = Literal[extensions.names("formats")]
+    _KNOWN = ("prompt", "completion", "system", "messages", "reference", "images")
+    _OTHERS = [extensions.stated("formats", name, "columns") for name in extensions.foreign("formats")]
+    FieldName = Literal[tuple(dict.fromkeys(field for fields in (_KNOWN, *_OTHERS) for field in fields))]
 
 
 class DatasetConfig(Section):
@@ -21,13 +29,15 @@ class DatasetConfig(Section):
     )
     split: str = Field(default="train", description="Split of a Hub dataset.")
     subset: str | None = Field(default=None, description="Configuration name of a Hub dataset.")
-    format: FormatName | None = Field(default=None, description="Record format; detected from the first rows if unset.")
-    columns: dict[Literal["prompt", "completion", "system", "messages", "reference", "images"], str] = Field(
-        default_factory=dict, description="Canonical field → column of the source, e.g. {prompt: question}."
+    format: FormatName | None = Field(
+        default=None, description="Format of the rows. Default: detected from the first rows."
     )
-    system: str | None = Field(default=None, description="A system message put before every example without one.")
+    columns: dict[FieldName, str] = Field(
+        default_factory=dict, description="merit's field → the source's column, e.g. {prompt: question}."
+    )
+    system: str | None = Field(default=None, description="System message for examples that have none.")
     max_examples: int | None = Field(
-        default=None, ge=1, description="Use at most this many rows, chosen by content hash (not the first ones)."
+        default=None, ge=1, description="Use at most this many rows, chosen by content hash."
     )
     weight: float = Field(
         default=1.0,
@@ -37,13 +47,13 @@ class DatasetConfig(Section):
     )
     image_folder: str | None = Field(
         default=None,
-        description="What relative image paths start from, and none leaves. Default: the data file's own folder.",
+        description="Folder that relative image paths start from and must not leave. Default: the data file's own.",
     )
-    image_urls: bool = Field(default=False, description="Fetch images from the web. Off unless you say so.")
+    image_urls: bool = Field(default=False, description="Fetch images from the web.")
     bad_images: Literal["skip", "refuse"] = Field(
-        default="skip", description="An example with an image that cannot be used is left out and named, or refused."
+        default="skip", description="Skip and list an example whose image is unusable, or refuse the dataset."
     )
-    max_pixels: int = Field(default=100_000_000, ge=1, description="An image with more pixels is bad.")
+    max_pixels: int = Field(default=100_000_000, ge=1, description="Most pixels in an image.")
     options: dict[str, Any] = Field(
-        default_factory=dict, description="Arguments of a reasoning_gym generator; `seed` among them."
+        default_factory=dict, description="Arguments of a reasoning_gym generator, including `seed`."
     )

@@ -16,13 +16,11 @@ class ModelConfig(Section):
 
     path: str = Field(min_length=1, description="Hub id, folder, .gguf file, or `embedded:smollm2-135m`.")
     revision: str | None = Field(default=None, description="Hub revision: a branch, tag or commit.")
-    trust_remote_code: bool = Field(
-        default=False, description="Run Python code that the model's repository ships. Off unless you say so."
-    )
+    trust_remote_code: bool = Field(default=False, description="Run Python code from the model's repository.")
     freeze: list[Role] | None = Field(
         default=None,
-        description="Parts of a vision-language model that are not trained, from [vision, projector, language]: no "
-        "gradient is measured of them either, and the merge keeps their bits. Default, as published: [vision].",
+        description="Parts of a vision-language model to freeze, from [vision, projector, language]: merit measures no "
+        "gradient there, and the merge keeps their bits. Default, as published: [vision].",
     )
     chat_template: str | None = Field(
         default=None, description="A Jinja file that replaces the tokenizer's chat template."

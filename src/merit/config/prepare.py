@@ -10,12 +10,12 @@ from merit.config.section import Section
 
 
 class PrepareStage(Section):
-    """One round of joint training on the general mixture. What is unset is taken from `train`."""
+    """One round of joint training on the general mixture. Unset fields come from `train`."""
 
-    freeze: list[Role] = Field(default_factory=list, description="Roles that are not trained in this stage.")
+    freeze: list[Role] = Field(default_factory=list, description="Parts of the model to freeze in this round.")
     epochs: float = Field(default=1, gt=0, description="Passes over the general mixture.")
     learning_rate: float | None = Field(default=None, gt=0, description="Peak learning rate.")
-    batch_tokens: int | None = Field(default=None, ge=1, description="Tokens an optimizer step, on average.")
+    batch_tokens: int | None = Field(default=None, ge=1, description="Mean tokens per optimizer step.")
 
 
 def _recipe() -> list[PrepareStage]:
@@ -31,15 +31,15 @@ class PrepareConfig(Section):
     vision_tower: str | None = Field(
         default=None,
         description="A CLIP or SigLIP model (folder or Hub id) to join with the language model `model` through a new "
-        "projector, in the LLaVA architecture. Unset: `model` is whole already.",
+        "projector, as in LLaVA. Unset: `model` is complete.",
     )
     mixture: dict[str, DatasetConfig] = Field(
-        default_factory=dict, description="The general mixture. Default: the run's own, whose held-out rows stay out."
+        default_factory=dict, description="The general mixture. Default: the run's own, without its held-out rows."
     )
     stages: list[PrepareStage] | None = Field(
         default=None,
         min_length=1,
-        description="Rounds, one after another. Default for a vision-language model: the projector alone at 1e-3, then "
+        description="Rounds, in order. Default for a vision-language model: the projector alone at 1e-3, then "
         "projector and language model; for text a tenth of an epoch.",
     )
 
@@ -51,12 +51,12 @@ class PrepareConfig(Section):
 
 
 class GateConfig(Section):
-    """Go or no-go: a pilot of every branch on a small share of its data, and what its merge is like."""
+    """Go or no-go: trains a pilot of every branch on a small share of its data, and merges the pilots."""
 
-    share: float = Field(default=0.02, gt=0, le=1, description="Share of a branch's data that its pilot trains on.")
-    examples: int = Field(default=8, ge=2, description="Held-out examples a dataset that the pilot is measured on.")
-    points: int = Field(default=5, ge=3, le=101, description="Points on each segment between two pilots.")
+    share: float = Field(default=0.02, gt=0, le=1, description="Share of a branch's data for its pilot.")
+    examples: int = Field(default=8, ge=2, description="Held-out examples per dataset to measure the pilots on.")
+    points: int = Field(default=5, ge=3, le=101, description="Points on the line between two pilots.")
     max_barrier: float = Field(
-        default=0.02, ge=0, description="Highest barrier between two pilots that still passes, as a share of θ0's loss."
+        default=0.02, ge=0, description="Highest barrier between two pilots that passes, as a share of θ0's loss."
     )
-    enforce: bool = Field(default=True, description="Whether a no ends the run before the branches are trained.")
+    enforce: bool = Field(default=True, description="Whether a no stops the run before training.")

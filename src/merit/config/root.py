@@ -26,13 +26,15 @@ Problem = tuple[Location, str]
 
 
 class BaselineConfig(Section):
-    """Another splitter, taken through the same stages at the same tokens. A plain string is short for `splitter`."""
+    """Another splitter, run through the same stages with the same tokens. A plain string is short for `splitter`."""
 
     splitter: SplitterName = Field(description="`single` is joint training, `replicate` a uniform soup.")
     axes: AxesCount | None = Field(default=None, description="Default: the main method's.")
-    file: str | None = Field(default=None, description="Partition file of a `manual` baseline.")
+    file: str | None = Field(default=None, description="Group file of a `manual` baseline.")
     scales: list[Scale] = Field(
-        default_factory=lambda: [1.0], min_length=1, description="Points on the ray; `single` at 0.5 is WiSE-FT."
+        default_factory=lambda: [1.0],
+        min_length=1,
+        description="β of each model θ0 + β(θ − θ0); `single` at 0.5 is WiSE-FT.",
     )
 
     @model_validator(mode="before")
@@ -47,23 +49,21 @@ class RunConfig(Section):
     model: ModelConfig = Field(description="θ0, the shared init.")
     mixture: dict[str, DatasetConfig] = Field(min_length=1, description="The datasets, by name.")
     prepare: PrepareConfig | None = Field(
-        default=None, description="Joint training that makes `model` merge-ready first; `{}` for the defaults."
+        default=None, description="Joint training first, which makes `model` merge-ready; `{}` for the defaults."
     )
-    gate: GateConfig | None = Field(
-        default=None, description="A pilot before the branches are trained; `{}` for the defaults."
-    )
+    gate: GateConfig | None = Field(default=None, description="Pilots before training; `{}` for the defaults.")
     held_out_fraction: float = Field(
-        default=0.1, gt=0, lt=1, description="Share of each dataset's rows kept out of training, by content hash."
+        default=0.1, gt=0, lt=1, description="Share of each dataset's rows to hold out, by content hash."
     )
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig, description="Gradients and sketches.")
-    split: SplitConfig = Field(default_factory=SplitConfig, description="Groups.")
+    split: SplitConfig = Field(default_factory=SplitConfig, description="How to cut the mixture into groups.")
     baselines: dict[str, BaselineConfig] = Field(
-        default_factory=dict, description="Methods to compare with, by name, e.g. {joint: single, random: random}."
+        default_factory=dict, description="Methods to compare with by name, e.g. {joint: single, random: random}."
     )
     train: TrainConfig = Field(default_factory=TrainConfig, description="The training recipe.")
     launch: LaunchConfig = Field(default_factory=LaunchConfig, description="Where branches run.")
-    merge: MergeConfig = Field(default_factory=MergeConfig, description="The average.")
-    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="What is measured.")
+    merge: MergeConfig = Field(default_factory=MergeConfig, description="How to merge the branches.")
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="What to measure.")
     diagnose: DiagnoseConfig = Field(default_factory=DiagnoseConfig, description="Checks of the basin and the theory.")
     seed: Seed = Field(default=0, description="Seed of splitters and training.")
     output: str | None = Field(default=None, description="The run directory. Default: runs/<name of this file>.")

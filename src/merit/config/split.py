@@ -29,12 +29,12 @@ class SplitConfig(Section):
     splitter: SplitterName = Field(default="pca", description="`pca` is MERIT; the others are its controls.")
     axes: AxesCount = Field(
         default=2,
-        description="r conflict axes, K = 2^r groups (`single` has one group). `auto`: as many as capture more "
-        "conflict than a random cut would, judged on examples that they were not found on; none means one group.",
+        description="r conflict axes make K = 2^r groups (`single` has one group). `auto`: as many axes as capture "
+        "more conflict than a random cut on fresh examples; with none, one group.",
     )
-    centre: bool = Field(default=True, description="Centre the similarity matrix before its eigenvectors are taken.")
+    centre: bool = Field(default=True, description="Centre the similarity matrix before taking eigenvectors.")
     keep: bool = Field(
         default=False,
-        description="Keep the groups in `split/kept/`, and put new datasets on their axes (`merit add` sets it).",
+        description="Keep the groups in `split/kept/`, and place new datasets on their axes (`merit add` sets it).",
     )
     file: str | None = Field(default=None, description="JSON or YAML {group: [dataset, …]} for `manual`.")

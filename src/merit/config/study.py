@@ -25,18 +25,18 @@ class WarmupConfig(Section):
     """θ0 made on the spot: `model` warmed up jointly, or a small Llama from random weights, with no download."""
 
     vocabulary: int = Field(
-        default=2048, ge=300, le=65536, description="Tokens of a fresh model's BPE, trained on the datasets."
+        default=2048, ge=300, le=65536, description="Vocabulary of a fresh model's BPE, trained on the datasets."
     )
     hidden: int = Field(default=128, ge=16, le=2048, description="Width of a fresh model.")
     layers: int = Field(default=4, ge=1, le=64, description="Layers.")
-    heads: int = Field(default=4, ge=1, le=64, description="Attention heads; they divide the width.")
+    heads: int = Field(default=4, ge=1, le=64, description="Attention heads; must divide the width.")
     intermediate: int = Field(default=384, ge=16, le=8192, description="Width of the MLP.")
     examples: int = Field(default=200, ge=8, description="Examples of each dataset of `retention`.")
     mixture_examples: int = Field(
         default=24,
         ge=8,
-        description="Examples of each dataset of the mixture: enough to see the format. What θ0 has learned already, "
-        "tuning cannot teach, and all methods look alike.",
+        description="Examples of each dataset of the mixture, enough to learn the format. If θ0 learns more, tuning "
+        "has nothing to teach, and all methods look alike.",
     )
     train: TrainConfig = Field(default_factory=TrainConfig, description="Recipe of the warm-up.")
 
@@ -48,35 +48,37 @@ class WarmupConfig(Section):
 
 
 class FacesConfig(Section):
-    """How much is measured. Validation chooses α, β and rates; test is only ever reported."""
+    """How much to measure. Validation chooses α, β and rates; test is only reported."""
 
-    validation: int = Field(default=8, ge=2, description="Held-out examples a dataset that choose α, β and rates.")
-    test: int = Field(default=16, ge=2, description="Further held-out examples a dataset that are reported.")
-    drift: int = Field(default=16, ge=0, le=512, description="Prompts that θ0 answers; half of them validate. 0: none.")
+    validation: int = Field(default=8, ge=2, description="Held-out examples per dataset to choose α, β and rates.")
+    test: int = Field(default=16, ge=2, description="Other held-out examples per dataset to report.")
+    drift: int = Field(
+        default=16, ge=0, le=512, description="Prompts that θ0 answers; half are for validation. 0: none."
+    )
     text: int = Field(
         default=0,
         ge=0,
         le=24,
-        description="Passages of plain English that retention is measured on, too; half of them validate. For a θ0 "
-        "that knows the language.",
+        description="Passages of plain English to measure retention on; half are for validation. For a θ0 that knows "
+        "English.",
     )
-    max_new_tokens: int = Field(default=48, ge=1, description="Longest of θ0's own answers.")
-    batch_tokens: int = Field(default=8192, ge=1, description="Tokens a forward pass, padding included.")
+    max_new_tokens: int = Field(default=48, ge=1, description="Longest answer of θ0, in tokens.")
+    batch_tokens: int = Field(default=8192, ge=1, description="Tokens per forward pass, padding included.")
 
 
 class QuestionConfig(Section):
     """Does conflict predict harm? Tunes θ0 on every dataset alone, and looks at all the others."""
 
     epochs: float = Field(default=1.0, gt=0, description="Passes over the one dataset.")
-    rate: float = Field(default=1.0, gt=0, le=100, description="Its learning rate, as a multiple of the recipe's.")
-    budget: str | None = Field(default=None, description="Which budget's data. Default: the largest.")
-    seeds: int | None = Field(default=None, ge=1, description="On the first so many seeds. Default: on all.")
+    rate: float = Field(default=1.0, gt=0, le=100, description="Learning rate, as a multiple of `train.learning_rate`.")
+    budget: str | None = Field(default=None, description="Whose data to use. Default: the largest budget's.")
+    seeds: int | None = Field(default=None, ge=1, description="Use only this many seeds, from the first. Default: all.")
 
 
 class CurvatureConfig(Section):
     """Curvature-aware merges (`merge: fisher`, `merge: regmean`)."""
 
-    examples: int = Field(default=64, ge=2, description="Training examples of each branch that its curvature is of.")
+    examples: int = Field(default=64, ge=2, description="Training examples used to estimate each branch's curvature.")
     ridge: list[Annotated[float, Field(gt=0, le=1000)]] = Field(
         default_factory=lambda: [0.1, 1.0],
         min_length=1,
@@ -106,7 +108,7 @@ class StudyConfig(Section):
     seeds: list[Seed] = Field(
         default_factory=lambda: [0, 1, 2, 3, 4],
         min_length=1,
-        description="A seed draws generated datasets anew, the order of training, and random groups.",
+        description="Each seed draws new generated datasets, training order and random groups.",
     )
     budgets: dict[str, Budget] = Field(
         default_factory=lambda: {"whole": 1.0},
@@ -114,21 +116,21 @@ class StudyConfig(Section):
         description="Name → share of each dataset's training examples.",
     )
     methods: dict[str, MethodConfig] = Field(
-        default_factory=standard_methods, min_length=2, description="What is compared, by name. Default: all of them."
+        default_factory=standard_methods, min_length=2, description="Methods to compare, by name. Default: all."
     )
-    reference: str = Field(default="joint", description="The method that others are compared with.")
+    reference: str = Field(default="joint", description="The method to compare others with.")
     subjects: list[str] = Field(
         default_factory=list,
-        description="The methods whose differences are tested (Holm over all of them). Default: those by conflict.",
+        description="Methods to test against the reference (Holm over all). Default: those that split by conflict.",
     )
-    faces: FacesConfig = Field(default_factory=FacesConfig, description="What is measured.")
+    faces: FacesConfig = Field(default_factory=FacesConfig, description="How much to measure.")
     curvature: CurvatureConfig = Field(default_factory=CurvatureConfig, description="Fisher and RegMean merges.")
     question: QuestionConfig | None = Field(
-        default=None, description="Whether conflict predicts harm. Unset: not asked."
+        default=None, description="Test whether conflict predicts harm. Unset: no test."
     )
-    launch: LaunchConfig = Field(default_factory=LaunchConfig, description="Where the cells run.")
+    launch: LaunchConfig = Field(default_factory=LaunchConfig, description="Where jobs run.")
     keep: Literal["all", "none"] = Field(
-        default="none", description="`none` removes a cell's weights once all that needs them is measured."
+        default="none", description="`none` removes a cell's weights once nothing needs them."
     )
     draws: int = Field(default=2000, ge=200, le=100_000, description="Bootstrap draws.")
     output: str | None = Field(default=None, description="The study's directory. Default: runs/<name of this file>.")

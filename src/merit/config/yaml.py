@@ -10,10 +10,12 @@ import yaml
 from pydantic import ValidationError
 
 from merit.base.errors import InputError, Problems
+from merit.base.logging import get_logger
 from merit.config.explain import explain
 from merit.config.root import RunConfig
-from merit.config.section import Location, Section
+from merit.config.section import Location, Section, rename_keys
 
+_log = get_logger(__name__)
 MAX_BYTES = 4_000_000
 MAX_DEPTH = 30
 MAX_DIGITS = 18
@@ -161,6 +163,10 @@ def load_section(path: Path, kind: type[_Kind], example: str) -> _Kind:
         value.pop("versions", None)  # what a run directory's config.yaml says of its making
     else:
         raise InputError(f"the file must hold a mapping such as {example}", file=path, line=1)
+    for old, new in rename_keys(value):
+        lines |= {(*new, *at[len(old) :]): line for at, line in lines.items() if at[: len(old)] == old}
+        message = f"is now called `{_dotted(new)}`; the next version refuses the old name"
+        _log.warning("%s", InputError(message, file=path, line=lines[old], field=_dotted(old)))
     try:
         return kind.model_validate(value)
     except ValidationError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from merit.base.errors import InputError
 from merit.config.mixture import DatasetConfig
 from merit.data.files import KINDS
-from merit.data.formats import RowFormat
+from merit.data.format import RowFormat
 from merit.data.reading import DatasetReader
 
 _HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -13,8 +13,10 @@ import sys
 from importlib import metadata, util
 from pathlib import Path
 
+from merit.base import extensions
 from merit.base.machine import free_memory, total_memory
 from merit.jobs.devices import usable_cores, visible_gpus
+from merit.jobs.engine import engine_named
 from merit.models.source import EMBEDDED, cache_folder
 
 PACKAGE = "merit-tuning"
@@ -31,6 +33,7 @@ def environment() -> dict[str, Section]:
     return {
         "versions": _versions(),
         "extras": _extras(),
+        "engines": {name: engine_named(name).about() for name in extensions.names("engines")},
         "machine": _machine(),
         "devices": _devices(),
         "settings": {name: os.environ.get(name) for name in (*_THREADS, *_SWITCHES)},

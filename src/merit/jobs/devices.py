@@ -47,6 +47,11 @@ def slot_environments(parallel: int | None, gpus: list[str], cores: int) -> list
     return slots
 
 
+def local_slots(parallel: int | None) -> int:
+    """How many jobs run on this machine at once."""
+    return len(slot_environments(parallel, visible_gpus(), usable_cores()))
+
+
 def thread_environment(threads: int) -> dict[str, str]:
     """Variables for a job that may use `threads` cores.
 

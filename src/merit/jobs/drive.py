@@ -56,12 +56,12 @@ class Backend(Protocol):
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What the loop does about trouble.
+class RetryPolicy:
+    """How often a job starts again, and what the loop asks and fetches between polls.
 
     Attributes:
-        retries: how often a job that died is started again.
-        losses: how often a job whose machine went away is.
+        retries: how many failures of its own a job survives.
+        preemption_retries: how many losses of its machine it survives.
         checkpoint_seconds: what moving a job to another machine costs at most.
         stop: asked between polls; a reason ends everything.
         look: brings a job's progress here, where machines share no disk.
@@ -69,7 +69,7 @@ class Rules:
     """
 
     retries: int = 1
-    losses: int = 100
+    preemption_retries: int = 100
     checkpoint_seconds: float = 600.0
     stop: Callable[[], str | None] = lambda: None
     look: Callable[[Job], None] = lambda _: None
@@ -100,7 +100,7 @@ class Drive:
     """One set of jobs on one engine."""
 
     backend: Backend
-    rules: Rules = field(default_factory=Rules)
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
     progress: Progress = SILENT
     running: list[_Running] = field(default_factory=list)
 
@@ -115,7 +115,7 @@ class Drive:
                 self._start(waiting)
                 self._move(waiting)
                 self.backend.pause()
-                reason = self.rules.stop()
+                reason = self.policy.stop()
                 if reason is not None:
                     cancel = True
                     raise StageError(reason)
@@ -172,7 +172,7 @@ class Drive:
             self._note(job, "running")
 
     def _look(self, item: _Running) -> None:
-        self.rules.look(item.job)
+        self.policy.look(item.job)
         state = self.backend.state(item.job)
         with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
             item.share = min(1.0, state["done"] / state["total"])
@@ -182,7 +182,7 @@ class Drive:
 
     def _ended(self, item: _Running, end: End, waiting: list[Job], failed: list[Failure]) -> None:
         job, tally = item.job, self.tally[item.job.name]
-        if end.kind != "done" and self.rules.fetch(job):
+        if end.kind != "done" and self.policy.fetch(job):
             end = End("done", end.code)
         self._drop(item)
         if end.kind == "done":
@@ -191,10 +191,10 @@ class Drive:
         failure = Failure(job, end)
         if end.kind == "lost":
             tally.lost += 1
-            again = tally.lost <= self.rules.losses
+            again = tally.lost <= self.policy.preemption_retries
         else:
             tally.died += 1
-            again = failure.may_pass and tally.died <= self.rules.retries
+            again = failure.may_pass and tally.died <= self.policy.retries
         if again:
             what = "lost its machine" if end.kind == "lost" else "died"
             _log.warning("%s %s (%s); it starts again and resumes", job.name, what, failure.reason)
@@ -218,7 +218,7 @@ class Drive:
         """Work that a checkpoint interval is worth at the job's own pace; all of it if the pace is not known yet."""
         done = item.share - (item.first or 0.0)
         seconds = self.backend.now() - item.since
-        return item.job.weight * (done / seconds * self.rules.checkpoint_seconds if done > 0 and seconds > 0 else 1.0)
+        return item.job.weight * (done / seconds * self.policy.checkpoint_seconds if done > 0 and seconds > 0 else 1.0)
 
     def _note(self, job: Job, state: Any, said: str = "") -> None:
         if job.record is not None:

@@ -16,6 +16,7 @@ from typing import Any
 from merit.base.errors import InputError, StageError, first_line
 from merit.config.launch import RayConfig
 
+NOT_INSTALLED = "Ray is not installed; run `pip install 'merit-tuning[ray]'`"
 _KNOCK_SECONDS = 10
 _ASK_SECONDS = 5  # between two looks at the head
 _SILENT_SECONDS = 30  # Ray ends the whole process, ours, when its head has been silent for a minute
@@ -33,7 +34,7 @@ def connect(config: RayConfig) -> tuple[Any, bool]:
     try:
         import ray
     except ImportError:
-        raise InputError("Ray is not installed; run `pip install 'merit-tuning[ray]'`", field="launch.engine") from None
+        raise InputError(NOT_INSTALLED, field="launch.engine") from None
     if ray.is_initialized():
         return ray, False
     address, field = _address(config)

@@ -21,7 +21,7 @@ class JobRecord:
     """One job, as its executor last saw it.
 
     Attributes:
-        engine: `local`, `ray` or `slurm`.
+        engine: its name, as in `launch.engine`.
         state: `queued` on the engine counts as not begun.
         id: the engine's own name of the job (a process, a Slurm job id).
         where: pool or machine.

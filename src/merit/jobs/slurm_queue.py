@@ -13,7 +13,7 @@ from pathlib import Path
 from merit.base.errors import StageError
 from merit.jobs.record import JobRecord
 
-ENGINE = "slurm"
+NAME = "slurm"
 
 # What a job can be in when it is over; any other state means that it waits or runs.
 _OVER = {
@@ -138,13 +138,24 @@ def cancel_and_wait(ident: str) -> None:
 def recorded_id(record: Path | None) -> str | None:
     """The Slurm job that the note at `record` speaks of."""
     known = JobRecord.load(record)
-    return known.id if known is not None and known.engine == ENGINE and known.id else None
+    return known.id if known is not None and known.engine == NAME and known.id else None
 
 
-def release(record: Path) -> None:
-    """Ends what an earlier driver left in the queue, before the job's files are touched."""
-    ident = recorded_id(record)
-    if ident is not None and installed():
+class SlurmQueue:
+    """Slurm's queue, as a run's status and `merit cancel` ask it."""
+
+    title = "Slurm"
+
+    def installed(self) -> bool:
+        return installed()
+
+    def read(self, ids: Iterable[str]) -> dict[str, Queued]:
+        return read_queue(ids)
+
+    def cancel(self, ids: Iterable[str]) -> None:
+        cancel_jobs(ids)
+
+    def end(self, ident: str) -> None:
         cancel_and_wait(ident)
 
 

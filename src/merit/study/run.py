@@ -11,10 +11,10 @@ from merit.base.logging import get_logger
 from merit.base.program import merit_command
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
-from merit.jobs.drive import Rules
+from merit.jobs.drive import RetryPolicy
+from merit.jobs.engine import make_executor
 from merit.jobs.job import Job as LaunchedJob
 from merit.jobs.job_side import die_with_parent, job_lock
-from merit.jobs.make import make_executor
 from merit.run.events import stage_events
 from merit.run.guard import run_lock
 from merit.run.layout import BranchDir
@@ -49,8 +49,8 @@ def run_study(
                 sweep_parts(folder)
         study.save()
         launch = study.config.launch
-        rules = Rules(retries=launch.retries, losses=launch.losses)
-        executor = make_executor(launch, rules, study.dir.run.engine)
+        policy = RetryPolicy(retries=launch.retries, preemption_retries=launch.preemption_retries)
+        executor = make_executor(launch, policy, study.dir.run.engine)
         if study.config.warmup is not None:
             executor.run([_warm_up(study)], progress)
         wanted = [

@@ -15,9 +15,9 @@ from merit.config.root import RunConfig
 from merit.context import RunContext, Step
 from merit.data.build import build_mixture, source_fingerprints
 from merit.data.mixture import Mixture
-from merit.jobs.drive import Rules
+from merit.jobs.drive import RetryPolicy
+from merit.jobs.engine import make_executor
 from merit.jobs.job import Job
-from merit.jobs.make import make_executor
 from merit.models.source import check_model_folder, resolve_model
 from merit.run.layout import BranchDir, relative
 from merit.train.spec import BranchData, BranchResult, BranchSpec, damaged_files, finished_branch
@@ -73,8 +73,8 @@ def run(context: RunContext) -> dict[str, Any]:
             job = _job(home.root, branch, spec, f"preparation {number + 1} of {len(rounds)}")
             # Its paths are this run's own: with a store, where machines do not see them, it is trained here.
             here = launch.model_copy(update={"parallel": 1, "engine": "local" if launch.store else launch.engine})
-            rules = Rules(retries=launch.retries, losses=launch.losses)
-            make_executor(here, rules, context.run.engine).run([job], context.progress)
+            policy = RetryPolicy(retries=launch.retries, preemption_retries=launch.preemption_retries)
+            make_executor(here, policy, context.run.engine).run([job], context.progress)
             trained += 1
         if finished_branch(branch, fingerprint(spec)) is None:
             raise InputError("changed while it was trained; run again", file=branch.root)

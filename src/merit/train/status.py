@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from merit.base.errors import InputError, StageError
 from merit.base.files import read_json, write_text
+from merit.jobs.engine import QueuedJob, queue_of
 from merit.jobs.job_side import is_locked
 from merit.jobs.record import JobRecord
-from merit.jobs.slurm_queue import ENGINE as SLURM
-from merit.jobs.slurm_queue import Queued, cancel_jobs, installed, read_queue
 from merit.run.guard import refuse_links
 from merit.run.layout import BranchDir, RunDir
 from merit.train.spec import BranchResult, BranchSpec
@@ -55,11 +54,7 @@ def run_status(run: RunDir) -> list[BranchStatus]:
     if not branches:
         raise InputError("no branch is planned here yet; `merit train` plans and trains them", file=run.root)
     records = {branch.root: JobRecord.load(branch.job) for branch in branches}
-    ids = [item.id for item in records.values() if item is not None and item.engine == SLURM and item.id]
-    queue: Mapping[str, Queued] = {}
-    if ids and installed():
-        with contextlib.suppress(StageError):  # the files still say something
-            queue = read_queue(ids)
+    queue = _queued([record for record in records.values() if record is not None])
     watched = is_locked(run.lock)
     return [_status(branch, records[branch.root], queue, watched=watched) for branch in branches]
 
@@ -72,7 +67,7 @@ def branch_folders(run: RunDir) -> list[BranchDir]:
 
 
 def cancel_run(run: RunDir) -> int:
-    """Asks whoever watches the jobs to end them, and takes the run's jobs out of Slurm's queue.
+    """Asks whoever watches the jobs to end them, and takes the run's jobs out of their engine's queue.
 
     Returns how many jobs there were to end.
 
@@ -82,20 +77,35 @@ def cancel_run(run: RunDir) -> int:
     busy = [item for item in run_status(run) if item.state in ("queued", "running")]
     if is_locked(run.lock):
         write_text(run.cancel, f"{os.getpid()}\n")
-    ids = [item.job for item in busy if item.engine == SLURM]
-    cancel_jobs(ids)
-    for item in busy:
-        if item.job in ids:
-            branch = run.method(item.method).branch(item.branch)
-            JobRecord(SLURM, "cancelled", item.job, item.where, item.attempt).save(branch.job)
+    for engine in {item.engine for item in busy}:
+        if (queue := queue_of(engine)) is not None:
+            theirs = [item for item in busy if item.engine == engine]
+            queue.cancel(item.job for item in theirs)
+            for item in theirs:
+                branch = run.method(item.method).branch(item.branch)
+                JobRecord(engine, "cancelled", item.job, item.where, item.attempt).save(branch.job)
     return len(busy)
 
 
-def _status(branch: BranchDir, record: JobRecord | None, queue: Mapping[str, Queued], *, watched: bool) -> BranchStatus:
+def _queued(records: Sequence[JobRecord]) -> dict[tuple[str, str], QueuedJob]:
+    """(engine, job id) → the job in that engine's queue, of all jobs that a queue still knows."""
+    found: dict[tuple[str, str], QueuedJob] = {}
+    for engine in {record.engine for record in records}:
+        ids = [record.id for record in records if record.engine == engine and record.id]
+        queue = queue_of(engine)
+        if queue is not None and ids and queue.installed():
+            with contextlib.suppress(StageError):  # the files still say something
+                found |= {(engine, ident): job for ident, job in queue.read(ids).items()}
+    return found
+
+
+def _status(
+    branch: BranchDir, record: JobRecord | None, queue: Mapping[tuple[str, str], QueuedJob], *, watched: bool
+) -> BranchStatus:
     spec = BranchSpec.load(branch.spec)
     done, total, note = _progress(branch.progress)
     state: str = record.state if record is not None else "planned"
-    line = queue.get(record.id) if record is not None else None
+    line = queue.get((record.engine, record.id)) if record is not None else None
     if branch.done.is_file():
         result = BranchResult.load(branch.done)
         state, done, total = "done", result.steps, result.steps
@@ -104,7 +114,8 @@ def _status(branch: BranchDir, record: JobRecord | None, queue: Mapping[str, Que
         )
     elif line is not None and not line.over:
         state = "queued" if line.waits else "running"
-        note = f"Slurm: {line.state.lower()}" + (f" ({line.reason})" if line.waits else f", {note}" if note else "")
+        title = home.title if record is not None and (home := queue_of(record.engine)) is not None else ""
+        note = f"{title}: {line.state.lower()}" + (f" ({line.reason})" if line.waits else f", {note}" if note else "")
     elif state in ("running", "queued") and not watched:
         state = "interrupted"
         note = "run again to resume"

@@ -12,10 +12,9 @@ from merit.base.errors import InputError, StageError
 from merit.base.logging import get_logger
 from merit.base.record import fingerprint
 from merit.context import Method, RunContext, Step
-from merit.jobs.drive import Rules
+from merit.jobs.drive import RetryPolicy
+from merit.jobs.engine import engine_named, make_executor, release
 from merit.jobs.job import Job
-from merit.jobs.make import make_executor
-from merit.jobs.slurm_queue import release
 from merit.run.layout import BranchDir, relative
 from merit.split.partition import Partition
 from merit.train.launch import Staging, branch_job
@@ -177,9 +176,9 @@ def run_jobs(context: RunContext, jobs: Sequence[tuple[BranchDir, Job]]) -> None
     if staging is not None:
         jobs = [(branch, job) for branch, job in jobs if not staging.fetch(branch)]
         staging.send([branch for branch, _ in jobs])
-    rules = Rules(
+    policy = RetryPolicy(
         retries=launch.retries,
-        losses=launch.losses,
+        preemption_retries=launch.preemption_retries,
         checkpoint_seconds=context.config.train.checkpoint_minutes * 60,
         stop=lambda: _why_stop(context),
         look=staging.look if staging is not None else lambda _: None,
@@ -187,8 +186,8 @@ def run_jobs(context: RunContext, jobs: Sequence[tuple[BranchDir, Job]]) -> None
     )
     todo = list(jobs)
     for _ in range(_ARRIVALS):
-        make_executor(launch, rules, context.run.engine).run([job for _, job in todo], context.progress)
-        if launch.engine == "local":
+        make_executor(launch, policy, context.run.engine).run([job for _, job in todo], context.progress)
+        if engine_named(launch.engine).on_this_machine:
             return
         todo = [(branch, job) for branch, job in todo if _arrived_damaged(branch, job)]
         if not todo:

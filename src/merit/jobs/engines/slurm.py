@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import io
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from merit.base.errors import InputError, StageError, first_line
-from merit.base.files import read_json, safe_name
+from merit.base.files import read_json, safe_name, write_json
 from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
 from merit.config.launch import LaunchConfig, SlurmConfig
-from merit.jobs.drive import Drive, Rules
+from merit.jobs.devices import thread_environment
+from merit.jobs.drive import Drive, RetryPolicy
+from merit.jobs.engine import Engine
 from merit.jobs.failure import last_line
 from merit.jobs.job import End, Job
-from merit.jobs.local import read_progress
+from merit.jobs.process import ended, read_progress, start_process, stop_processes
 from merit.jobs.schedule import Slot
 from merit.jobs.slurm_queue import (
-    ENGINE,
     MACHINE_LOST,
+    NAME,
     Queued,
+    SlurmQueue,
     cancel_and_wait,
     cancel_jobs,
     missing_commands,
@@ -39,16 +45,18 @@ from merit.jobs.slurm_queue import (
 )
 
 _log = get_logger(__name__)
+_NOT_INSTALLED = "submitit is not installed; run `pip install 'merit-tuning[slurm]'`"
 _MANY = 1000  # the queue is Slurm's business
 _TICK_SECONDS = 0.5
+_JOB_POLL_SECONDS = 0.2  # on the node
 _UNANSWERED_SECONDS = 900  # a controller that restarts is waited for
 
 
 class SlurmExecutor:
     """Submits jobs and watches the queue."""
 
-    def __init__(self, launch: LaunchConfig, rules: Rules, folder: Path) -> None:
-        self._launch, self._rules, self._folder = launch, rules, folder
+    def __init__(self, launch: LaunchConfig, policy: RetryPolicy, folder: Path) -> None:
+        self._launch, self._policy, self._folder = launch, policy, folder
 
     def run(self, jobs: Sequence[Job], progress: Progress = SILENT) -> None:
         """Runs all jobs to their end.
@@ -59,21 +67,21 @@ class SlurmExecutor:
         """
         todo = [job for job in jobs if not job.done.exists()]
         if todo:
-            backend = SlurmBackend(self._launch, self._folder, self._rules.losses)
-            Drive(backend, self._rules, progress).run(todo)
+            backend = SlurmBackend(self._launch, self._folder, self._policy.preemption_retries)
+            Drive(backend, self._policy, progress).run(todo)
 
 
 class SlurmBackend:
     """A Slurm cluster."""
 
-    engine = ENGINE
+    engine = NAME
 
-    def __init__(self, launch: LaunchConfig, folder: Path, losses: int) -> None:
-        self._submit = _make_submitter(launch, folder, losses)
+    def __init__(self, launch: LaunchConfig, folder: Path, preemption_retries: int) -> None:
+        self._submit = _make_submitter(launch, folder, preemption_retries)
         self._threads = launch.slurm.cpus
         self._poll_seconds = launch.slurm.poll_seconds
         self._folder = folder
-        self._slots = [Slot(ENGINE, index) for index in range(_MANY)]
+        self._slots = [Slot(NAME, index) for index in range(_MANY)]
         self._ids: dict[str, str] = {}  # of every job that was started
         self._open: set[str] = set()  # names of those that have not ended
         self._printed: dict[str, int] = {}
@@ -87,8 +95,6 @@ class SlurmBackend:
         return self._slots
 
     def start(self, placed: Sequence[tuple[Job, Slot]]) -> None:
-        from merit.jobs.slurm_side import JobCommand
-
         known = {job.name: ident for job, _ in placed if (ident := recorded_id(job.record)) is not None}
         queue = read_queue(known.values())
         fresh = []
@@ -199,19 +205,17 @@ class SlurmBackend:
         return self._folder / f"{safe_name(job.name)}.exit.json"
 
 
-def _make_submitter(launch: LaunchConfig, folder: Path, losses: int) -> Any:
+def _make_submitter(launch: LaunchConfig, folder: Path, preemption_retries: int) -> Any:
     """A function from commands to the ids of the Slurm jobs that run them."""
     try:
         import submitit
     except ImportError:
-        raise InputError(
-            "submitit is not installed; run `pip install 'merit-tuning[slurm]'`", field="launch.engine"
-        ) from None
+        raise InputError(_NOT_INSTALLED, field="launch.engine") from None
     missing = missing_commands()
     if missing:
         raise InputError(f"Slurm's commands ({', '.join(missing)}) are not on this machine", field="launch.engine")
     try:
-        executor = submitit.SlurmExecutor(folder, max_num_timeout=losses, python=launch.slurm.python)
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=preemption_retries, python=launch.slurm.python)
         executor.update_parameters(**_parameters(launch))
     except ValueError as error:
         raise InputError(first_line(error), field="launch.slurm") from None
@@ -248,3 +252,56 @@ def _parameters(launch: LaunchConfig) -> dict[str, Any]:
         },
     }
     return {key: value for key, value in parameters.items() if value is not None}
+
+
+@dataclass
+class JobCommand:
+    """A job that submitit runs, and requeues when Slurm preempts it or its time is up.
+
+    Attributes:
+        job: what to run.
+        driver_python: the interpreter in its command that this machine's own replaces.
+        threads: cores that it may use.
+        exit_file: gets how it ended, as JSON (an End).
+    """
+
+    job: Job
+    driver_python: str
+    threads: int
+    exit_file: Path
+    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    def __call__(self) -> None:
+        """Runs the job to its end."""
+        command = [sys.executable if part == self.driver_python else part for part in self.job.command]
+        started = start_process(self.job, command, thread_environment(self.threads))
+        self._process = started.process
+        # No wait without an end: it holds a lock that `checkpoint`, called by a signal in the midst of it, needs.
+        while (code := started.process.poll()) is None:
+            time.sleep(_JOB_POLL_SECONDS)
+        write_json(self.exit_file, asdict(ended(self.job, code, started.printed)))
+
+    def checkpoint(self) -> Any:
+        """Called by submitit shortly before the time is up: the requeued job resumes from its last checkpoint."""
+        from submitit.helpers import DelayedSubmission
+
+        if self._process is not None:
+            stop_processes([self._process])
+            self._process = None
+        return DelayedSubmission(self)
+
+
+def _about() -> str:
+    try:
+        version = metadata.version("submitit")
+    except metadata.PackageNotFoundError:
+        return _NOT_INSTALLED
+    missing = missing_commands()
+    return f"submitit {version}" + (f"; not on this machine: {', '.join(missing)}" if missing else "")
+
+
+ENGINE = Engine(
+    executor=lambda launch, policy, folder: SlurmExecutor(launch, policy, folder),
+    about=_about,
+    queue=SlurmQueue(),
+)

@@ -1,27 +1,57 @@
-"""Formats: how a row of a source becomes an `Example`. All that can be wrong with a row is said here."""
+"""A data format: how a row of a source becomes an `Example`. All that can be wrong with a row is said here.
+
+A format is one file that defines `FORMAT`: merit's own lie in `merit.data.formats`, anyone's in `merit_ext/formats/`.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+from merit.base import extensions
 from merit.base.errors import InputError
 from merit.config.mixture import DatasetConfig, FormatName
 from merit.data.example import Example, Message
 from merit.data.image_fields import NO_FOLDER, ImageSource, place_images, row_images
-from merit.data.template import parse_turns, text_field
+from merit.data.template import text_field
 
-# Format → canonical field → the column it is in, unless `columns` says otherwise.
-COLUMNS: dict[FormatName, dict[str, str]] = {
-    "messages": {"messages": "messages"},
-    "sharegpt": {"messages": "conversations"},
-    "prompt_completion": {"prompt": "prompt", "completion": "completion"},
-    "alpaca": {"prompt": "instruction", "completion": "output"},
-    "qa": {"prompt": "question", "completion": "answer"},
-}
 _PROBED = 20
+_OF_ALL = ("system", "reference", "images")  # fields that every format has besides its own
+
+Parts = tuple[tuple[Message, ...], tuple[Message, ...]]  # prompt, completion
+Reader = Callable[[Mapping[str, Any], Mapping[str, str], ImageSource], Parts]
+
+
+def _has_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
+    return all(row.get(column) is not None for column in columns.values())
+
+
+@dataclass(frozen=True)
+class Format:
+    """What a file of formats defines.
+
+    Attributes:
+        columns: field → the column that holds it, unless `columns` of the dataset names another. A literal: the schema
+            takes the fields from the file's text, without importing it.
+        read: (row, field → column, images) → prompt and completion. Raises InputError with the field at fault.
+        order: of the formats that recognise a row, the one of the lowest order is taken.
+        recognises: (row, field → column) → whether a dataset with such a row has this format.
+    """
+
+    columns: Mapping[str, str]
+    read: Reader
+    order: int = 100
+    recognises: Callable[[Mapping[str, Any], Mapping[str, str]], bool] = _has_columns
+
+
+@cache
+def known_formats() -> dict[FormatName, Format]:
+    """Name → format, in the order in which they are tried on a row."""
+    found = {name: extensions.load("formats", name) for name in extensions.names("formats")}
+    return dict(sorted(found.items(), key=lambda item: item[1].order))
 
 
 @dataclass(frozen=True)
@@ -51,7 +81,7 @@ class RowFormat:
     def _parse(self, row: Any) -> Example:
         if not isinstance(row, dict):
             raise InputError(f"a row must be an object, not {type(row).__name__}")
-        prompt, completion = _READERS[self.name](row, self.columns, self.images)
+        prompt, completion = known_formats()[self.name].read(row, self.columns, self.images)
         given = row_images(row, self.columns.get("images"), self.images)
         if given or any(turn.images for turn in (*prompt, *completion)):
             prompt, completion = place_images(prompt, completion, given)
@@ -70,13 +100,13 @@ class RowFormat:
         column = self.columns.get("system", "system")
         if row.get(column) is None:
             if "system" in self.columns and column not in row:
-                raise _missing(row, column)
+                raise missing(row, column)
             return self.system
         return text_field(row, column) or self.system
 
     def _reference(self, row: Mapping[str, Any], completion: Sequence[Message]) -> str | None:
         if "reference" in self.columns:
-            return _text(row, self.columns["reference"])
+            return text_of(row, self.columns["reference"])
         return completion[0].content.strip() if len(completion) == 1 else None
 
 
@@ -95,7 +125,7 @@ def choose_format(
             near = f"{_nearest(column, present)}; it has {_listed(present)}"
             message = f"there is no column {column!r}{near}"
             raise InputError(message, file=place, field=f"{at}.columns.{canonical}")
-    name_of = config.format or next((known for known in COLUMNS if _fits(known, config.columns, probed)), None)
+    name_of = config.format or next((name for name in known_formats() if _fits(name, config.columns, probed)), None)
     if name_of is None:
         if rows and not probed:
             # Not one object among the first rows: let the first row's own message say so.
@@ -107,97 +137,56 @@ def choose_format(
                 file=place,
                 field=f"{at}.format",
             )
+    own = known_formats()[name_of].columns
     for canonical in config.columns:
-        if canonical not in {*COLUMNS[name_of], "system", "reference", "images"}:
+        if canonical not in (*own, *_OF_ALL):
             raise InputError(
-                f"the format `{name_of}` has no {canonical!r}; it has {_listed(COLUMNS[name_of])}",
+                f"the format `{name_of}` has no {canonical!r}; it has {_listed(own)}",
                 file=place,
                 field=f"{at}.columns.{canonical}",
             )
-    columns: dict[str, str] = {**COLUMNS[name_of], **dict(config.columns.items())}
-    return RowFormat(name_of, columns, config.system, place, images)
+    return RowFormat(name_of, {**own, **config.columns}, config.system, place, images)
 
 
 def _fits(name: FormatName, mapped: Mapping[Any, str], rows: Sequence[Mapping[str, Any]]) -> bool:
-    columns = [mapped.get(field, column) for field, column in COLUMNS[name].items()]
+    known = known_formats()[name]
+    columns = {field: mapped.get(field, column) for field, column in known.columns.items()}
     # Any of the rows, not all: the row that lacks a column is then named, rather than the whole file refused.
-    return any(all(row.get(column) is not None for column in columns) for row in rows)
+    return any(known.recognises(row, columns) for row in rows)
 
 
-Parts = tuple[tuple[Message, ...], tuple[Message, ...]]
+def answer(row: Mapping[str, Any], column: str) -> Message:
+    """The assistant's turn that `column` holds.
 
-
-def _conversation(row: Mapping[str, Any], columns: Mapping[str, str], images: ImageSource) -> Parts:
-    column = columns["messages"]
-    if row.get(column) is None:
-        raise _missing(row, column)
-    turns = parse_turns(row[column], column, images)
-    first = next((i for i, turn in enumerate(turns) if turn.role == "assistant"), None)
-    if first is None:
-        raise InputError("no assistant turn, so there is nothing to learn", field=column)
-    _check_completion(turns[first:], column, first)
-    return turns[:first], turns[first:]
-
-
-def _prompt_completion(row: Mapping[str, Any], columns: Mapping[str, str], images: ImageSource) -> Parts:
-    prompt, completion = columns["prompt"], columns["completion"]
-    for column in (prompt, completion):
-        if row.get(column) is None:
-            raise _missing(row, column)
-    before: tuple[Message, ...]
-    if isinstance(row[prompt], list):
-        before = parse_turns(row[prompt], prompt, images)
-    else:
-        before = (Message("user", _text(row, prompt)),)
-    if not isinstance(row[completion], list):
-        return before, (_answer(row, completion),)
-    after = parse_turns(row[completion], completion, images)
-    if not any(turn.role == "assistant" for turn in after):
-        raise InputError("no assistant turn, so there is nothing to learn", field=completion)
-    _check_completion(after, completion, 0)
-    return before, after
-
-
-def _alpaca(row: Mapping[str, Any], columns: Mapping[str, str], images: ImageSource) -> Parts:
-    question = _text(row, columns["prompt"])
-    if row.get("input") is not None and (more := text_field(row, "input")).strip():
-        question = f"{question}\n\n{more}"
-    return (Message("user", question),), (_answer(row, columns["completion"]),)
-
-
-def _qa(row: Mapping[str, Any], columns: Mapping[str, str], images: ImageSource) -> Parts:
-    return (Message("user", _text(row, columns["prompt"])),), (_answer(row, columns["completion"]),)
-
-
-_READERS: dict[FormatName, Callable[[Mapping[str, Any], Mapping[str, str], ImageSource], Parts]] = {
-    "messages": _conversation,
-    "sharegpt": _conversation,
-    "prompt_completion": _prompt_completion,
-    "alpaca": _alpaca,
-    "qa": _qa,
-}
-
-
-def _answer(row: Mapping[str, Any], column: str) -> Message:
-    text = _text(row, column)
+    Raises:
+        InputError: no such column, null, not text, or empty.
+    """
+    text = text_of(row, column)
     if not text.strip():
         raise InputError("the completion is empty", field=column)
     return Message("assistant", text)
 
 
-def _check_completion(turns: Sequence[Message], column: str, offset: int) -> None:
+def check_completion(turns: Sequence[Message], column: str, offset: int) -> None:
+    """Raises InputError where an answer is empty; the first of `turns` is number `offset` of `column`."""
     for index, turn in enumerate(turns, start=offset):
         if turn.role == "assistant" and not turn.content.strip():
             raise InputError("the completion is empty", field=f"{column}[{index}].content")
 
 
-def _text(row: Mapping[str, Any], column: str) -> str:
+def text_of(row: Mapping[str, Any], column: str) -> str:
+    """The text in `column`.
+
+    Raises:
+        InputError: no such column, null, or not text.
+    """
     if row.get(column) is None:
-        raise _missing(row, column)
+        raise missing(row, column)
     return text_field(row, column)
 
 
-def _missing(row: Mapping[str, Any], column: str) -> InputError:
+def missing(row: Mapping[str, Any], column: str) -> InputError:
+    """The error of a row that has nothing in `column`."""
     if column in row:
         return InputError("is null; a row needs it", field=column)
     return InputError(f"missing{_nearest(column, list(row))}; the row has {_listed(row)}", field=column)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
+import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +20,13 @@ from merit.base.errors import first_line
 from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
 from merit.config.launch import LaunchConfig, RayConfig, RayPool
-from merit.jobs.drive import Drive, Rules
+from merit.jobs.devices import thread_environment
+from merit.jobs.drive import Drive, RetryPolicy
+from merit.jobs.engine import Engine
 from merit.jobs.failure import last_line
 from merit.jobs.job import End, Job
-from merit.jobs.local import read_progress
-from merit.jobs.ray_cluster import connect, head_of
-from merit.jobs.ray_side import run_job
+from merit.jobs.process import ended, read_progress, start_process, stop_processes
+from merit.jobs.ray_cluster import NOT_INSTALLED, connect, head_of
 from merit.jobs.schedule import Slot
 
 _log = get_logger(__name__)
@@ -32,8 +37,8 @@ _MANY = 1000  # slots of a pool without a limit: Ray itself queues what has no r
 class RayExecutor:
     """Starts each job as a task on the cluster; a task whose machine goes away starts again elsewhere."""
 
-    def __init__(self, launch: LaunchConfig, rules: Rules) -> None:
-        self._launch, self._rules = launch, rules
+    def __init__(self, launch: LaunchConfig, policy: RetryPolicy) -> None:
+        self._launch, self._policy = launch, policy
 
     def run(self, jobs: Sequence[Job], progress: Progress = SILENT) -> None:
         """Runs all jobs to their end, the longest on the fastest pool.
@@ -45,7 +50,7 @@ class RayExecutor:
         todo = [job for job in jobs if not job.done.exists()]
         if todo:
             with RayBackend(self._launch) as backend:
-                Drive(backend, self._rules, progress).run(todo)
+                Drive(backend, self._policy, progress).run(todo)
 
 
 class RayBackend:
@@ -185,3 +190,28 @@ def _elsewhere(job: Job) -> Job:
     """The job on a machine that does not see the run directory: its files go to that machine's temporary folder."""
     folder = Path("/tmp") / "merit-jobs" / hashlib.sha256(str(job.output).encode()).hexdigest()[:16]
     return replace(job, done=folder / "DONE", progress=folder / "progress.json", output=folder / "output.txt")
+
+
+def run_job(job: Job, driver_python: str, threads: int) -> tuple[End, str]:
+    """Runs the job to its end, on a machine of the cluster; returns how it ended and where.
+
+    A job is a process and not a Python call, so that it is the same command on every engine, frees its GPU memory
+    whatever happens, and cannot hurt the worker.
+    """
+    command = [sys.executable if part == driver_python else part for part in job.command]
+    started = start_process(job, command, thread_environment(threads))
+    code: int | None = None
+    try:
+        while code is None:  # a wait without an end cannot be interrupted, and a cancelled task is
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = started.process.wait(timeout=1)
+    finally:
+        if code is None:
+            stop_processes([started.process])
+    return ended(job, code, started.printed), os.uname().nodename
+
+
+ENGINE = Engine(
+    executor=lambda launch, policy, _: RayExecutor(launch, policy),
+    about=lambda: f"Ray {metadata.version('ray')}" if importlib.util.find_spec("ray") is not None else NOT_INSTALLED,
+)

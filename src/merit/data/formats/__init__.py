@@ -1,0 +1,1 @@
+"""One data format a file, which defines `FORMAT`; the file's name is the format's."""

@@ -1,0 +1,27 @@
+"""Conversations as OpenAI writes them: {"messages": [{"role", "content"}, …]}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from merit.base.errors import InputError
+from merit.data.format import Format, Parts, check_completion, missing
+from merit.data.image_fields import ImageSource
+from merit.data.template import parse_turns
+
+
+def conversation(row: Mapping[str, Any], columns: Mapping[str, str], images: ImageSource) -> Parts:
+    """All turns before the first answer are the prompt, the others the completion."""
+    column = columns["messages"]
+    if row.get(column) is None:
+        raise missing(row, column)
+    turns = parse_turns(row[column], column, images)
+    first = next((i for i, turn in enumerate(turns) if turn.role == "assistant"), None)
+    if first is None:
+        raise InputError("no assistant turn, so there is nothing to learn", field=column)
+    check_completion(turns[first:], column, first)
+    return turns[:first], turns[first:]
+
+
+FORMAT = Format(columns={"messages": "messages"}, read=conversation, order=10)
