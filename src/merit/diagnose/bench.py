@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merit.base.errors import InputError
+from merit.base.kept import kept
 from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
@@ -87,11 +88,8 @@ class Bench:
         self.models.check()
         kind, path = RESULTS[name], self.run.diagnostic(name)
         depends = self._depends(name)
-        try:
-            stored = kind.load(path)
-        except InputError:
-            stored = None
-        if stored is not None and stored.fingerprint == depends and not redo:
+        stored = kept(path, kind, {"fingerprint": depends}).record
+        if stored is not None and not redo:
             _log.info("%s: unchanged, kept", name)
             return stored
         journal = Journal(self.run.diagnostic_progress(name), depends)
