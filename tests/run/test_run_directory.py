@@ -15,10 +15,11 @@ from pydantic import BaseModel
 
 from merit.base.errors import InputError, StageError
 from merit.base.files import write_json
+from merit.base.kept import Kept
 from merit.base.record import Record, Sealed, fingerprint
 from merit.run.guard import Before, run_lock
 from merit.run.layout import RunDir, relative
-from merit.run.manifest import Freshness, check_stage, finish_stage, forget_stage
+from merit.run.manifest import check_stage, finish_stage, forget_stage
 
 HOSTILE = ["../../etc/passwd", "/etc/passwd", "..", "a/b", "\x00", "x" * 1000, "é", ""]
 
@@ -103,14 +104,14 @@ def test_a_killed_owner_frees_the_lock(tmp_path):
 def test_a_stage_is_fresh_until_something_changes(tmp_path):
     run = RunDir(tmp_path)
     depends = {"train": "1", "model": "2"}
-    assert check_stage(run, "merge", depends) == Freshness(False, "")
+    assert check_stage(run, "merge", depends) == Kept()
     finish_stage(run, "merge", depends)
     assert check_stage(run, "merge", depends).fresh
     assert check_stage(run, "merge", {"train": "1", "model": "3"}).why == "model changed"
     assert check_stage(run, "merge", {"train": "0", "seed": "3"}).why == "model, seed, train changed"
-    assert check_stage(run, "split", depends) == Freshness(False, "")
+    assert check_stage(run, "split", depends) == Kept()
     forget_stage(run, "merge")
-    assert check_stage(run, "merge", depends) == Freshness(False, "")
+    assert check_stage(run, "merge", depends) == Kept()
     forget_stage(run, "merge")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from merit.base.errors import InputError, StageError
 
-_PART = ".part"
+HALF_WRITTEN = ".part"
 _UNUSABLE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
@@ -63,7 +63,7 @@ def fsync_dir(path: Path) -> None:
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary sibling of `path`; on success it is fsynced and renamed onto `path`, else removed."""
-    part = path.with_name(f"{path.name}.{os.getpid()}{_PART}")
+    part = path.with_name(f"{path.name}.{os.getpid()}{HALF_WRITTEN}")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -79,7 +79,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
     """Yields an empty temporary sibling folder of `path`; on success it takes `path`'s place in one rename."""
-    part = path.with_name(f"{path.name}.{os.getpid()}{_PART}")
+    part = path.with_name(f"{path.name}.{os.getpid()}{HALF_WRITTEN}")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(part, ignore_errors=True)
@@ -105,7 +105,7 @@ def sweep_parts(folder: Path, *, below: bool = True, of: str | None = None, but:
         of: the only file whose leftovers are removed; default: all.
         but: a file that another process may be writing at this moment.
     """
-    pattern = f"{of or ''}*{_PART}"
+    pattern = f"{of or ''}*{HALF_WRITTEN}"
     for part in list(folder.rglob(pattern) if below else folder.glob(pattern)):
         if but is not None and part.name.startswith(f"{but}."):
             continue
@@ -165,20 +165,20 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def sha256_files(paths: Sequence[Path]) -> list[str | None]:
-    """Hex SHA-256 of each file, several at once; None for what is no file.
+def digest_files(paths: Sequence[Path], digest: Callable[[Path], str] = sha256_file) -> list[str | None]:
+    """The checksum of each file, several at once; None for what is no file.
 
     Raises:
         OSError: one cannot be read. A disk that fails for a moment is no reason to make anything again.
     """
 
-    def digest(path: Path) -> str | None:
-        return sha256_file(path) if path.is_file() else None
+    def mark(path: Path) -> str | None:
+        return digest(path) if path.is_file() else None
 
     if len(paths) < 2 or sum(path.stat().st_size for path in paths if path.is_file()) < _WORTH_THREADS:
-        return [digest(path) for path in paths]
+        return [mark(path) for path in paths]
     with ThreadPoolExecutor(max_workers=min(len(paths), os.cpu_count() or 1, _HASHERS)) as pool:
-        return list(pool.map(digest, paths))
+        return list(pool.map(mark, paths))
 
 
 def safe_name(name: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from merit.base.files import atomic_dir
+from merit.base.kept import made_once
 
 NAME = "tiny-llava"
 _VERSION = 2  # of what is made here
@@ -46,12 +46,7 @@ _PROCESSOR = {
 
 def tiny_vlm(cache: Path) -> Path:
     """The folder of the model, made at the first call (a second)."""
-    folder = cache / f"{NAME}-v{_VERSION}"
-    if not (folder / "config.json").is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        with atomic_dir(folder) as part:
-            write_tiny_vlm(part)
-    return folder
+    return made_once(cache / f"{NAME}-v{_VERSION}", write_tiny_vlm, holds="config.json")
 
 
 def write_tiny_vlm(folder: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merit.base.errors import InputError
+from merit.base.kept import kept
 from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
@@ -82,11 +83,8 @@ class Bench:
         check, path = find_check(name), self.run.diagnostic(name)
         self.settings = getattr(self.config.settings, name) if check.settings is not None else None
         depends = self._depends(name, check)
-        try:
-            stored: CheckResult | None = check.result.load(path)
-        except InputError:
-            stored = None
-        if stored is not None and stored.fingerprint == depends and not redo:
+        stored: CheckResult | None = kept(path, check.result, {"fingerprint": depends}).record
+        if stored is not None and not redo:
             _log.info("%s: unchanged, kept", name)
             return stored
         self.journal = Journal(self.run.diagnostic_progress(name), depends)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from merit.base.errors import InputError
+from merit.base.kept import kept
 from merit.base.record import Sealed
 
 
@@ -23,12 +22,8 @@ class Journal:
 
     def __init__(self, path: Path | None = None, fingerprint: str = "") -> None:
         self._path = path
-        self._pieces = _Pieces(fingerprint=fingerprint, done={})
-        if path is not None:
-            with contextlib.suppress(InputError):  # missing or damaged: measured again
-                found = _Pieces.load(path)
-                if found.fingerprint == fingerprint:
-                    self._pieces = found
+        found = kept(path, _Pieces, {"fingerprint": fingerprint}).record if path is not None else None
+        self._pieces = found or _Pieces(fingerprint=fingerprint, done={})
 
     @property
     def fingerprint(self) -> str:

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal
 
-from merit.base.errors import InputError
 from merit.base.files import disk_errors, fsync_dir
+from merit.base.kept import kept
 from merit.base.record import Sealed
 from merit.diagnose.hessian import Flat
 
@@ -59,12 +59,10 @@ class Lanczos:
         self._folder = folder
         self._product = product
         self._size = size
-        try:
-            self.state = LanczosState.load(folder / "state.json")
-            known = (self.state.fingerprint, self.state.size) == (fingerprint, size)
-        except InputError:
-            known = False
-        if not known or not self._intact():
+        known = kept(folder / "state.json", LanczosState, {"fingerprint": fingerprint, "size": size}).record
+        if known is not None and self._intact(known.digests):
+            self.state = known
+        else:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             start = np.random.default_rng(seed).standard_normal(size, np.float32)
@@ -152,13 +150,13 @@ class Lanczos:
             left += part @ block
         return left
 
-    def _intact(self) -> bool:
-        """Whether every row is as it was appended."""
+    def _intact(self, digests: list[str]) -> bool:
+        """Whether every row is as it was appended. The file as a whole may be longer: a kill left half a row."""
         if not self._basis.is_file():
             return False
         with self._basis.open("rb") as handle:
-            rows = (handle.read(self._size * 4) for _ in self.state.digests)
-            return [hashlib.sha256(row).hexdigest() for row in rows] == self.state.digests
+            rows = (handle.read(self._size * 4) for _ in digests)
+            return [hashlib.sha256(row).hexdigest() for row in rows] == digests
 
     def _append(self, vector: Flat, *, row: int) -> str:
         data = vector.astype("<f4").tobytes()

@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
-from merit.base.errors import InputError
 from merit.base.files import write_text
+from merit.base.kept import kept
 from merit.base.locks import claim
 from merit.base.progress import Counter, FileProgress
 from merit.base.record import fingerprint
@@ -113,13 +113,10 @@ def _drift_set(context: RunContext, counter: Counter) -> DriftSet:
     from merit.models.loading import load_model
 
     config, settings = context.config.evaluate, _settings(context)
-    try:
-        stored = DriftSet.load(context.run.drift)
-        if stored.fingerprint == settings:
-            counter(config.drift)
-            return stored
-    except InputError:
-        pass
+    stored = kept(context.run.drift, DriftSet, {"fingerprint": settings}).record
+    if stored is not None:
+        counter(config.drift)
+        return stored
     made = make_drift_set(
         load_model(context.model.path, trust_remote_code=context.model.trust_remote_code).eval(),
         context.tokenizer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from merit.base.errors import InputError
+from merit.base.kept import kept
 from merit.base.record import Record, Sealed
 from merit.config.evaluate import EvaluateConfig
 from merit.data.example import Encoded
@@ -101,11 +101,7 @@ class Subject:
 
 def stored_scores(run: RunDir, subject: Subject, fingerprint: str) -> ModelScores | None:
     """What an earlier call measured, if nothing that it depends on has changed."""
-    try:
-        scores = ModelScores.load(run.evaluation(subject.label))
-    except InputError:
-        return None
-    return scores if scores.fingerprint == fingerprint else None
+    return kept(run.evaluation(subject.label), ModelScores, {"fingerprint": fingerprint}).record
 
 
 def work_units(mixture: Mixture, config: EvaluateConfig, kind: str) -> int:

@@ -183,12 +183,7 @@ class Collector:
 
     def _existing(self) -> SketchStore | None:
         """The store that is there, if it is of the same sketch of the same model."""
-        try:
-            store = SketchStore.open(self._run.gradients)
-        except InputError:
-            return None
-        same = (store.info.layout.spec, store.info.model_fingerprint, store.info.precision)
-        return store if same == (self._spec, self._model, self._precision) else None
+        return SketchStore.matching(self._run.gradients, self._spec, self._model, self._precision)
 
     def _start(self) -> GradientEngine:
         return GradientEngine(

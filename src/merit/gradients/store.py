@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +21,17 @@ from pydantic import Field
 
 from merit.base.errors import InputError
 from merit.base.files import atomic_path, safe_name, sha256_file
+from merit.base.kept import Files, Kept, kept
 from merit.base.logging import get_logger
 from merit.base.record import Sealed
-from merit.gradients.sketch import SketchLayout
+from merit.gradients.sketch import SketchLayout, SketchSpec
 
 logger = get_logger(__name__)
 
 HASHED = 65_536  # numbers of a companion's row
 _FLOAT = np.dtype("<f4")
-# Rows that were found whole, with their file's state then: a row is looked at many times, and hashed once a process.
-_looked_at: dict[Path, tuple[str, int, int]] = {}
+# A file of rows → its state when it was hashed, and its SHA-256: it is looked at many times, and hashed once a process.
+_hashed: dict[Path, tuple[tuple[int, int, int], str]] = {}
 
 
 class StoreInfo(Sealed):
@@ -38,6 +40,10 @@ class StoreInfo(Sealed):
     model_fingerprint: str
     precision: str
     layout: SketchLayout
+
+    @property
+    def spec(self) -> SketchSpec:
+        return self.layout.spec
 
 
 class RowInfo(Sealed):
@@ -51,6 +57,11 @@ class RowInfo(Sealed):
     losses: tuple[float, float]  # summed −log p
     sha256: str = ""  # of the row's file
     rows: list[int] = Field(default_factory=list)  # of data/NAME.arrow, in order of use, alternating between the halves
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The row's file → SHA-256."""
+        return {f"{safe_name(self.name)}.f32": self.sha256}
 
     @property
     def loss(self) -> float:
@@ -88,6 +99,13 @@ class SketchStore:
         """
         return cls(folder, StoreInfo.load(folder / "info.json"))
 
+    @classmethod
+    def matching(cls, folder: Path, spec: SketchSpec, model_fingerprint: str, precision: str) -> SketchStore | None:
+        """The store in `folder`, if it holds such sketches of such a model."""
+        depends = {"spec": spec, "model_fingerprint": model_fingerprint, "precision": precision}
+        info = kept(folder / "info.json", StoreInfo, depends).record
+        return cls(folder, info) if info is not None else None
+
     @property
     def numbers(self) -> int:
         """Float32 numbers kept a gradient (a row holds twice as many)."""
@@ -104,21 +122,20 @@ class SketchStore:
     def _marker(self, name: str) -> Path:
         return self.path(name).with_suffix(".json")
 
-    def find(self, name: str, fingerprints: Container[str]) -> RowInfo | None:
+    def find(self, name: str, fingerprints: Iterable[str]) -> RowInfo | None:
         """The row of `name` if it is whole and has one of `fingerprints`; else None, with a line in the log."""
-        try:
-            row = RowInfo.load(self._marker(name))
-        except InputError:
-            if self._marker(name).exists():
-                logger.warning("%s: its sketch's description is damaged; measuring it again", name)
-            return None
-        if row.fingerprint not in fingerprints or row.name != name:
+        found = self._kept(name, fingerprint=frozenset(fingerprints))
+        if found.changed:
             logger.info("%s: its sketch belongs to another model, sketch or data; measuring it again", name)
-            return None
-        if not self._whole(name, row):
+        elif found.damaged:
             logger.warning("%s: its sketch is damaged or missing; measuring it again", name)
-            return None
-        return row
+        elif found.why:
+            logger.warning("%s: its sketch's description is damaged; measuring it again", name)
+        return found.record
+
+    def _kept(self, name: str, **depends: Any) -> Kept[RowInfo]:
+        depends |= {"name": name, "numbers": self.numbers}
+        return kept(self._marker(name), RowInfo, depends, Files(self.folder / "rows", _hash_once))
 
     @property
     def companion(self) -> SketchStore:
@@ -168,9 +185,9 @@ class SketchStore:
         Raises:
             InputError: the row is missing, damaged or truncated.
         """
-        row = RowInfo.load(self._marker(name))
-        if not self._whole(name, row):
-            raise InputError("a damaged sketch; run `merit conflict` again", file=self.path(name))
+        row = self._kept(name).record
+        if row is None:
+            raise InputError("a missing or damaged sketch; run `merit conflict` again", file=self.path(name))
         return row
 
     def rows(self, names: Sequence[str]) -> list[RowInfo]:
@@ -199,15 +216,13 @@ class SketchStore:
         finally:
             os.close(handle)
 
-    def _whole(self, name: str, row: RowInfo) -> bool:
-        path = self.path(name)
-        if row.numbers != self.numbers or not path.is_file() or (state := path.stat()).st_size != self.row_bytes:
-            return False
-        now = (row.sha256, state.st_ino, state.st_mtime_ns)
-        if _looked_at.get(path) != now and sha256_file(path) != row.sha256:
-            return False
-        _looked_at[path] = now
-        return True
+
+def _hash_once(path: Path) -> str:
+    info = path.stat()
+    state = (info.st_ino, info.st_mtime_ns, info.st_size)
+    if path not in _hashed or _hashed[path][0] != state:
+        _hashed[path] = state, sha256_file(path)
+    return _hashed[path][1]
 
 
 def _pread(handle: int, out: NDArray[np.float32], offset: int, path: Path) -> None:

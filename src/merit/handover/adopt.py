@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 from merit.base.errors import InputError
-from merit.base.files import read_json, sha256_file
+from merit.base.files import read_json
+from merit.base.kept import files_below, keep
 from merit.base.record import fingerprint
 from merit.context import RunContext
 from merit.handover.bundle import OUTPUT, Handover
@@ -69,7 +70,6 @@ def adopt_branch(
         steps = _check_finished(source, said=tokens is not None)
         counted = _tokens(tokens, manifest, spec, source, any_budget=any_budget)
         _bring_in(context, branch, source)
-        files = sorted(file for file in branch.checkpoint.rglob("*") if file.is_file())
         forget_stage(context.run, train.NAME)
         result = BranchResult(
             fingerprint=fingerprint(spec),
@@ -78,9 +78,9 @@ def adopt_branch(
             steps=steps,
             seconds=0.0,
             final_loss=None,
-            files={file.relative_to(branch.root).as_posix(): sha256_file(file) for file in files},
+            files={},
         )
-        result.save(branch.done)
+        result = keep(branch.done, result, branch.root, files_below(branch.checkpoint))
         shutil.rmtree(branch.training_state, ignore_errors=True)
         append_event(context.run.events, "adopted", method=method, branch=k, supervised_tokens=counted)
     return result

@@ -11,7 +11,8 @@ from importlib import metadata
 from pathlib import Path
 
 from merit.base.errors import InputError, StageError
-from merit.base.files import disk_errors, sha256_file, sha256_files, write_text
+from merit.base.files import disk_errors, write_text
+from merit.base.kept import checksums, damaged, files_below
 from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
 from merit.merge.card import CARD, merge_card
@@ -83,7 +84,7 @@ def _check_ready(staging: Staging, journal: Journal) -> MergeResult:
     """
     for folder, files in zip(staging.folders, journal.files, strict=True):
         # What is not here any more is in place already.
-        if folder.is_dir() and sha256_files([folder / name for name in files]) != list(files.values()):
+        if folder.is_dir() and damaged(folder, files):
             staging.discard()
             raise StageError(f"{folder}: what the interrupted merge left is damaged; run again to begin anew")
     return MergeRecord.load(staging.folders[0] / RECORD).result
@@ -104,9 +105,7 @@ def _complete(prepared: PreparedMerge, folders: list[Path], result: MergeResult)
         record = MergeRecord(scale=output.scale, result=result)
         record.save(folder / RECORD)
         write_text(folder / CARD, merge_card(record, output.folder.name))
-        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-        beside = {name: sha256_file(path) for name, path in files.items() if name not in (*sums, JOURNAL)}
-        found.append(sums | beside)
+        found.append(sums | checksums(folder, files_below(folder, *sums, JOURNAL)))
     return found
 
 

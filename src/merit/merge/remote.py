@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from merit.base.errors import InputError, StageError
-from merit.base.files import atomic_dir
+from merit.base.kept import made_once
 from merit.base.progress import Progress
 from merit.base.record import fingerprint
 from merit.merge.record import MergeResult, load_record
@@ -47,17 +47,17 @@ def fetch(url: str, progress: Progress) -> Path:
             raise InputError("no weights or configuration in this folder", file=url)
         versions = [f"{item['name']} {item['size']} {_version(item)}" for item in wanted]
         mark = hashlib.sha256("\n".join([url, *versions]).encode()).hexdigest()[:24]
-        target = cache_folder() / "remote" / mark
-        if target.is_dir():
-            return target
-        with atomic_dir(target) as part, progress.bar("fetch", total=len(wanted), unit="file") as bar:
-            for done, item in enumerate(wanted, 1):
-                name = str(item["name"]).rsplit("/", 1)[-1]
-                system.get_file(item["name"], str(part / name))
-                bar.update(done, note=name)
+
+        def get(part: Path) -> None:
+            with progress.bar("fetch", total=len(wanted), unit="file") as bar:
+                for done, item in enumerate(wanted, 1):
+                    name = str(item["name"]).rsplit("/", 1)[-1]
+                    system.get_file(item["name"], str(part / name))
+                    bar.update(done, note=name)
+
+        return made_once(cache_folder() / "remote" / mark, get)
     except OSError as error:
         raise InputError(f"cannot be fetched: {error}", file=url) from error
-    return target
 
 
 def check_free(url: str) -> None:

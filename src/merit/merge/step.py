@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from merit.base.errors import InputError
-from merit.base.files import sha256_files, sweep_parts
+from merit.base.files import sweep_parts
+from merit.base.kept import Files, checksums, files_below, kept
 from merit.base.record import Sealed, fingerprint
 from merit.context import Method, RunContext, Step
 from merit.run.layout import relative
@@ -79,7 +79,7 @@ def run(context: RunContext) -> dict[str, Any]:
         mark = fingerprint(
             _inputs(context, method), context.config.merge, method.config.scales, context.model.fingerprint
         )
-        if not _whole(method, mark):
+        if not kept(method.dir.merge_record, MethodMerge, {"fingerprint": mark}, Files(method.dir.root)).fresh:
             sweep_parts(method.dir.root)
             merge_method(context, method, mark)
             merged += 1
@@ -152,29 +152,13 @@ def _inputs(context: RunContext, method: Method) -> list[Any]:
     return [[result.files, result.supervised_tokens] for result in branch_results(context, method).values()]
 
 
-def _whole(method: Method, mark: str) -> bool:
-    try:
-        known = MethodMerge.load(method.dir.merge_record)
-    except InputError:
-        return False
-    if known.fingerprint != mark or not all(method.dir.merged(scale).is_dir() for scale in method.config.scales):
-        return False
-    return _checksums(method, [method.dir.root / name for name in known.files]) == known.files
-
-
-def _checksums(method: Method, files: list[Path]) -> dict[str, str]:
-    names = [relative(file, method.dir.root) for file in files]
-    return {name: mark for name, mark in zip(names, sha256_files(files), strict=True) if mark is not None}
-
-
 def _files(method: Method, merge: MergeResult) -> dict[str, str]:
     """Checksums of all files of the merged models but those that people edit; the weights' are those of the merge."""
     found: dict[str, str] = {}
     for scale in method.config.scales:
         folder, shards = method.dir.merged(scale), merge.checksums[f"{scale:g}"]
         found |= {relative(folder / name, method.dir.root): mark for name, mark in shards.items()}
-        beside = sorted(path for path in folder.rglob("*") if path.is_file())
-        found |= _checksums(method, [path for path in beside if path.name not in (*shards, *_EDITED)])
+        found |= checksums(method.dir.root, files_below(folder, *shards, *_EDITED))
     return found
 
 

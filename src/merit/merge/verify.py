@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from merit.base.errors import InputError
-from merit.base.files import sha256_file
+from merit.base.kept import damaged
 from merit.base.progress import SILENT, Progress
 from merit.base.record import Record
 from merit.merge.accumulate import Accumulator
@@ -21,6 +21,10 @@ from merit.models.checkpoint import ITEM_BYTES, Checkpoint, FilePool
 from merit.models.source import weights_fingerprint
 
 BLOCKS = 64
+_WRONG = {
+    "gone": "this shard of the merge is gone",
+    "changed": "its bytes are not those that were merged (SHA-256 differs)",
+}
 
 
 class VerifyResult(Record):
@@ -102,10 +106,8 @@ def check_shards(folder: Path, checksums: dict[str, str], progress: Progress = S
     with progress.bar("checksums", total=len(checksums), unit="shard") as bar:
         for done, (name, digest) in enumerate(checksums.items(), 1):
             file = folder / name
-            if not file.is_file():
-                raise InputError("this shard of the merge is gone", file=file)
-            if sha256_file(file) != digest:
-                raise InputError("its bytes are not those that were merged (SHA-256 differs)", file=file)
+            if wrong := damaged(folder, {name: digest}):
+                raise InputError(_WRONG[wrong[name]], file=file)
             total += file.stat().st_size
             bar.update(done)
     return total

@@ -10,7 +10,8 @@ from importlib import util
 from pathlib import Path
 
 from merit.base.errors import InputError
-from merit.base.files import atomic_dir, safe_name, sha256_file
+from merit.base.files import safe_name, sha256_file
+from merit.base.kept import made_once
 from merit.base.logging import get_logger
 
 _log = get_logger(__name__)
@@ -29,17 +30,13 @@ def convert_gguf(file: Path, cache: Path) -> Path:
         InputError: not a GGUF file that transformers can read, or the reader is not installed.
     """
     target = cache / f"{safe_name(file.stem)[:60]}-{sha256_file(file)[:16]}-v{_FORMAT}"
-    if target.is_dir():
-        return target
-    if util.find_spec("gguf") is None:
-        raise InputError("reading GGUF needs the `gguf` package: pip install 'merit-tuning[demo]'", file=file)
-    _log.info("converting %s to safetensors (once, into %s)", file.name, cache)
-    with atomic_dir(target) as part:
-        _convert(file, part)
-    return target
+    return made_once(target, lambda part: _convert(file, part))
 
 
 def _convert(file: Path, folder: Path) -> None:
+    if util.find_spec("gguf") is None:
+        raise InputError("reading GGUF needs the `gguf` package: pip install 'merit-tuning[demo]'", file=file)
+    _log.info("converting %s to safetensors (once, into %s)", file.name, folder.parent)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from merit.base.errors import InputError
+from merit.base.kept import kept
 from merit.base.record import Record, fingerprint
 from merit.evaluate.scores import DatasetScore, Table
 from merit.study.cells import cell_mark
@@ -49,12 +50,9 @@ def ask(job: Job) -> QuestionResult:
     specs = [job.data.spec([name], job.share, epochs=question.epochs, rate=question.rate) for name in names]
     mark = fingerprint("question", specs, job.examples.mark, VARIANTS)
     path = job.study.dir.question(job.seed)
-    try:
-        known = QuestionResult.load(path)
-        if known.mark == mark:
-            return known
-    except InputError:
-        pass
+    known = kept(path, QuestionResult, {"mark": mark}).record
+    if known is not None:
+        return known
     # All held-out examples: nothing is chosen here, and harm is small beside its noise.
     parts = [part for part in (*job.examples.validation, *job.examples.test) if part.face == "in_mixture"]
     tokens = job.study.config.faces.batch_tokens

@@ -6,14 +6,14 @@ this job or another, is not trained again, and a method that is measured is not 
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import shutil
 import time
 from collections import Counter
 from typing import Any
 
-from merit.base.errors import InputError, StageError
+from merit.base.errors import StageError
+from merit.base.kept import Files, kept
 from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress, write_state
 from merit.base.record import fingerprint
@@ -132,12 +132,9 @@ class Job:
         curvature = study.config.curvature if method.merge in ("fisher", "regmean") else None
         mark = self._mark(specs, method.merge, method.scales, curvature)
         path = study.dir.job(self.seed, self.budget) / "methods" / f"{name}.json"
-        try:
-            known = MethodResult.load(path)
-            if known.mark == mark and all(study.dir.point(item.mark).is_file() for item in known.points):
-                return known
-        except InputError:
-            pass
+        known = kept(path, MethodResult, {"mark": mark}, Files(study.dir.point("").parent, digest=None)).record
+        if known is not None:
+            return known
         branches = [self.train(spec) for spec in specs]
         tokens = [result.supervised_tokens for _, result in branches]
         steps, distances = self._steps(method, specs, branches)
@@ -217,9 +214,7 @@ class Job:
     def _point(self, model: Any, mark: str, *, test: bool) -> PointScores:
         """The scores of what `model` is now; measured unless they are there."""
         path = self.study.dir.point(mark)
-        known: PointScores | None = None
-        with contextlib.suppress(InputError):
-            known = PointScores.load(path)
+        known = kept(path, PointScores).record
         if known is not None and (known.test is not None or not test):
             return known
         tokens = self.study.config.faces.batch_tokens

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merit.base.errors import InputError
+from merit.base.kept import kept
 from merit.base.record import fingerprint
 from merit.compute.losses import example_scores
 from merit.config.study import FacesConfig
@@ -209,12 +210,9 @@ def drift_set(
     run = study.dir.seed(seed)
     mark = fingerprint(faces, study.theta0.fingerprint, [item.fingerprint for item in mixture.unseen])
     path = study.dir.drift(seed)
-    try:
-        stored = DriftSet.load(path)
-        if stored.fingerprint == mark:
-            return stored
-    except InputError:
-        pass
+    stored = kept(path, DriftSet, {"fingerprint": mark}).record
+    if stored is not None:
+        return stored
     prompts = _retained_prompts(study, run, faces)
     if not prompts:
         encoder = Encoder(study.tokenizer, mixture.max_length)
@@ -228,13 +226,13 @@ def drift_set(
         batch_tokens=faces.batch_tokens,
         advance=progress,
     )
-    kept = [(ids, answer) for ids, answer in zip(prompts, answers, strict=True) if len(answer) > 1]
+    answered = [(ids, answer) for ids, answer in zip(prompts, answers, strict=True) if len(answer) > 1]
     made = DriftSet(
         fingerprint=mark,
-        prompts=[study.tokenizer.decode(ids) for ids, _ in kept],
-        answers=[study.tokenizer.decode(answer, skip_special_tokens=True) for _, answer in kept],
-        input_ids=[[*ids, *answer] for ids, answer in kept],
-        labels=[[-100] * len(ids) + list(answer) for ids, answer in kept],
+        prompts=[study.tokenizer.decode(ids) for ids, _ in answered],
+        answers=[study.tokenizer.decode(answer, skip_special_tokens=True) for _, answer in answered],
+        input_ids=[[*ids, *answer] for ids, answer in answered],
+        labels=[[-100] * len(ids) + list(answer) for ids, answer in answered],
     )
     made.save(path)
     return made

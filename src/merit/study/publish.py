@@ -13,6 +13,7 @@ import numpy as np
 
 from merit.base.errors import InputError
 from merit.base.files import write_text
+from merit.base.kept import kept
 from merit.jobs.devices import gpu_names
 from merit.study.advice import QuestionResult, answers
 from merit.study.compare import AVERAGE, compare, difference, shared_examples
@@ -161,10 +162,7 @@ def _ray(study: Study, budget: str, name: str, items: Sequence[Summary]) -> Ray:
 
 
 def _question(study: Study, seed: int) -> QuestionResult | None:
-    try:
-        return QuestionResult.load(study.dir.question(seed))
-    except InputError:
-        return None
+    return kept(study.dir.question(seed), QuestionResult).record
 
 
 def _notes(study: Study, by_budget: dict[str, list[Summary]]) -> list[str]:

@@ -6,11 +6,12 @@ from collections.abc import Collection
 from pathlib import Path
 
 from merit.base.errors import InputError
-from merit.base.files import read_json, sweep_parts, write_json
+from merit.base.files import sweep_parts
+from merit.base.kept import kept
 from merit.base.logging import get_logger
 from merit.base.program import merit_command
 from merit.base.progress import SILENT, Progress
-from merit.base.record import fingerprint
+from merit.base.record import Record, fingerprint
 from merit.jobs.drive import RetryPolicy
 from merit.jobs.engine import make_executor
 from merit.jobs.job import Job as LaunchedJob
@@ -77,11 +78,7 @@ def summary_so_far(study: Study, seed: int, budget: str) -> Summary | None:
 def _load_summary(study: Study, path: Path) -> Summary | None:
     from merit.study.job import job_mark
 
-    try:
-        found = Summary.load(path)
-    except InputError:
-        return None
-    return found if found.mark == job_mark(study) else None
+    return kept(path, Summary, {"mark": job_mark(study)}).record
 
 
 def run_init(root: Path) -> None:
@@ -97,7 +94,13 @@ def run_init(root: Path) -> None:
 
     with job_lock(study.dir.init / "lock"), stage_events(study.dir.run.events, "init"):
         make_init(study)
-        write_json(study.dir.init_done, {"mark": init_mark(study)})
+        InitRecord(mark=init_mark(study)).save(study.dir.init_done)
+
+
+class InitRecord(Record):
+    """`init/init.json`: says of what settings θ0 is the result; written last."""
+
+    mark: str
 
 
 def init_mark(study: Study) -> str:
@@ -142,11 +145,7 @@ def asks(study: Study, seed: int, budget: str) -> bool:
 
 def _warm_up(study: Study) -> LaunchedJob:
     done = study.dir.init_done
-    try:
-        known = read_json(done)
-    except InputError:
-        known = None
-    if known != {"mark": init_mark(study)}:
+    if not kept(done, InitRecord, {"mark": init_mark(study)}).fresh:
         done.unlink(missing_ok=True)
     return LaunchedJob(
         name="warm-up",

@@ -74,6 +74,11 @@ class MethodResult(Record):
     chosen: int  # the point with the best validation average
     notes: list[str] = Field(default_factory=list)
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The scores of its points. A point is named by its fingerprint, so being there is enough."""
+        return {f"{item.mark}.json": "" for item in self.points}
+
 
 class Summary(Record):
     """`jobs/<seed>-<budget>/summary.json`."""

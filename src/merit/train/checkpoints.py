@@ -9,7 +9,7 @@ from typing import Any
 
 import xxhash
 
-from merit.base.errors import InputError
+from merit.base.kept import Files, files_below, keep, kept
 from merit.base.logging import get_logger
 from merit.run.layout import BranchDir
 from merit.train.spec import MARKER, CheckpointMarker
@@ -59,33 +59,26 @@ def newest_checkpoint(branch: BranchDir) -> tuple[Path, Counters] | None:
 
 def _counters(folder: Path) -> Counters | None:
     """What the marker says of the checkpoint in `folder`; None if any of it is not as it was written."""
-    try:
-        marker = CheckpointMarker.load(folder / MARKER)
-    except InputError:
-        return None
-    if marker.files != _digests(folder):
+    found = kept(folder / MARKER, CheckpointMarker, files=Files(folder, _xxh3, alone=True))
+    if found.damaged:
         _log.warning("%s is damaged; training goes on from an earlier one, or from the start", folder)
-        return None
-    return Counters(marker.supervised_tokens, marker.examples, marker.seconds)
+    marker = found.record
+    return Counters(marker.supervised_tokens, marker.examples, marker.seconds) if marker is not None else None
 
 
 def mark_whole(branch: BranchDir, step: int, counters: Counters) -> None:
     """Says that the checkpoint of `step` is whole; called when all of it has been written."""
     folder = branch.training_state / f"checkpoint-{step}"
-    CheckpointMarker(**counters.as_dict(), files=_digests(folder)).save(folder / MARKER)
+    keep(folder / MARKER, CheckpointMarker(**counters.as_dict(), files={}), folder, files_below(folder, MARKER), _xxh3)
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """XXH3 of every file but the marker. SHA-256 of 100 GB takes over a minute, each time."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != MARKER and path.suffix != ".part":
-            digest = xxhash.xxh3_128()
-            with path.open("rb") as handle:
-                while chunk := handle.read(_CHUNK):
-                    digest.update(chunk)
-            found[path.relative_to(folder).as_posix()] = digest.hexdigest()
-    return found
+def _xxh3(path: Path) -> str:
+    """SHA-256 of 100 GB takes over a minute, each time."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as handle:
+        while chunk := handle.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def drop_older(branch: BranchDir) -> None:

@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from merit.base.errors import InputError, StageError
+from merit.base.errors import StageError
 from merit.base.files import inside, is_own
+from merit.base.kept import kept
 from merit.base.program import merit_command
 from merit.base.record import fingerprint
 from merit.context import Method, RunContext
@@ -43,12 +44,9 @@ class Staging:
                 spec = BranchSpec.load(branch.spec)
                 name = relative(branch.spec, run.root)
                 incoming = branch.root / "spec.store"
-                known = None
-                if self.store.get(name, incoming):
-                    with contextlib.suppress(InputError):
-                        known = fingerprint(BranchSpec.load(incoming))
-                    incoming.unlink()
-                if known != fingerprint(spec):
+                known = kept(incoming, BranchSpec).record if self.store.get(name, incoming) else None
+                incoming.unlink(missing_ok=True)
+                if known is None or fingerprint(known) != fingerprint(spec):
                     self.store.remove(relative(branch.root, run.root))
                 for item in spec.data:
                     mark = f"{item.data}.{item.fingerprint}"  # an empty file that says which content is there

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from merit.base.errors import InputError
-from merit.base.files import atomic_dir
+from merit.base.kept import made_once
 from merit.base.program import merit_command
 from merit.base.record import fingerprint
 from merit.config.evaluate import EvaluateConfig
@@ -99,13 +99,13 @@ def _start(context: RunContext) -> Path:
     tower = _section(context).vision_tower
     if tower is None:
         return context.origin.path
-    folder = context.assembled
-    if not (folder / "config.json").is_file():
+
+    def join(part: Path) -> None:
         from merit.models.assemble import assemble
 
-        vision = context.vision_tower
-        with atomic_dir(folder) as part:
-            assemble(context.origin.path, vision, part, seed=context.config.seed)
+        assemble(context.origin.path, context.vision_tower, part, seed=context.config.seed)
+
+    folder = made_once(context.assembled, join, holds="config.json")
     check_model_folder(folder, trust_remote_code=False)
     return folder
 

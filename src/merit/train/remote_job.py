@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from merit.base.errors import InputError, StageError
-from merit.base.files import disk_errors, inside, sha256_file
+from merit.base.files import disk_errors, inside
+from merit.base.kept import damaged
 from merit.base.program import merit_command
 from merit.base.record import fingerprint
 from merit.jobs.job_side import die_with_parent, job_lock
@@ -201,7 +202,7 @@ def fetch_result(store: Store, run: RunDir, branch: BranchDir, mark: str, *, tri
     for name, wanted in result.files.items():
         file = inside(branch.root, name)
         left = tries
-        while not (file.is_file() and sha256_file(file) == wanted):
+        while damaged(branch.root, {name: wanted}):
             if not left:
                 raise StageError(f"{file}: arrives damaged from {store.url}, again and again")
             store.get(relative(file, run.root), file)

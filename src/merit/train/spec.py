@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from merit.base.errors import InputError
-from merit.base.files import sha256_files
+from merit.base.kept import Files, damaged, kept
 from merit.base.record import Record, Sealed
 from merit.config.model import ModelConfig
 from merit.config.train import TrainConfig
@@ -64,17 +63,14 @@ class BranchResult(Sealed):
 
 
 def finished_branch(branch: BranchDir, mark: str) -> BranchResult | None:
-    """The result of `branch` if it is whole and was made from the spec with fingerprint `mark`, else None.
+    """The result of `branch` if its files are there and it was made from the spec with fingerprint `mark`, else None.
 
-    A job that is killed after its DONE leaves its training state behind; that goes now.
+    Their bytes are read by `damaged_files`, before anything is made of them. A job that is killed after its DONE leaves
+    its training state behind; that goes now.
     """
-    try:
-        result = BranchResult.load(branch.done)
-    except InputError:
-        return None
-    if result.fingerprint != mark or not all((branch.root / name).is_file() for name in result.files):
-        return None
-    shutil.rmtree(branch.training_state, ignore_errors=True)
+    result = kept(branch.done, BranchResult, {"fingerprint": mark}, Files(branch.root, digest=None)).record
+    if result is not None:
+        shutil.rmtree(branch.training_state, ignore_errors=True)
     return result
 
 
@@ -84,6 +80,4 @@ def damaged_files(branch: BranchDir) -> list[str]:
     Raises:
         InputError: the branch is not finished.
     """
-    result = BranchResult.load(branch.done)
-    marks = sha256_files([branch.root / name for name in result.files])
-    return [name for (name, mark), now in zip(result.files.items(), marks, strict=True) if now != mark]
+    return [*damaged(branch.root, BranchResult.load(branch.done).files)]

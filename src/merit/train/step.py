@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from merit.base.errors import InputError, StageError
+from merit.base.kept import kept
 from merit.base.logging import get_logger
 from merit.base.record import fingerprint
 from merit.context import Method, RunContext, Step
@@ -151,11 +152,8 @@ def left_out(method: Method) -> list[int]:
 def prepare_branch(branch: BranchDir, spec: BranchSpec) -> bool:
     """Writes the spec; False if the branch is already whole. What another spec left behind is removed."""
     mark = fingerprint(spec)
-    try:
-        known = fingerprint(BranchSpec.load(branch.spec))
-    except InputError:
-        known = None
-    if known != mark:
+    known = kept(branch.spec, BranchSpec).record
+    if known is None or fingerprint(known) != mark:
         release(branch.job)
         shutil.rmtree(branch.root, ignore_errors=True)
     else:

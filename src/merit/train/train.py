@@ -17,7 +17,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from merit.base.errors import InputError
-from merit.base.files import atomic_dir, sha256_file
+from merit.base.files import atomic_dir
+from merit.base.kept import files_below, keep
 from merit.base.logging import get_logger
 from merit.base.record import fingerprint
 from merit.config.model import Role
@@ -71,7 +72,7 @@ def train_branch(run: RunDir, branch: BranchDir, *, base: Path, model: Path | No
     whole = _whole_state(trainer)  # a thing that all processes do together
     if not trainer.accelerator.is_main_process:
         return _no_result(mark)
-    files = _save(trainer, branch, spec.train.lora, theta0.path, whole)
+    _save(trainer, branch, spec.train.lora, theta0.path, whole)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     result = BranchResult(
         fingerprint=mark,
@@ -80,9 +81,9 @@ def train_branch(run: RunDir, branch: BranchDir, *, base: Path, model: Path | No
         steps=trainer.state.global_step,
         seconds=round(counters.seconds, 3),
         final_loss=losses[-1] if losses else None,
-        files=files,
+        files={},
     )
-    result.save(branch.done)
+    result = keep(branch.done, result, branch.root, files_below(branch.checkpoint))
     shutil.rmtree(branch.training_state, ignore_errors=True)
     return result
 
@@ -179,10 +180,8 @@ def _whole_state(trainer: BranchTrainer) -> Any:
     return trainer.accelerator.get_state_dict(trainer.model if trainer.is_fsdp_enabled else trainer.deepspeed)
 
 
-def _save(
-    trainer: BranchTrainer, branch: BranchDir, lora: LoraSection | None, theta0: Path, whole: Any
-) -> dict[str, str]:
-    """Writes checkpoint/ (and adapter/ for LoRA); returns each file's sha256, by path below the branch's folder."""
+def _save(trainer: BranchTrainer, branch: BranchDir, lora: LoraSection | None, theta0: Path, whole: Any) -> None:
+    """Writes checkpoint/ (and adapter/ for LoRA)."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     tokenizer: PreTrainedTokenizerBase = trainer.processing_class
     if lora is not None:
@@ -194,8 +193,6 @@ def _save(
         model.save_pretrained(part, state_dict=whole)
         tokenizer.save_pretrained(part)
         copy_image_files(theta0, part)
-    files = sorted(file for file in branch.checkpoint.rglob("*") if file.is_file())
-    return {file.relative_to(branch.root).as_posix(): sha256_file(file) for file in files}
 
 
 def _no_result(mark: str) -> BranchResult:

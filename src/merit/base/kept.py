@@ -1,0 +1,167 @@
+"""Kept results: is what an earlier call left on disk whole, and does it still hold? Decided here.
+
+A result is a record, one small JSON file that is written last, and perhaps files that it names. The record says what
+the result rests on (fingerprints) and what its files held (checksums). `keep` writes it; `kept` reads it, and gives it
+back only where all of that still holds. A folder without a record is made in one rename: `made_once`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+from merit.base.errors import InputError
+from merit.base.files import HALF_WRITTEN, atomic_dir, digest_files, inside, sha256_file
+from merit.base.record import Record
+
+KindT = TypeVar("KindT", bound=Record)
+Digest = Callable[[Path], str]
+
+
+class _NamesFiles(Protocol):
+    @property
+    def files(self) -> Mapping[str, str]: ...
+
+
+@dataclass(frozen=True)
+class Kept(Generic[KindT]):
+    """What was found.
+
+    Attributes:
+        record: None unless everything holds.
+        why: why it does not, in words; empty where nothing was ever kept.
+        changed: what it rests on that is different now.
+        damaged: its files that are not as they were written, or are gone.
+    """
+
+    record: KindT | None = None
+    why: str = ""
+    changed: tuple[str, ...] = ()
+    damaged: tuple[Path, ...] = ()
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the result may be used as it is."""
+        return self.record is not None
+
+
+@dataclass(frozen=True)
+class Files:
+    """How the files that a record names (`files`: name → checksum) are looked at.
+
+    Attributes:
+        root: what their names are relative to.
+        digest: None: a file that is there will do, because its bytes are checked before they are used.
+        alone: whether another file below `root` is damage, too. The record's own is not.
+        always: look even where the record does not hold any more: what is damaged must go, the rest may be of use.
+    """
+
+    root: Path
+    digest: Digest | None = sha256_file
+    alone: bool = False
+    always: bool = False
+
+
+def kept(
+    path: Path, kind: type[KindT], depends: Mapping[str, Any] | None = None, files: Files | None = None
+) -> Kept[KindT]:
+    """The record at `path`, if it and its files are whole and it still holds.
+
+    Args:
+        depends: field of the record → what it must be now. Where both are mappings, their keys are compared; a set
+            holds all that it may be.
+        files: how to look at its files; None: it has none.
+
+    Raises:
+        OSError: a file cannot be read. A disk that fails for a moment is no reason to make anything again.
+    """
+    try:
+        record = kind.load(path)
+    except InputError:
+        return Kept(why="its record is damaged" if path.exists() else "")
+    names = dict(cast(_NamesFiles, record).files) if files is not None else {}
+    if files is not None and not all(_own(files.root, name) for name in names):
+        return Kept(why="its record is damaged")
+    changed = tuple(sorted(_changed(record, depends or {})))
+    look = files is not None and (files.always or not changed)
+    wrong = _wrong(files, names, path) if files is not None and look else []
+    if not changed and not wrong:
+        return Kept(record)
+    why = [f"{', '.join(changed)} changed"] if changed else []
+    why += [f"{', '.join(wrong)} damaged or gone"] if wrong else []
+    return Kept(None, "; ".join(why), changed, tuple(files.root / name for name in wrong) if files else ())
+
+
+def keep(path: Path, record: KindT, root: Path, files: Iterable[Path], digest: Digest = sha256_file) -> KindT:
+    """Saves `record` at `path` with the checksums of `files`; returns it with them. Call it when all files are on disk.
+
+    Args:
+        root: what the names of `files` are relative to.
+    """
+    record = record.model_copy(update={"files": checksums(root, files, digest)})
+    record.save(path)
+    return record
+
+
+def checksums(root: Path, files: Iterable[Path], digest: Digest = sha256_file) -> dict[str, str]:
+    """Name relative to `root` → checksum. What is no file is left out."""
+    paths = list(files)
+    marks = zip(paths, digest_files(paths, digest), strict=True)
+    return {path.relative_to(root).as_posix(): mark for path, mark in marks if mark is not None}
+
+
+def damaged(root: Path, files: Mapping[str, str], digest: Digest = sha256_file) -> dict[str, str]:
+    """Those of `files` (name relative to `root` → checksum) that are not as they were written → `gone` or `changed`."""
+    marks = digest_files([root / name for name in files], digest)
+    return {
+        name: "gone" if now is None else "changed"
+        for (name, mark), now in zip(files.items(), marks, strict=True)
+        if now != mark
+    }
+
+
+def files_below(root: Path, *but: str) -> list[Path]:
+    """All plain files below `root`, in order, except half-written ones and those called as in `but`."""
+    found = (path for path in root.rglob("*") if path.is_file() and path.suffix != HALF_WRITTEN)
+    return sorted(path for path in found if path.name not in but)
+
+
+def made_once(folder: Path, make: Callable[[Path], None], *, holds: str = ".") -> Path:
+    """`folder`, which `make` filled at the first call. It appeared in one rename, so that it is whole if it is there.
+
+    Args:
+        holds: a file that must be in it; without that it is made again.
+    """
+    if not (folder / holds).exists():
+        with atomic_dir(folder) as part:
+            make(part)
+    return folder
+
+
+def _changed(record: Record, depends: Mapping[str, Any]) -> set[str]:
+    found = set()
+    for field, now in depends.items():
+        then = getattr(record, field)
+        if isinstance(now, Mapping):
+            found |= {name for name in {*now, *then} if now.get(name) != then.get(name)}
+        elif then not in now if isinstance(now, set | frozenset) else then != now:
+            found.add(field)
+    return found
+
+
+def _wrong(files: Files, names: Mapping[str, str], record: Path) -> list[str]:
+    if files.digest is None:
+        return [name for name in names if not (files.root / name).is_file()]
+    below = files_below(files.root) if files.alone else []
+    others = {path.relative_to(files.root).as_posix() for path in below if path != record}
+    return [*damaged(files.root, names, files.digest), *sorted(others - {*names})]
+
+
+def _own(root: Path, name: str) -> bool:
+    """Whether a record may name it: what is damaged is removed, so a record from elsewhere must not choose what."""
+    try:
+        return not inside(root, name).is_dir()
+    except (InputError, ValueError, OSError):
+        return False
