@@ -14,7 +14,7 @@ MAX_LINES = 300
 
 # A package may import those of earlier rows, and its own row's.
 ORDER = [
-    {"errors", "io", "logging", "progress", "machine", "extensions"},
+    {"errors", "io", "locks", "logging", "progress", "machine", "extensions"},
     {"config"},
     {"run"},
     {"data", "models"},
@@ -32,7 +32,18 @@ ORDER = [
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 # Beside the order: no ML, so that a scheduler's side can be installed and read alone.
-EXECUTORS = {"errors", "extensions", "io", "config", "logging", "progress", "run.events", "executors"}
+EXECUTORS = {
+    "errors",
+    "extensions",
+    "io",
+    "config",
+    "locks",
+    "logging",
+    "machine",
+    "progress",
+    "run.events",
+    "executors",
+}
 # Executors may be used from here on.
 EXECUTOR_USERS = {"branches", "study", "planning", "stages", "pipeline", "cli", "executors"}
 # Their code is not ours, and raises what it likes; or everything is raised again.

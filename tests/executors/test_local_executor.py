@@ -17,10 +17,11 @@ import pytest
 
 from merit.errors import InputError, StageError
 from merit.executors.base import Job
-from merit.executors.devices import gpu_names, slot_environments, usable_cores, visible_gpus
+from merit.executors.devices import gpu_names, slot_environments, visible_gpus
 from merit.executors.drive import Rules
 from merit.executors.job_side import job_lock
 from merit.executors.local import LocalExecutor
+from merit.machine import usable_cores
 
 HEAD = "import json, os, signal, sys, time\nfrom pathlib import Path\nhere = Path(sys.argv[1])\n"
 DONE = "(here / 'DONE').touch()\n"

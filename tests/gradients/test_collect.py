@@ -21,8 +21,8 @@ from merit.data.stored import StoredExample
 from merit.errors import InputError
 from merit.gradients.collect import Collector, collect_sketches
 from merit.gradients.engine import GradientEngine
+from merit.locks import claim
 from merit.progress import SILENT
-from merit.run.claim import claim
 from merit.run.layout import RunDir
 
 CONFIG = CalibrationConfig(examples=4, fold=7, batch_tokens=64)
@@ -234,11 +234,11 @@ def test_a_dead_workers_dataset_is_free(run, mixture):
         stdin=subprocess.PIPE,
     )
     assert child.stdout.readline() == b"1\n"
-    with claim(lock, wait=False) as mine:
+    with claim(lock) as mine:
         assert not mine
     child.kill()
     child.wait()
-    with claim(lock, wait=False) as mine:
+    with claim(lock) as mine:
         assert mine
 
 

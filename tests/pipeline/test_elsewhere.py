@@ -22,8 +22,8 @@ from merit.cli.main import run as merit
 from merit.errors import InputError
 from merit.evaluation.scores import Table
 from merit.io import read_json
+from merit.locks import claim
 from merit.pipeline import run_pipeline
-from merit.run.claim import claim
 from merit.run.layout import RunDir
 from merit.split.partition import Partition
 from merit.stages.adopt import adopt_branch
@@ -124,7 +124,7 @@ def test_workers_share_the_models_to_evaluate(copied: RunDir) -> None:
     shutil.rmtree(copied.evaluations)
     copied.stage("evaluate").unlink()
     precision = RunContext.open(copied.root).config.train.precision
-    with claim(copied.evaluations / "jobs" / "base.lock", wait=False) as mine:
+    with claim(copied.evaluations / "jobs" / "base.lock") as mine:
         assert mine
         assert merit(["evaluate", str(copied.root), "--worker", "0", "--precision", precision]) == 0
     assert not copied.evaluation("base").exists()

@@ -22,8 +22,8 @@ from runs import HEAD, start, weights_of
 from four_files import write_four_files
 from merit.errors import InputError, StageError
 from merit.evaluation.scores import Table
-from merit.executors.job_side import is_locked
 from merit.io import read_json
+from merit.locks import is_locked
 from merit.pipeline import run_pipeline
 from merit.run.events import read_events
 from merit.run.layout import RunDir

@@ -12,8 +12,7 @@ import typer
 from merit.cli.options import Json
 from merit.cli.run_commands import execute
 from merit.errors import InputError
-from merit.executors.devices import usable_cores
-from merit.machine import total_memory
+from merit.machine import total_memory, usable_cores
 
 _LAUNCH = {
     "local": "launch: {{parallel: {jobs}}}\n",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from pathlib import Path
 from merit.data.image import BadImage, ImageFacts, ImageRef, inspect
 from merit.errors import InputError
 from merit.logging import get_logger
+from merit.machine import usable_cores
 
 _VERSION = 1  # of what `inspect` finds
 _log = get_logger(__name__)
@@ -33,8 +33,7 @@ class ImageChecker:
     def __init__(self, max_pixels: int, cache: Path | None = None) -> None:
         self._max_pixels = max_pixels
         self._cache = cache
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._pool = ThreadPoolExecutor(cores, thread_name_prefix="merit-image")
+        self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="merit-image")
 
     @cached_property
     def _memory(self) -> _Memory | None:

@@ -26,11 +26,6 @@ def gpu_names() -> list[str]:
     return re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", listing, re.MULTILINE)
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def slot_environments(parallel: int | None, gpus: list[str], cores: int) -> list[dict[str, str]]:
     """One environment a job that runs at once.
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from merit.executors.base import End, Job
-from merit.executors.devices import slot_environments, usable_cores, visible_gpus
+from merit.executors.devices import slot_environments, visible_gpus
 from merit.executors.drive import Drive, Rules
 from merit.executors.failure import last_line
 from merit.executors.schedule import Slot
 from merit.io import disk_errors
+from merit.machine import usable_cores
 from merit.progress import SILENT, Progress
 
 _POLL_SECONDS = 0.2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,10 @@ from merit.errors import InputError
 from merit.gradients.engine import GradientEngine, OnTokens
 from merit.gradients.sketch import SketchSpec
 from merit.gradients.store import RowInfo, SketchStore, StoreInfo
+from merit.locks import claim
 from merit.logging import get_logger
 from merit.models.loading import Precision
 from merit.progress import SILENT, Progress
-from merit.run.claim import claim
 from merit.run.fingerprint import fingerprint
 from merit.run.layout import RunDir
 
@@ -139,7 +140,8 @@ class Collector:
                     done += count
                     bar.update(done, note=name)
 
-                with claim(store.path(name).with_suffix(".lock"), wait=wait) as mine:
+                lock = store.path(name).with_suffix(".lock")
+                with claim(lock, wait_seconds=math.inf if wait else 0) as mine:
                     if mine and (wait or self._size(store, name) == have[name]):
                         self._measure(store, name, jobs[name], size, grows=have[name] > 0, on_tokens=on_tokens)
                         measured += 1

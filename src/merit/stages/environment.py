@@ -13,8 +13,8 @@ import sys
 from importlib import metadata, util
 from pathlib import Path
 
-from merit.executors.devices import usable_cores, visible_gpus
-from merit.machine import free_memory, total_memory
+from merit.executors.devices import visible_gpus
+from merit.machine import free_memory, total_memory, usable_cores
 from merit.models.source import EMBEDDED, cache_folder
 
 PACKAGE = "merit-tuning"

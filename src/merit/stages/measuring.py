@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 from merit.errors import InputError
 from merit.evaluation.drift_set import DriftSet
 from merit.evaluation.subject import Subject, stored_scores, work_units
+from merit.locks import claim
 from merit.models.source import weights_fingerprint
 from merit.progress import Counter
-from merit.run.claim import claim
 from merit.run.fingerprint import fingerprint
 from merit.run.layout import MAIN_METHOD
 from merit.stages.context import RunContext
@@ -97,7 +98,7 @@ def _mine(context: RunContext, label: str, *, share: bool, wait: bool = False) -
     if not share:
         return nullcontext(True)
     name = context.run.evaluation(label).with_suffix(".lock").name
-    return claim(context.run.evaluations / "jobs" / name, wait=wait)
+    return claim(context.run.evaluations / "jobs" / name, wait_seconds=math.inf if wait else 0)
 
 
 def _drift_set(context: RunContext, counter: Counter) -> DriftSet:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from merit.branches.spec import BranchResult, BranchSpec
 from merit.errors import InputError, StageError
-from merit.executors.job_side import is_locked
 from merit.executors.record import JobRecord
 from merit.executors.slurm_queue import ENGINE as SLURM
 from merit.executors.slurm_queue import Queued, cancel_jobs, installed, read_queue
 from merit.io import read_json, write_text
+from merit.locks import is_locked
 from merit.run.guard import refuse_links
 from merit.run.layout import BranchDir, RunDir
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import numpy as np
 from merit.errors import InputError
 from merit.executors.devices import gpu_names
 from merit.io import write_text
+from merit.machine import usable_cores
 from merit.study.answer import answers
 from merit.study.compare import AVERAGE, compare, difference, shared_examples
 from merit.study.gather import Contender, contenders, face_names
@@ -191,7 +191,7 @@ def _notes(study: Study, by_budget: dict[str, list[Summary]]) -> list[str]:
 def machine() -> dict[str, str]:
     """Where and with what the tables were made. No host names."""
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    found["cores"] = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    found["cores"] = str(usable_cores())
     cpu = Path("/proc/cpuinfo")
     if cpu.is_file():
         names = [
