@@ -14,7 +14,7 @@ MAX_LINES = 300
 
 # A package may import those of earlier rows, and its own row's.
 ORDER = [
-    {"errors", "io", "locks", "logging", "progress", "machine", "extensions"},
+    {"errors", "io", "locks", "logging", "markdown", "progress", "machine", "extensions"},
     {"config"},
     {"run"},
     {"data", "models"},

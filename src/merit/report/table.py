@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from merit.errors import printable
 from merit.evaluation.scores import Table, TableRow
+from merit.markdown import plain
 from merit.report.words import compact, decimal, duration, with_error
 
 BEST = "★"
@@ -90,11 +91,5 @@ def table_markdown(table: Table, *, branches: bool = False) -> str:
     """The same as a Markdown table, for the model card."""
     header, *body = table_rows(table, branches=branches)
     rule = ["---", "---", *["---:"] * (len(header) - 2)]
-    lines = [header, rule, *([_markdown(cell) for cell in line] for line in body)]
+    lines = [header, rule, *(map(plain, line) for line in body)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def _markdown(text: str) -> str:
-    for char in "\\`*_|<>[]":
-        text = text.replace(char, f"\\{char}")
-    return text
