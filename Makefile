@@ -21,7 +21,7 @@ test: $(VENV)/dev.stamp
 
 # What `merit handover` writes, against the schemas of the trainers that it is for.
 test-trainers: $(VENV)/trainers.stamp
-	$(BIN)/python -m pytest tests/branches/test_handover_schemas.py
+	$(BIN)/python -m pytest tests/train/test_handover_schemas.py
 
 .PHONY: hostile
 # Thousands of hostile inputs through all that merit reads; fails when one escapes. SECURITY.md quotes its last line.

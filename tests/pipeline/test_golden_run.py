@@ -12,13 +12,13 @@ from runs import merit, weights_of, write_recipe
 from safetensors.torch import load_file
 
 from four_files import write_four_files
-from merit.branches.spec import BranchResult
-from merit.conflict.result import AxesResult, ConflictResult
+from merit.conflict.records import AxesResult, ConflictResult
 from merit.data.mixture import Mixture
-from merit.evaluation.scores import Table
+from merit.evaluate.scores import Table
 from merit.run.events import read_events
 from merit.run.layout import RunDir
 from merit.split.partition import Partition
+from merit.train.spec import BranchResult
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from merit.errors import InputError
-from merit.locks import claim, is_locked, take
+from merit.base.errors import InputError
+from merit.base.locks import claim, is_locked, take
 
 
 def test_only_one_holds_a_lock(tmp_path: Path) -> None:

@@ -53,12 +53,12 @@ def train(
         refuse_given(context, "method", "processes", "accelerate", "model", why="is for one branch's job; add --branch")
         execute(Path(file), output, start="train" if redo else None, until="train", json=json)
         return
-    from merit.branches.job import Ranks, run_branch_job
     from merit.cli.console import say, say_json, show_messages
+    from merit.train.job import Ranks, run_branch_job
 
     show_messages()
     if "://" in file:
-        from merit.branches.remote_job import run_remote_branch_job
+        from merit.train.remote_job import run_remote_branch_job
 
         options = ["--processes", str(processes)] if processes > 1 else []
         options += ["--accelerate", str(accelerate)] if accelerate is not None else []

@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
+from merit.base.errors import InputError
 from merit.cli.completion import complete_run
 from merit.cli.options import File, Json, Output
-from merit.errors import InputError
 
 Runs = Annotated[
     list[Path],
@@ -43,7 +43,7 @@ def report(
 ) -> None:
     """Draws report.html and the model card again from what the run directory holds."""
     from merit.cli.console import complain, say, say_json
-    from merit.stages.context import RunContext
+    from merit.context import RunContext
 
     if serve and (figures or json):
         raise InputError("a report that is served writes no files", field="--serve")

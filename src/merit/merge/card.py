@@ -7,12 +7,12 @@ from pathlib import Path
 
 import yaml
 
-from merit.errors import InputError
-from merit.io import write_text
-from merit.markdown import code_cell, plain
+from merit.base.errors import InputError
+from merit.base.files import write_text
+from merit.base.markdown import code_cell, plain
 from merit.merge.names import hub_id, short_names
 from merit.merge.recipe import mergekit_recipe
-from merit.merge.result import MergeRecord, load_record
+from merit.merge.record import MergeRecord, load_record
 
 CARD = "README.md"
 

@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from merit.errors import InputError, StageError
-from merit.models.nll import TokenRow, length_batches, supervised_nll
+from merit.base.errors import InputError, StageError
+from merit.compute.nll import length_batches, supervised_nll
+from merit.data.example import Encoded
 
 _BATCH_TOKENS = 4096
 
@@ -44,7 +45,7 @@ class CurvatureMerge(ABC):
         self._pulled: dict[str, Tensor] = {}  # Σ w_k H_k δ_k
         self._weight = 0.0
 
-    def add(self, model: nn.Module, step: Mapping[str, Tensor], weight: float, rows: Sequence[TokenRow]) -> None:
+    def add(self, model: nn.Module, step: Mapping[str, Tensor], weight: float, rows: Sequence[Encoded]) -> None:
         """Adds a branch.
 
         Args:
@@ -84,7 +85,7 @@ class CurvatureMerge(ABC):
         sums[name] = sums[name] + value if name in sums else value
 
     @abstractmethod
-    def _measure(self, model: nn.Module, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
+    def _measure(self, model: nn.Module, rows: Sequence[Encoded]) -> dict[str, Tensor]:
         """H_k of each parameter that has one."""
 
     @abstractmethod
@@ -99,7 +100,7 @@ class CurvatureMerge(ABC):
 class FisherMerge(CurvatureMerge):
     """Diagonal Fisher weights."""
 
-    def _measure(self, model: nn.Module, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
+    def _measure(self, model: nn.Module, rows: Sequence[Encoded]) -> dict[str, Tensor]:
         own = {name: value for name, value in model.named_parameters() if name in self._mean}
         found = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in own.items()}
         tokens = 0
@@ -124,11 +125,11 @@ class FisherMerge(CurvatureMerge):
 class RegMeanMerge(CurvatureMerge):
     """Input Grams of linear layers."""
 
-    def _measure(self, model: nn.Module, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
+    def _measure(self, model: nn.Module, rows: Sequence[Encoded]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         with _inputs(_linears(model, self._mean), found, counts), torch.no_grad():
-            for batch in length_batches([len(ids) for ids, _ in rows], _BATCH_TOKENS):
+            for batch in length_batches([len(row.input_ids) for row in rows], _BATCH_TOKENS):
                 # A batch of one length has no padding, whose inputs would count as data.
                 for same in _by_length(rows, batch):
                     supervised_nll(model, same)
@@ -182,7 +183,7 @@ def _inputs(layers: Mapping[str, nn.Linear], sums: dict[str, Tensor], counts: di
             handle.remove()
 
 
-def _by_length(rows: Sequence[TokenRow], batch: Sequence[int]) -> Iterator[list[TokenRow]]:
-    lengths = {len(rows[index][0]) for index in batch}
+def _by_length(rows: Sequence[Encoded], batch: Sequence[int]) -> Iterator[list[Encoded]]:
+    lengths = {len(rows[index].input_ids) for index in batch}
     for length in sorted(lengths):
-        yield [rows[index] for index in batch if len(rows[index][0]) == length]
+        yield [rows[index] for index in batch if len(rows[index].input_ids) == length]

@@ -10,8 +10,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from merit.errors import InputError
-from merit.locks import take
+from merit.base.errors import InputError
+from merit.base.locks import take
 
 NAME = ".journal.jsonl"
 Hashed = list[list[Any]]  # a shard each: bytes, and their SHA-256 in hex

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
-from merit.conflict.result import AxesResult
-from merit.errors import InputError
+from merit.base.errors import InputError
+from merit.conflict.records import AxesResult
 from merit.split.partition import Group, Partition
 
 RESTARTS = 20

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from merit.base.errors import InputError, StageError
 from merit.config.split import SplitterName
-from merit.conflict.result import AxesResult
+from merit.conflict.records import AxesResult
 from merit.data.mixture import Mixture
-from merit.errors import InputError, StageError
 from merit.split.adversarial import adversarial_partition
 from merit.split.kmeans import kmeans_partition
 from merit.split.manual import manual_partition

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from merit.conflict.result import AxesResult
+from merit.conflict.records import AxesResult
 from merit.split.median import median_partition
 from merit.split.partition import Cut, Partition
 
