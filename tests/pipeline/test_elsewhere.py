@@ -34,7 +34,6 @@ RECIPE = (
     + """
 train: {{epochs: 2, learning_rate: 3.0e-3, batch_tokens: 300, precision: fp32}}
 evaluate: {{held_out: 4, generate: 1, max_new_tokens: 4, drift: 2, branches: false}}
-launch: {{parallel: 2}}
 """
 )
 

@@ -1,1 +1,1 @@
-"""What everything rests on: errors, files, records, locks, progress, extensions."""
+"""What everything rests on: errors, files, records, locks, progress."""

@@ -18,7 +18,7 @@ Run = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command(rich_help_panel="Look deeper")(agree)
+    app.command(rich_help_panel="Inspect")(agree)
 
 
 def agree(

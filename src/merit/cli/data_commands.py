@@ -9,7 +9,7 @@ import typer
 
 from merit.cli.options import File, Json
 
-_PANEL = "Before a run"
+_PANEL = "Prepare a run"
 
 
 def register(app: typer.Typer) -> None:

@@ -25,7 +25,7 @@ _MOST_JOBS = 4
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command(rich_help_panel="The whole of it")(demo)
+    app.command(rich_help_panel="Run")(demo)
 
 
 def demo(

@@ -14,8 +14,8 @@ from merit.config.checks import CHECK_NAMES, CheckName
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command(rich_help_panel="One stage")(diagnose)
-    app.command(rich_help_panel="Look deeper")(theory)
+    app.command(rich_help_panel="Stages")(diagnose)
+    app.command(rich_help_panel="Inspect")(theory)
 
 
 def diagnose(

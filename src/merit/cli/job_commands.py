@@ -18,8 +18,8 @@ _AS_CONFIGURED = "a run is merged as its configuration says (section `merge`); t
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command(rich_help_panel="One stage")(train)
-    app.command(rich_help_panel="One stage")(merge)
+    app.command(rich_help_panel="Stages")(train)
+    app.command(rich_help_panel="Stages")(merge)
 
 
 def train(

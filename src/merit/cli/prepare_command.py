@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command(rich_help_panel="One stage")(prepare)
+    app.command(rich_help_panel="Stages")(prepare)
 
 
 def prepare(file: File, output: Output = None, redo: Redo = False, json: Json = False) -> None:

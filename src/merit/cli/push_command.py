@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command(rich_help_panel="The whole of it")(push)
+    app.command(rich_help_panel="Run")(push)
 
 
 def push(

@@ -24,8 +24,8 @@ Runs = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command(rich_help_panel="One stage")(report)
-    app.command(rich_help_panel="Look deeper")(compare)
+    app.command(rich_help_panel="Stages")(report)
+    app.command(rich_help_panel="Inspect")(compare)
 
 
 def report(

@@ -17,9 +17,9 @@ _CONFIGURED = "is for a worker; without --worker it is `{}` in the configuration
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command(rich_help_panel="The whole of it")(run)
+    app.command(rich_help_panel="Run")(run)
     for command in (conflict, split, evaluate):
-        app.command(rich_help_panel="One stage")(command)
+        app.command(rich_help_panel="Stages")(command)
 
 
 def run(

@@ -14,7 +14,7 @@ from merit.cli.options import Json
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
     for command in (study, advise, benchmark):
-        app.command(rich_help_panel="Look deeper")(command)
+        app.command(rich_help_panel="Inspect")(command)
 
 
 def study(
