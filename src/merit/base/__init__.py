@@ -1,1 +1,1 @@
-"""What everything rests on: errors, files, records, locks, progress."""
+"""What everything rests on: errors, files, records, locks, the machine, places elsewhere, words, progress."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from merit.base.words import NONE
+from merit.base.words import decimal as number
 from merit.diagnose.models import JOINT, MERGE
 from merit.diagnose.records import (
     CalibrationResult,
@@ -20,13 +22,7 @@ from merit.diagnose.records import (
 )
 
 Row = list[str]
-NONE = "–"
 NEGLIGIBLE = 0.02  # of the loss at the ends: a lower hill is no barrier, however certain
-
-
-def number(value: float, digits: int = 3) -> str:
-    """With a real minus."""
-    return f"{value:.{digits}f}".replace("-", "−")
 
 
 def with_interval(item: Estimate, digits: int = 3) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from merit.base.errors import printable
 from merit.base.files import write_text
 from merit.base.markdown import plain
+from merit.base.words import count, duration, plural
 from merit.evaluate.scores import TableRow
 from merit.merge.names import hub_id
 from merit.report.evidence import Evidence, read_evidence
@@ -17,7 +18,6 @@ from merit.report.misfit import refusing_misfits
 from merit.report.sections.asked import facts
 from merit.report.table import table_markdown
 from merit.report.verdict import reach_verdict
-from merit.report.words import count, duration, plural
 from merit.run.layout import RunDir
 
 _CAPTION = (

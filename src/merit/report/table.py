@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from merit.base.errors import printable
 from merit.base.markdown import plain
+from merit.base.words import compact, decimal, duration, with_error
 from merit.evaluate.scores import Table, TableRow
-from merit.report.words import compact, decimal, duration, with_error
 
 BEST = "★"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from merit.base.words import decimal, signed
 from merit.diagnose.records import Estimate, LandscapeResult, LmcResult, NoiseLevel, PerturbationResult, Segment
 from merit.report.figure import DataTable, Figure
 from merit.report.figures.style import LEGEND, dash, method_colour, method_symbol, place_labels
 from merit.report.page import plotly_text
-from merit.report.words import decimal, signed
 
 _SHOWN = 24  # segments drawn: those with the highest peaks
 _SCALE = [[0, "--agree-2"], [0.35, "--agree-1"], [0.6, "--neutral"], [0.8, "--fight-1"], [1, "--fight-2"]]

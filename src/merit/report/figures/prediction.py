@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from merit.base.words import decimal, signed
 from merit.diagnose.records import CalibrationResult, CurvatureResult, DisplacementResult, GainResult
 from merit.diagnose.words import PUBLISHED_COSINES
 from merit.report.figure import DataTable, Figure
 from merit.report.figures.basin import between, colour, whiskers
 from merit.report.figures.style import LEGEND, column_axis, group_colour, row_axis
 from merit.report.page import plotly_text
-from merit.report.words import decimal, signed
 
 
 def displacement_figure(result: DisplacementResult) -> Figure:

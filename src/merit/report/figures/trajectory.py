@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from merit.base.words import decimal
 from merit.diagnose.records import Trajectories
 from merit.report.figure import DataTable, Figure
 from merit.report.figures.basin import colour
 from merit.report.figures.style import LEGEND, group_colour
 from merit.report.page import plotly_text
-from merit.report.words import decimal
 
 
 def ways_figure(found: Trajectories) -> Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from merit.base.words import decimal, plural, series
 from merit.diagnose.records import (
     RESULTS,
     CalibrationResult,
@@ -26,7 +27,6 @@ from merit.report.figures.basin import connectivity_figure, landscape_figure, no
 from merit.report.figures.prediction import alignment_figure, calibration_figure, displacement_figure, losses_figure
 from merit.report.figures.trajectory import ways_figure
 from merit.report.sections.reading import READINGS, WAYS, Reading
-from merit.report.words import decimal, plural, series
 
 ID, TITLE = "diagnostics", "Whether the basin held"
 
