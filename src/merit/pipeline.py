@@ -102,7 +102,7 @@ def _run_stage(context: RunContext, stage: Step) -> None:
         return
     why = "asked for again" if state.fresh else state.why
     if why:
-        _log.info("%s: %s; %s", stage.name, why, stage.says(context))
+        _log.info("%s: %s", stage.name, why)
     elif stage.name not in _FIRST:  # what they find wrong must be the only line
         _log.info("%s", stage.says(context))
     forget_stage(context.run, stage.name)
