@@ -29,9 +29,10 @@ def open_url(url: str, *, field: str | None = None) -> tuple[Any, str]:
     """
     import fsspec
 
+    refused: tuple[type[Exception], ...] = (ImportError, ValueError, *url_errors())
     try:
         system, root = fsspec.core.url_to_fs(url_of(url) if is_url(url) else url)
-    except (ImportError, ValueError, *url_errors()) as error:
+    except refused as error:
         raise InputError(f"cannot be opened: {first_line(error)}", file=url, field=field) from error
     return system, str(root)
 
