@@ -232,11 +232,11 @@ def test_a_dead_workers_dataset_is_free(run, mixture):
         stdin=subprocess.PIPE,
     )
     assert child.stdout.readline() == b"1\n"
-    with claim(lock, wait=False) as mine:
+    with claim(lock) as mine:
         assert not mine
     child.kill()
     child.wait()
-    with claim(lock, wait=False) as mine:
+    with claim(lock) as mine:
         assert mine
 
 

@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import pytest
 
 from merit.base.errors import InputError, StageError
-from merit.jobs.devices import gpu_names, slot_environments, usable_cores, visible_gpus
+from merit.base.machine import usable_cores
+from merit.jobs.devices import gpu_names, slot_environments, visible_gpus
 from merit.jobs.drive import RetryPolicy
 from merit.jobs.engines.local import LocalExecutor
 from merit.jobs.job import Job

@@ -95,7 +95,7 @@ def test_card(trio):
     assert digest["model.safetensors"] in card
     write_card(trio / "half", title="Mine", datasets=[["gsm8k"], ["code | <x>"]])
     assert "| gsm8k |" in (trio / "half/README.md").read_text()
-    assert "code \\| &lt;x>" in (trio / "half/README.md").read_text()
+    assert "code \\| \\<x\\>" in (trio / "half/README.md").read_text()
 
 
 def test_recipe_there_and_back(trio):

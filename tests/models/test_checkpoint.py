@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from merit.base.errors import InputError
 from merit.models.checkpoint import Checkpoint, read_header
+from merit.models.source import check_model_folder
 
 
 def header(file, value, *, data=b"", length=None):
@@ -95,3 +96,26 @@ def test_tensor_in_a_shard_that_the_index_does_not_know(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "a.safetensors"}}))
     with pytest.raises(InputError, match=r"`v`: in a.safetensors, but the index says nothing of it"):
         Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        ([], "not a safetensors index"),
+        ({"weight_map": {"w": 1}}, "not a safetensors index"),
+        ({"weight_map": {"w": "../a.safetensors"}}, "names '../a.safetensors', which is no shard in this folder"),
+        ({"weight_map": {"w": "b.safetensors"}}, r"the shard b.safetensors is missing \(1 tensors\)"),
+    ],
+)
+def test_an_index_is_judged_alike_whoever_reads_it(tmp_path, index, expected):
+    """θ0 is checked before it is loaded, and a checkpoint when it is opened to be merged."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "a.safetensors").touch()
+    said = []
+    for read in (Checkpoint.open, lambda path: check_model_folder(path, trust_remote_code=False)):
+        with pytest.raises(InputError, match=expected) as caught:
+            read(tmp_path)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    assert "`weight_map`" in said[0]

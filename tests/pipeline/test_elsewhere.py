@@ -123,7 +123,7 @@ def test_workers_share_the_models_to_evaluate(copied: RunDir) -> None:
     shutil.rmtree(copied.evaluations)
     copied.stage("evaluate").unlink()
     precision = RunContext.open(copied.root).config.train.precision
-    with claim(copied.evaluations / "jobs" / "base.lock", wait=False) as mine:
+    with claim(copied.evaluations / "jobs" / "base.lock") as mine:
         assert mine
         assert merit(["evaluate", str(copied.root), "--worker", "0", "--precision", precision]) == 0
     assert not copied.evaluation("base").exists()

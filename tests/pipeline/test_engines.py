@@ -22,9 +22,9 @@ from runs import HEAD, start, weights_of
 from four_files import write_four_files
 from merit.base.errors import InputError, StageError
 from merit.base.files import read_json
+from merit.base.locks import is_locked
 from merit.context import RunContext
 from merit.evaluate.scores import Table
-from merit.jobs.job_side import is_locked
 from merit.pipeline import run_pipeline
 from merit.run.events import read_events
 from merit.run.layout import RunDir

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from merit.base.words import compact, data_size, decimal, duration, plural, series, short_labels, signed
 from merit.report.figures.style import place_labels
 from merit.report.now import read_log, smooth
-from merit.report.words import compact, data_size, decimal, duration, plural, series, short_labels, signed
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,65 @@
-"""Who works on which piece, when several processes share the pieces of a stage."""
+"""File locks, which the kernel releases when their process dies, however it dies."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import lock_descriptor
+
 from merit.base.files import disk_errors
+
+_POLL_SECONDS = 0.05
 
 
 @contextlib.contextmanager
-def claim(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Holds the lock file `path`; yields False if another process does and `wait` is off.
+def claim(path: Path, *, wait_seconds: float = 0) -> Iterator[bool]:
+    """Holds the lock file `path`; yields False if another process still holds it after `wait_seconds`.
 
-    The lock goes with its process, however that ends: what a dead worker had in hand is free again at once.
+    Raises:
+        InputError: the lock file may not be written.
+        StageError: the disk is full.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield take(handle, wait_seconds=wait_seconds)
+    finally:
+        os.close(handle)
+
+
+def take(handle: int, *, wait_seconds: float = 0) -> bool:
+    """Locks an open file until it is closed; False if another process still holds it after `wait_seconds`.
+
+    The file's content is the caller's: filelock's own `FileLock` would empty it.
+    """
+    deadline = time.monotonic() + wait_seconds
+    while not lock_descriptor(handle, blocking=False):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock at `path`, here or, where the file system knows, on another machine.
+
+    The lock is shared, which filelock does not offer: it needs no right to write, and two who look do not mistake
+    each other for a holder.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
     finally:
         os.close(handle)

@@ -1,30 +1,22 @@
-"""How much memory this machine has."""
+"""How much memory this machine has, and how many of its cores are ours."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-_KINDS = {"MemTotal": "SC_PHYS_PAGES", "MemAvailable": "SC_AVPHYS_PAGES"}
+import psutil
 
 
 def total_memory() -> int:
     """Bytes of memory."""
-    return _memory("MemTotal")
+    return int(psutil.virtual_memory().total)
 
 
 def free_memory() -> int:
     """Bytes that a program could take now; what the system keeps as a cache counts as free."""
-    return _memory("MemAvailable")
+    return int(psutil.virtual_memory().available)
 
 
-def _memory(kind: str) -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError):
-        lines = []
-    for line in lines:
-        name, _, rest = line.partition(":")
-        if name == kind:
-            return int(rest.split()[0]) * 1024
-    return os.sysconf(_KINDS[kind]) * os.sysconf("SC_PAGE_SIZE")
+def usable_cores() -> int:
+    """Cores that this process may use: a scheduler or `taskset` may allow fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Numbers and lists as a person would say them: one wording for the terminal, the report and every table."""
+"""Numbers, times and lists as a person would say them. One formatting for every page, table and terminal line."""
 
 from __future__ import annotations
 
@@ -12,6 +12,38 @@ def count(number: float) -> str:
     return f"{round(number):,}"
 
 
+def compact(number: float) -> str:
+    """1234567 → "1.23 M": three digits and a unit, for headings and axes."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if abs(number) >= size:
+            scaled = number / (1e3 if unit == "k" else size)
+            return f"{scaled:.3g} {unit}" if scaled < 1000 else f"{scaled:,.0f} {unit}"
+    return count(number)
+
+
+def data_size(size: float) -> str:
+    """Bytes, in powers of 1000: 2340000 → "2.34 MB"."""
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(size) >= limit:
+            scaled = size / limit
+            return f"{scaled:.3g} {unit}" if scaled < 1000 else f"{scaled:,.0f} {unit}"
+    return f"{round(size)} bytes"
+
+
+def duration(seconds: float) -> str:
+    """3725 → "1 h 2 min"; below ten seconds with one decimal."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(round(whole / 60), 60)
+    return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
+
+
 def signed(number: float, digits: int = 3) -> str:
     """With a sign and a real minus: "+0.120", "−0.031"."""
     return ("+" if number >= 0 else "−") + f"{abs(number):.{digits}f}"
@@ -20,6 +52,13 @@ def signed(number: float, digits: int = 3) -> str:
 def decimal(number: float | None, digits: int = 3) -> str:
     """A figure of a table, or a dash where there is none; with a real minus."""
     return NONE if number is None else f"{number:.{digits}f}".replace("-", "−")
+
+
+def with_error(value: float | None, error: float | None, digits: int = 3) -> str:
+    """ "1.754 ± 0.031"."""
+    if value is None or error is None:
+        return decimal(value, digits)
+    return f"{decimal(value, digits)} ± {error:.{digits}f}"
 
 
 def plural(number: float, noun: str, many: str | None = None) -> str:
@@ -34,3 +73,29 @@ def series(items: Sequence[str], *, limit: int | None = None) -> str:
     if len(items) < 2:
         return "".join(items)
     return f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def code(name: str) -> str:
+    """A name between backticks, which the report sets in the code face; backticks of its own are taken off."""
+    return f"`{name.replace('`', 'ˋ')}`"
+
+
+def shorten(text: str, width: int) -> str:
+    """`text` in at most `width` characters, with its middle left out: heads and tails tell names apart."""
+    if len(text) <= width:
+        return text
+    tail = (width - 1) // 3
+    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def short_labels(names: Sequence[str], width: int) -> list[str]:
+    """Shortened names for axes, still unique."""
+    labels: list[str] = []
+    for name in names:
+        label = shorten(name, width)
+        number = 2
+        while label in labels:
+            label = f"{shorten(name, width - 3)} ·{number}"
+            number += 1
+        labels.append(label)
+    return labels

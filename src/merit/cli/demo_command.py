@@ -11,10 +11,9 @@ import typer
 
 from merit.base.errors import InputError
 from merit.base.extensions import names
-from merit.base.machine import total_memory
+from merit.base.machine import total_memory, usable_cores
 from merit.cli.options import Json
 from merit.cli.run_commands import execute
-from merit.jobs.devices import usable_cores
 
 _LAUNCH = {
     "ray": "launch: {{engine: ray, parallel: {jobs}, ray: {{cpus: {cores}}}}}\n",

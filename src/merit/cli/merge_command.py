@@ -10,6 +10,7 @@ from typing import cast, get_args
 
 from merit.base.errors import InputError
 from merit.base.progress import SILENT, Progress
+from merit.base.urls import is_url, url_of
 from merit.config.merge import DtypeName
 from merit.config.model import ModelConfig
 from merit.merge.average import merge_checkpoints
@@ -18,7 +19,7 @@ from merit.merge.names import short_names
 from merit.merge.plan import WeightRule
 from merit.merge.recipe import read_mergekit
 from merit.merge.record import MergeResult
-from merit.merge.remote import fetch, is_url, send_merge, url_of
+from merit.merge.remote import fetch, send_merge
 from merit.merge.verify import verify_merge
 from merit.merge.weights import token_weights, uniform_weights
 from merit.models.adapter import is_adapter

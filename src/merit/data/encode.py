@@ -20,9 +20,7 @@ from merit.data.mixture import Rendered
 from merit.data.template import ChatTemplate
 
 _VERSION = 1  # part of the fingerprint: raise it when the encoding of any example changes
-IMAGE_TOKENS = (
-    "merit_images"  # as in models/loading.py: attribute of a vision-language model's tokenizer: see `ImageTokens`
-)
+IMAGE_TOKENS = "merit_images"  # the attribute of a vision-language model, and of its tokenizer, that is `ImageTokens`
 
 
 @dataclass(frozen=True)

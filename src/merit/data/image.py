@@ -10,7 +10,6 @@ import binascii
 import contextlib
 import hashlib
 import json
-import os
 import sqlite3
 import stat
 import warnings
@@ -25,6 +24,7 @@ from typing import Any
 from merit.base.errors import InputError
 from merit.base.files import write_bytes
 from merit.base.logging import get_logger
+from merit.base.machine import usable_cores
 from merit.data.fetch import fetch
 from merit.data.row import MAX_ROW_BYTES
 from merit.models.source import cache_folder
@@ -297,8 +297,7 @@ class ImageChecker:
     def __init__(self, max_pixels: int, cache: Path | None = None) -> None:
         self._max_pixels = max_pixels
         self._cache = cache
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._pool = ThreadPoolExecutor(cores, thread_name_prefix="merit-image")
+        self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="merit-image")
 
     @cached_property
     def _memory(self) -> _Memory | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -103,7 +104,7 @@ def _mine(context: RunContext, label: str, *, share: bool, wait: bool = False) -
     if not share:
         return nullcontext(True)
     name = context.run.evaluation(label).with_suffix(".lock").name
-    return claim(context.run.evaluations / "jobs" / name, wait=wait)
+    return claim(context.run.evaluations / "jobs" / name, wait_seconds=math.inf if wait else 0)
 
 
 def _drift_set(context: RunContext, counter: Counter) -> DriftSet:

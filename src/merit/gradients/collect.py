@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -138,7 +139,8 @@ class Collector:
                     done += count
                     bar.update(done, note=name)
 
-                with claim(store.path(name).with_suffix(".lock"), wait=wait) as mine:
+                lock = store.path(name).with_suffix(".lock")
+                with claim(lock, wait_seconds=math.inf if wait else 0) as mine:
                     if mine and (wait or self._size(store, name) == have[name]):
                         self._measure(store, name, jobs[name], size, grows=have[name] > 0, on_tokens=on_tokens)
                         measured += 1

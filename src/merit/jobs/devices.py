@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 
+from merit.base.machine import usable_cores
+
 
 def visible_gpus() -> list[str]:
     """Identifiers of the GPUs that jobs may use, as CUDA_VISIBLE_DEVICES takes them; empty on a CPU machine."""
@@ -24,11 +26,6 @@ def gpu_names() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", listing, re.MULTILINE)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def slot_environments(parallel: int | None, gpus: list[str], cores: int) -> list[dict[str, str]]:

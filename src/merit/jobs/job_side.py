@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import _thread
 import contextlib
-import fcntl
 import os
 import signal
 import time
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from merit.base.errors import StageError
-from merit.base.files import disk_errors
+from merit.base.locks import claim
 
 _CHECK_SECONDS = 0.5
 
@@ -37,21 +36,6 @@ def _watch(parent: int) -> None:
     os._exit(1)
 
 
-def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock at `path`, here or, where the file system knows, on another machine."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-
-
 @contextlib.contextmanager
 def job_lock(path: Path, *, wait_seconds: float = 30) -> Iterator[None]:
     """Holds the lock of one job's folder; waits for the last moments of an orphaned predecessor.
@@ -59,19 +43,7 @@ def job_lock(path: Path, *, wait_seconds: float = 30) -> Iterator[None]:
     Raises:
         StageError: another process still works on it.
     """
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        deadline = time.monotonic() + wait_seconds
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise StageError(f"{path.parent}: another process works on this job") from None
-                time.sleep(_CHECK_SECONDS)
+    with claim(path, wait_seconds=wait_seconds) as mine:
+        if not mine:
+            raise StageError(f"{path.parent}: another process works on this job")
         yield
-    finally:
-        os.close(handle)

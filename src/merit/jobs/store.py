@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from merit.base.errors import InputError, StageError
+from merit.base.errors import InputError, StageError, first_line
 from merit.base.logging import get_logger
+from merit.base.urls import open_url, url_errors
 
 _TRIES = 6
 _FIRST_SECONDS = 0.5  # doubled each time: half a minute in all
@@ -30,12 +31,7 @@ class Store:
 
     def __init__(self, url: str) -> None:
         """Raises InputError: not a URL that fsspec knows, or its driver (s3fs, gcsfs, …) is not installed."""
-        import fsspec
-
-        try:
-            self._files, root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError, OSError) as error:
-            raise InputError(f"{url!r} cannot be opened: {error}", field="launch.store") from None
+        self._files, root = open_url(url, field="launch.store")
         self.url = url.rstrip("/")
         self._root = PurePosixPath(root)
         self._lock = threading.Lock()
@@ -134,23 +130,10 @@ class Store:
                 raise
             except PermissionError as error:
                 raise InputError(f"the store refuses to {what}: {error}", field="launch.store") from None
-            except _failures() as error:
+            except url_errors() as error:
                 if not left:
                     raise StageError(f"the store {self.url} cannot {what}: {error}") from error
-                _log.warning("the store cannot %s (%s); tried again in %g s", what, _short(error), wait)
+                _log.warning("the store cannot %s (%s); tried again in %g s", what, first_line(error), wait)
                 time.sleep(wait)
                 wait *= 2
         raise StageError(f"the store {self.url} cannot {what}")
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What may pass: errors of the system, and of HTTP clients below fsspec."""
-    try:
-        from aiohttp import ClientError
-    except ImportError:
-        return (OSError,)
-    return (OSError, ClientError)
-
-
-def _short(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from merit.base.errors import InputError, printable
+from merit.base.errors import InputError
 from merit.base.files import write_text
+from merit.base.markdown import code_cell, plain
 from merit.merge.names import hub_id, short_names
 from merit.merge.recipe import mergekit_recipe
 from merit.merge.record import MergeRecord, load_record
@@ -35,7 +36,7 @@ def write_card(
     """
     card = merge_card(load_record(folder), title or folder.name, datasets)
     if missing:
-        names = "; ".join(", ".join(map(_cell, group)) for group in missing)
+        names = "; ".join(", ".join(map(plain, group)) for group in missing)
         card += f"\n**Partial**: {len(missing)} of the planned branches were not done and are not in it: {names}.\n"
     write_text(folder / CARD, card)
 
@@ -44,19 +45,19 @@ def merge_card(record: MergeRecord, title: str, datasets: Sequence[Sequence[str]
     """The card as Markdown with the Hub's front matter."""
     result = record.result
     known = [*result.inputs, *([result.base] if result.base else [])]
-    names = [_cell(name) for name in short_names([item.path for item in known])]
+    names = [plain(name) for name in short_names([item.path for item in known])]
     hub = [name for item in known if (name := hub_id(item.path))]
     front: dict[str, object] = {"library_name": "transformers", "tags": ["merge", "merit"]}
     if hub:
         front |= {"base_model": list(dict.fromkeys(hub)), "base_model_relation": "merge"}
-    parts = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {_cell(title)}", ""]
+    parts = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {plain(title)}", ""]
     parts += [_summary(record, names[-1] if result.base else None), ""]
     head = ["input", "share", "fingerprint", *(["datasets"] if datasets else [])]
     parts += ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" + " --- |" * (len(head) - 2)]
     for number, item in enumerate(result.inputs):
         row = [names[number], f"{item.weight:.6g}", f"`{item.fingerprint}`"]
         if datasets:
-            row.append(", ".join(map(_cell, datasets[number])) if number < len(datasets) else "")
+            row.append(", ".join(map(plain, datasets[number])) if number < len(datasets) else "")
         parts.append("| " + " | ".join(row) + " |")
     parts += ["", *_figures(record), *_rules(record), *_notes(record)]
     parts += ["## Check it", "", "```", "merit merge --verify .", "```", ""]
@@ -102,14 +103,10 @@ def _figures(record: MergeRecord) -> list[str]:
 
 def _rules(record: MergeRecord) -> list[str]:
     rows = [
-        f"| `{_cell(rule.pattern)}` | {', '.join(f'{w:g}' for w in rule.weights)} |" for rule in record.result.rules
+        f"| {code_cell(rule.pattern)} | {', '.join(f'{w:g}' for w in rule.weights)} |" for rule in record.result.rules
     ]
     return ["| tensors that match | weights |", "| --- | --- |", *rows, ""] if rows else []
 
 
 def _notes(record: MergeRecord) -> list[str]:
-    return [*(f"- {_cell(note)}" for note in record.result.notes), ""] if record.result.notes else []
-
-
-def _cell(text: str) -> str:
-    return printable(text).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
+    return [*(f"- {plain(note)}" for note in record.result.notes), ""] if record.result.notes else []

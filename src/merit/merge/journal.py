@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from merit.base.errors import InputError
+from merit.base.locks import take
 
 NAME = ".journal.jsonl"
 Hashed = list[list[Any]]  # a shard each: bytes, and their SHA-256 in hex
@@ -42,11 +42,9 @@ class Journal:
         """
         self.path = folder / NAME
         self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take(self._handle):
             os.close(self._handle)
-            raise InputError("another process is writing this merge; wait for it", file=folder) from None
+            raise InputError("another process is writing this merge; wait for it", file=folder)
         self._mark = mark
         self.done: dict[int, list[float]] = {}  # block → its sums of squares
         self.hashed: list[Hashed] = []  # an output each: what its shards held when all blocks in `done` were in them

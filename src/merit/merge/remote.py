@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,24 +12,12 @@ from merit.base.errors import InputError, StageError
 from merit.base.kept import made_once
 from merit.base.progress import Progress
 from merit.base.record import fingerprint
+from merit.base.urls import open_url, url_errors
 from merit.merge.record import MergeResult, load_record
 from merit.models.source import cache_folder
 
 _WANTED = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
 _LAST = ("config.json", "model.safetensors.index.json", "merit_merge.json")  # a reader must not find these too early
-
-
-def is_url(text: str) -> bool:
-    """Whether `text` is a URL; one that went through `Path` and lost a slash counts."""
-    return re.match(r"^[a-z][a-z0-9+.\-]+:/", text) is not None
-
-
-def url_of(text: str) -> str:
-    """The URL with all its slashes."""
-    protocol, rest = text.split(":/", 1)
-    if rest.startswith("/"):
-        return text
-    return f"{protocol}://{'/' if protocol == 'file' else ''}{rest}"
 
 
 def fetch(url: str, progress: Progress) -> Path:
@@ -39,7 +26,7 @@ def fetch(url: str, progress: Progress) -> Path:
     Raises:
         InputError: no such folder, no access, or a protocol whose fsspec package is not installed.
     """
-    system, root = _open(url)
+    system, root = open_url(url)
     try:
         found = [item for item in system.ls(root, detail=True) if item["type"] == "file"]
         wanted = sorted((item for item in found if item["name"].endswith(_WANTED)), key=lambda item: str(item["name"]))
@@ -56,7 +43,7 @@ def fetch(url: str, progress: Progress) -> Path:
                     bar.update(done, note=name)
 
         return made_once(cache_folder() / "remote" / mark, get)
-    except OSError as error:
+    except url_errors() as error:
         raise InputError(f"cannot be fetched: {error}", file=url) from error
 
 
@@ -66,10 +53,10 @@ def check_free(url: str) -> None:
     Raises:
         InputError: there is, or the place cannot be reached.
     """
-    system, root = _open(url)
+    system, root = open_url(url)
     try:
         taken = system.exists(root) and bool(system.ls(root))
-    except OSError as error:
+    except url_errors() as error:
         raise InputError(f"cannot be reached: {error}", file=url, field="output") from error
     if taken:
         raise InputError("exists already; name a new folder, or remove it first", file=url, field="output")
@@ -106,7 +93,7 @@ def send(folder: Path, url: str, progress: Progress) -> None:
     Raises:
         StageError: the transfer failed; the local folder is kept.
     """
-    system, root = _open(url)
+    system, root = open_url(url)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     files.sort(key=lambda path: path.name in _LAST)
     try:
@@ -116,18 +103,8 @@ def send(folder: Path, url: str, progress: Progress) -> None:
                 system.makedirs(place.rsplit("/", 1)[0], exist_ok=True)
                 system.put_file(str(path), place)
                 bar.update(done, note=path.name)
-    except OSError as error:
+    except url_errors() as error:
         raise StageError(f"{url}: sending failed ({error}); the merge is whole in {folder}") from error
-
-
-def _open(url: str) -> tuple[Any, str]:
-    import fsspec
-
-    try:
-        system, root = fsspec.core.url_to_fs(url_of(url))
-    except (ImportError, ValueError) as error:
-        raise InputError(f"cannot be opened: {error}", file=url) from error
-    return system, str(root)
 
 
 def _version(item: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ threads keep disk and cores busy at once. No file is mapped: peak memory is the 
 from __future__ import annotations
 
 import hashlib
-import os
 import queue
 import threading
 import time
@@ -20,6 +19,7 @@ import numpy as np
 from merit.base.errors import InputError
 from merit.base.files import disk_errors
 from merit.base.logging import get_logger
+from merit.base.machine import usable_cores
 from merit.base.progress import Bar
 from merit.merge.accumulate import BYTES_AN_ELEMENT, Accumulator
 from merit.merge.journal import Hashed, Journal
@@ -46,8 +46,7 @@ def split_memory(memory_bytes: int) -> tuple[int, int]:
     budget = memory_bytes - 2 * _HASH_BYTES
     if budget < BYTES_AN_ELEMENT * 1024:
         raise InputError(f"{memory_bytes} bytes are too few to merge in; give at least 4 MB", field="memory")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, min(cores, _MAX_THREADS, budget // chunk_bytes))
+    threads = max(1, min(usable_cores(), _MAX_THREADS, budget // chunk_bytes))
     return threads, min(CHUNK, budget // threads // BYTES_AN_ELEMENT)
 
 

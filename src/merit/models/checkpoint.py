@@ -178,19 +178,39 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _sharded(path: Path) -> dict[str, TensorInfo]:
-    file = path / INDEX
+def read_index(path: Path) -> dict[str, str]:
+    """Tensor → shard, as the index of a folder says.
+
+    Raises:
+        InputError: no index of shards, or one of them is missing or outside the folder.
+    """
+    file, field = path / INDEX, "weight_map"
     index = read_json(file)
-    names = index.get("weight_map") if isinstance(index, dict) else None
+    names = index.get(field) if isinstance(index, dict) else None
     if not isinstance(names, dict) or not all(isinstance(shard, str) for shard in names.values()):
-        raise InputError("not a safetensors index: no `weight_map` from names to files", file=file)
-    tensors: dict[str, TensorInfo] = {}
+        raise InputError("not a safetensors index: it must map names to files", file=file, field=field)
     for shard in sorted(set(names.values())):
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise InputError(f"names {shard!r}, which is no shard in this folder", file=file)
+            raise InputError(f"names {shard!r}, which is no shard in this folder", file=file, field=field)
         if not (path / shard).is_file():
             count = sum(value == shard for value in names.values())
-            raise InputError(f"the shard {shard} is missing ({count} tensors)", file=file)
+            raise InputError(f"the shard {shard} is missing ({count} tensors)", file=file, field=field)
+    return names
+
+
+def no_weights(path: Path, *, field: str | None = None) -> InputError:
+    """What is wrong with a folder without safetensors."""
+    if pickles := sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES):
+        message = f"the weights are pickled ({pickles[0]}), which can run code when loaded; convert them to safetensors"
+    else:
+        message = "no .safetensors weights in this folder"
+    return InputError(message, file=path, field=field)
+
+
+def _sharded(path: Path) -> dict[str, TensorInfo]:
+    file, names = path / INDEX, read_index(path)
+    tensors: dict[str, TensorInfo] = {}
+    for shard in sorted(set(names.values())):
         for info in read_header(path / shard):
             if names.get(info.name) != shard:
                 where = names.get(info.name)
@@ -211,13 +231,7 @@ def _unindexed(path: Path) -> dict[str, TensorInfo]:
         return {info.name: info for info in read_header(files[0])}
     if files:
         raise InputError(f"{len(files)} safetensors files, but no {INDEX} says which belong to the model", file=path)
-    pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
-    if pickles:
-        raise InputError(
-            f"the weights are pickled ({pickles[0]}), which can run code when loaded; convert them to safetensors",
-            file=path,
-        )
-    raise InputError("no .safetensors weights in this folder", file=path)
+    raise no_weights(path)
 
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}  # what can be averaged
@@ -252,6 +266,19 @@ def read_header(file: Path) -> list[TensorInfo]:
     Raises:
         InputError: truncated, damaged, or holding a type that cannot be averaged; names the file and the tensor.
     """
+    entries, data, size = read_entries(file)
+    found = [_tensor(file, name, entry, data) for name, entry in entries.items()]
+    found.sort(key=lambda info: (info.offset, info.nbytes))
+    _check_contiguous(file, found, data, size)
+    return found
+
+
+def read_entries(file: Path) -> tuple[dict[str, Any], int, int]:
+    """What the header says of each tensor, unchecked; where the data begins, and the file's size, in bytes.
+
+    Raises:
+        InputError: no plain file, or its header is cut short or damaged.
+    """
     try:
         if file.exists() and not file.is_file():
             raise InputError("not a plain file", file=file)
@@ -279,11 +306,7 @@ def read_header(file: Path) -> list[TensorInfo]:
     notes = header.get("__metadata__", {})
     if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
         raise InputError("damaged header: its notes are no text", file=file, field="__metadata__")
-    data = 8 + length
-    found = [_tensor(file, name, entry, data) for name, entry in header.items() if name != "__metadata__"]
-    found.sort(key=lambda info: (info.offset, info.nbytes))
-    _check_contiguous(file, found, data, size)
-    return found
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}, 8 + length, size
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from merit.base.errors import InputError, first_line, out_of_memory
 from merit.base.logging import get_logger
 from merit.config.model import Role
+from merit.data.encode import IMAGE_TOKENS
 from merit.models.layout import FROZEN, role_of
 from merit.models.source import ModelFolder, check_model_folder
 from merit.models.vision import ModelImages, is_vision_model, load_images
@@ -26,8 +27,6 @@ from merit.models.vision import ModelImages, is_vision_model, load_images
 Precision = Literal["bf16", "fp32"]
 
 _log = get_logger(__name__)
-
-IMAGES = "merit_images"  # attribute of a vision-language model and of its tokenizer: its `ModelImages`
 
 
 def load_model(
@@ -75,7 +74,7 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), trust_remote_code=trust_remote_code, local_files_only=True
         )
-        setattr(model, IMAGES, load_images(folder, tokenizer, trust_remote_code=trust_remote_code))
+        setattr(model, IMAGE_TOKENS, load_images(folder, tokenizer, trust_remote_code=trust_remote_code))
         freeze_roles(model, FROZEN if freeze is None else freeze)
     return model.to(best_device())
 
@@ -100,7 +99,7 @@ def images_of(model_or_tokenizer: Any) -> ModelImages | None:
         model = inner
     if callable(base := getattr(model, "get_base_model", None)):
         model = base()
-    found: ModelImages | None = getattr(model, IMAGES, None)
+    found: ModelImages | None = getattr(model, IMAGE_TOKENS, None)
     return found
 
 
@@ -128,7 +127,7 @@ def load_tokenizer(folder: ModelFolder, chat_template: Path | None = None) -> Pr
         tokenizer.pad_token = tokenizer.eos_token
     if is_vision_model(folder.path):
         images = load_images(folder.path, tokenizer, trust_remote_code=folder.trust_remote_code)
-        setattr(tokenizer, IMAGES, images)
+        setattr(tokenizer, IMAGE_TOKENS, images)
     return tokenizer
 
 

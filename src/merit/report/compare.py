@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merit.base.files import write_text
+from merit.base.words import decimal, plural, series, signed
 from merit.report.misfit import refusing_misfits
 from merit.report.page import render_page
 from merit.report.versus.results import FACES, Difference, compare_results, results_section
@@ -24,7 +25,6 @@ from merit.report.versus.sides import (
     read_sides,
     settings_section,
 )
-from merit.report.words import decimal, plural, series, signed
 
 _SETTINGS = 20  # in the terminal; the page has all
 

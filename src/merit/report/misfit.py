@@ -9,12 +9,15 @@ from pathlib import Path
 
 from merit.base.errors import InputError, first_line
 
-_MISFITS = (ValueError, LookupError, ArithmeticError, TypeError, AttributeError)
+# Records have been checked field by field when they were read, so a TypeError or an AttributeError is a fault of ours.
+_MISFITS = (ValueError, LookupError, ArithmeticError)
 
 
 @contextlib.contextmanager
 def refusing_misfits(root: Path) -> Iterator[None]:
     """What drawing stumbles over becomes one line that says where. Lists of unlike lengths are known only then.
+
+    A fault of our own drawing code is raised as it is.
 
     Raises:
         InputError: the run's files do not fit together.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from merit.base.record import whole
-from merit.report.words import duration, plural
+from merit.base.words import duration, plural
 from merit.run.events import is_job
 
 

@@ -6,11 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from merit.base.errors import InputError, MeritError
 from merit.report.build import render_report
@@ -53,8 +55,10 @@ class ReportServer(ThreadingHTTPServer):
                 self._page = state, render_report(read_evidence(self.root), follow=state).encode()
             return self._page[1]
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A reader that goes away in the middle is no news."""
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A reader that goes away in the middle is no news; a fault of ours is."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

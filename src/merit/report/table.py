@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from merit.base.errors import printable
+from merit.base.markdown import plain
+from merit.base.words import compact, decimal, duration, with_error
 from merit.evaluate.scores import Table, TableRow
-from merit.report.words import compact, decimal, duration, with_error
 
 BEST = "★"
 
@@ -90,11 +91,5 @@ def table_markdown(table: Table, *, branches: bool = False) -> str:
     """The same as a Markdown table, for the model card."""
     header, *body = table_rows(table, branches=branches)
     rule = ["---", "---", *["---:"] * (len(header) - 2)]
-    lines = [header, rule, *([_markdown(cell) for cell in line] for line in body)]
+    lines = [header, rule, *(map(plain, line) for line in body)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def _markdown(text: str) -> str:
-    for char in "\\`*_|<>[]":
-        text = text.replace(char, f"\\{char}")
-    return text

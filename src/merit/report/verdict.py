@@ -9,10 +9,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from merit.base.words import code, decimal, series, signed
 from merit.evaluate.scores import Comparison, Table, TableRow
 from merit.evaluate.statistics import told_apart
 from merit.report.evidence import Evidence
-from merit.report.words import code, decimal, series, signed
 
 MAIN = "merit"
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from merit.base.errors import InputError
 from merit.base.files import disk_errors, write_bytes
+from merit.base.locks import claim
 from merit.run.layout import RunDir
 
 _LOOK_SECONDS = 0.3  # `merit status` holds it for a moment, to see whether it is free
@@ -141,29 +140,15 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def run_lock(run: RunDir) -> Iterator[None]:
-    """Holds the run's lock; the kernel releases it when the process dies, however it dies.
+    """Holds the run's lock, and writes this process's id into it.
 
     Raises:
         InputError: another process holds it; names the process.
     """
-    with disk_errors(run.lock):
-        run.state.mkdir(parents=True, exist_ok=True)
-        handle = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        if not (_taken(handle) or _taken(handle, after=_LOOK_SECONDS)):
-            owner = os.read(handle, 64).decode(errors="replace").strip() or "unknown"
+    with claim(run.lock, wait_seconds=_LOOK_SECONDS) as mine:
+        if not mine:
+            owner = run.lock.read_bytes()[:64].decode(errors="replace").strip() or "unknown"
             raise InputError(f"another process (pid {owner}) works on this run; wait for it", file=run.root)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        with disk_errors(run.lock):
+            run.lock.write_text(str(os.getpid()), encoding="ascii")
         yield
-    finally:
-        os.close(handle)
-
-
-def _taken(handle: int, *, after: float = 0.0) -> bool:
-    time.sleep(after)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import numpy as np
 from merit.base.errors import InputError
 from merit.base.files import write_text
 from merit.base.kept import kept
+from merit.base.machine import usable_cores
 from merit.jobs.devices import gpu_names
 from merit.study.advice import QuestionResult, answers
 from merit.study.compare import AVERAGE, compare, difference, shared_examples
@@ -188,7 +188,7 @@ def _notes(study: Study, by_budget: dict[str, list[Summary]]) -> list[str]:
 def machine() -> dict[str, str]:
     """Where and with what the tables were made. No host names."""
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    found["cores"] = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    found["cores"] = str(usable_cores())
     cpu = Path("/proc/cpuinfo")
     if cpu.is_file():
         names = [

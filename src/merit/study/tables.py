@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from merit.base.markdown import plain
 from merit.study.results import Comparison, Interval, Results, Row
 
 _FACES = {"in_mixture": "in-mixture", "unseen": "unseen", "retention": "retention", "average": "average"}
@@ -195,7 +196,7 @@ def _span(item: Interval) -> str:
 
 
 def _md(rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines = ["| " + " | ".join(map(plain, row)) + " |" for row in rows]
     return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]
 
 

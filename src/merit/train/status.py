@@ -10,8 +10,8 @@ from pathlib import Path
 
 from merit.base.errors import InputError, StageError
 from merit.base.files import read_json, write_text
+from merit.base.locks import is_locked
 from merit.jobs.engine import QueuedJob, queue_of
-from merit.jobs.job_side import is_locked
 from merit.jobs.record import JobRecord
 from merit.run.guard import refuse_links
 from merit.run.layout import BranchDir, RunDir

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from merit.base.words import count, decimal, short_labels
 from merit.conflict.explain import Carrier, Explanation
 from merit.report.figure import DataTable, Figure, Search, View
 from merit.report.figures.split import Tree, grow_tree
 from merit.report.figures.style import column_axis, group_colour, group_symbol
 from merit.report.grouping import Grouping, group_label
 from merit.report.page import plotly_text, visible
-from merit.report.words import count, decimal, short_labels
 
 Matrix = NDArray[np.float64]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from merit.base.words import shorten
 from merit.report.figures.style import LEGEND, row_axis
 from merit.report.page import plotly_text
-from merit.report.words import shorten
 
 FACES = {"in_mixture": "in the mixture", "unseen": "unseen datasets", "drift": "drift from θ0"}
 _SYMBOLS = ("circle", "diamond", "square")

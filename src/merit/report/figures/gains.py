@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from merit.base.words import decimal, short_labels, shorten, signed, with_error
 from merit.evaluate.scores import Comparison, ModelScores, TableRow
 from merit.evaluate.statistics import half_width, told_apart
 from merit.report.figure import DataTable, Figure
 from merit.report.figures.forest import FACES, Mark, forest_layout, forest_traces
 from merit.report.figures.style import LEGEND, method_colour, method_symbol, place_labels, row_axis
 from merit.report.page import plotly_text
-from merit.report.words import decimal, short_labels, shorten, signed, with_error
 
 _LABELLED = 60
 

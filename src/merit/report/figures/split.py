@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from scipy.cluster.hierarchy import dendrogram, linkage
 from scipy.spatial.distance import squareform
 
+from merit.base.words import count, decimal, shorten
 from merit.conflict.records import AxesResult
 from merit.report.figure import DataTable, Figure
 from merit.report.figures.style import group_colour, group_symbol, place_labels
 from merit.report.grouping import Grouping, group_label
 from merit.report.page import plotly_text
-from merit.report.words import count, decimal, shorten
 from merit.split.partition import Cut
 
 _LABELLED = 40  # datasets; beyond, names in the plane would cover each other

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from merit.base.words import count, decimal, duration, shorten, signed
 from merit.diagnose.gate import GateResult
 from merit.report.drawing import between, whiskers
 from merit.report.evidence import BranchEvidence, MethodEvidence
@@ -12,7 +13,6 @@ from merit.report.figure import DataTable, Figure
 from merit.report.figures.style import LEGEND, dash, group_colour, limit_line, method_colour, row_axis
 from merit.report.now import smooth
 from merit.report.page import plotly_text
-from merit.report.words import count, decimal, duration, shorten, signed
 
 _POINTS = 400  # drawn a curve
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from merit.base.words import signed
 from merit.report.figure import DataTable, Figure
 from merit.report.figures.forest import FACES, Mark, forest_layout, forest_traces
-from merit.report.words import signed
 
 if TYPE_CHECKING:
     from merit.report.versus.results import Difference

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from merit.base.words import compact, count, plural, series
 from merit.data.mixture import DatasetSummary, Mixture, Rendered
 from merit.report.evidence import Evidence
 from merit.report.figure import DataTable, Section
-from merit.report.words import compact, count, plural, series
 
 _EXAMPLE_CHARS = 1500
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from merit.base.words import code, compact, decimal, plural, series
 from merit.conflict.axes import centred
 from merit.conflict.explain import Explanation
 from merit.conflict.records import AxesResult
@@ -17,7 +18,6 @@ from merit.report.figures.bars import reliability_figure
 from merit.report.figures.conflict import heatmap_figure, layers_figure
 from merit.report.figures.split import eigenvalue_figure, plane_figure
 from merit.report.grouping import find_grouping
-from merit.report.words import code, compact, decimal, plural, series
 
 ID, TITLE = "conflict", "What conflicts"
 

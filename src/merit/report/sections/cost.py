@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from merit.base.words import NONE, code, count, data_size, duration, plural, series
 from merit.report.evidence import Evidence, MethodEvidence
 from merit.report.figure import DataTable, Section, missing
 from merit.report.figures.bars import stage_figure
 from merit.report.sections.against_joint import against_joint
-from merit.report.words import NONE, code, count, data_size, duration, plural, series
 from merit.run.events import is_job
 
 ID, TITLE = "cost", "What it cost"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from merit.base.words import code, compact, plural, series, signed
 from merit.report.evidence import Evidence
 from merit.report.figure import DataTable, Section, missing
 from merit.report.figures.bars import tokens_figure
 from merit.report.grouping import group_label
-from merit.report.words import code, compact, plural, series, signed
 from merit.split.evidence import AxesEvidence
 from merit.split.partition import Cut, Partition
 

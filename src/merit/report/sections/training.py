@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from merit.base.words import code, count, plural, series
 from merit.report.evidence import Evidence, MethodEvidence
 from merit.report.figure import DataTable, Section, missing
 from merit.report.figures.training import baseline_curves, branch_curves, is_smoothed
-from merit.report.words import code, count, plural, series
 
 ID, TITLE = "training", "How the branches trained"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from merit.base.words import code, plural, signed
 from merit.evaluate.scores import DatasetScore, ModelScores, TableRow
 from merit.evaluate.statistics import exact_difference, half_width, mean_difference, told_apart
 from merit.report.evidence import Evidence
@@ -12,7 +13,6 @@ from merit.report.figure import DataTable, Section
 from merit.report.figures.versus import differences_figure
 from merit.report.table import shown_columns
 from merit.report.versus.sides import Side
-from merit.report.words import code, plural, signed
 
 FACES = {
     "in_mixture": "loss in the mixture",

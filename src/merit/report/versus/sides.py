@@ -13,11 +13,11 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 
 from merit.base.errors import InputError, printable
+from merit.base.words import NONE, code, count, data_size, decimal, duration, plural, series
 from merit.report.evidence import Evidence, read_evidence
 from merit.report.figure import DataTable, Section
 from merit.report.grouping import group_label
 from merit.report.sections.cost import stage_totals
-from merit.report.words import NONE, code, count, data_size, decimal, duration, plural, series
 from merit.run.guard import refuse_links
 from merit.run.layout import RunDir
 from merit.split.partition import Partition
