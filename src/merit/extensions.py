@@ -7,7 +7,6 @@ the modules that Python already finds (a namespace package: it needs no `__init_
 
 from __future__ import annotations
 
-import ast
 import importlib
 import importlib.util
 from functools import cache
@@ -51,9 +50,15 @@ def names(kind: Kind) -> tuple[str, ...]:
 
 
 def summary(kind: Kind, name: str) -> str:
-    """The first line of the file's docstring, read without importing the file."""
-    text = ast.get_docstring(ast.parse(files(kind)[name].read_text(encoding="utf-8"))) or ""
-    return text.partition("\n")[0]
+    """The first line of the file's docstring, read without importing or parsing the file; empty where it has none."""
+    lines = files(kind)[name].read_text(encoding="utf-8", errors="replace").splitlines()
+    first = next((line for line in lines if line and not line.startswith("#")), "")
+    return first[3:].removesuffix('"""').strip() if first.startswith('"""') else ""
+
+
+def summaries(kind: Kind) -> str:
+    """What each extension of this kind says of itself, in one paragraph."""
+    return " ".join(filter(None, (summary(kind, name) for name in names(kind))))
 
 
 def is_foreign(kind: Kind, name: str) -> bool:
@@ -66,12 +71,15 @@ def load(kind: Kind, name: str) -> Any:
     """Imports the file and returns its object.
 
     Raises:
-        InputError: there is no such extension; or the file defines no object of this kind.
+        InputError: there is no such extension; or its file cannot be imported, or defines no object of this kind.
     """
     if name not in files(kind):
         raise InputError(f"no {kind[:-1]} {name!r}; there are {', '.join(names(kind))}")
     package, attribute = HOMES[kind]
-    module = importlib.import_module(f"{FOREIGN}.{kind}.{name}" if is_foreign(kind, name) else f"{package}.{name}")
+    try:
+        module = importlib.import_module(f"{FOREIGN}.{kind}.{name}" if is_foreign(kind, name) else f"{package}.{name}")
+    except (ImportError, SyntaxError) as error:
+        raise InputError(f"cannot be imported: {error}", file=files(kind)[name]) from error
     if not hasattr(module, attribute):
         raise InputError(f"defines no {attribute}", file=files(kind)[name])
     return getattr(module, attribute)
@@ -82,4 +90,5 @@ def _folders(package: str) -> list[Path]:
         spec = importlib.util.find_spec(package)
     except ModuleNotFoundError:  # nobody has a `merit_ext`
         return []
-    return [Path(place) for place in (spec.submodule_search_locations or ())] if spec is not None else []
+    places = (spec.submodule_search_locations or ()) if spec is not None else ()
+    return list(dict.fromkeys(Path(place).absolute() for place in places))  # a folder may be on the path twice

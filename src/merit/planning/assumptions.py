@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from merit.config import RunConfig
 from merit.planning.result import ModelFacts
+from merit.split.splitter import find_splitter
 
 
 def assumptions(
@@ -43,7 +44,7 @@ def assumptions(
         "Evaluation counts every answer at its longest, and greedy decoding at the speed of scoring, which is too fast "
         "by several times on most devices.",
     ]
-    if not known_split and config.split.splitter not in ("single", "replicate"):
+    if not known_split and not find_splitter(config.split.splitter).whole_mixture:
         lines.append(
             "The split is not made yet: groups are taken to be as equal in tokens as the largest dataset allows."
         )

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 
 from merit.config import RunConfig
+from merit.config.split import UNSPLIT
 from merit.data.mixture import Mixture
 from merit.planning import memory
 from merit.planning.assumptions import assumptions
@@ -26,6 +27,7 @@ from merit.planning.tokens import (
 )
 from merit.run.layout import MAIN_METHOD
 from merit.split.partition import Partition
+from merit.split.splitter import find_splitter
 
 TRAIN, TRAIN_LORA, FORWARD = 6, 4, 2  # FLOPs a parameter and token
 DISK_SPEED = 500e6  # bytes a second, read or written: an ordinary SSD
@@ -51,7 +53,7 @@ def plan(
     """
     speed = None if tokens_per_second is None else TRAIN * model.parameters * tokens_per_second  # FLOPs a second
     methods = _methods(config, mixture, model, speed, partitions or {})
-    main, joint = methods[0], next(method for method in methods if method.splitter == "single")
+    main, joint = methods[0], next(method for method in methods if method.is_joint)
     branches = len(main.branches)
     return Plan(
         model=model,
@@ -86,8 +88,8 @@ def _methods(
         (name, baseline.splitter, baseline.axes or config.split.axes, True)
         for name, baseline in config.baselines.items()
     ]
-    if all(splitter != "single" for _, splitter, _, _ in wanted):
-        wanted.append((JOINT, "single", 0, False))
+    if not any(find_splitter(splitter).one_group for _, splitter, _, _ in wanted):
+        wanted.append((JOINT, UNSPLIT, 0, False))
     methods = []
     for name, splitter, axes, configured in wanted:
         count = min(2**_AUTO, len(mixture.datasets)) if axes == "auto" else 2**axes

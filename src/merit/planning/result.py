@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from merit.run.record import Record
+from merit.split.splitter import find_splitter
 
 
 class ModelFacts(Record):
@@ -35,6 +36,11 @@ class MethodCost(Record):
     splitter: str
     configured: bool  # False for joint training that is planned for comparison only
     branches: list[BranchCost]
+
+    @property
+    def is_joint(self) -> bool:
+        """One branch on everything: joint training."""
+        return find_splitter(self.splitter).one_group
 
     @property
     def hours(self) -> float | None:
@@ -94,4 +100,4 @@ class Plan(Record):
 
     @property
     def joint(self) -> MethodCost:
-        return next(method for method in self.methods if method.splitter == "single")
+        return next(method for method in self.methods if method.is_joint)

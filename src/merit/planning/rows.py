@@ -80,7 +80,7 @@ def _moved(plan: Plan, method: MethodCost) -> str:
         return NONE
     if method is plan.main:
         return data_size(plan.traffic.total)
-    if method.splitter == "single":
+    if method.is_joint:
         return f"{data_size(plan.traffic.joint_total)} on {plan.traffic.machines} workers"
     return NONE
 

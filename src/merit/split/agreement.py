@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from merit.conflict.axes import principal_axes
 from merit.run.record import Record
-from merit.split.pca import pca_partition
+from merit.split.splitters.pca import pca_partition
 from merit.split.spread import captured
 
 PERMUTATIONS = 2000

@@ -16,6 +16,7 @@ from merit.logging import get_logger
 from merit.run.fingerprint import fingerprint
 from merit.run.layout import GATE
 from merit.split.partition import Partition
+from merit.split.splitter import find_splitter
 from merit.stages.branch_job import branch_job
 from merit.stages.context import Method, RunContext
 from merit.stages.train import branch_results, branch_specs, check_branches, drop_surplus, prepare_branch, run_jobs
@@ -27,7 +28,7 @@ _log = get_logger(__name__)
 
 def wanted(context: RunContext) -> bool:
     """Where it is asked for, and where there is more than one branch to merge."""
-    return context.config.gate is not None and context.config.split.splitter != "single"
+    return context.config.gate is not None and not find_splitter(context.config.split.splitter).one_group
 
 
 def depends(context: RunContext) -> dict[str, str]:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from merit.errors import InputError, Problems
+from merit.split.make import make_partition
+from merit.split.splitter import SplitRequest, find_splitter
 from merit.stages.context import RunContext
 
 
@@ -71,7 +73,7 @@ def _trl(context: RunContext) -> None:
 def _groups(context: RunContext) -> None:
     """The user's own groups name the datasets of the mixture; their tokens do not matter yet."""
     for method in context.methods:
-        if method.config.splitter == "manual" and method.config.file is not None:
-            from merit.split.manual import manual_partition
-
-            manual_partition(Path(method.config.file), dict.fromkeys(context.config.mixture, 1))
+        if find_splitter(method.config.splitter).needs_file and method.config.file is not None:
+            tokens = dict.fromkeys(context.config.mixture, 1)
+            request = SplitRequest(tokens, r=1, seed=context.config.seed, file=Path(method.config.file))
+            make_partition(method.config.splitter, request)

@@ -19,6 +19,7 @@ from merit.logging import get_logger
 from merit.run.fingerprint import fingerprint
 from merit.run.layout import BranchDir, relative
 from merit.split.partition import Partition
+from merit.split.splitter import find_splitter
 from merit.stages.branch_job import branch_job
 from merit.stages.context import Method, RunContext
 from merit.stages.staging import Staging
@@ -91,6 +92,7 @@ def branch_specs(context: RunContext, method: Method) -> list[BranchSpec]:
     """One spec a group. Every branch has the run's seed, but replicas of a soup, which differ in nothing else."""
     mixture = context.mixture
     summaries = {item.name: item for item in mixture.datasets}
+    whole = find_splitter(method.config.splitter).whole_mixture
     specs = []
     for k, group in enumerate(Partition.load(method.dir.partition).groups):
         data = [
@@ -112,7 +114,7 @@ def branch_specs(context: RunContext, method: Method) -> list[BranchSpec]:
                 data=data,
                 max_length=mixture.max_length,
                 planned_tokens=round(group.tokens * context.config.train.epochs),
-                seed=context.config.seed + (k if method.config.splitter == "replicate" else 0),
+                seed=context.config.seed + (k if whole else 0),
             )
         )
     return specs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from merit.evaluation.scores import DatasetScore
+from merit.split.splitter import find_splitter
 from merit.study.gather import BASE, BEST, CHOSEN, Contender, face_names
 from merit.study.results import Comparison
 from merit.study.spec import Study
@@ -59,7 +60,9 @@ def compare(study: Study, budget: str, competing: dict[str, Contender]) -> list[
 def _subjects(study: Study, competing: dict[str, Contender]) -> list[str]:
     """What is tested: the methods by conflict, as published and as validation chose them, and pools of them."""
     methods = study.config.methods
-    wanted = study.config.subjects or [name for name, item in methods.items() if item.splitter == "pca"]
+    wanted = study.config.subjects or [
+        name for name, item in methods.items() if find_splitter(item.splitter).role == "method"
+    ]
     curved = {name for name in wanted if methods[name].merge != "tokens"}
     # A curvature-aware merge has no published form: only what validation made of it is tested.
     labels = [name for name in wanted if name not in curved] + [name + CHOSEN for name in sorted(curved)]
@@ -73,10 +76,10 @@ def _controls(study: Study, competing: dict[str, Contender], subject: str) -> li
     the subject's where there are such, else the best of them."""
     reference, methods = study.config.reference, study.config.methods
     labels = [reference, reference + CHOSEN]
-    pools = {item.pool for item in methods.values() if item.splitter in ("single", "replicate")} - {None}
+    pools = {item.pool for item in methods.values() if find_splitter(item.splitter).whole_mixture} - {None}
     labels += [BEST + str(pool) for pool in sorted(str(item) for item in pools)]
     groups = methods[subject].groups if subject in methods else None
-    random = {name: item for name, item in methods.items() if item.splitter == "random"}
+    random = {name: item for name, item in methods.items() if find_splitter(item.splitter).role == "chance"}
     plain = [name for name, item in random.items() if item.merge == "tokens"]
     matched = [name for name in plain if groups is not None and random[name].groups == groups]
     best = {BEST + str(item.pool) for item in random.values() if item.pool is not None}
