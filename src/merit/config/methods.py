@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from merit import extensions
+from merit.config.merge import PUBLISHED
 from merit.config.section import Section, refused
 from merit.config.split import SplitterName
 
@@ -14,7 +15,7 @@ FOREIGN_RULES = ("ties", "dare_ties")  # mergekit's
 if TYPE_CHECKING:
     StudyRule = str
 else:
-    StudyRule = Literal["tokens", "fisher", "regmean", "ties", "dare_ties"]
+    StudyRule = Literal[(*extensions.names("rules"), *FOREIGN_RULES)]
 Scale = Annotated[float, Field(gt=0, le=10)]
 
 PULLED = [0.3, 0.5, 0.7, 0.85, 1.0]  # α of joint training pulled back to θ0
@@ -31,7 +32,7 @@ class MethodConfig(Section):
     epochs: float = Field(default=1.0, gt=0, description="Passes over the data, as a multiple of the recipe's.")
     rate: float = Field(default=1.0, gt=0, le=100, description="Learning rate, as a multiple of the recipe's.")
     pull: float = Field(default=0.0, ge=0, description="Decay of the weights toward θ0 while training.")
-    merge: StudyRule = Field(default="tokens", description="How branches become one; the last two need mergekit.")
+    merge: StudyRule = Field(default=PUBLISHED, description="How branches become one; the last two need mergekit.")
     scales: list[Scale] = Field(
         default_factory=lambda: [1.0], min_length=1, description="Points θ0 + β(θ − θ0) of its ray; 1 is the method."
     )
@@ -51,7 +52,7 @@ class MethodConfig(Section):
             problems.append((("axes",), f"`auto` is for methods; `{self.splitter}` is a control"))
         if isinstance(self.axes, int) and not 1 <= self.axes <= 6:
             problems.append((("axes",), "must be 1 to 6, or `auto`"))
-        if self.merge != "tokens" and splitter.one_group:
+        if not self.is_published and splitter.one_group:
             problems.append((("merge",), "joint training has one branch: there is nothing to merge"))
         if problems:
             raise refused(problems)
@@ -60,6 +61,11 @@ class MethodConfig(Section):
     @property
     def _splitter(self) -> Any:
         return extensions.load("splitters", self.splitter)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether branches are averaged as the paper does."""
+        return self.merge == PUBLISHED
 
     @property
     def groups(self) -> int | None:

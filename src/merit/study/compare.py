@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from merit.config.merge import PUBLISHED
 from merit.evaluation.scores import DatasetScore
 from merit.split.splitter import find_splitter
 from merit.study.gather import BASE, BEST, CHOSEN, Contender, face_names
@@ -63,7 +64,7 @@ def _subjects(study: Study, competing: dict[str, Contender]) -> list[str]:
     wanted = study.config.subjects or [
         name for name, item in methods.items() if find_splitter(item.splitter).role == "method"
     ]
-    curved = {name for name in wanted if methods[name].merge != "tokens"}
+    curved = {name for name in wanted if not methods[name].is_published}
     # A curvature-aware merge has no published form: only what validation made of it is tested.
     labels = [name for name in wanted if name not in curved] + [name + CHOSEN for name in sorted(curved)]
     pools = {methods[name].pool for name in wanted} - {None}
@@ -80,13 +81,13 @@ def _controls(study: Study, competing: dict[str, Contender], subject: str) -> li
     labels += [BEST + str(pool) for pool in sorted(str(item) for item in pools)]
     groups = methods[subject].groups if subject in methods else None
     random = {name: item for name, item in methods.items() if find_splitter(item.splitter).role == "chance"}
-    plain = [name for name, item in random.items() if item.merge == "tokens"]
+    plain = [name for name, item in random.items() if item.is_published]
     matched = [name for name in plain if groups is not None and random[name].groups == groups]
     best = {BEST + str(item.pool) for item in random.values() if item.pool is not None}
     labels += matched or [label for label in sorted(best) if label in competing] or plain
     own = methods.get(subject.removesuffix(CHOSEN))
-    if own is not None and own.merge != "tokens":  # against the token average of the same branches, too
-        same = own.model_copy(update={"merge": "tokens", "scales": [], "pool": None})
+    if own is not None and not own.is_published:  # against the token average of the same branches, too
+        same = own.model_copy(update={"merge": PUBLISHED, "scales": [], "pool": None})
         plain = [n for n, m in methods.items() if m.model_copy(update={"scales": [], "pool": None}) == same]
         labels += [label for name in plain for label in (name, name + CHOSEN)]
         labels += [name + CHOSEN for name, item in random.items() if item.merge == own.merge]

@@ -126,7 +126,7 @@ def describe(method: MethodConfig) -> str:
     extra = [f"{method.epochs:g} epochs"] if method.epochs != 1 else []
     extra += [f"rate × {method.rate:g}"] if method.rate != 1 else []
     extra += [f"decay to θ0 {method.pull:g}"] if method.pull else []
-    extra += [f"{method.merge} merge"] if method.merge != "tokens" else []
+    extra += [f"{method.merge} merge"] if not method.is_published else []
     return ", ".join([words, *extra])
 
 
