@@ -42,7 +42,7 @@ def merge_tensors(rule: MergeRule, branches: Branches, out: Path, *, base: Path,
             for info in opened.tensors:
                 of = _read(opened, info, files, shares, ridge)
                 squares = [total + float(step.square().sum()) for total, step in zip(squares, of.steps, strict=True)]
-                shards.write(info.name, 0, memoryview(_merged(rule, of)).cast("B"))
+                shards.write(info.name, 0, memoryview(_merged(rule, of).tobytes()))
             shards.sync()
         finally:
             shards.close()
