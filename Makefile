@@ -17,11 +17,11 @@ demo: $(VENV)/demo.stamp $(if $(filter ray slurm,$(ENGINE)),$(VENV)/$(ENGINE).st
 	$(BIN)/merit demo --engine $(ENGINE)
 
 test: $(VENV)/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What `merit handover` writes, against the schemas of the trainers that it is for.
 test-trainers: $(VENV)/trainers.stamp
-	$(BIN)/python -m pytest tests/branches/test_handover_schemas.py
+	$(BIN)/python -m pytest tests/train/test_handover_schemas.py
 
 .PHONY: hostile
 # Thousands of hostile inputs through all that merit reads; fails when one escapes. SECURITY.md quotes its last line.
@@ -72,10 +72,10 @@ sbom: $(VENV)/release.stamp $(VENV)-runtime/stamp
 
 # The lowest versions that pyproject.toml allows, and the newest there are.
 test-min: $(VENV)-min/stamp
-	OMP_NUM_THREADS=1 $(VENV)-min/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)-min/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-new: $(VENV)-new/stamp
-	OMP_NUM_THREADS=1 $(VENV)-new/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)-new/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) $(VENV)-* dist .pytest_cache .mypy_cache .ruff_cache

@@ -25,13 +25,13 @@ import numpy as np
 import torch
 
 from merit.config.model import ModelConfig
-from merit.diagnostics.connectivity import connectivity
-from merit.diagnostics.hessian import Hessian, within_budget
-from merit.diagnostics.lanczos import Lanczos
-from merit.diagnostics.live import LiveModel
-from merit.diagnostics.losses import LossSet
+from merit.data.example import Encoded
+from merit.diagnose.connectivity import connectivity
+from merit.diagnose.hessian import Hessian, within_budget
+from merit.diagnose.lanczos import Lanczos
+from merit.diagnose.live import LiveModel
+from merit.diagnose.losses import LossSet
 from merit.models.loading import load_model, pick_precision
-from merit.models.nll import TokenRow
 from merit.models.source import resolve_model
 from merit.run.events import peak_memory_bytes
 from merit.theory.lab import run_lab
@@ -61,24 +61,24 @@ def model_folder(path: str | None, quick: bool, scratch: Path) -> Path:
     return scratch / "init"
 
 
-def examples(count: int, vocabulary: int) -> list[TokenRow]:
+def examples(count: int, vocabulary: int) -> list[Encoded]:
     """Rows of random tokens, the last quarter supervised."""
     rng = np.random.default_rng(0)
     ids = rng.integers(1, vocabulary, (count, LENGTH)).tolist()
-    return [(row, [-100] * (LENGTH * 3 // 4) + row[LENGTH * 3 // 4 :]) for row in ids]
+    return [Encoded(row, [-100] * (LENGTH * 3 // 4) + row[LENGTH * 3 // 4 :]) for row in ids]
 
 
-def answers(folder: Path, tokens: int) -> list[TokenRow]:
+def answers(folder: Path, tokens: int) -> list[Encoded]:
     """Rows of reasoning-gym families, `tokens` tokens in all."""
     from transformers import AutoTokenizer
 
     from conflict import families
 
     found = families(AutoTokenizer.from_pretrained(folder), 16, 8)
-    return within_budget([[(row.input_ids, row.labels) for row in rows] for rows in found.values()], tokens)
+    return within_budget(list(found.values()), tokens)
 
 
-def lmc(folder: Path, rows: list[TokenRow], scratch: Path) -> dict[str, float]:
+def lmc(folder: Path, rows: list[Encoded], scratch: Path) -> dict[str, float]:
     """Ten segments of eleven points, as published, against as many plain forward passes."""
     model = load_model(folder)
     folders = {}
@@ -133,7 +133,7 @@ class Interleaved(LossSet):
         return found
 
 
-def lanczos(folder: Path, rows: list[TokenRow], place: Path, steps: int) -> dict[str, float]:
+def lanczos(folder: Path, rows: list[Encoded], place: Path, steps: int) -> dict[str, float]:
     """Hessian-vector products until ten eigenpairs have converged, or `steps` of them; goes on from what lies in
     `place`, where a killed call left it."""
     model: Any = load_model(folder)

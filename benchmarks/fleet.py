@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from merit.executors.base import End, Job
-from merit.executors.drive import Drive, Rules
-from merit.executors.schedule import Slot
+from merit.jobs.drive import Drive, Rules
+from merit.jobs.job import End, Job
+from merit.jobs.schedule import Slot
 
 HOUR = 3600.0
 CHECKPOINT = 600.0  # seconds between checkpoints

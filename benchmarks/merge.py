@@ -22,8 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from merit.models.checkpoint import Checkpoint, FilePool
-from merit.models.header import TensorInfo
+from merit.models.checkpoint import Checkpoint, FilePool, TensorInfo
 from merit.models.writer import OutTensor, ShardFiles, ShardPlan
 
 # SmolLM2-135M: 134.5M parameters, 538 MB in float32. Quick: 17M.

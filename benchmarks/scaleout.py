@@ -25,12 +25,12 @@ from typing import Any
 
 import fleet
 from merit.config.launch import LaunchConfig, RayConfig, SlurmConfig
-from merit.executors.base import Executor, Job
-from merit.executors.drive import Rules
-from merit.executors.make import make_executor
+from merit.jobs.drive import Rules
+from merit.jobs.job import Executor, Job
+from merit.jobs.make import make_executor
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tests" / "executors"))
+sys.path.insert(0, str(HERE.parent / "tests" / "jobs"))
 from slurm_cluster import SlurmCluster, why_not  # noqa: E402
 
 SLEEP = "import pathlib, sys, time; time.sleep(float(sys.argv[2])); pathlib.Path(sys.argv[1], 'DONE').touch()"

@@ -78,11 +78,11 @@ if distributed.get_rank() == 0:
 
 def count_branch_bytes(quick: bool) -> dict[str, float]:
     """One run with a store. A machine a branch: each fetches θ0 and its data, and sends its checkpoint, once."""
+    from merit.context import RunContext
     from merit.models.checkpoint import Checkpoint
     from merit.pipeline import run_pipeline
-    from merit.planning.estimate import plan
-    from merit.stages.context import RunContext
-    from merit.stages.plan import model_facts
+    from merit.plan.estimate import plan
+    from merit.plan.plan import model_facts
 
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -118,8 +118,8 @@ def count_branch_bytes(quick: bool) -> dict[str, float]:
 
 def count_joint_bytes(quick: bool) -> dict[str, float]:
     """Two processes average the gradients of one matrix; the loopback device counts."""
-    from merit.planning.memory import traffic
-    from merit.planning.result import ModelFacts
+    from merit.plan.costs import ModelFacts
+    from merit.plan.estimate import traffic
 
     size = 512 if quick else 2048
     with tempfile.TemporaryDirectory() as folder:

@@ -19,14 +19,14 @@ from typing import Any
 
 from trl import SFTTrainer
 
-import merit.branches.trainer as trainer
-from merit.branches.loss import packed_batch
-from merit.branches.train import train_branch
+import merit.train.trainer as trainer
+from merit.context import RunContext
+from merit.data import step as mixture_stage
 from merit.split.make import make_partition
 from merit.split.splitter import SplitRequest
-from merit.stages import mixture as mixture_stage
-from merit.stages.context import RunContext
-from merit.stages.train import branch_specs
+from merit.train.loss import packed_batch
+from merit.train.step import branch_specs
+from merit.train.train import train_branch
 
 FAMILIES = "base_conversion chain_sum family_relationships gcd number_filtering spell_backward syllogism time_intervals"
 CONFIG = """

@@ -27,19 +27,19 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from merit.compute.nll import aligned_batch, length_batches
 from merit.config.calibration import CalibrationConfig
 from merit.config.mixture import DatasetConfig
 from merit.config.model import ModelConfig
 from merit.config.root import RunConfig
 from merit.data.check import check_mixture
 from merit.data.encode import Encoder
-from merit.data.example import Encoded, TokenRow
+from merit.data.example import Encoded
 from merit.data.reading import DatasetReader
 from merit.gradients.engine import GradientEngine
 from merit.gradients.sketch import SketchSpec
 from merit.models.assemble import assemble
 from merit.models.loading import Precision, autocast, load_model, load_tokenizer, pick_precision
-from merit.models.nll import aligned_batch, length_batches
 from merit.models.source import ModelFolder, resolve_model
 
 BATCH_TOKENS = 2048
@@ -80,9 +80,9 @@ def joined(folder: Path) -> Path:
     return model
 
 
-def plain(model: Any, rows: list[TokenRow]) -> None:
+def plain(model: Any, rows: list[Encoded]) -> None:
     """Forward and backward, batches of like length, all logits."""
-    for batch in length_batches([len(ids) for ids, _ in rows], BATCH_TOKENS):
+    for batch in length_batches([len(row.input_ids) for row in rows], BATCH_TOKENS):
         inputs = aligned_batch(model, [rows[index] for index in batch])
         labels = inputs.pop("labels")
         logits = model(**inputs, use_cache=False).logits
@@ -103,7 +103,7 @@ class Ratios:
 def sketch_over_plain(folder: Path, count: int, repeats: int, precision: Precision) -> Ratios:
     """`measure` on packed rows, as it is used, and on padded ones, against plain passes."""
     data = encoded(folder, count)
-    rows = [TokenRow.of(item.input_ids, item.labels, item.images) for item in data]
+    rows = data
     model = load_model(folder).float().eval()
     spec = SketchSpec.of(CalibrationConfig())
     engines = [

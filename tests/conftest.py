@@ -16,6 +16,43 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+# Files that take longest go first, so that no worker is left alone with one of them (seconds on one core).
+_SECONDS = {
+    "pipeline/test_engines.py": 175,
+    "pipeline/test_kill_resume.py": 130,
+    "pipeline/test_vision_run.py": 100,
+    "cli/test_damaged_models.py": 90,
+    "jobs/test_ray_executor.py": 80,
+    "pipeline/test_elsewhere.py": 70,
+    "cli/test_interrupts.py": 55,
+    "pipeline/test_golden_run.py": 40,
+    "cli/test_disk.py": 27,
+    "pipeline/test_conflict_stage.py": 25,
+    "faults/test_faults.py": 24,
+    "gradients/test_sharding.py": 22,
+    "hostile/test_mended.py": 22,
+    "evaluate/test_benchmarks.py": 21,
+    "models/test_vision_models.py": 21,
+    "study/test_study_run.py": 21,
+    "merge/test_merge_resume.py": 20,
+    "cli/test_bad_input.py": 19,
+    "data/test_sources.py": 19,
+    "pipeline/test_curved_run.py": 19,
+    "hostile/test_hostile_campaign.py": 15,
+    "docs/test_pages_run.py": 14,
+    "cli/test_terminal.py": 13,
+    "cli/test_damage.py": 12,
+    "diagnose/test_diagnose_command.py": 12,
+    "jobs/test_local_executor.py": 11,
+    "gradients/test_recompute.py": 11,
+    "split/test_stability.py": 10,
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the files by what they take; tests of one file stay together and in order."""
+    items.sort(key=lambda item: -_SECONDS.get("/".join(item.path.parts[-2:]), 0))
+
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:

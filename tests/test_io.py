@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merit.errors import InputError, StageError
-from merit.io import (
+from merit.base.errors import InputError, StageError
+from merit.base.files import (
     atomic_dir,
     atomic_path,
     disk_errors,
@@ -58,7 +58,7 @@ def test_a_kill_leaves_the_old_file_and_a_part_that_is_swept(tmp_path):
     target = tmp_path / "b.txt"
     write_text(target, "old")
     program = (
-        "import os, sys\nfrom pathlib import Path\nfrom merit.io import atomic_path\n"
+        "import os, sys\nfrom pathlib import Path\nfrom merit.base.files import atomic_path\n"
         "with atomic_path(Path(sys.argv[1])) as part:\n    part.write_text('new')\n    os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", program, str(target)], check=False)
@@ -232,7 +232,7 @@ def test_paths_stay_inside(tmp_path):
 @pytest.mark.parametrize("worth", [0, 2**26])
 def test_checksums_of_many_files(worth, tmp_path, monkeypatch):
     """With threads and without."""
-    monkeypatch.setattr("merit.io._WORTH_THREADS", worth)
+    monkeypatch.setattr("merit.base.files._WORTH_THREADS", worth)
     files = [tmp_path / f"{number}" for number in range(20)]
     for number, file in enumerate(files):
         file.write_bytes(bytes([number]) * 1000 * number)

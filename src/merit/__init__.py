@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from merit.branches.train import train_branch
     from merit.config import RunConfig, load_config
     from merit.conflict.measure import measure_conflict
+    from merit.context import RunContext
     from merit.data.build import build_mixture
     from merit.gradients.collect import collect_sketches
     from merit.merge.average import merge_checkpoints
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from merit.report.build import build_report
     from merit.split.make import make_partition
     from merit.split.splitter import SplitRequest
-    from merit.stages.context import RunContext
+    from merit.train.train import train_branch
 
 __version__ = "0.1.0"
 
 _HOME = {
     "RunConfig": "merit.config",
-    "RunContext": "merit.stages.context",
+    "RunContext": "merit.context",
     "SplitRequest": "merit.split.splitter",
     "build_mixture": "merit.data.build",
     "build_report": "merit.report.build",
@@ -36,7 +36,7 @@ _HOME = {
     "measure_conflict": "merit.conflict.measure",
     "merge_checkpoints": "merit.merge.average",
     "run_pipeline": "merit.pipeline",
-    "train_branch": "merit.branches.train",
+    "train_branch": "merit.train.train",
 }
 
 __all__ = [

@@ -1,62 +1,48 @@
-"""The order of the stages. Nothing else knows it."""
+"""The order of the steps. Nothing else knows it."""
 
 from __future__ import annotations
 
 import difflib
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from merit.base.errors import InputError
+from merit.base.files import sweep_parts, write_text
+from merit.base.logging import get_logger
 from merit.config.resolve import dump_config
-from merit.errors import InputError
-from merit.io import sweep_parts, write_text
-from merit.logging import get_logger
+from merit.conflict import step as conflict
+from merit.context import RunContext, Step
+from merit.data import step as mixture
+from merit.diagnose import gate_step as gate
+from merit.diagnose import step as diagnose
+from merit.evaluate import step as evaluate
+from merit.merge import step as merge
+from merit.plan.preflight import preflight
+from merit.report import step as report
 from merit.run.events import stage_events
+from merit.run.guard import Before, run_lock
 from merit.run.layout import JOB
-from merit.run.lock import run_lock
 from merit.run.manifest import check_stage, finish_stage, forget_stage
-from merit.run.rollback import Before
-from merit.stages import conflict, diagnose, evaluate, gate, merge, mixture, prepare, report, split, train
-from merit.stages.context import RunContext
-from merit.stages.preflight import preflight
+from merit.split import step as split
+from merit.train import prepare
+from merit.train import step as train
 
 _log = get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A stage.
-
-    Attributes:
-        depends: says by fingerprints what its result rests on; None means that it always runs.
-        outputs: files and folders that go when it is asked for again.
-        wanted: whether this run has it at all.
-        files: results whose damage a later run must notice.
-    """
-
-    name: str
-    run: Callable[[RunContext], dict[str, Any]]
-    depends: Callable[[RunContext], dict[str, str]] | None
-    outputs: Callable[[RunContext], list[Path]] = lambda _: []
-    wanted: Callable[[RunContext], bool] = lambda _: True
-    files: Callable[[RunContext], list[Path]] = lambda _: []
-
-
-STAGES = (
-    Stage(prepare.NAME, prepare.run, prepare.depends, wanted=prepare.wanted, files=prepare.files),
-    Stage(mixture.NAME, mixture.run, mixture.depends, files=mixture.files),
-    Stage(conflict.NAME, conflict.run, conflict.depends, conflict.outputs, conflict.wanted, conflict.files),
-    Stage(split.NAME, split.run, split.depends, files=split.files),
-    Stage(gate.NAME, gate.run, gate.depends, gate.outputs, gate.wanted, gate.files),
-    Stage(train.NAME, train.run, train.depends, train.outputs, files=train.files),
-    Stage(merge.NAME, merge.run, merge.depends, merge.outputs, files=merge.files),
-    Stage(evaluate.NAME, evaluate.run, evaluate.depends, evaluate.outputs, files=evaluate.files),
-    Stage(diagnose.NAME, diagnose.run, diagnose.depends, diagnose.outputs, diagnose.wanted, diagnose.files),
-    Stage(report.NAME, report.run, None),
+STEPS = (
+    prepare.STEP,
+    mixture.STEP,
+    conflict.STEP,
+    split.STEP,
+    gate.STEP,
+    train.STEP,
+    merge.STEP,
+    evaluate.STEP,
+    diagnose.STEP,
+    report.STEP,
 )
-STAGE_NAMES = tuple(stage.name for stage in STAGES)
+STAGE_NAMES = tuple(step.name for step in STEPS)
 _FIRST = (prepare.NAME, mixture.NAME)  # read the data: what they find wrong leaves the run directory as it was
 
 
@@ -72,8 +58,8 @@ def run_pipeline(context: RunContext, *, start: str | None = None, until: str | 
         InputError: bad input, an unknown stage, or another process works on the run.
         StageError: a stage failed; a rerun resumes.
     """
-    first = _index(start, "--from") if start is not None else len(STAGES)
-    last = _index(until, "--until") if until is not None else len(STAGES) - 1
+    first = _index(start, "--from") if start is not None else len(STEPS)
+    last = _index(until, "--until") if until is not None else len(STEPS) - 1
     if first > last and start is not None:
         raise InputError(f"the stage `{start}` comes after `{until}`", field="--from")
     preflight(context)
@@ -82,7 +68,7 @@ def run_pipeline(context: RunContext, *, start: str | None = None, until: str | 
     with run_lock(run):
         _sweep(context)
         context.redo = frozenset(STAGE_NAMES[first:])
-        stages = [stage for i, stage in enumerate(STAGES) if (i <= last or stage.depends is None)]
+        stages = [step for i, step in enumerate(STEPS) if i <= last or step.depends is None]
         with before.restored_on_bad_input():
             write_text(run.config, dump_config(context.config, context.base))
             for stage in stages:
@@ -103,7 +89,7 @@ def _sweep(context: RunContext) -> None:
     sweep_parts(run.root, of=JOB)
 
 
-def _run_stage(context: RunContext, stage: Stage) -> None:
+def _run_stage(context: RunContext, stage: Step) -> None:
     if stage.depends is None:
         with stage_events(context.run.events, stage.name):
             stage.run(context)
@@ -114,8 +100,11 @@ def _run_stage(context: RunContext, stage: Stage) -> None:
     if state.fresh and not forced:
         _log.info("%s: unchanged, kept", stage.name)
         return
-    if state.known or stage.name not in _FIRST:  # that a new run begins at its beginning is no news
-        _log.info("%s: %s", stage.name, "asked for again" if state.fresh else state.why)
+    why = "asked for again" if state.fresh else state.why
+    if why:
+        _log.info("%s: %s", stage.name, why)
+    elif stage.name not in _FIRST:  # what they find wrong must be the only line
+        _log.info("%s", stage.says(context))
     forget_stage(context.run, stage.name)
     for path in (*state.damaged, *(stage.outputs(context) if forced else ())):
         _remove(path)

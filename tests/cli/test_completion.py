@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from merit.branches.spec import BranchData, BranchSpec
 from merit.cli.main import run
 from merit.config.model import ModelConfig
 from merit.config.train import TrainConfig
+from merit.train.spec import BranchData, BranchSpec
 
 
 @pytest.fixture

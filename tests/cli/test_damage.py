@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from command import Command, config_text, tree
 
+from merit.run.guard import run_lock
 from merit.run.layout import RunDir
-from merit.run.lock import run_lock
 
 
 @pytest.fixture

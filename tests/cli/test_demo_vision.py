@@ -6,8 +6,8 @@ from importlib import resources
 
 from merit.cli.demo_command import _print_accuracy
 from merit.config import load_config
-from merit.data.visual_tasks import TASKS
-from merit.evaluation.scores import DatasetScore, ModelScores
+from merit.demo.visual_tasks import TASKS
+from merit.evaluate.scores import DatasetScore, ModelScores
 from merit.models.source import resolve_model
 from merit.run.layout import RunDir
 

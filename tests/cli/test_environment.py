@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from command import Command
 
-from merit.executors.devices import usable_cores
+from merit.jobs.devices import usable_cores
 
 
 @pytest.fixture

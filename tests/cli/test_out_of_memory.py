@@ -8,7 +8,7 @@ import os
 import pytest
 from command import Command, config_text
 
-from merit.errors import InputError, out_of_memory
+from merit.base.errors import InputError, out_of_memory
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 from command import Command, config_text, start
 from rich.console import Console
 
+from merit.base.errors import InputError, Problems, StageError, printable
 from merit.cli import console
-from merit.errors import InputError, Problems, StageError, printable
 
 HOSTILE = "[red]x[/red] :skull: [link=http://a]b[/link] \x1b[2J\x9b31m\x07\x7f\u202e\r\nz"
 SHOWN = "[red]x[/red] :skull: [link=http://a]b[/link] \\x1b[2J\\x9b31m\\x07\\x7f\\u202e\\r\\nz"
@@ -212,7 +212,7 @@ def test_the_reason_is_the_last_line_of_a_log(tmp_path):
     code = """
 import sys
 from merit.cli.main import answer
-from merit.errors import InputError
+from merit.base.errors import InputError
 def action():
     print("{'train_runtime': 1}")
     raise InputError("cannot write here")

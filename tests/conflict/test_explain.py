@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sketches import cosines
 
+from merit.base.errors import InputError
 from merit.conflict.axes import principal_axes
 from merit.conflict.explain import explain, kind_of, layer_of
-from merit.errors import InputError
 from merit.gradients.sketch import SketchLayout, SketchSpec
 from merit.gradients.store import RowInfo, SketchStore, StoreInfo
 

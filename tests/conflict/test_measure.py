@@ -10,7 +10,7 @@ import pytest
 from sketches import noisy_store, store_of
 
 from merit.conflict.measure import measure_conflict
-from merit.conflict.result import AxesResult, ConflictResult
+from merit.conflict.records import AxesResult, ConflictResult
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
 from merit.run.layout import RunDir
 

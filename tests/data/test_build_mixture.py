@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from chat_tokenizers import ENDLESS, make_tokenizer
 
+from merit.base.errors import InputError, StageError
 from merit.config import RunConfig
 from merit.data import build, store
 from merit.data.build import build_mixture, source_fingerprints
 from merit.data.mixture import Mixture
 from merit.data.reading import is_held_out
 from merit.data.store import EncodedDataset
-from merit.errors import InputError, StageError
 from merit.run.layout import RunDir
 
 

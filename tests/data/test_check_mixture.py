@@ -8,9 +8,9 @@ import pytest
 from chat_tokenizers import ENDLESS, make_tokenizer
 from test_build_mixture import LONG, config, qa, write
 
+from merit.base.errors import InputError
 from merit.data.build import build_mixture
 from merit.data.check import check_mixture
-from merit.errors import InputError
 from merit.run.layout import RunDir
 
 

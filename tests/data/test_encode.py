@@ -10,10 +10,10 @@ from chat_tokenizers import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from merit.base.errors import InputError
 from merit.data.encode import Encoder, supervised_mask
 from merit.data.example import IGNORED, Encoded, Example, Message
 from merit.data.template import PLAIN_TEMPLATE
-from merit.errors import InputError
 
 
 def turns(*contents: str, system: str | None = None) -> tuple[Message, ...]:

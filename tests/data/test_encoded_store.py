@@ -12,11 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merit.data.calibration import calibration_rows
+from merit.base.errors import InputError, MeritError
 from merit.data.example import IGNORED, Encoded
-from merit.data.store import EncodedDataset, write_store
-from merit.data.stored import StoredExample
-from merit.errors import InputError, MeritError
+from merit.data.store import EncodedDataset, StoredExample, calibration_rows, write_store
 
 
 def stored(number: int, *, held_out: bool = False, length: int = 5) -> StoredExample:
@@ -170,7 +168,7 @@ def test_nothing_is_left_of_a_failed_write(path):
 
 def test_importing_it_needs_neither_torch_nor_transformers():
     code = (
-        "import sys, merit.data.store, merit.data.calibration, merit.data.build, merit.data.check, merit.data.init; "
+        "import sys, merit.data.store, merit.data.store, merit.data.build, merit.data.check, merit.data.init; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'datasets', 'reasoning_gym')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from merit.base.errors import InputError
 from merit.config.mixture import DatasetConfig
 from merit.data.example import Example, Message
 from merit.data.formats import choose_format
-from merit.errors import InputError
 
 
 def parse(row, rows=None, **config) -> Example:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from merit.base.errors import InputError
 from merit.config.mixture import DatasetConfig
 from merit.config.root import RunConfig
 from merit.data.build import build_mixture
@@ -19,7 +20,6 @@ from merit.data.example import IGNORED, Example, Message
 from merit.data.image import ImageRef, decode, inspect, to_rgb
 from merit.data.reading import DatasetReader
 from merit.data.store import EncodedDataset
-from merit.errors import InputError
 from merit.models.loading import load_tokenizer
 from merit.models.source import ModelFolder
 from merit.run.layout import RunDir

@@ -9,10 +9,10 @@ import pytest
 from chat_tokenizers import make_tokenizer
 from test_build_mixture import qa, write
 
+from merit.base.errors import InputError
 from merit.config import load_config
 from merit.data.check import check_mixture
 from merit.data.init import _batch_tokens, propose_config
-from merit.errors import InputError
 
 
 def load(folder):

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from merit.base.errors import InputError
 from merit.config.mixture import DatasetConfig
-from merit.data import json_stream
-from merit.data.gym_entries import settled_entries
+from merit.data import files as json_stream
+from merit.data.gym import settled_entries
 from merit.data.source import open_source
-from merit.errors import InputError
 
 ROWS = [{"question": f"what is {i}, “{i}”?\nTell.", "answer": f'it is "{i}"'} for i in range(30)]
 

@@ -6,11 +6,11 @@ from collections import Counter
 
 import pytest
 
+from merit.base.errors import InputError
 from merit.config.mixture import DatasetConfig
 from merit.data.reading import DatasetReader
 from merit.data.visual import VisualSource
-from merit.data.visual_tasks import TASKS
-from merit.errors import InputError
+from merit.demo.visual_tasks import TASKS
 
 
 @pytest.mark.parametrize("task", TASKS)

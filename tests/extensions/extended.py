@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tests" / "diagnostics"))  # for `finished_run`
+sys.path.append(str(ROOT / "tests" / "diagnose"))  # for `finished_run`
 RUN = """
 import sys
 from pathlib import Path
@@ -27,7 +27,7 @@ def add(folder: Path, kind: str, name: str, text: str) -> None:
 
 def python(folder: Path, *arguments: str, code: int = 0) -> str:
     """What Python prints with these arguments and `folder` on its path."""
-    path = [folder, ROOT / "src", ROOT / "tests" / "diagnostics", ROOT / "tests"]
+    path = [folder, ROOT / "src", ROOT / "tests" / "diagnose", ROOT / "tests"]
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,

@@ -22,8 +22,8 @@ SPLITTER = Splitter(label="spelling split", how="by the alphabet", partition=par
 '''
 DESCRIBE = """
 from merit.config import load_config
-from merit.stages.context import RunContext
-from merit.stages.split import describe
+from merit.context import RunContext
+from merit.split.step import describe
 from pathlib import Path
 print(describe(RunContext.open(Path("runs/merit")).methods[0], 2))
 """

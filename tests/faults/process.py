@@ -26,13 +26,13 @@ def import_everything() -> None:
     import transformers
     import trl
 
-    import merit.branches.train
     import merit.cli.main
-    import merit.diagnostics.bench
-    import merit.evaluation.evaluate
+    import merit.diagnose.bench
+    import merit.evaluate.evaluate
     import merit.merge.average
     import merit.pipeline
     import merit.report.page
+    import merit.train.train
 
     # The figures' library is the same 4 MB on every page, and takes a second to compress: the campaign does without.
     merit.report.page._plotly = lambda: ""  # type: ignore[assignment]
@@ -170,7 +170,7 @@ def _child(arguments: list[str], output: int, prepare: Callable[[], None]) -> No
 
 def _main(arguments: list[str], prepare: Callable[[], None]) -> int:
     from merit.cli.main import main
-    from merit.executors import local
+    from merit.jobs import local
 
     local.subprocess = _Subprocess()  # type: ignore[assignment]
     sys.argv = ["merit", *arguments]
@@ -192,7 +192,7 @@ class _Subprocess:
 
     @staticmethod
     def Popen(command: Sequence[str], *, stdout: Any, env: dict[str, str], **_: Any) -> Forked:  # noqa: N802
-        from merit.run.program import merit_command
+        from merit.base.program import merit_command
 
         head = merit_command()
         assert list(command[: len(head)]) == head

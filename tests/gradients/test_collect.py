@@ -12,17 +12,15 @@ import numpy as np
 import pytest
 from tiny_models import examples, tiny
 
+from merit.base.errors import InputError
+from merit.base.locks import claim
+from merit.base.progress import SILENT
 from merit.config.calibration import CalibrationConfig
-from merit.data.calibration import calibration_rows
 from merit.data.example import Encoded
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
-from merit.data.store import EncodedDataset, write_store
-from merit.data.stored import StoredExample
-from merit.errors import InputError
+from merit.data.store import EncodedDataset, StoredExample, calibration_rows, write_store
 from merit.gradients.collect import Collector, collect_sketches
 from merit.gradients.engine import GradientEngine
-from merit.progress import SILENT
-from merit.run.claim import claim
 from merit.run.layout import RunDir
 
 CONFIG = CalibrationConfig(examples=4, fold=7, batch_tokens=64)

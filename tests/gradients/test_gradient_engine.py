@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny_models import CONFIGS, examples, plain_gradients, tiny
 
+from merit.base.errors import InputError
 from merit.data.example import IGNORED, Encoded
-from merit.errors import InputError
-from merit.gradients.apply import Sketcher
 from merit.gradients.engine import GradientEngine
+from merit.gradients.fold import Sketcher
 from merit.gradients.sketch import SketchSpec
 
 FULL = SketchSpec(kind="full")

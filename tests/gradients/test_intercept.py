@@ -8,9 +8,9 @@ import torch
 from test_gradient_engine import close, expected
 from tiny_models import CONFIGS, examples, tiny
 
-from merit.errors import InputError
+from merit.base.errors import InputError
+from merit.compute.head import find_tail
 from merit.gradients.engine import GradientEngine
-from merit.gradients.head import find_tail
 from merit.gradients.sketch import SketchSpec
 
 FOLD = SketchSpec(kind="fold", fold=7, least=1)
@@ -126,8 +126,8 @@ def test_an_unknown_tail_makes_all_logits_at_once():
 def test_chunks_of_the_head_do_not_matter(monkeypatch):
     model, data = tiny("Qwen2"), examples(8)
     want = GradientEngine(model, FOLD, batch_tokens=200).measure("a", data)
-    monkeypatch.setattr("merit.gradients.head.LOGIT_BYTES", 1)
-    monkeypatch.setattr("merit.gradients.head.MIN_ROWS", 3)
+    monkeypatch.setattr("merit.compute.head.LOGIT_BYTES", 1)
+    monkeypatch.setattr("merit.compute.head.MIN_ROWS", 3)
     got = GradientEngine(model, FOLD, batch_tokens=200).measure("a", data)
     assert close(got.sums, want.sums)
 

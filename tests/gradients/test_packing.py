@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import CONFIGS, examples, tiny
 
+from merit.compute.attention import packed, packed_model, plan
+from merit.compute.packing import MIN_SHARED, Segment, pack
 from merit.data.example import IGNORED, Encoded
-from merit.gradients.attention import packed, packed_model, plan
 from merit.gradients.engine import GradientEngine
-from merit.gradients.packing import MIN_SHARED, Segment, pack
 from merit.gradients.sketch import SketchSpec
 
 FOLD = SketchSpec(kind="fold", fold=7, least=1)

@@ -11,7 +11,7 @@ import pytest
 
 HELD = """
 import os, sys, torch
-from merit.gradients.recompute import return_freed_tensors
+from merit.compute.recompute import return_freed_tensors
 
 def resident():
     with open("/proc/self/statm") as file:

@@ -9,9 +9,9 @@ from test_packing import FOLD, prompted
 from tiny_models import examples, tiny
 from torch.nn import functional as F  # noqa: N812
 
-from merit.gradients import attention
+from merit.compute import attention
+from merit.compute.attention import ShortAttention, suits
 from merit.gradients.engine import GradientEngine
-from merit.gradients.short_attention import ShortAttention, suits
 
 
 @pytest.mark.parametrize("key_heads", [1, 2, 6])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from merit.config.calibration import CalibrationConfig
-from merit.gradients.apply import Sketcher
+from merit.gradients.fold import Sketcher
 from merit.gradients.sketch import SketchLayout, SketchSpec, signs_and_buckets
 
 PARAMETERS = [("embed", [11, 8], 1), ("w", [6, 10], 1), ("conv1d", [10, 6], 0), ("norm", [8], 0), ("e", [3, 4, 5], 2)]

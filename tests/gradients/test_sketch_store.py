@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import pytest
 
-from merit.errors import InputError
+from merit.base.errors import InputError
 from merit.gradients.sketch import SketchLayout, SketchSpec
 from merit.gradients.store import RowInfo, SketchStore, StoreInfo
 

@@ -12,7 +12,7 @@ from tiny_models import examples, tiny
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import varlen
 
-from merit.gradients import attention
+from merit.compute import attention
 from merit.gradients.engine import GradientEngine
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

@@ -18,13 +18,13 @@ from surface import Files, Surface
 from values import TEXTS, as_json, broken, mutated, values
 from verdict import Escape
 
+from merit.base.errors import InputError
 from merit.cli.check_output import print_report
 from merit.config import RunConfig
 from merit.data.check import check_mixture
 from merit.data.image import ImageRef, decode, inspect, thumbnail
 from merit.data.init import propose_config
 from merit.data.reading import DatasetReader, chosen_rows, select
-from merit.errors import InputError
 from pictures import noise, saved
 
 TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]

@@ -12,7 +12,7 @@ from verdict import Escape
 from merit.config import load_config
 from merit.config.resolve import dump_config, resolve_paths
 from merit.config.study import StudyConfig
-from merit.config.yaml_file import load_section
+from merit.config.yaml import load_section
 from merit.data.build import open_readers
 from merit.merge.recipe import read_mergekit
 from merit.split.splitters.manual import manual_partition

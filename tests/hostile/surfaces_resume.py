@@ -19,8 +19,8 @@ from surfaces_run import KEYS, changed, read_tree
 from values import SECRET, TEXTS, as_json, mutated, texts_of
 
 from four_files import write_four_files
+from merit.base.files import inside
 from merit.cli.main import app
-from merit.io import inside
 
 
 @cache
@@ -92,8 +92,8 @@ def resumed_runs(draw: st.DrawFn) -> Files:
 
 def resume(folder: Path) -> Any:
     """`merit run RUN --until split`, then the branches as `merit train` would plan them."""
-    from merit.stages.context import RunContext
-    from merit.stages.train import branch_specs
+    from merit.context import RunContext
+    from merit.train.step import branch_specs
 
     code = app(["run", str(folder), "--until", "split"], prog_name="merit", standalone_mode=False)
     context = RunContext.open(folder)

@@ -20,27 +20,26 @@ from synthetic import make_run
 from values import as_json, broken, mutated, records, texts, texts_of
 from verdict import Escape
 
-from merit.branches.spec import BranchData, BranchResult, BranchSpec
+from merit.base.files import inside, safe_name
+from merit.base.record import Record
 from merit.cli.console import print_table
 from merit.config.model import ModelConfig
 from merit.config.train import TrainConfig
-from merit.conflict.result import AxesResult, ConflictResult
+from merit.conflict.records import AxesResult, ConflictResult
 from merit.data.mixture import Mixture
-from merit.diagnostics.result import RESULTS
-from merit.evaluation.drift_set import DriftSet
-from merit.evaluation.scores import ModelScores, Table
-from merit.executors import slurm_queue
-from merit.io import inside, safe_name
+from merit.diagnose.records import RESULTS
+from merit.evaluate.scores import DriftSet, ModelScores, Table
+from merit.jobs import slurm_queue
 from merit.report import page as page_builder
 from merit.report.build import build_report, render_report
 from merit.report.card import write_run_card
 from merit.report.compare import build_comparison
 from merit.report.evidence import read_evidence
 from merit.run.layout import RunDir
-from merit.run.record import Record
 from merit.split.partition import Partition
-from merit.stages import status
 from merit.study.advice import advise_run, parse_trade_off
+from merit.train import status
+from merit.train.spec import BranchData, BranchResult, BranchSpec
 
 KEYS = ("files", "names", "groups", "datasets", "scores", "cuts", "margins", "rendered", "spans", "images", "tokens")
 _NAMES = ("one", "two", "three", "four")

@@ -17,8 +17,7 @@ from verdict import Escape
 from merit.config.model import ModelConfig
 from merit.merge.inputs import open_inputs
 from merit.models.adapter import Adapter
-from merit.models.checkpoint import Checkpoint
-from merit.models.header import read_header
+from merit.models.checkpoint import Checkpoint, read_header
 from merit.models.source import resolve_model
 
 CONFIG = {

@@ -21,7 +21,7 @@ from surface import attack
 from surfaces_weights import PICKLE
 from verdict import Room, limited_memory, open_room
 
-from merit.errors import InputError
+from merit.base.errors import InputError
 
 PART = 30  # of a campaign's cases, one is tried here
 _MODULES = (surfaces_files, surfaces_data, surfaces_weights, surfaces_run, surfaces_resume)

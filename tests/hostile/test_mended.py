@@ -13,31 +13,30 @@ import pytest
 from surfaces_weights import ADAPTER, ADAPTER_CONFIG, CONFIG, HEADER, INDEX, SINGLE, safetensors
 from values import as_json
 
+from merit.base.errors import InputError, Problems
+from merit.base.files import read_json, write_json
 from merit.config.model import ModelConfig
-from merit.config.yaml_text import read_yaml
-from merit.conflict.result import load_similarity
+from merit.config.yaml import read_yaml
+from merit.conflict.records import load_similarity
 from merit.data.files import ParquetFile
 from merit.data.image import BadImage
 from merit.data.image_fields import ImageSource
-from merit.errors import InputError, Problems
-from merit.executors import slurm_queue
-from merit.executors.record import JobRecord
-from merit.io import read_json, write_json
-from merit.merge.folder import copy_side_files
+from merit.jobs import slurm_queue
+from merit.jobs.record import JobRecord
 from merit.merge.inputs import open_inputs
 from merit.merge.journal import NAME, Journal
 from merit.merge.recipe import read_mergekit
+from merit.merge.source import copy_side_files
 from merit.models.adapter import Adapter
-from merit.models.checkpoint import Checkpoint
-from merit.models.header import read_header
+from merit.models.checkpoint import Checkpoint, read_header
 from merit.models.source import resolve_model
 from merit.models.vision import copy_image_files
 from merit.run.events import read_events
 from merit.run.guard import refuse_foreign, refuse_links
 from merit.run.layout import RunDir
 from merit.run.manifest import check_stage, finish_stage
-from merit.split.splitters.manual import manual_partition
 from merit.split.partition import Group, Partition
+from merit.split.splitters.manual import manual_partition
 
 
 def test_a_stage_record_names_only_files_of_its_run(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from merit.base.errors import InputError
 from merit.cli.main import answer
-from merit.errors import InputError
 from merit.run.events import peak_memory_bytes
 
 MEMORY_BYTES = 400 * 2**20  # what one case may add to the process at most

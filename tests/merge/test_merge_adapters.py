@@ -11,12 +11,11 @@ from merge_folders import read
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from merit.base.errors import InputError
+from merit.base.files import sha256_file
 from merit.cli.merge_command import merge_models
-from merit.errors import InputError
-from merit.io import sha256_file
-from merit.merge.adapters import merge_adapters
 from merit.merge.average import merge_checkpoints
-from merit.merge.lora import read_rows
+from merit.merge.lora import merge_adapters, read_rows
 from merit.models.adapter import Adapter
 from merit.models.checkpoint import Checkpoint, FilePool
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from merge_folders import CONFIG, read, write
 
-from merit.errors import InputError
+from merit.base.errors import InputError
 from merit.merge.average import merge_checkpoints
 
 GOOD = {"model.embed_tokens.weight": torch.ones(6, 4), "w": torch.ones(3)}

@@ -8,7 +8,7 @@ import torch
 from merge_folders import TORCH, bits, round_once
 
 from merit.merge.codec import Scratch, decode, dither, encode
-from merit.models.header import ITEM_BYTES
+from merit.models.checkpoint import ITEM_BYTES
 
 
 def awkward(dtype):

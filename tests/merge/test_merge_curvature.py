@@ -8,7 +8,7 @@ import torch
 from tiny_curvature import ROWS, gradient_squares, inputs_of, model_with
 from torch import nn
 
-from merit import extensions
+from merit.base import extensions
 from merit.config.merge import RIDGE, MergeConfig
 from merit.merge.rule import find_rule
 from merit.merge.rules.fisher import FisherMerge

@@ -6,11 +6,11 @@ import pytest
 import torch
 from merge_folders import bits, exact_mean, read, write
 
-from merit.errors import InputError
-from merit.io import sha256_file
+from merit.base.errors import InputError
+from merit.base.files import sha256_file
 from merit.merge.average import merge_checkpoints
 from merit.merge.late import add_branch, remove_branch
-from merit.merge.options import WeightRule
+from merit.merge.plan import WeightRule
 
 
 @pytest.fixture

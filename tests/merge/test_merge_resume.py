@@ -15,8 +15,8 @@ import pytest
 import torch
 from merge_folders import read, write
 
-from merit.errors import InputError, StageError
-from merit.io import sha256_file
+from merit.base.errors import InputError, StageError
+from merit.base.files import sha256_file
 from merit.merge import stream
 from merit.merge.average import merge_checkpoints
 from merit.models.writer import ShardFiles
@@ -25,7 +25,8 @@ from merit.models.writer import ShardFiles
 SLOW = """
 import sys, time
 from pathlib import Path
-from merit.merge import plan, stream
+from merit.merge import plan
+from merit.merge import stream
 from merit.merge.accumulate import Accumulator
 from merit.merge.average import merge_checkpoints
 plan.BLOCK_ELEMENTS, stream.CHUNK, stream.JOURNAL_SECONDS = 2000, 1000, 0.02

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from merit.data.example import Encoded
+
 CONFIG = LlamaConfig(
     vocab_size=40,
     hidden_size=16,
@@ -29,12 +31,12 @@ def model_with(seed: int) -> LlamaForCausalLM:
     return model
 
 
-def _rows(seed: int) -> list[tuple[list[int], list[int]]]:
+def _rows(seed: int) -> list[Encoded]:
     generator = torch.Generator().manual_seed(100 + seed)
     rows = []
     for length in (5, 9, 9, 12):
         ids = torch.randint(1, 40, (length,), generator=generator).tolist()
-        rows.append((ids, [-100] * 3 + ids[3:]))
+        rows.append(Encoded(ids, [-100] * 3 + ids[3:]))
     return rows
 
 
@@ -47,8 +49,8 @@ def inputs_of(model, name, rows):
     layer = model.get_submodule(name.removesuffix(".weight"))
     handle = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0][0].detach()))
     with torch.no_grad():
-        for ids, _ in rows:
-            model(input_ids=torch.tensor([ids]))
+        for row in rows:
+            model(input_ids=torch.tensor([row.input_ids]))
     handle.remove()
     return torch.cat(seen)
 
@@ -56,13 +58,13 @@ def inputs_of(model, name, rows):
 def gradient_squares(model, name, rows):
     """Mean over supervised tokens of the squared gradient of each example's summed loss."""
     total, tokens = 0.0, 0
-    for ids, labels in rows:
+    for row in rows:
         model.zero_grad()
-        logits = model(input_ids=torch.tensor([ids])).logits[0]
+        logits = model(input_ids=torch.tensor([row.input_ids])).logits[0]
         loss = torch.nn.functional.cross_entropy(
-            logits[:-1], torch.tensor(labels[1:]), ignore_index=-100, reduction="sum"
+            logits[:-1], torch.tensor(row.labels[1:]), ignore_index=-100, reduction="sum"
         )
         loss.backward()
         total = total + dict(model.named_parameters())[name].grad.double().square()
-        tokens += sum(label != -100 for label in labels[1:])
+        tokens += row.supervised
     return total / tokens

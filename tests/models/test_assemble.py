@@ -6,16 +6,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, CLIPVisionModel
 
+from merit.base.errors import InputError
+from merit.compute.nll import supervised_nll
+from merit.context import RunContext
 from merit.data.encode import Encoder
-from merit.data.example import Example, Message, TokenRow
+from merit.data.example import Example, Message
 from merit.data.image import ImageRef
-from merit.errors import InputError
 from merit.models.assemble import assemble
 from merit.models.loading import load_model, load_tokenizer
-from merit.models.nll import supervised_nll
 from merit.models.source import ModelFolder
-from merit.stages import prepare
-from merit.stages.context import RunContext
+from merit.train import prepare
 from pictures import png
 from vision_models import write_tiny_tower
 
@@ -44,9 +44,7 @@ def test_weights_are_copied_and_the_whole_takes_images(tiny_model, tower, tmp_pa
     example = Example((Message("user", "what?", ((0, image),)),), (Message("assistant", "red"),))
     encoded = Encoder(tokenizer, 500).encode(example)
     assert encoded.input_ids.count(tokenizer.convert_tokens_to_ids("<image>")) == 16
-    assert bool(
-        supervised_nll(model, [TokenRow.of(encoded.input_ids, encoded.labels, encoded.images)]).nll.isfinite().all()
-    )
+    assert bool(supervised_nll(model, [encoded]).nll.isfinite().all())
     # Servers give content in parts, and text alone as text: the template takes both, alike.
     parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}]
     plain = [{"role": "user", "content": "<image>a"}]

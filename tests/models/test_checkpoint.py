@@ -9,9 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from merit.errors import InputError
-from merit.models.checkpoint import Checkpoint
-from merit.models.header import read_header
+from merit.base.errors import InputError
+from merit.models.checkpoint import Checkpoint, read_header
 
 
 def header(file, value, *, data=b"", length=None):

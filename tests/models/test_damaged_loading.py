@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from merit.errors import InputError
+from merit.base.errors import InputError
 from merit.models.loading import load_model, load_tokenizer
 from merit.models.source import ModelFolder
 from merit.models.vision import load_images

@@ -6,7 +6,8 @@ import pytest
 import torch
 import transformers
 
-from merit.models.nll import length_batches, right_aligned, supervised_nll
+from merit.compute.nll import length_batches, right_aligned, supervised_nll
+from merit.data.example import Encoded
 
 VOCABULARY = 61
 SIZES = {
@@ -33,9 +34,9 @@ MODELS = {
     ),
 }
 ROWS = [
-    ([5, 6, 7, 8, 9], [-100, -100, -100, 8, 9]),
-    ([3, 4], [3, 4]),  # the first token is predicted by nothing
-    ([9, 8, 7, 6, 5, 4, 3], [-100, 8, -100, -100, 5, 4, -100]),  # two turns
+    Encoded([5, 6, 7, 8, 9], [-100, -100, -100, 8, 9]),
+    Encoded([3, 4], [3, 4]),  # the first token is predicted by nothing
+    Encoded([9, 8, 7, 6, 5, 4, 3], [-100, 8, -100, -100, 5, 4, -100]),  # two turns
 ]
 
 
@@ -46,14 +47,14 @@ def test_losses_are_those_of_each_example_alone(name: str) -> None:
     model = kind(config).eval()
     result = supervised_nll(model, ROWS)
     assert result.row.tolist() == [0, 0, 1, 2, 2, 2]
-    for index, (ids, labels) in enumerate(ROWS):
-        wanted = model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
+    for index, row in enumerate(ROWS):
+        wanted = model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss
         torch.testing.assert_close(result.nll[result.row == index].mean(), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_rows_without_loss_give_none() -> None:
     config, kind = MODELS["llama"]
-    result = supervised_nll(kind(config), [([1, 2, 3], [-100, -100, -100])])
+    result = supervised_nll(kind(config), [Encoded([1, 2, 3], [-100, -100, -100])])
     assert result.nll.numel() == 0
 
 

@@ -11,27 +11,26 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from merit.branches.spec import BranchData, BranchSpec
-from merit.branches.train import train_branch
+from merit.base.errors import InputError
+from merit.compute.abilities import Abilities
+from merit.compute.nll import supervised_nll
 from merit.config.calibration import CalibrationConfig
 from merit.config.model import ModelConfig
 from merit.config.train import LoraSection, TrainConfig
 from merit.data.encode import Encoder
-from merit.data.example import Encoded, Example, Message, TokenRow
+from merit.data.example import Encoded, Example, Message
 from merit.data.image import ImageRef, decode
-from merit.data.store import write_store
-from merit.data.stored import StoredExample
-from merit.errors import InputError
-from merit.gradients.abilities import Abilities
-from merit.gradients.apply import Sketcher
+from merit.data.store import StoredExample, write_store
 from merit.gradients.engine import GradientEngine
+from merit.gradients.fold import Sketcher
 from merit.gradients.sketch import SketchSpec
 from merit.merge.average import merge_checkpoints
+from merit.models.layout import role_of
 from merit.models.loading import images_of, load_model, load_tokenizer
-from merit.models.nll import supervised_nll
-from merit.models.roles import role_of
 from merit.models.source import ModelFolder, resolve_model
 from merit.run.layout import RunDir
+from merit.train.spec import BranchData, BranchSpec
+from merit.train.train import train_branch
 from pictures import png
 from vision_models import KINDS, write_tiny_vlm
 
@@ -67,10 +66,6 @@ def encoded(encoder: Encoder) -> list[Encoded]:
     return [encoder.encode(example) for example in EXAMPLES]
 
 
-def rows_of(encoded: list[Encoded]) -> list[TokenRow]:
-    return [TokenRow.of(item.input_ids, item.labels, item.images) for item in encoded]
-
-
 def test_tokens_are_those_of_the_models_own_processor(encoder, encoded):
     processor = images_of(encoder.tokenizer).processor
     for example, item in zip(EXAMPLES, encoded, strict=True):
@@ -88,8 +83,8 @@ def test_every_parameter_has_a_role_and_batches_change_no_loss(folder, encoded):
     frozen = {role_of(name) for name, p in model.named_parameters() if not p.requires_grad}
     trained = {role_of(name) for name, p in model.named_parameters() if p.requires_grad}
     assert (frozen, trained) == ({"vision"}, {"projector", "language"})
-    together = supervised_nll(model, rows_of(encoded))
-    for index, row in enumerate(rows_of(encoded)):
+    together = supervised_nll(model, encoded)
+    for index, row in enumerate(encoded):
         alone = supervised_nll(model, [row]).nll
         torch.testing.assert_close(together.nll[together.row == index], alone, rtol=1e-4, atol=1e-5)
 
@@ -109,7 +104,7 @@ def test_sketches_are_those_of_plain_gradients(folder, encoded, encoder, freeze)
     encoded = [*encoded, encoder.encode(replace(EXAMPLES[0], completion=EXAMPLES[1].completion))]
     found = engine.measure("d", encoded)
     model.eval()
-    for row in rows_of(encoded):
+    for row in encoded:
         supervised_nll(model, [row]).nll.sum().backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert {role_of(name) for name in grads} == ({"projector", "language"} | ({"vision"} if freeze == [] else set()))

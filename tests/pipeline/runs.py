@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
+import multiprocessing
 import os
 import subprocess
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from merit.cli.main import run
 
 # To be formatted with `model`; the four files of four_files.py, cut in two.
 HEAD = """
@@ -46,12 +52,34 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
 
 
+def fork(*arguments: str | Path) -> BaseProcess:
+    """`merit …` as a process that has imported what it needs: its life is spent at work, and kills fall there."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["merit.cli.main", "torch", "transformers.models.llama.modeling_llama"])
+    process = context.Process(target=_exit_with, args=([*map(str, arguments)],))
+    process.start()
+    return process
+
+
+def _exit_with(arguments: list[str]) -> None:
+    sys.exit(run(arguments))
+
+
 def merit(*arguments: str | Path) -> str:
     """`merit …` to its end, which must be a good one; returns stdout."""
     process = start(*arguments)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     return out
+
+
+def merit_here(*arguments: str | Path) -> str:
+    """As `merit`, but in this process, which has imported torch already."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run([*map(str, arguments)])
+    assert code == 0, err.getvalue()
+    return out.getvalue()
 
 
 def weights_of(run: Path) -> dict[str, str]:

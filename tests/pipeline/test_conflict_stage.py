@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import merit, start, write_recipe
+from runs import merit_here as merit
+from runs import start, write_recipe
 from safetensors.torch import load_file, save_file
 
 from four_files import write_four_files

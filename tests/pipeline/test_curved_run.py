@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from runs import write_recipe
 
+from merit.context import RunContext
 from merit.merge.ray import norm, read_state
+from merit.merge.step import MethodMerge
 from merit.pipeline import run_pipeline
 from merit.run.layout import RunDir
-from merit.stages.context import RunContext
-from merit.stages.merge import MethodMerge
 
 
 def merged(folder, model, weights):

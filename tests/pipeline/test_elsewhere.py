@@ -16,25 +16,24 @@ import yaml
 from runs import HEAD, weights_of
 
 from four_files import write_four_files
-from merit.branches.job import Ranks, run_branch_job
-from merit.branches.spec import BranchResult
+from merit.base.errors import InputError
+from merit.base.files import read_json
+from merit.base.locks import claim
 from merit.cli.main import run as merit
-from merit.errors import InputError
-from merit.evaluation.scores import Table
-from merit.io import read_json
+from merit.context import RunContext
+from merit.evaluate.scores import Table
+from merit.handover.adopt import adopt_branch
 from merit.pipeline import run_pipeline
-from merit.run.claim import claim
 from merit.run.layout import RunDir
 from merit.split.partition import Partition
-from merit.stages.adopt import adopt_branch
-from merit.stages.context import RunContext
+from merit.train.job import Ranks, run_branch_job
+from merit.train.spec import BranchResult
 
 RECIPE = (
     HEAD
     + """
 train: {{epochs: 2, learning_rate: 3.0e-3, batch_tokens: 300, precision: fp32}}
 evaluate: {{held_out: 4, generate: 1, max_new_tokens: 4, drift: 2, branches: false}}
-launch: {{parallel: 2}}
 """
 )
 

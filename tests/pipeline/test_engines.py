@@ -20,16 +20,16 @@ import pytest
 from runs import HEAD, start, weights_of
 
 from four_files import write_four_files
-from merit.errors import InputError, StageError
-from merit.evaluation.scores import Table
-from merit.executors.job_side import is_locked
-from merit.io import read_json
+from merit.base.errors import InputError, StageError
+from merit.base.files import read_json
+from merit.context import RunContext
+from merit.evaluate.scores import Table
+from merit.jobs.job_side import is_locked
 from merit.pipeline import run_pipeline
 from merit.run.events import read_events
 from merit.run.layout import RunDir
-from merit.stages.context import RunContext
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "executors"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
 from slurm_cluster import SlurmCluster, why_not
 
 RECIPE = (
@@ -203,7 +203,7 @@ def test_another_machine_goes_on_from_the_store(
 ) -> None:
     """Both branches are killed midway, and all that the first machine had is gone: its run, its scratch folder."""
     (tmp_path / "often").mkdir()
-    often = "import merit.branches.remote_job as job\njob._SYNC_SECONDS = 0.2\n"
+    often = "import merit.train.remote_job as job\njob._SYNC_SECONDS = 0.2\n"
     (tmp_path / "often" / "sitecustomize.py").write_text(often)
     path = os.pathsep.join([str(tmp_path / "often"), *filter(None, [os.environ.get("PYTHONPATH")])])
     store = tmp_path / "store" / "run"
@@ -240,7 +240,7 @@ def test_another_machine_goes_on_from_the_store(
 
 def test_two_drivers_on_one_run(folder: Path, tiny_model: Path, undisturbed: dict[str, str]) -> None:
     context = context_of(folder, tiny_model, "local", {"parallel": 2})
-    from merit.run.lock import run_lock
+    from merit.run.guard import run_lock
 
     with run_lock(context.run), pytest.raises(InputError, match=r"another process \(pid \d+\) works on this run"):
         run_pipeline(context, until="merge")

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import merit, weights_of, write_recipe
+from runs import merit, merit_here, weights_of, write_recipe
 from safetensors.torch import load_file
 
 from four_files import write_four_files
-from merit.branches.spec import BranchResult
-from merit.conflict.result import AxesResult, ConflictResult
+from merit.conflict.records import AxesResult, ConflictResult
 from merit.data.mixture import Mixture
-from merit.evaluation.scores import Table
+from merit.evaluate.scores import Table
 from merit.run.events import read_events
 from merit.run.layout import RunDir
 from merit.split.partition import Partition
+from merit.train.spec import BranchResult
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +136,13 @@ def test_the_cards_tell_what_the_models_are(run: RunDir) -> None:
 def test_a_rerun_does_nothing_and_a_change_redoes_what_it_must(run: RunDir) -> None:
     before = weights_of(run.root)
     count = len(read_events(run.events))
-    merit("run", run.root)
+    merit_here("run", run.root)
     fresh = read_events(run.events)[count:]
     assert {event["stage"] for event in fresh} == {"report"}
     config = run.config.read_text().replace("max_new_tokens: 4", "max_new_tokens: 5")
     run.config.write_text(config)
     count = len(read_events(run.events))
-    merit("run", run.root)
+    merit_here("run", run.root)
     stages = {event["stage"] for event in read_events(run.events)[count:]}
     assert stages == {"evaluate", "report"}
     assert weights_of(run.root) == before
@@ -152,7 +152,7 @@ def test_damaged_answers_of_the_init_are_given_again(run: RunDir) -> None:
     """No model is measured again for it: the report shows what drift was measured on."""
     before, table = run.drift.read_bytes(), Table.load(run.table)
     run.drift.write_bytes(before[: len(before) // 2])
-    merit("run", run.root)
+    merit_here("run", run.root)
     assert run.drift.read_bytes() == before
     assert Table.load(run.table) == table
     ended = [event for event in read_events(run.events) if event["event"] == "end" and event["stage"] == "evaluate"]
@@ -160,12 +160,14 @@ def test_damaged_answers_of_the_init_are_given_again(run: RunDir) -> None:
 
 
 def test_json_output_is_json(run: RunDir) -> None:
-    value = json.loads(merit("split", run.root, "--json"))
+    value = json.loads(merit_here("split", run.root, "--json"))
     assert value["result"]["splitter"] == "pca"
 
 
 def test_snapshots_tell_the_way(run: RunDir) -> None:
-    found = json.loads(merit("diagnose", run.root, "--checks", "displacement", "--json"))["results"]["displacement"]
+    found = json.loads(merit_here("diagnose", run.root, "--checks", "displacement", "--json"))["results"][
+        "displacement"
+    ]
     exact = {item["model"]: item["total"] for item in found["models"]}
     ways = found["trajectories"]
     assert ways["moments"] == [0.5, 1.0]

@@ -11,12 +11,12 @@ from PIL import Image
 from runs import merit
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, LlavaProcessor
 
+from merit.compute.nll import supervised_nll
 from merit.data.store import EncodedDataset
-from merit.diagnostics.gate import GateResult
-from merit.evaluation.scores import ModelScores
+from merit.diagnose.gate import GateResult
+from merit.evaluate.scores import ModelScores
+from merit.models.layout import role_of
 from merit.models.loading import load_model
-from merit.models.nll import supervised_nll
-from merit.models.roles import role_of
 from merit.run.layout import RunDir
 from pictures import png
 from vision_models import write_tiny_tower, write_tiny_vlm
@@ -108,7 +108,7 @@ def test_preparation_joins_a_tower_and_a_language_model(tiny_model, tmp_path):
         for before, after in itertools.pairwise(weights)
     ]
     assert changed == [{"projector"}, {"projector", "language"}]
-    rows = [row.token_row for row in EncodedDataset.open(run.prepare.data("one")) if not row.held_out]
+    rows = [row.encoded for row in EncodedDataset.open(run.prepare.data("one")) if not row.held_out]
     with torch.no_grad():
         losses = [float(supervised_nll(load_model(folder), rows).nll.mean()) for folder in rounds]
     assert losses == sorted(losses, reverse=True)

@@ -13,12 +13,10 @@ import yaml
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 from safetensors.torch import save_file
 
+from merit.base.errors import InputError, StageError
 from merit.cli.main import run as merit
-from merit.errors import InputError, StageError
-from merit.push.check import check_contents
-from merit.push.contents import Item, gather
+from merit.push.contents import Item, check_contents, gather, refuse_secrets
 from merit.push.hub import push_items
-from merit.push.leaks import refuse_secrets
 
 TOKEN = "hf_" + "abcDEF0123" * 4
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from merit.diagnostics.gate import GateResult
-from merit.diagnostics.result import (
+from merit.diagnose.gate import GateResult
+from merit.diagnose.records import (
     CalibrationPoint,
     CalibrationResult,
     CurvatureResult,

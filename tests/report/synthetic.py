@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from merit.branches.spec import BranchResult
-from merit.conflict.result import AxesResult, ConflictResult
+from merit.base.files import write_json, write_text
+from merit.conflict.records import AxesResult, ConflictResult
 from merit.data.mixture import DatasetSummary, Mixture, Rendered, SplitCounts
-from merit.evaluation.drift_set import DriftSet
-from merit.evaluation.scores import Comparison, DatasetScore, ModelScores, Table, TableRow
-from merit.io import write_json, write_text
+from merit.evaluate.scores import Comparison, DatasetScore, DriftSet, ModelScores, Table, TableRow
 from merit.run.layout import MethodDir, RunDir
 from merit.split.partition import Cut, Group, Partition
+from merit.train.spec import BranchResult
 
 NAMES = (
     "gsm8k", "chain_sum", "gcd", "basic_arithmetic", "leg_counting", "spell_backward",

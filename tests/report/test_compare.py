@@ -13,10 +13,10 @@ from parsing import Page
 from synthetic import NAMES, make_run
 from test_report_content import chapter
 
+from merit.base.errors import InputError
 from merit.cli.main import run as merit
 from merit.data.mixture import Mixture
-from merit.errors import InputError
-from merit.evaluation.scores import ModelScores
+from merit.evaluate.scores import ModelScores
 from merit.report.compare import build_comparison
 from merit.run.layout import RunDir
 from merit.split.partition import Group, Partition
@@ -98,7 +98,7 @@ def test_paired_differences_against_numpy(pair: tuple[RunDir, RunDir], tmp_path:
     difference = np.array(losses[1]) - np.array(reference)
     assert item.value == pytest.approx((difference.mean() + 11 * 0.1) / 12)
     assert item.standard_error == pytest.approx(difference.std(ddof=1) / math.sqrt(16) / 12)
-    assert item.high - item.value == pytest.approx(1.96 * item.standard_error)
+    assert item.high - item.value == pytest.approx(1.959964 * item.standard_error)
 
 
 def test_other_held_out_examples_are_not_paired(pair: tuple[RunDir, RunDir], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from parsing import Page
 from synthetic import make_run
 
-from merit.errors import InputError
+from merit.base.errors import InputError
 from merit.report.build import chapters
 from merit.report.evidence import read_evidence
 from merit.report.export import export_figures, figures_of, to_csv

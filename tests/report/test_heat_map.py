@@ -6,8 +6,8 @@ import numpy as np
 from scipy.cluster.hierarchy import cophenet, linkage
 from scipy.spatial.distance import squareform
 
-from merit.report.figures.heatmap import heatmap_figure
-from merit.report.figures.tree import grow_tree
+from merit.report.figures.conflict import heatmap_figure
+from merit.report.figures.split import grow_tree
 from merit.report.grouping import Grouping
 
 NAMES = ("a", "b", "c", "d", "e")

@@ -10,7 +10,7 @@ from parsing import Page
 from synthetic import make_run
 from test_report_content import chapter
 
-from merit.diagnostics.result import RESULTS
+from merit.diagnose.records import RESULTS
 from merit.report.build import build_report
 from merit.report.sections.reading import READINGS
 

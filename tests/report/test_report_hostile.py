@@ -10,7 +10,7 @@ from parsing import Page
 from synthetic import NAMES, make_run
 
 from merit.report.build import build_report
-from merit.report.safe import inline_json, plotly_text, prose, visible
+from merit.report.page import inline_json, plotly_text, prose, visible
 
 HOSTILE = (
     "</script><script>alert(1)</script>",

@@ -12,7 +12,7 @@ import pytest
 from parsing import Page
 from synthetic import STAGES, make_run
 
-from merit.errors import InputError
+from merit.base.errors import InputError
 from merit.report.build import build_report
 from merit.run.layout import RunDir
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from synthetic import make_run
 
-from merit.evaluation.scores import Comparison
+from merit.evaluate.scores import Comparison
 from merit.report.evidence import Evidence, read_evidence
 from merit.report.verdict import Verdict, reach_verdict
 
@@ -30,16 +30,16 @@ def judged(evidence: Evidence, *found: tuple[str, str, float, float]) -> Verdict
     return verdict
 
 
-def test_within_two_standard_errors_nothing_is_claimed(evidence: Evidence) -> None:
-    verdict = judged(evidence, ("joint", "in_mixture", -0.02, 0.01))
+def test_within_the_95_percent_interval_nothing_is_claimed(evidence: Evidence) -> None:
+    verdict = judged(evidence, ("joint", "in_mixture", -0.01959, 0.01))
     assert verdict.headline == "The merge of 4 branches cannot be told apart from joint training on these examples."
     assert verdict.against[0].outcome.startswith("not told apart in the mixture (−0.020")
 
 
-def test_beyond_two_standard_errors_it_is_said_either_way(evidence: Evidence) -> None:
-    worse = judged(evidence, ("joint", "in_mixture", 0.021, 0.01))
+def test_beyond_the_95_percent_interval_it_is_said_either_way(evidence: Evidence) -> None:
+    worse = judged(evidence, ("joint", "in_mixture", 0.01961, 0.01))
     assert worse.headline == "The merge of 4 branches is worse than joint training in the mixture."
-    better = judged(evidence, ("joint", "in_mixture", -0.021, 0.01), ("joint", "unseen", 0.0, 0.01))
+    better = judged(evidence, ("joint", "in_mixture", -0.01961, 0.01), ("joint", "unseen", 0.0, 0.01))
     assert better.headline == (
         "The merge of 4 branches is better than joint training in the mixture; on unseen datasets the two cannot be "
         "told apart."

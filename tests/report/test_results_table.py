@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from synthetic import make_run
 
-from merit.evaluation.scores import Table, TableRow
+from merit.evaluate.scores import Table, TableRow
 from merit.report.table import table_markdown, table_rows
 
 

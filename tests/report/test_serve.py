@@ -17,7 +17,7 @@ import pytest
 from synthetic import make_run
 from test_report_browser import BROWSER, FLAGS
 
-from merit.errors import InputError
+from merit.base.errors import InputError
 from merit.report.serve import HOST, ReportServer, run_state
 
 

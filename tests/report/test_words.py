@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from merit.report.figures.labels import place_labels
-from merit.report.log_lines import read_log, smooth
+from merit.report.figures.style import place_labels
+from merit.report.now import read_log, smooth
 from merit.report.words import compact, data_size, decimal, duration, plural, series, short_labels, signed
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from merit.errors import InputError, StageError
+from merit.base.errors import InputError, StageError
 from merit.run.events import append_event, peak_memory_bytes, read_events, stage_events
 
 

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import merit
-from merit.run.program import PYTHON, merit_command
+from merit.base.program import PYTHON, merit_command
 
 
 def test_nothing_is_imported_from_the_current_folder(tmp_path: Path) -> None:

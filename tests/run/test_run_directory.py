@@ -13,14 +13,12 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from merit.errors import InputError, StageError
-from merit.io import write_json
-from merit.run.fingerprint import fingerprint
+from merit.base.errors import InputError, StageError
+from merit.base.files import write_json
+from merit.base.record import Record, Sealed, fingerprint
+from merit.run.guard import Before, run_lock
 from merit.run.layout import RunDir, relative
-from merit.run.lock import run_lock
-from merit.run.manifest import check_stage, finish_stage, forget_stage
-from merit.run.record import Record, Sealed
-from merit.run.rollback import Before
+from merit.run.manifest import Freshness, check_stage, finish_stage, forget_stage
 
 HOSTILE = ["../../etc/passwd", "/etc/passwd", "..", "a/b", "\x00", "x" * 1000, "é", ""]
 
@@ -68,9 +66,7 @@ def test_fingerprints():
 
 
 def test_a_fingerprint_does_not_depend_on_the_process():
-    program = (
-        "from merit.run.fingerprint import fingerprint; import sys; sys.stdout.write(fingerprint({'b': 1, 'a': 'θ'}))"
-    )
+    program = "from merit.base.record import fingerprint; import sys; sys.stdout.write(fingerprint({'b': 1, 'a': 'θ'}))"
     env = os.environ | {"PYTHONHASHSEED": "77"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env)
     assert done.stdout == fingerprint({"a": "θ", "b": 1})
@@ -90,7 +86,7 @@ def test_a_killed_owner_frees_the_lock(tmp_path):
     run = RunDir(tmp_path / "run")
     program = (
         "import sys, time\nfrom pathlib import Path\nfrom merit.run.layout import RunDir\n"
-        "from merit.run.lock import run_lock\n"
+        "from merit.run.guard import run_lock\n"
         "with run_lock(RunDir(Path(sys.argv[1]))):\n    sys.stdout.write('x'); sys.stdout.flush(); time.sleep(60)"
     )
     owner = subprocess.Popen([sys.executable, "-c", program, str(run.root)], stdout=subprocess.PIPE)
@@ -107,14 +103,14 @@ def test_a_killed_owner_frees_the_lock(tmp_path):
 def test_a_stage_is_fresh_until_something_changes(tmp_path):
     run = RunDir(tmp_path)
     depends = {"train": "1", "model": "2"}
-    assert (check_stage(run, "merge", depends).fresh, check_stage(run, "merge", depends).known) == (False, False)
+    assert check_stage(run, "merge", depends) == Freshness(False, "")
     finish_stage(run, "merge", depends)
     assert check_stage(run, "merge", depends).fresh
     assert check_stage(run, "merge", {"train": "1", "model": "3"}).why == "model changed"
     assert check_stage(run, "merge", {"train": "0", "seed": "3"}).why == "model, seed, train changed"
-    assert not check_stage(run, "split", depends).known
+    assert check_stage(run, "split", depends) == Freshness(False, "")
     forget_stage(run, "merge")
-    assert check_stage(run, "merge", depends).why == "not done yet"
+    assert check_stage(run, "merge", depends) == Freshness(False, "")
     forget_stage(run, "merge")
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from merit.base.errors import InputError
 from merit.conflict.axes import principal_axes
 from merit.conflict.reliability import score_noise
 from merit.conflict.similarity import HalfGram, cosines
-from merit.errors import InputError
 from merit.split.evidence import AxisEvidence, _reason, weigh_axes
 from merit.split.splitters.pca import pca_partition
 from merit.split.spread import captured

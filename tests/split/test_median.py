@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merit.errors import InputError
+from merit.base.errors import InputError
 from merit.split.median import cut_group, median_partition
 
 

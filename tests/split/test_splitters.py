@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from merit.base.errors import InputError, Problems, StageError
 from merit.conflict.axes import principal_axes
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
-from merit.errors import InputError, Problems, StageError
 from merit.split.make import make_partition
 from merit.split.splitter import SplitRequest
 from merit.split.splitters.adversarial import adversarial_partition

@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from merit.errors import InputError
-from merit.study.advice import Candidate, choose, parse_trade_off
-from merit.study.answer import answers, centre, correlation
-from merit.study.question import QuestionResult
-from merit.study.similarities import VARIANTS
+from merit.base.errors import InputError
+from merit.study.advice import Candidate, QuestionResult, answers, centre, choose, correlation, parse_trade_off
+from merit.study.measure import VARIANTS
 
 
 def candidate(label, inside, unseen, retention):

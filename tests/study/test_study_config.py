@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tiny_study import write_study
 
+from merit.base.errors import InputError
 from merit.config.methods import MethodConfig, standard_methods
-from merit.errors import InputError
 from merit.study.spec import Study
 
 

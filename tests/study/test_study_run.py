@@ -10,12 +10,11 @@ import pytest
 import torch
 from tiny_study import write_study
 
-from merit.branches.spec import BranchResult
-from merit.errors import InputError, StageError
-from merit.evaluation.drift import general_texts
+from merit.base.errors import InputError, StageError
+from merit.evaluate.drift import general_texts
 from merit.merge.average import merge_checkpoints
 from merit.merge.ray import read_state
-from merit.study import foreign
+from merit.study import layout as foreign
 from merit.study.cells import cell_mark
 from merit.study.gather import check_tokens, contenders
 from merit.study.job import Job
@@ -23,6 +22,7 @@ from merit.study.publish import publish
 from merit.study.run import run_init, run_job, run_study, summary
 from merit.study.scores import PointScores, Summary
 from merit.study.spec import Study
+from merit.train.spec import BranchResult
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_validation_and_test_are_apart(finished):
     examples = _job(study, 0).examples
     for chosen, reported in zip(examples.validation, examples.test, strict=True):
         assert (chosen.name, chosen.face) == (reported.name, reported.face)
-        assert not {tuple(ids) for ids, _ in chosen.rows} & {tuple(ids) for ids, _ in reported.rows}
+        assert not {tuple(row.input_ids) for row in chosen.rows} & {tuple(row.input_ids) for row in reported.rows}
 
 
 def test_what_retention_is_measured_on(finished):
@@ -112,10 +112,10 @@ def test_what_retention_is_measured_on(finished):
     parts = {part.name: part.rows for part in job.examples.test if part.face == "retention"}
     assert set(parts) - {"drift"} == {"equations", "general text"}  # this θ0 answers too little for drift
     texts = general_texts(6)
-    assert [study.tokenizer.decode(ids) for ids, _ in parts["general text"]] == texts[1::2]
+    assert [study.tokenizer.decode(row.input_ids) for row in parts["general text"]] == texts[1::2]
     scores = PointScores.load(study.dir.point(job._mark("base"))).test.retention
     (text,) = (score for score in scores if score.name == "general text")
-    assert text.tokens == [len(ids) - 1 for ids, _ in parts["general text"]]
+    assert text.tokens == [len(row.input_ids) - 1 for row in parts["general text"]]
 
 
 def test_seeds_draw_their_own_data(finished):
@@ -146,7 +146,7 @@ def test_resumes_after_losses(finished):
 
 def test_a_finished_study_does_nothing(finished, monkeypatch):
     study, _, _ = finished
-    monkeypatch.setattr("merit.executors.local.LocalExecutor.run", lambda self, jobs, progress: _nothing_to_do(jobs))
+    monkeypatch.setattr("merit.jobs.local.LocalExecutor.run", lambda self, jobs, progress: _nothing_to_do(jobs))
     assert run_study(study)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from merit.evaluation.scores import DatasetScore
-from merit.study.statistics import holm, paired
+from merit.evaluate.scores import DatasetScore
+from merit.study.compare import holm, paired
 
 
 def scores(values, tokens=None, name="d"):

@@ -18,7 +18,7 @@ Run = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command(rich_help_panel="Look deeper")(agree)
+    app.command(rich_help_panel="Inspect")(agree)
 
 
 def agree(
@@ -32,7 +32,7 @@ def agree(
     """Compares the conflict of two runs on the datasets that both have: a proxy model against θ0, a sketch against
     full gradients, few examples against many."""
     from merit.cli.console import print_table, say_json
-    from merit.stages.agree import compare_runs
+    from merit.split.agreement import compare_runs
 
     names, found = compare_runs(reference, other, axes=axes)
     if json:

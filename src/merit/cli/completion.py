@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from merit.errors import printable
+from merit.base.errors import printable
 from merit.run.layout import MAIN_METHOD, RunDir
 
 _PLACES = ("", "runs")  # where runs lie, as seen from the folder that is typed

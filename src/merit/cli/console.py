@@ -20,9 +20,9 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from merit.errors import printable
-from merit.logging import add_handler
-from merit.progress import Bar, Progress
+from merit.base.errors import printable
+from merit.base.logging import add_handler
+from merit.base.progress import Bar, Progress
 
 _PLAIN_SECONDS = 15
 _PIPE_WIDTH = 200

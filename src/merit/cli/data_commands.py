@@ -9,7 +9,7 @@ import typer
 
 from merit.cli.options import File, Json
 
-_PANEL = "Before a run"
+_PANEL = "Prepare a run"
 
 
 def register(app: typer.Typer) -> None:
@@ -24,10 +24,10 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Looks at a folder of data files and writes a commented merit.yaml, one dataset a file."""
+    from merit.base.errors import InputError
+    from merit.base.files import write_text
     from merit.cli.console import say
     from merit.data.init import propose_config
-    from merit.errors import InputError
-    from merit.io import write_text
 
     target = output or folder / "merit.yaml"
     if target.exists() and not force:
@@ -40,7 +40,7 @@ def check(file: File, json: Json = False) -> None:
     """Reads every dataset and validates everything before a model is loaded; tells all problems at once."""
     from merit.cli.check_output import print_report
     from merit.cli.console import show_progress
-    from merit.stages.check import check_run
+    from merit.plan.preflight import check_run
 
     with show_progress() as progress:
         report = check_run(file, progress)
@@ -57,8 +57,8 @@ def plan(
 ) -> None:
     """What a run will cost, stage by stage, against joint training. Says what it assumes."""
     from merit.cli.console import print_table, say, say_json, show_progress
-    from merit.planning.rows import plan_rows
-    from merit.stages.plan import plan_run
+    from merit.plan.costs import plan_rows
+    from merit.plan.plan import plan_run
 
     with show_progress() as progress:
         result = plan_run(file, tokens_per_second, progress)

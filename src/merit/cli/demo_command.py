@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
+from merit.base.errors import InputError
+from merit.base.machine import total_memory
 from merit.cli.options import Json
 from merit.cli.run_commands import execute
-from merit.errors import InputError
-from merit.executors.devices import usable_cores
-from merit.machine import total_memory
+from merit.jobs.devices import usable_cores
 
 _LAUNCH = {
     "local": "launch: {{parallel: {jobs}}}\n",
@@ -26,7 +26,7 @@ _MOST_JOBS = 4
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command(rich_help_panel="The whole of it")(demo)
+    app.command(rich_help_panel="Run")(demo)
 
 
 def demo(
@@ -85,8 +85,8 @@ def _quick(text: str) -> str:
 def _print_accuracy(output: Path) -> None:
     """Right answers on held-out pictures, task by task, against one who always says the most frequent answer."""
     from merit.cli.console import print_table, say
-    from merit.data.visual_tasks import TASKS
-    from merit.evaluation.scores import ModelScores
+    from merit.demo.visual_tasks import TASKS
+    from merit.evaluate.scores import ModelScores
     from merit.run.layout import RunDir
 
     run = RunDir(output)

@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
+from merit.base.errors import InputError
 from merit.cli.options import File, Json, Output, Redo
 from merit.config.checks import CHECK_NAMES, CheckName
-from merit.errors import InputError
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command(rich_help_panel="One stage")(diagnose)
-    app.command(rich_help_panel="Look deeper")(theory)
+    app.command(rich_help_panel="Stages")(diagnose)
+    app.command(rich_help_panel="Inspect")(theory)
 
 
 def diagnose(
@@ -29,16 +29,16 @@ def diagnose(
 ) -> None:
     """Looks at θ0, branches and merge of a finished run: barriers, displacement, gain, flatness, curvature."""
     from merit.cli.console import print_table, say, say_json, show_progress
-    from merit.stages.context import RunContext
+    from merit.context import RunContext
 
     with show_progress() as progress:
         context = RunContext.open(file, output=output, progress=progress)
         wanted = pick_checks(checks) or context.config.diagnose.checks or list(CHECK_NAMES)
-        from merit.stages.diagnose import diagnose_run
+        from merit.diagnose.step import diagnose_run
 
         results = diagnose_run(context, wanted, redo=redo)
-    from merit.diagnostics.verdict import verdict
-    from merit.diagnostics.words import result_rows
+    from merit.diagnose.verdict import verdict
+    from merit.diagnose.words import result_rows
 
     reached = verdict(results)
     if json:
@@ -79,8 +79,8 @@ def theory(
 ) -> None:
     """Shows the paper's theorems in quadratic tasks, and where they stop. Needs no run and no model."""
     from merit.cli.console import print_table, say, say_json
+    from merit.theory.findings import lab_rows, lab_sentences, split_rows
     from merit.theory.lab import run_lab
-    from merit.theory.words import lab_rows, lab_sentences, split_rows
 
     result = run_lab(seed=seed, instances=instances, axes=axes)
     if json:

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 def env(json: Json = False) -> None:
     """Prints versions, devices, memory, threads, caches and the extras that are installed, for bug reports."""
     from merit.cli.console import say, say_json
-    from merit.stages.environment import environment
+    from merit.doctor.environment import environment
 
     found = environment()
     if json:
@@ -42,7 +42,7 @@ def doctor(
     """Checks that this model gives the same numbers on this machine alone and batched, padded and packed, in fp32 and
     bf16, whole and sketched. Exit code 1 where it does not."""
     from merit.cli.console import say_json, show_progress
-    from merit.stages.doctor import DEFAULT, examine_model
+    from merit.doctor.doctor import DEFAULT, examine_model
 
     with show_progress() as progress:
         found = examine_model(model or DEFAULT, progress)

@@ -12,8 +12,8 @@ from merit.cli.completion import complete_dataset
 from merit.cli.options import Json, Run
 
 if TYPE_CHECKING:
-    from merit.stages.context import RunContext
-    from merit.stages.grow import Cost
+    from merit.context import RunContext
+    from merit.train.grow import Cost
 
 Baselines = Annotated[bool, typer.Option("--baselines", help="Train the baselines on the new mixture, too.")]
 
@@ -35,7 +35,7 @@ def add(
 ) -> None:
     """A new dataset: sketched, put on the saved axes, its branch trained again, merged again."""
     from merit.config.mixture import DatasetConfig
-    from merit.stages.grow import add_dataset
+    from merit.train.grow import add_dataset
 
     path = str(Path(source).resolve()) if Path(source).exists() else source
     dataset = DatasetConfig(path=path, weight=weight, max_examples=max_examples)
@@ -49,14 +49,14 @@ def remove(
     json: Json = False,
 ) -> None:
     """A dataset less: its branch is trained again without it, and merged again."""
-    from merit.stages.grow import remove_dataset
+    from merit.train.grow import remove_dataset
 
     _grow(run, lambda context, go: remove_dataset(context, name, go, baselines=baselines), json=json)
 
 
 def _grow(run: Path, change: Callable[[RunContext, Callable[[RunContext], None]], Cost], *, json: bool) -> None:
     from merit.cli.console import say, say_json, show_progress
-    from merit.stages.context import RunContext
+    from merit.context import RunContext
 
     with show_progress() as progress:
         context = RunContext.open(run, progress=progress)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from merit.base.errors import InputError
 from merit.cli.options import Branch, File, Json, Method, Output, Redo, Run
-from merit.errors import InputError
 
 TRAINERS = ("trl", "axolotl", "llamafactory")
 
@@ -30,12 +30,12 @@ def handover(
     if to not in TRAINERS:
         raise InputError(f"no trainer {to!r}; there are: {', '.join(TRAINERS)}", field="--to")
     from merit.cli.console import say, say_json, show_progress
-    from merit.stages.context import RunContext
+    from merit.context import RunContext
 
     with show_progress() as progress:
         context = RunContext.open(file, output=output, progress=progress)
+        from merit.handover.step import hand_over
         from merit.pipeline import run_pipeline
-        from merit.stages.handover import hand_over
 
         run_pipeline(context, until="split")
         folders = hand_over(context, to, method)
@@ -60,11 +60,11 @@ def adopt(
 ) -> None:
     """Checks a model that another trainer made of a branch, and puts it into the run."""
     from merit.cli.console import say, say_json, show_progress
-    from merit.stages.context import RunContext
+    from merit.context import RunContext
 
     with show_progress() as progress:
         context = RunContext.open(run, progress=progress)
-        from merit.stages.adopt import adopt_branch
+        from merit.handover.adopt import adopt_branch
 
         result = adopt_branch(context, method, branch, folder, tokens=tokens, any_budget=any_budget, redo=redo)
     if json:

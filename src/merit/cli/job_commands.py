@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from merit import extensions
+from merit.base import extensions
+from merit.base.errors import InputError
 from merit.cli.completion import complete_branch, complete_file_or_run
 from merit.cli.options import Json, Method, Output, Redo, refuse_given
 from merit.cli.run_commands import execute
-from merit.errors import InputError
 
 _OF_CHECKPOINTS = ("weights", "scale", "base", "dtype", "adapter", "partial", "stochastic", "keep_sums", "memory")
 _OF_WHOLE_MODELS = ("scale", "dtype", "partial", "stochastic", "keep_sums", "memory")
@@ -27,8 +27,8 @@ def _rules() -> str:
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command(rich_help_panel="One stage")(train)
-    app.command(rich_help_panel="One stage")(merge)
+    app.command(rich_help_panel="Stages")(train)
+    app.command(rich_help_panel="Stages")(merge)
 
 
 def train(
@@ -62,12 +62,12 @@ def train(
         refuse_given(context, "method", "processes", "accelerate", "model", why="is for one branch's job; add --branch")
         execute(Path(file), output, start="train" if redo else None, until="train", json=json)
         return
-    from merit.branches.job import Ranks, run_branch_job
     from merit.cli.console import say, say_json, show_messages
+    from merit.train.job import Ranks, run_branch_job
 
     show_messages()
     if "://" in file:
-        from merit.branches.remote_job import run_remote_branch_job
+        from merit.train.remote_job import run_remote_branch_job
 
         options = ["--processes", str(processes)] if processes > 1 else []
         options += ["--accelerate", str(accelerate)] if accelerate is not None else []

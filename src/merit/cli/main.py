@@ -13,6 +13,8 @@ from typing import Any
 
 import typer
 
+from merit.base.errors import MeritError, out_of_memory, printable
+from merit.base.files import disk_is_full
 from merit.cli import (
     agree_command,
     data_commands,
@@ -29,8 +31,6 @@ from merit.cli import (
     study_command,
     watch_commands,
 )
-from merit.errors import MeritError, out_of_memory, printable
-from merit.io import disk_is_full
 
 app = typer.Typer(
     name="merit",

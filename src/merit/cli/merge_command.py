@@ -8,23 +8,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast, get_args
 
-from merit import extensions
-from merit.branches.spec import BranchResult
+from merit.base import extensions
+from merit.base.errors import InputError
+from merit.base.progress import SILENT, Progress
 from merit.config.merge import DtypeName
 from merit.config.model import ModelConfig
-from merit.errors import InputError
-from merit.merge.adapters import merge_adapters
 from merit.merge.average import merge_checkpoints
+from merit.merge.lora import merge_adapters
 from merit.merge.names import short_names
-from merit.merge.options import WeightRule
+from merit.merge.plan import WeightRule
 from merit.merge.recipe import read_mergekit
+from merit.merge.record import MergeResult
 from merit.merge.remote import fetch, is_url, send_merge, url_of
-from merit.merge.result import MergeResult
 from merit.merge.rule import Branches, find_rule
 from merit.merge.verify import verify_merge
 from merit.models.adapter import is_adapter
 from merit.models.source import check_model_folder, locate_model
-from merit.progress import SILENT, Progress
+from merit.train.spec import BranchResult
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from merit.base.errors import InputError
 from merit.cli.completion import complete_branch, complete_file_or_run, complete_method, complete_run
-from merit.errors import InputError
 
 File = Annotated[
     Path,

@@ -10,20 +10,20 @@ import typer
 from merit.cli.options import File, Json, Output, Redo
 
 if TYPE_CHECKING:
-    from merit.diagnostics.gate import GateResult
-    from merit.stages.context import RunContext
+    from merit.context import RunContext
+    from merit.diagnose.gate import GateResult
 
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command(rich_help_panel="One stage")(prepare)
+    app.command(rich_help_panel="Stages")(prepare)
 
 
 def prepare(file: File, output: Output = None, redo: Redo = False, json: Json = False) -> None:
     """Joint training that makes θ0 merge-ready, then a pilot of every branch: go or no-go. Resumes."""
     from merit.cli.console import say, say_json, show_progress
     from merit.config.prepare import GateConfig, PrepareConfig
-    from merit.stages.context import RunContext
+    from merit.context import RunContext
 
     with show_progress() as progress:
         context = RunContext.open(file, output=output, progress=progress)
@@ -46,7 +46,7 @@ def prepare(file: File, output: Output = None, redo: Redo = False, json: Json = 
 
 
 def _result(context: RunContext) -> GateResult | None:
-    from merit.diagnostics.gate import GateResult
+    from merit.diagnose.gate import GateResult
 
     return GateResult.load(context.run.gate_record) if context.run.gate_record.is_file() else None
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command(rich_help_panel="The whole of it")(push)
+    app.command(rich_help_panel="Run")(push)
 
 
 def push(
@@ -33,8 +33,7 @@ def push(
 ) -> None:
     """The merged model of a run, or any folder that merit merged, to the Hub. Checks it, its card, and for secrets."""
     from merit.cli.console import print_table, say, say_json, show_progress
-    from merit.push.check import check_contents
-    from merit.push.contents import gather
+    from merit.push.contents import check_contents, gather
     from merit.push.hub import check_repo, push_items
 
     check_repo(repo)

@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
+from merit.base.errors import InputError
 from merit.cli.completion import complete_run
 from merit.cli.options import File, Json, Output
-from merit.errors import InputError
 
 Runs = Annotated[
     list[Path],
@@ -24,8 +24,8 @@ Runs = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command(rich_help_panel="One stage")(report)
-    app.command(rich_help_panel="Look deeper")(compare)
+    app.command(rich_help_panel="Stages")(report)
+    app.command(rich_help_panel="Inspect")(compare)
 
 
 def report(
@@ -43,7 +43,7 @@ def report(
 ) -> None:
     """Draws report.html and the model card again from what the run directory holds."""
     from merit.cli.console import complain, say, say_json
-    from merit.stages.context import RunContext
+    from merit.context import RunContext
 
     if serve and (figures or json):
         raise InputError("a report that is served writes no files", field="--serve")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from merit.base.record import Record
 from merit.cli.console import print_table, say, say_json
 from merit.conflict.explain import Carrier, Explanation, Pair
-from merit.conflict.result import ConflictResult
+from merit.conflict.records import ConflictResult
 from merit.data.mixture import Mixture
-from merit.evaluation.scores import Table
+from merit.evaluate.scores import Table
 from merit.report.table import table_rows
 from merit.run.layout import RunDir
-from merit.run.record import Record
 from merit.split.evidence import AxesEvidence
 from merit.split.partition import Partition
 

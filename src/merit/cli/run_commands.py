@@ -9,17 +9,17 @@ from typing import Annotated
 
 import typer
 
+from merit.base.errors import InputError
 from merit.cli.options import File, Json, Output, Precision, Redo, Worker, refuse_given
-from merit.errors import InputError
 
 _CONFIGURED = "is for a worker; without --worker it is `{}` in the configuration"
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command(rich_help_panel="The whole of it")(run)
+    app.command(rich_help_panel="Run")(run)
     for command in (conflict, split, evaluate):
-        app.command(rich_help_panel="One stage")(command)
+        app.command(rich_help_panel="Stages")(command)
 
 
 def run(
@@ -58,7 +58,7 @@ def conflict(
     """Measures which datasets conflict: gradients at θ0, similarity, axes."""
     if worker is not None:
         from merit.cli.console import show_messages
-        from merit.stages.gradient_jobs import run_worker
+        from merit.gradients.worker import run_worker
 
         show_messages()
         run_worker(file, worker, examples, precision)
@@ -92,7 +92,7 @@ def evaluate(
     """Measures every model of the run, after `merge`."""
     if worker is not None:
         from merit.cli.console import show_messages
-        from merit.stages.evaluate_jobs import run_worker
+        from merit.evaluate.measure import run_worker
 
         show_messages()
         run_worker(file, worker, precision)
@@ -114,7 +114,7 @@ def execute(
 ) -> None:
     """Runs the pipeline with bars, and prints what came of it: `show`, or else the result of stage `until`."""
     from merit.cli.console import show_progress
-    from merit.stages.context import RunContext
+    from merit.context import RunContext
 
     with show_progress() as progress:
         context = RunContext.open(file, output=output, progress=progress)

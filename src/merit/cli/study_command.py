@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
+from merit.base.errors import InputError
 from merit.cli.options import Json
-from merit.errors import InputError
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
     for command in (study, advise, benchmark):
-        app.command(rich_help_panel="Look deeper")(command)
+        app.command(rich_help_panel="Inspect")(command)
 
 
 def study(
@@ -78,7 +78,7 @@ def advise(
 ) -> None:
     """Recommends one of the models that are there, and says what it gives up."""
     from merit.cli.console import say, say_json
-    from merit.evaluation.scores import Table
+    from merit.evaluate.scores import Table
     from merit.run.layout import RunDir
     from merit.study.advice import advise_run, advise_study, parse_trade_off
     from merit.study.layout import StudyDir
@@ -115,7 +115,7 @@ def benchmark(
 ) -> None:
     """Scores a model on the published text benchmarks through lm-eval, with all settings printed."""
     from merit.cli.console import print_table, say, say_json
-    from merit.evaluation.benchmarks import PUBLISHED, run_benchmarks
+    from merit.evaluate.benchmarks import PUBLISHED, run_benchmarks
     from merit.models.source import check_model_folder
 
     check_model_folder(model, trust_remote_code=False)

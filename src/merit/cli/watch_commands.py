@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from merit.base.errors import InputError
 from merit.cli.options import Branch, Json, Method, Run
-from merit.errors import InputError
 
 if TYPE_CHECKING:
-    from merit.stages.status import BranchStatus
+    from merit.train.status import BranchStatus
 
 _SECONDS = 2.0
 
@@ -30,7 +30,7 @@ def status(
     """Every branch: queued, running, done or failed, how far, and where. Works from any machine that sees RUN."""
     from merit.cli.console import print_table, say_json, watch_tables
     from merit.run.layout import RunDir
-    from merit.stages.status import run_status
+    from merit.train.status import run_status
 
     if json:
         say_json([item.__dict__ for item in run_status(RunDir(run))])
@@ -75,7 +75,7 @@ def cancel(run: Run) -> None:
     """Ends the run's jobs on every engine. What they have learned up to their last checkpoint stays."""
     from merit.cli.console import say
     from merit.run.layout import RunDir
-    from merit.stages.status import cancel_run
+    from merit.train.status import cancel_run
 
     count = cancel_run(RunDir(run))
     say(f"{count} jobs are told to end; run again to resume" if count else "no job is queued or running")

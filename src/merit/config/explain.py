@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from merit.base.errors import InputError
 from merit.config.root import RunConfig
 from merit.config.section import REFUSED, Location
-from merit.errors import InputError
 
 _SHOWN = 60  # characters of a name or value
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from merit import extensions
+from merit.base import extensions
 from merit.config.section import Section
 
 DtypeName = Literal["input", "float32", "bfloat16", "float16"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from merit import extensions
+from merit.base import extensions
 from merit.config.merge import PUBLISHED
 from merit.config.section import Section, refused
 from merit.config.split import SplitterName

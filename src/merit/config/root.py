@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from merit import extensions
+from merit.base import extensions
 from merit.config.calibration import CalibrationConfig
 from merit.config.diagnose import DiagnoseConfig
 from merit.config.evaluate import EvaluateConfig

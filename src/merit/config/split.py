@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from merit import extensions
+from merit.base import extensions
 from merit.config.section import Section
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from merit import extensions
+from merit.base import extensions
 from merit.config.calibration import CalibrationConfig
 from merit.config.launch import LaunchConfig
 from merit.config.methods import MethodConfig, standard_methods

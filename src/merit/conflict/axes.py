@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from merit.conflict.result import AxesResult
+from merit.conflict.records import AxesResult
 
 Matrix = NDArray[np.float64]
 

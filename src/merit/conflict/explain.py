@@ -13,13 +13,13 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from merit.base.errors import InputError
+from merit.base.record import Record
 from merit.conflict.axes import centred
 from merit.conflict.measure import DUPLICATE
-from merit.conflict.result import AxesResult
-from merit.errors import InputError
+from merit.conflict.records import AxesResult
 from merit.gradients.sketch import TensorSketch
 from merit.gradients.store import SketchStore
-from merit.run.record import Record
 
 BLOCK_BYTES = 256 * 2**20
 

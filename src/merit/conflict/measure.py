@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from merit.base.files import atomic_path
 from merit.conflict.axes import principal_axes
+from merit.conflict.records import AxesResult, ConflictResult
 from merit.conflict.reliability import noise, reliability, score_noise
-from merit.conflict.result import AxesResult, ConflictResult
 from merit.conflict.similarity import HalfGram, cosines, gram, half_gram
 from merit.data.mixture import Mixture
 from merit.gradients.store import SketchStore
-from merit.io import atomic_path
 from merit.run.layout import RunDir
 
 UNRELIABLE = 0.5  # below it, most of a mean gradient is noise

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from merit.conflict.result import AxesResult
+from merit.conflict.records import AxesResult
 from merit.conflict.similarity import HalfGram, Matrix
 
 Vector = NDArray[np.float64]

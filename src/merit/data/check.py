@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from merit.base.errors import InputError
+from merit.base.progress import SILENT, Progress
+from merit.base.record import Record
 from merit.config.mixture import DatasetConfig
 from merit.config.root import RunConfig
+from merit.data.build import Tally, encoded_rows
 from merit.data.encode import Encoder
-from merit.data.encoding import Tally, encoded_rows
 from merit.data.image import BadImage
 from merit.data.mixture import DatasetSummary
 from merit.data.reading import DatasetReader, Selection, select
-from merit.errors import InputError
-from merit.progress import SILENT, Progress
-from merit.run.record import Record
 
 SHOWN = 20  # problems told of one dataset; the rest is counted
 _FEW = 32  # train examples below which a dataset is called small

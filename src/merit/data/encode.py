@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from merit.base.errors import InputError
+from merit.base.record import fingerprint
 from merit.data.example import IGNORED, Encoded, Example, Message
-from merit.data.image import BadImage, thumbnail
-from merit.data.image_check import ImageChecker
+from merit.data.image import BadImage, ImageChecker, thumbnail
 from merit.data.image_layout import Expanded, ImageTokens, Look, Size, Span, check_text, read_images
 from merit.data.mixture import Rendered
 from merit.data.template import ChatTemplate
-from merit.errors import InputError
-from merit.run.fingerprint import fingerprint
 
 _VERSION = 1  # part of the fingerprint: raise it when the encoding of any example changes
 IMAGE_TOKENS = (

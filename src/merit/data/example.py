@@ -68,18 +68,6 @@ def _content(turn: Message) -> list[object]:
     return [turn.role, turn.content, images] if images else [turn.role, turn.content]
 
 
-class TokenRow(tuple[Sequence[int], Sequence[int]]):
-    """A pair (input_ids, labels) that also carries its images' bytes, in order."""
-
-    images: Sequence[bytes]
-
-    @classmethod
-    def of(cls, input_ids: Sequence[int], labels: Sequence[int], images: Sequence[bytes] = ()) -> TokenRow:
-        row = cls((input_ids, labels))
-        row.images = images
-        return row
-
-
 @dataclass(frozen=True)
 class Encoded:
     """Token ids and labels of one example; `labels[i]` is `input_ids[i]` where token i carries loss, else IGNORED.

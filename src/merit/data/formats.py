@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from merit.base.errors import InputError
 from merit.config.mixture import DatasetConfig, FormatName
 from merit.data.example import Example, Message
 from merit.data.image_fields import NO_FOLDER, ImageSource, place_images, row_images
-from merit.data.turns import parse_turns, text_field
-from merit.errors import InputError
+from merit.data.template import parse_turns, text_field
 
 # Format → canonical field → the column it is in, unless `columns` says otherwise.
 COLUMNS: dict[FormatName, dict[str, str]] = {

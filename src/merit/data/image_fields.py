@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from merit.base.errors import InputError
 from merit.data.example import Message
 from merit.data.image import BadImage, ImageRef, from_base64
-from merit.errors import InputError
 
 MARK = "<image>"
 _COLUMNS = ("images", "image")

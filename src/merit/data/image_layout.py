@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from merit.base.errors import InputError
 from merit.data.example import Example, Message
-from merit.data.image import BadImage
-from merit.data.image_check import Checked, ImageChecker
-from merit.errors import InputError
+from merit.data.image import BadImage, Checked, ImageChecker
 
 Span = tuple[int, int]
 Size = tuple[int, int]

@@ -8,11 +8,11 @@ import re
 from itertools import islice
 from pathlib import Path
 
+from merit.base.errors import InputError
 from merit.config.mixture import DatasetConfig
 from merit.data.files import KINDS
 from merit.data.formats import RowFormat
 from merit.data.reading import DatasetReader
-from merit.errors import InputError
 
 _HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_MODEL = "embedded:smollm2-135m"

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from pydantic import Field
 
-from merit.run.record import Record
+from merit.base.record import Record
 
 
 class SplitCounts(Record):

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from merit.base.errors import InputError
 from merit.config.mixture import DatasetConfig
-from merit.data import hub
+from merit.data import source as hub
 from merit.data.example import Example
 from merit.data.formats import RowFormat, choose_format
 from merit.data.image import BadImage
 from merit.data.image_fields import NO_FOLDER, ImageSource
 from merit.data.source import Source, open_source
-from merit.errors import InputError
 
 _PROBED = 20
 

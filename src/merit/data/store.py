@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from merit.base.errors import InputError
+from merit.base.files import atomic_path
+from merit.data.example import Encoded
 from merit.data.mixture import DatasetSummary
-from merit.data.stored import StoredExample, StoredImages
-from merit.errors import InputError
-from merit.io import atomic_path
 
 VERSION = 1
 _BATCH = 256
@@ -273,3 +274,95 @@ def _seal(path: Path, length: int, summary: str) -> str:
 
 def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
+
+
+class StoredImages(Sequence[bytes]):
+    """The images of one row, copied out of the file at each access: a thousand rows cost no memory for theirs."""
+
+    def __init__(self, scalar: Any) -> None:
+        self._scalar = scalar  # pyarrow's list, which points into the file
+
+    def __len__(self) -> int:
+        return len(self._scalar)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
+        return self._scalar[index].as_py()
+
+
+@dataclass(frozen=True)
+class StoredExample:
+    """One row. Lists as in `Encoded`; `prompt_ids` is what greedy decoding starts from."""
+
+    id: str
+    held_out: bool
+    input_ids: list[int]
+    labels: list[int]
+    supervised: int
+    truncated: bool
+    prompt_ids: list[int]
+    prompt_text: str
+    reference: str | None = None
+    verifier: str | None = None
+    pictures: Sequence[bytes] = field(default=(), repr=False)
+    prompt_images: int = 0  # of them, those that greedy decoding starts from
+
+    @property
+    def encoded(self) -> Encoded:
+        """Ids and labels, with the images."""
+        return Encoded(self.input_ids, self.labels, False, self.pictures, self.prompt_images)
+
+    @classmethod
+    def of(
+        cls,
+        id: str,
+        encoded: Encoded,
+        *,
+        held_out: bool = True,
+        prompt_ids: list[int],
+        prompt_text: str,
+        reference: str | None = None,
+        verifier: str | None = None,
+    ) -> StoredExample:
+        """Puts an encoded example together with what its evaluation needs."""
+        return cls(
+            id,
+            held_out,
+            encoded.input_ids,
+            encoded.labels,
+            encoded.supervised,
+            encoded.truncated,
+            prompt_ids,
+            prompt_text,
+            reference,
+            verifier,
+            encoded.images,
+            encoded.prompt_images,
+        )
+
+
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+def calibration_rows(dataset: EncodedDataset, n: int) -> NDArray[np.int64]:
+    """`n` rows of `dataset.train`, or all when there are fewer.
+
+    They are the smallest by a second hash of the content: the same whatever the order of the source, and unlike the
+    first rows in order of content hash, not the ones that a weight below 1 keeps.
+
+    Returns:
+        (min(n, train rows),) int64 row numbers, in order of the second hash.
+    """
+    rows = dataset.train
+    keys = _second_hash(dataset.ids[rows])
+    # Ties are broken by the first hash, which is the order of `train`.
+    return rows[np.argsort(keys, kind="stable")][:n]
+
+
+def _second_hash(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """(rows,) splitmix64 of the low half: the high half orders `train`, and the two are independent bits of SHA-256."""
+    x = ids[:, 1] + _MIX
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

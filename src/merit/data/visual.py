@@ -10,10 +10,10 @@ from io import BytesIO
 
 import numpy as np
 
+from merit.base.errors import InputError
 from merit.config.mixture import DatasetConfig
 from merit.data.row import Row
-from merit.data.visual_tasks import TASKS, VERSION, Made
-from merit.errors import InputError
+from merit.demo.visual_tasks import TASKS, VERSION, Made
 
 PREFIX = "visual:"
 DEFAULT_SIZE = 500

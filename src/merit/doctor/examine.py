@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from merit.data.example import Encoded
+from merit.base.errors import InputError
+from merit.base.progress import SILENT, Counter, Progress
+from merit.compute.losses import example_losses
+from merit.data.example import IGNORED, Encoded
 from merit.doctor import checks
 from merit.doctor.finding import Check, Diagnosis, Finding
 from merit.doctor.gradients import Gradients, Rows, cosine_error, difference
-from merit.doctor.material import material
-from merit.errors import InputError
-from merit.evaluation.loss import example_losses
+from merit.evaluate.drift import general_prompts
 from merit.models.loading import Precision
-from merit.progress import SILENT, Counter, Progress
 
 Figure = Callable[[Rows, Rows], float]
 
@@ -54,8 +55,8 @@ def examine(model: Any, tokenizer: Any, name: str, progress: Progress = SILENT) 
 
 
 def _losses(model: Any, datasets: Sequence[Sequence[Encoded]], advance: Callable[[int], None]) -> list[Finding]:
-    rows = [(example.input_ids, example.labels) for examples in datasets for example in examples]
-    mean = sum(len(ids) for ids, _ in rows) / len(rows)
+    rows = [example for examples in datasets for example in examples]
+    mean = sum(len(row.input_ids) for row in rows) / len(rows)
 
     def losses(batch_tokens: int, precision: Precision) -> torch.Tensor:
         found, _ = example_losses(
@@ -110,3 +111,31 @@ def _gradients(model: Any, gradients: Gradients) -> list[Finding]:
 def _no_bf16(model: Any) -> str | None:
     device = next(model.parameters()).device
     return "this device has no bf16" if device.type == "cuda" and not torch.cuda.is_bf16_supported() else None
+
+
+GROUPS = 4  # small datasets, for cosines between them
+EXAMPLES = 6  # a dataset
+_LINES = (1, 3, 2, 5, 1, 4)  # of text, an example
+_MOST = 96  # tokens
+
+
+def material(tokenizer: Any) -> list[list[Encoded]]:
+    """`GROUPS` datasets of `EXAMPLES` examples; the second half of each is supervised.
+
+    Raises:
+        InputError: the tokenizer makes nothing of English text.
+    """
+    lines = itertools.cycle(general_prompts())
+    groups = []
+    for _ in range(GROUPS):
+        texts = ["\n".join(itertools.islice(lines, _LINES[k])) for k in range(EXAMPLES)]
+        groups.append([_encode(tokenizer, item) for item in texts])
+    return groups
+
+
+def _encode(tokenizer: Any, text: str) -> Encoded:
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])[:_MOST]
+    if len(ids) < 2:
+        raise InputError("this tokenizer makes fewer than two tokens of an English sentence", field="--model")
+    prompt = len(ids) // 2
+    return Encoded(ids, [IGNORED] * prompt + ids[prompt:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from merit.run.record import Record
+from merit.base.record import Record
 
 Status = Literal["ok", "warn", "fail", "skipped"]
 

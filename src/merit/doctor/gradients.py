@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from merit.base.machine import free_memory
+from merit.compute.abilities import Abilities
 from merit.config.calibration import CalibrationConfig
 from merit.data.example import Encoded
-from merit.gradients.abilities import Abilities
 from merit.gradients.engine import GradientEngine
 from merit.gradients.sketch import SketchSpec
-from merit.machine import free_memory
 
 Rows = NDArray[np.float32]  # (datasets, numbers of the sketch)
 _SHARE = 0.5  # of the free memory that whole gradients may take

@@ -6,20 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from merit.base.errors import InputError
+from merit.base.locks import claim
+from merit.base.logging import get_logger
+from merit.base.progress import SILENT, Progress
+from merit.base.record import fingerprint
 from merit.config.calibration import CalibrationConfig
-from merit.data.calibration import calibration_rows
 from merit.data.example import Encoded
 from merit.data.mixture import DatasetSummary, Mixture
-from merit.data.store import EncodedDataset
-from merit.errors import InputError
+from merit.data.store import EncodedDataset, calibration_rows
 from merit.gradients.engine import GradientEngine, OnTokens
 from merit.gradients.sketch import SketchSpec
 from merit.gradients.store import RowInfo, SketchStore, StoreInfo
-from merit.logging import get_logger
 from merit.models.loading import Precision
-from merit.progress import SILENT, Progress
-from merit.run.claim import claim
-from merit.run.fingerprint import fingerprint
 from merit.run.layout import RunDir
 
 logger = get_logger(__name__)

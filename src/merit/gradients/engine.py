@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,18 +13,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+from merit.base.errors import InputError
+from merit.compute.abilities import Abilities
+from merit.compute.attention import packed, packed_model
+from merit.compute.batches import HALVES, packed_task, padded_tasks, split_half
+from merit.compute.head import Task, backward
+from merit.compute.packing import pack
+from merit.compute.recompute import recomputed
 from merit.data.example import Encoded
-from merit.errors import InputError
-from merit.gradients.abilities import Abilities
-from merit.gradients.apply import Sketcher
-from merit.gradients.attention import packed, packed_model
-from merit.gradients.batches import HALVES, packed_task, padded_tasks, split_half
-from merit.gradients.coverage import eager_experts, sketch_layout
-from merit.gradients.head import Task, backward
+from merit.gradients.fold import Sketcher
 from merit.gradients.intercept import FoldMode
-from merit.gradients.packing import pack
-from merit.gradients.recompute import recomputed
 from merit.gradients.sharding import Ranks, add_sketch, gathered
 from merit.gradients.sketch import SketchLayout, SketchSpec
 from merit.models.loading import Precision, images_of
@@ -234,3 +235,53 @@ def _not_finite(batch: int | None, loss: float, parameter: str | None) -> str:
     where = f"; the first bad gradient is that of {parameter}" if parameter else ""
     which = "a calibration batch" if batch is None else f"calibration batch {batch}"
     return f"{which} has the loss {loss:g}{where}; are the model's weights finite?"
+
+
+def sketch_layout(model: nn.Module, spec: SketchSpec) -> SketchLayout:
+    """Lays the sketch out over every parameter with `requires_grad` in the spec's scope, in model order.
+
+    A tied weight counts once, under its first name.
+
+    Raises:
+        InputError: nothing is trainable, or the scope matches nothing that is; a parameter is offloaded.
+    """
+    axes = input_axes(model)
+    parameters = [
+        (name, list(parameter.shape), axes.get(name, parameter.ndim - 1))
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and re.search(spec.scope, name)
+    ]
+    if not parameters and spec.scope:
+        raise InputError(f"no trainable parameter's name matches {spec.scope!r}", field="calibration.parameters")
+    if not parameters:
+        raise InputError("the model has no trainable parameter, so there is no gradient to measure", field="model")
+    offloaded = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if offloaded:  # what stands in for it during a forward pass is another tensor, whose gradient would be lost
+        raise InputError(f"`{offloaded[0]}` is offloaded, and would get no gradient; use more devices", field="model")
+    return SketchLayout.plan(spec, parameters)
+
+
+def input_axes(model: nn.Module) -> dict[str, int]:
+    """Parameters that take their input along another dimension than the last: Conv1D, and transposed fused experts."""
+    axes: dict[str, int] = {}
+    for prefix, module in model.named_modules():
+        dot = f"{prefix}." if prefix else ""
+        if isinstance(module, Conv1D):
+            axes[f"{dot}weight"] = 0
+        elif getattr(module, "is_transposed", False):
+            axes |= {f"{dot}{name}": 1 for name, p in module.named_parameters(recurse=False) if p.ndim == 3}
+    return axes
+
+
+@contextlib.contextmanager
+def eager_experts(model: Any) -> Iterator[None]:
+    """Fused experts run one after another inside, each on a slice of the weight: what `FoldMode` can see."""
+    before = getattr(model.config, "_experts_implementation", None)
+    if before in (None, "eager"):
+        yield
+        return
+    model.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)

@@ -18,8 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
-from merit.gradients.apply import Sketcher
-from merit.gradients.folding import FoldedEmbedding, FoldedLinear
+from merit.gradients.fold import FoldedEmbedding, FoldedLinear, Sketcher
 from merit.gradients.sketch import TensorSketch
 
 _Unused = object()

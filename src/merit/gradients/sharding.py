@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from merit.gradients.apply import Sketcher
+from merit.gradients.fold import Sketcher
 
 
 class Ranks:

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from merit.errors import InputError
+from merit.base.errors import InputError
+from merit.base.files import atomic_path, safe_name, sha256_file
+from merit.base.logging import get_logger
+from merit.base.record import Sealed
 from merit.gradients.sketch import SketchLayout
-from merit.io import atomic_path, safe_name, sha256_file
-from merit.logging import get_logger
-from merit.run.record import Sealed
 
 logger = get_logger(__name__)
 

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from merit.errors import InputError
+from merit.base.errors import InputError
 from merit.merge.codec import Bytes, Scratch, decode, dither, encode, sum_of_squares
 from merit.merge.plan import MergePlan, TensorPlan
-from merit.models.checkpoint import FilePool
-from merit.models.header import ITEM_BYTES
+from merit.models.checkpoint import ITEM_BYTES, FilePool
 
 BYTES_AN_ELEMENT = 56  # of all the buffers below
 

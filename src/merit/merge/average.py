@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from merit.base.errors import InputError
+from merit.base.progress import SILENT, Progress
 from merit.config.merge import DtypeName
-from merit.errors import InputError
 from merit.merge.execute import MEMORY_BYTES, execute_merge
-from merit.merge.options import SHARD_BYTES, MergeOptions, WeightRule
-from merit.merge.plan import Output, Rounding
-from merit.merge.prepare import prepare_merge
-from merit.merge.result import MergeResult
+from merit.merge.plan import SHARD_BYTES, MergeOptions, Output, Rounding, WeightRule
+from merit.merge.record import MergeResult
+from merit.merge.setup import prepare_merge
 from merit.merge.weights import check_weights
-from merit.progress import SILENT, Progress
 
 
 def merge_checkpoints(

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import yaml
 
-from merit.errors import InputError, printable
-from merit.io import write_text
+from merit.base.errors import InputError, printable
+from merit.base.files import write_text
 from merit.merge.names import hub_id, short_names
 from merit.merge.recipe import mergekit_recipe
-from merit.merge.result import MergeRecord, load_record
+from merit.merge.record import MergeRecord, load_record
 from merit.merge.rule import MergeRule
 
 CARD = "README.md"

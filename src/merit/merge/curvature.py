@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from merit.errors import InputError, StageError
-from merit.models.nll import TokenRow
+from merit.base.errors import InputError, StageError
+from merit.data.example import Encoded
 
 
 class CurvatureMerge(ABC):
@@ -36,7 +36,7 @@ class CurvatureMerge(ABC):
         self._pulled: dict[str, Tensor] = {}  # Σ w_k H_k δ_k
         self._weight = 0.0
 
-    def add(self, model: nn.Module, step: Mapping[str, Tensor], weight: float, rows: Sequence[TokenRow]) -> None:
+    def add(self, model: nn.Module, step: Mapping[str, Tensor], weight: float, rows: Sequence[Encoded]) -> None:
         """Adds a branch.
 
         Args:
@@ -72,7 +72,7 @@ class CurvatureMerge(ABC):
         return found
 
     @abstractmethod
-    def _measure(self, model: nn.Module, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
+    def _measure(self, model: nn.Module, rows: Sequence[Encoded]) -> dict[str, Tensor]:
         """H_k of each parameter that has one."""
 
     @abstractmethod

@@ -10,20 +10,20 @@ from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 
-from merit.errors import InputError, StageError
-from merit.io import disk_errors, sha256_file, sha256_files, write_text
-from merit.logging import get_logger
+from merit.base.errors import InputError, StageError
+from merit.base.files import disk_errors, sha256_file, sha256_files, write_text
+from merit.base.logging import get_logger
+from merit.base.progress import SILENT, Progress
 from merit.merge.card import CARD, merge_card
-from merit.merge.folder import copy_side_files, dtype_name, write_config
 from merit.merge.journal import NAME as JOURNAL
 from merit.merge.journal import Journal
 from merit.merge.lora import AdapterSource, one_blas_thread
 from merit.merge.plan import MergePlan
-from merit.merge.prepare import PreparedMerge
-from merit.merge.result import RECORD, MergeRecord, MergeResult
+from merit.merge.record import RECORD, MergeRecord, MergeResult
+from merit.merge.setup import PreparedMerge
+from merit.merge.source import copy_side_files, dtype_name, write_config
 from merit.merge.staging import Staging
 from merit.merge.stream import BlockStream, split_memory
-from merit.progress import SILENT, Progress
 
 MEMORY_BYTES = 512_000_000
 _ROUNDING_WARNING = 0.05  # of ‖θ_out − θ0‖

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from merit.errors import InputError
-from merit.merge.check import align
+from merit.base.errors import InputError
+from merit.merge.compatibility import align
 from merit.merge.lora import AdapterSource, FactorCache
 from merit.merge.source import CheckpointSource, checkpoint_source
 from merit.models.adapter import Adapter, base_of, is_adapter
-from merit.models.checkpoint import Checkpoint
-from merit.models.header import TensorInfo
+from merit.models.checkpoint import Checkpoint, TensorInfo
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from merit.errors import InputError
+from merit.base.errors import InputError
 
 NAME = ".journal.jsonl"
 Hashed = list[list[Any]]  # a shard each: bytes, and their SHA-256 in hex

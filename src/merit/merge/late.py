@@ -12,17 +12,16 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from merit.base.errors import InputError
+from merit.base.progress import SILENT, Progress
 from merit.config.merge import DtypeName
-from merit.errors import InputError
 from merit.merge.execute import MEMORY_BYTES, execute_merge
 from merit.merge.inputs import open_inputs
-from merit.merge.options import SHARD_BYTES, MergeOptions
-from merit.merge.plan import Output, TensorPlan, pick_dtype
-from merit.merge.prepare import assemble, check_outputs, merge_input
-from merit.merge.result import MergeInput, MergeResult, load_record
+from merit.merge.plan import SHARD_BYTES, MergeOptions, Output, TensorPlan, pick_dtype
+from merit.merge.record import MergeInput, MergeResult, load_record
+from merit.merge.setup import assemble, check_outputs, merge_input
 from merit.merge.weights import check_weights, normalised
 from merit.models.source import weights_fingerprint
-from merit.progress import SILENT, Progress
 
 
 def add_branch(

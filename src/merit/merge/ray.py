@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merit.errors import InputError
+from merit.base.errors import InputError
 from merit.models.checkpoint import Checkpoint
 
 State = dict[str, Tensor]

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from merit.errors import InputError, StageError
-from merit.io import atomic_dir
-from merit.merge.result import MergeResult, load_record
+from merit.base.errors import InputError, StageError
+from merit.base.files import atomic_dir
+from merit.base.progress import Progress
+from merit.base.record import fingerprint
+from merit.merge.record import MergeResult, load_record
 from merit.models.source import cache_folder
-from merit.progress import Progress
-from merit.run.fingerprint import fingerprint
 
 _WANTED = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
 _LAST = ("config.json", "model.safetensors.index.json", "merit_merge.json")  # a reader must not find these too early

@@ -30,13 +30,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from merit import extensions
+from merit.base import extensions
 from merit.merge.weights import token_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from merit.models.nll import TokenRow
+    from merit.data.example import Encoded
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TensorSteps:
 class BranchSums(Protocol):
     """Sees one branch at a time."""
 
-    def add(self, model: nn.Module, step: Mapping[str, Tensor], weight: float, rows: Sequence[TokenRow]) -> None:
+    def add(self, model: nn.Module, step: Mapping[str, Tensor], weight: float, rows: Sequence[Encoded]) -> None:
         """Adds a branch: the model with its weights, θ_k − θ0, its weight, and examples of its training data."""
 
     def solve(self, ridge: float) -> dict[str, Tensor]:

@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from merit.errors import InputError
-from merit.io import disk_errors, fsync_dir
+from merit.base.errors import InputError
+from merit.base.files import disk_errors, fsync_dir
 from merit.merge.journal import NAME as JOURNAL
 from merit.merge.journal import Journal
 from merit.merge.plan import Output

@@ -17,17 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
-from merit.errors import InputError
-from merit.io import disk_errors
-from merit.logging import get_logger
+from merit.base.errors import InputError
+from merit.base.files import disk_errors
+from merit.base.logging import get_logger
+from merit.base.progress import Bar
 from merit.merge.accumulate import BYTES_AN_ELEMENT, Accumulator
 from merit.merge.journal import Hashed, Journal
 from merit.merge.plan import Block, MergePlan, whole_rows
 from merit.merge.worker import Worker
-from merit.models.checkpoint import FilePool
-from merit.models.header import ITEM_BYTES
+from merit.models.checkpoint import ITEM_BYTES, FilePool
 from merit.models.writer import ShardFiles
-from merit.progress import Bar
 
 CHUNK = 1 << 16  # elements summed at once: their float64 buffers stay in a core's second-level cache
 JOURNAL_SECONDS = 1.0  # what a kill loses at most

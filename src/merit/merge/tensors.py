@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from merit.errors import StageError
-from merit.io import atomic_dir
+from merit.base.errors import StageError
+from merit.base.files import atomic_dir
 from merit.merge.codec import Scratch
-from merit.merge.folder import copy_side_files, write_config
 from merit.merge.inputs import OpenedInputs, open_inputs
-from merit.merge.options import SHARD_BYTES
+from merit.merge.plan import SHARD_BYTES
 from merit.merge.rule import Branches, MergeRule, TensorSteps
+from merit.merge.source import copy_side_files, write_config
 from merit.merge.weights import normalised
-from merit.models.checkpoint import FilePool
-from merit.models.header import TensorInfo
+from merit.models.checkpoint import FilePool, TensorInfo
 from merit.models.writer import ShardFiles, ShardPlan, out_tensor
 
 

@@ -8,19 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from merit.errors import InputError
-from merit.io import sha256_file
+from merit.base.errors import InputError
+from merit.base.files import sha256_file
+from merit.base.progress import SILENT, Progress
+from merit.base.record import Record
 from merit.merge.accumulate import Accumulator
-from merit.merge.options import MergeOptions
-from merit.merge.plan import Block, Output, whole_rows
-from merit.merge.prepare import PreparedMerge, prepare_merge
-from merit.merge.result import MergeRecord, MergeResult, load_record
+from merit.merge.plan import Block, MergeOptions, Output, whole_rows
+from merit.merge.record import MergeRecord, MergeResult, load_record
+from merit.merge.setup import PreparedMerge, prepare_merge
 from merit.merge.stream import CHUNK
-from merit.models.checkpoint import Checkpoint, FilePool
-from merit.models.header import ITEM_BYTES
+from merit.models.checkpoint import ITEM_BYTES, Checkpoint, FilePool
 from merit.models.source import weights_fingerprint
-from merit.progress import SILENT, Progress
-from merit.run.record import Record
 
 BLOCKS = 64
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from merit.errors import InputError
+from merit.base.errors import InputError
 
 
 def token_weights(tokens: Sequence[int]) -> list[float]:

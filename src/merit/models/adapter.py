@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merit.errors import InputError
-from merit.io import read_json
-from merit.models.checkpoint import Checkpoint
-from merit.models.header import TensorInfo, read_header
+from merit.base.errors import InputError
+from merit.base.files import read_json
+from merit.models.checkpoint import Checkpoint, TensorInfo, read_header
 from merit.models.layout import find_layout
 
 CONFIG = "adapter_config.json"

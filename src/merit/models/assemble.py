@@ -20,8 +20,8 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
+from merit.base.errors import InputError, first_line
 from merit.data.template import template_of
-from merit.errors import InputError, first_line
 from merit.models.loading import quiet_transformers
 
 IMAGE_TOKEN = "<image>"

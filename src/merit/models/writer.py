@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from merit.errors import InputError
-from merit.io import write_json
-from merit.models.checkpoint import INDEX, SINGLE
-from merit.models.header import ITEM_BYTES
+from merit.base.errors import InputError
+from merit.base.files import write_json
+from merit.models.checkpoint import INDEX, ITEM_BYTES, SINGLE
 
 
 @dataclass(frozen=True)

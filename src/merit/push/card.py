@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from merit.errors import InputError
+from merit.base.errors import InputError
 
 _RELATIONS = ("adapter", "finetune", "merge", "quantized")
 _LISTS = ("tags", "datasets", "base_model", "language", "metrics")

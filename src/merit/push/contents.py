@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
-from merit.config.yaml_text import read_yaml
-from merit.errors import InputError
+from merit.base.errors import InputError
+from merit.base.progress import SILENT, Progress
+from merit.base.record import Record
+from merit.config.yaml import read_yaml
 from merit.merge.names import short_names
-from merit.merge.result import RECORD, MergeRecord, load_record
+from merit.merge.record import RECORD, MergeRecord, load_record
+from merit.merge.verify import check_shards
+from merit.push.card import check_card, with_license
 from merit.run.layout import RunDir
-from merit.run.record import Record
 
 CARD = "README.md"
 MERGE_CARD = "MERGE.md"  # the merge's own card, where the run's takes its place
@@ -159,3 +163,82 @@ def _replaced(value: Any, new: dict[str, str]) -> Any:
     if isinstance(value, list):
         return [_replaced(item, new) for item in value]
     return new.get(value, value) if isinstance(value, str) else value
+
+
+_NAMES = re.compile(
+    r"(\.env(\..*)?|\.netrc|\.git-credentials|\.pypirc|\.npmrc|id_(rsa|dsa|ecdsa|ed25519)(\.pub)?"
+    r"|.*\.(pem|key|p12|pfx|kdbx|keystore)|(.*[._-])?(token|secrets?|credentials?|passwords?)(\.\w+)?)",
+    re.IGNORECASE,
+)
+# Forms that no ordinary text has: the keys of common services, and private keys.
+_TEXTS = {
+    "a Hugging Face token": re.compile(rb"\bhf_[A-Za-z0-9]{30,}"),
+    "an AWS key": re.compile(rb"\b(AKIA|ASIA)[A-Z0-9]{16}\b"),
+    "a GitHub token": re.compile(rb"\b(gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{60,})"),
+    "an API key": re.compile(rb"\bsk-(proj-|ant-)?[A-Za-z0-9_-]{32,}"),
+    "a Slack token": re.compile(rb"\bxox[abprs]-[A-Za-z0-9-]{20,}"),
+    "a Google API key": re.compile(rb"\bAIza[A-Za-z0-9_-]{35}\b"),
+    "a private key": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+}
+_WEIGHTS = ".safetensors"
+_MOST = 64_000_000  # bytes; a larger text file is refused rather than sent unread
+
+
+def refuse_secrets(items: Iterable[Item]) -> None:
+    """Looks at every name, and into every file but weights.
+
+    Raises:
+        InputError: one looks like a secret; names it, and never shows it.
+    """
+    for item in items:
+        path = PurePosixPath(item.name)
+        file = item.content if isinstance(item.content, Path) else Path(item.name)
+        if any(_NAMES.fullmatch(part) for part in path.parts):
+            raise InputError("this name looks like a secret's; move it away", file=file)
+        if path.suffix == _WEIGHTS:
+            continue
+        if item.size > _MOST:
+            raise InputError(f"too large to be looked through for secrets ({item.size:,} bytes)", file=file)
+        text = item.read()
+        for what, form in _TEXTS.items():
+            if (found := form.search(text)) is not None:
+                line = text.count(b"\n", 0, found.start()) + 1
+                raise InputError(f"there is what looks like {what} in it", file=file, line=line)
+
+
+def local_paths(items: Iterable[Item], home: Path) -> list[str]:
+    """The files that name a place in the user's home folder: no secret, but worth knowing."""
+    needle = str(home).encode()
+    if len(home.parts) < 2:
+        return []
+    return [item.name for item in items if not item.name.endswith(_WEIGHTS) and needle in item.read()]
+
+
+def check_contents(
+    contents: Contents, *, license: str | None = None, progress: Progress = SILENT
+) -> tuple[Contents, list[str]]:
+    """Hashes the weights, looks for secrets, and reads the card. Returns what goes, with `license` in its card, and
+    what its owner should know.
+
+    Raises:
+        InputError: weights that are not what was merged; what looks like a secret; a card that the Hub would not take.
+    """
+    card = next(item for item in contents.items if item.name == CARD)
+    text, file = _text(card), card.content if isinstance(card.content, Path) else Path(CARD)
+    if license is not None:
+        text = with_license(text, license, file)
+        card = Item(CARD, text.encode())
+        contents = replace(contents, items=[card if item.name == CARD else item for item in contents.items])
+    notes = check_card(text, file)
+    refuse_secrets(contents.items)
+    check_shards(contents.merged, contents.record.result.checksums[contents.record.label], progress)
+    if named := local_paths(contents.items, Path.home()):
+        notes.append(f"names places in your home folder: {', '.join(named)}")
+    return contents, notes
+
+
+def _text(card: Item) -> str:
+    try:
+        return card.read().decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError("not valid UTF-8", file=str(card.content)) from None

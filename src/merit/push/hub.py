@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from merit.errors import InputError, StageError
+from merit.base.errors import InputError, StageError
 from merit.push.contents import Item
 
 _OFF = ("1", "on", "true", "yes")

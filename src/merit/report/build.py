@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from merit.errors import InputError
-from merit.io import write_text
+from merit.base.errors import InputError
+from merit.base.files import write_text
 from merit.report.evidence import Evidence, read_evidence
 from merit.report.figure import Section
 from merit.report.misfit import refusing_misfits

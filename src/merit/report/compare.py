@@ -7,14 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merit.io import write_text
+from merit.base.files import write_text
 from merit.report.misfit import refusing_misfits
 from merit.report.page import render_page
-from merit.report.versus.costs import HEADER, cost_rows, costs_section
-from merit.report.versus.groups import Groups, compare_groups, groups_section
 from merit.report.versus.results import FACES, Difference, compare_results, results_section
-from merit.report.versus.settings import Settings, compare_settings, settings_section
-from merit.report.versus.sides import Side, read_sides
+from merit.report.versus.sides import (
+    HEADER,
+    Groups,
+    Settings,
+    Side,
+    compare_groups,
+    compare_settings,
+    cost_rows,
+    costs_section,
+    groups_section,
+    read_sides,
+    settings_section,
+)
 from merit.report.words import decimal, plural, series, signed
 
 _SETTINGS = 20  # in the terminal; the page has all

@@ -10,23 +10,22 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from merit.branches.spec import BranchResult
-from merit.config.yaml_text import read_yaml
+from merit.base.errors import InputError
+from merit.base.files import read_json
+from merit.base.record import Record
+from merit.config.yaml import read_yaml
 from merit.conflict.explain import Explanation
-from merit.conflict.result import AxesResult, ConflictResult, load_similarity
+from merit.conflict.records import AxesResult, ConflictResult, load_similarity
 from merit.data.mixture import Mixture
-from merit.diagnostics.gate import GateResult
-from merit.errors import InputError
-from merit.evaluation.drift_set import DriftSet
-from merit.evaluation.scores import ModelScores, Table
-from merit.io import read_json
-from merit.report.log_lines import LogLine, read_log
+from merit.diagnose.gate import GateResult
+from merit.evaluate.scores import DriftSet, ModelScores, Table
+from merit.report.now import LogLine, read_log
 from merit.run.events import read_events
 from merit.run.layout import MAIN_METHOD, BranchDir, MethodDir, RunDir
-from merit.run.record import Record
 from merit.split.evidence import AxesEvidence
 from merit.split.partition import Partition
 from merit.split.splitter import known_splitter
+from merit.train.spec import BranchResult
 
 R = TypeVar("R", bound=Record)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merit.io import write_bytes, write_text
+from merit.base.files import write_bytes, write_text
 from merit.report.build import chapters
 from merit.report.evidence import read_evidence
 from merit.report.figure import DataTable, Figure, Section

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from merit.errors import InputError, first_line
+from merit.base.errors import InputError, first_line
 
 _MISFITS = (ValueError, LookupError, ArithmeticError, TypeError, AttributeError)
 

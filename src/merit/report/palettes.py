@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any, Literal
 
 from merit.report.figure import Figure
-from merit.report.safe import plotly_text
+from merit.report.page import plotly_text
 
 Theme = Literal["light", "dark"]
 _FONT = "Open Sans, DejaVu Sans, Helvetica, Arial, sans-serif"

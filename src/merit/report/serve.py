@@ -12,7 +12,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from merit.errors import InputError, MeritError
+from merit.base.errors import InputError, MeritError
 from merit.report.build import render_report
 from merit.report.evidence import read_evidence
 

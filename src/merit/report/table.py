@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from merit.errors import printable
-from merit.evaluation.scores import Table, TableRow
+from merit.base.errors import printable
+from merit.evaluate.scores import Table, TableRow
 from merit.report.words import compact, decimal, duration, with_error
 
 BEST = "★"

@@ -1,6 +1,6 @@
 """What the figures say, in plain words: where the merge is better, where worse, and where nobody can tell.
 
-A difference counts when it is larger than two of its standard errors. Nothing here hopes for either outcome.
+A difference counts when its 95% interval excludes zero. Nothing here hopes for either outcome.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from merit.evaluation.scores import Comparison, Table, TableRow
+from merit.evaluate.scores import Comparison, Table, TableRow
+from merit.evaluate.statistics import told_apart
 from merit.report.evidence import Evidence
 from merit.report.words import code, decimal, series, signed
 
 MAIN = "merit"
-SIGNIFICANT = 2.0  # standard errors
 
 _FACES = {
     "in_mixture": "in the mixture",
@@ -75,9 +75,9 @@ def reach_verdict(evidence: Evidence) -> Verdict | None:
     against = [
         Against(
             rows[label],
-            better=[item for item in mine if item.gain > SIGNIFICANT * item.standard_error],
-            worse=[item for item in mine if item.gain < -SIGNIFICANT * item.standard_error],
-            open=[item for item in mine if abs(item.gain) <= SIGNIFICANT * item.standard_error],
+            better=[item for item in mine if told_apart(item.gain, item.standard_error) > 0],
+            worse=[item for item in mine if told_apart(item.gain, item.standard_error) < 0],
+            open=[item for item in mine if told_apart(item.gain, item.standard_error) == 0],
         )
         for label in dict.fromkeys(item.b for item in comparisons)
         if label in rows
@@ -194,8 +194,7 @@ def _caveats(evidence: Evidence, comparisons: Sequence[Comparison], paired: bool
     ]
     if len(comparisons) > 4:
         notes.append(
-            f"{len(comparisons)} comparisons are made; by chance alone about one in twenty would pass two standard "
-            "errors."
+            f"{len(comparisons)} comparisons are made; by chance alone about one in twenty would be told apart."
         )
     if not paired:
         notes.append("The differences are between means, not example by example, so their errors are too wide.")

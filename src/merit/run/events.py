@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from merit.io import disk_errors
-from merit.run.record import whole
+from merit.base.files import disk_errors
+from merit.base.record import whole
 
 
 def append_event(path: Path, event: str, **fields: Any) -> None:

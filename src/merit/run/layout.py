@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from merit.io import safe_name
+from merit.base.files import safe_name
 
 MAIN_METHOD = "merit"
 JOB = "job.json"  # what the executor last did with a branch

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from merit.errors import InputError
-from merit.io import inside, sha256_files
+from merit.base.errors import InputError
+from merit.base.files import inside, sha256_files
+from merit.base.record import Record
 from merit.run.layout import RunDir, relative
-from merit.run.record import Record
 
 
 class StageRecord(Record):
@@ -24,12 +24,11 @@ class StageRecord(Record):
 
 @dataclass(frozen=True)
 class Freshness:
-    """Whether a stage must run, and the reason in words."""
+    """Whether a stage must run, and the reason in words; no reason is needed where it never ran."""
 
     fresh: bool
     why: str
     damaged: tuple[Path, ...] = ()  # results that are not as they were written
-    known: bool = True  # whether there is a record at all
 
 
 def check_stage(run: RunDir, stage: str, depends: Mapping[str, str]) -> Freshness:
@@ -37,9 +36,9 @@ def check_stage(run: RunDir, stage: str, depends: Mapping[str, str]) -> Freshnes
     try:
         record = StageRecord.load(run.stage(stage))
     except InputError:
-        return Freshness(False, "not done yet", known=False)
+        return Freshness(False, "")
     if not all(_own(run, name) for name in record.files):
-        return Freshness(False, "its record is damaged", known=False)
+        return Freshness(False, "its record is damaged")
     changed = sorted(name for name in {*depends, *record.depends} if depends.get(name) != record.depends.get(name))
     # Looked at even where something changed: a stage keeps what it can use of an earlier result.
     marks = _marks([run.root / name for name in record.files])

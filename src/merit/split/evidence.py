@@ -19,10 +19,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from merit.base.errors import InputError
+from merit.base.record import Record
 from merit.conflict.axes import principal_axes
 from merit.conflict.similarity import HalfGram
-from merit.errors import InputError
-from merit.run.record import Record
 from merit.split.halves import unit_products
 from merit.split.median import median_partition
 from merit.split.spread import between_variance

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from merit.conflict.result import AxesResult
-from merit.errors import InputError
+from merit.base.errors import InputError
+from merit.conflict.records import AxesResult
 from merit.split.partition import Group, Partition
 from merit.split.splitter import known_splitter
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from merit.errors import InputError
+from merit.base.errors import InputError
 from merit.split.partition import Cut, Group, Partition
 
 

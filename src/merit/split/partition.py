@@ -7,7 +7,7 @@ from functools import cached_property
 
 from pydantic import Field, model_validator
 
-from merit.run.record import Record
+from merit.base.record import Record
 
 FRAGILE = 2.0  # standard errors
 

@@ -23,15 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from merit import extensions
-from merit.errors import InputError, StageError
+from merit.base import extensions
+from merit.base.errors import InputError, StageError
 from merit.split.partition import Group, Partition
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from merit.conflict.result import AxesResult
+    from merit.conflict.records import AxesResult
 
 
 @dataclass(frozen=True)

@@ -7,25 +7,25 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from merit.branches.spec import BranchData, BranchSpec
+from merit.base.logging import get_logger
+from merit.base.progress import SILENT, Progress
+from merit.base.record import fingerprint
 from merit.config.methods import MethodConfig
 from merit.config.split import UNSPLIT
 from merit.conflict.measure import measure_conflict
-from merit.conflict.result import AxesResult
+from merit.conflict.records import AxesResult
 from merit.conflict.similarity import half_gram
 from merit.data.build import build_mixture
 from merit.data.mixture import Mixture
 from merit.gradients.collect import collect_sketches
-from merit.logging import get_logger
 from merit.models.loading import load_model, pick_precision
-from merit.progress import SILENT, Progress
-from merit.run.fingerprint import fingerprint
 from merit.run.layout import relative
 from merit.split.evidence import AxesEvidence, weigh_axes
 from merit.split.make import make_partition
 from merit.split.partition import Partition
 from merit.split.splitter import SplitRequest
 from merit.study.spec import Study
+from merit.train.spec import BranchData, BranchSpec
 
 _SEED_STEP = 1000  # between the training seeds of two study seeds: room for a soup's copies
 _log = get_logger(__name__)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from merit.io import atomic_path
-from merit.logging import get_logger
+from merit.base.files import atomic_path
+from merit.base.logging import get_logger
 from merit.study.results import Comparison, Ray, Results, Row
 
 _log = get_logger(__name__)

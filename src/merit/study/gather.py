@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from merit.base.errors import StageError
 from merit.config.methods import MethodConfig
-from merit.errors import StageError
-from merit.evaluation.scores import DatasetScore
+from merit.evaluate.scores import DatasetScore
 from merit.split.splitter import known_splitter
 from merit.study.scores import DRIFT, FACES, Faces, MethodResult, PointResult, PointScores, Summary
 from merit.study.spec import Study

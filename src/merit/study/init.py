@@ -15,18 +15,18 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from merit.branches.spec import BranchData, BranchResult, BranchSpec
-from merit.branches.train import train_branch
+from merit.base.files import atomic_dir
+from merit.base.logging import get_logger
+from merit.base.progress import SILENT, Progress
 from merit.config.model import ModelConfig
 from merit.config.root import RunConfig
 from merit.config.study import StudyConfig, WarmupConfig
 from merit.data.build import build_mixture, open_readers
-from merit.io import atomic_dir
-from merit.logging import get_logger
 from merit.models.source import resolve_model
-from merit.progress import SILENT, Progress
 from merit.run.layout import BranchDir, RunDir, relative
 from merit.study.spec import Study, reseeded
+from merit.train.spec import BranchData, BranchResult, BranchSpec
+from merit.train.train import train_branch
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"

@@ -13,26 +13,26 @@ import time
 from collections import Counter
 from typing import Any
 
-from merit.branches.examples import training_rows
-from merit.branches.spec import BranchResult, BranchSpec
-from merit.branches.train import train_branch
+from merit.base.errors import InputError, StageError
+from merit.base.logging import get_logger
+from merit.base.progress import SILENT, Progress, write_state
+from merit.base.record import fingerprint
 from merit.config.merge import OTHER_RIDGE
 from merit.config.methods import FOREIGN_RULES, MethodConfig
-from merit.errors import InputError, StageError
-from merit.executors.job_side import job_lock
-from merit.logging import get_logger
+from merit.jobs.job_side import job_lock
 from merit.merge.ray import Ray, State, norm
 from merit.merge.rule import Branches, find_rule
 from merit.merge.tensors import merge_tensors
 from merit.models.loading import load_model, pick_precision
-from merit.progress import SILENT, Progress, write_state
-from merit.run.fingerprint import fingerprint
 from merit.run.layout import BranchDir
 from merit.study.cells import SeedData, cell_mark
-from merit.study.foreign import foreign_step, mergekit
+from merit.study.layout import foreign_step, mergekit
 from merit.study.measure import Examples, drift_set, measure, other_rows
 from merit.study.scores import MethodResult, PointResult, PointScores, Summary
 from merit.study.spec import Study
+from merit.train.rows import training_rows
+from merit.train.spec import BranchResult, BranchSpec
+from merit.train.train import train_branch
 
 VERSION = 1  # raise it when a score would come out differently
 _LONG_RAY = 4  # points; a ray of so many is drawn, so all of it is measured on test examples

@@ -1,25 +1,98 @@
-"""Measures one model on all three faces, in one pass over one pool of examples."""
+"""Ways to say how alike two datasets' gradients are; the study asks which of them foretells harm.
+
+raw             cosine of the mean gradients, as published
+disattenuated   as between the true means: divided by √(reliability · reliability)
+matrices        without norm weights and biases, which hold much of the energy in few coordinates
+adam            gradients divided by √RMS of the mixture's: the inner product ⟨g_i, g_j / RMS⟩, what AdamW's step on j
+                does to i in first order
+rms             gradients divided by the RMS: every coordinate counts alike (the diagonal Fisher's inverse as metric)
+curvature       the same with damping: ⟨g_i, (F + λ)⁻¹ g_j⟩, F the mixture's mean squared gradient, λ its mean
+
+RMS and F are taken over the half-set means of all datasets, coordinate by coordinate of what the sketch keeps: exact
+for a full sketch, sums of a hundred coordinates for a fold.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from merit.base.errors import InputError
+from merit.base.record import fingerprint
+from merit.compute.losses import example_scores
 from merit.config.study import FacesConfig
+from merit.conflict.reliability import disattenuated
+from merit.conflict.similarity import HalfGram, cosines
+from merit.data.example import Encoded
 from merit.data.mixture import Mixture
 from merit.data.store import EncodedDataset
-from merit.errors import InputError
-from merit.evaluation.drift import general_prompts, general_texts
-from merit.evaluation.drift_set import DriftSet
-from merit.evaluation.loss import example_scores
-from merit.evaluation.scores import DatasetScore
+from merit.evaluate.drift import general_prompts, general_texts
+from merit.evaluate.scores import DatasetScore, DriftSet
+from merit.gradients.store import SketchStore
 from merit.models.loading import Precision
-from merit.models.nll import TokenRow
-from merit.run.fingerprint import fingerprint
 from merit.run.layout import RunDir
 from merit.study.scores import DRIFT, TEXT, Face, Faces
 from merit.study.spec import Study
+
+Matrix = NDArray[np.float64]
+VARIANTS = ("raw", "disattenuated", "matrices", "adam", "rms", "curvature")
+_COLUMNS = 1 << 17
+
+
+def similarities(store: SketchStore, halves: HalfGram, names: Sequence[str]) -> dict[str, Matrix]:
+    """Variant → (T, T). Reads the store twice.
+
+    Raises:
+        InputError: a row is missing or truncated.
+    """
+    tokens = np.array([row.tokens for row in store.rows(names)], dtype=np.float64)  # (T, 2)
+    matrix = _matrix_columns(store)
+    level = sum(float(second.sum()) for _, _, second in _blocks(store, names, tokens)) / max(1, store.numbers)
+    found = {name: np.zeros((len(names), len(names))) for name in VARIANTS if name != "disattenuated"}
+    for start, means, second in _blocks(store, names, tokens):
+        live = second > 0
+        means, second = means[:, live], second[live]
+        kept = matrix[start : start + len(live)][live]
+        scaled = {
+            "raw": means,
+            "matrices": means[:, kept],
+            "adam": means / second**0.25,
+            "rms": means / second**0.5,
+            "curvature": means / (second + level) ** 0.5,
+        }
+        for name, part in scaled.items():
+            found[name] += part @ part.T
+    result = {name: cosines(products) for name, products in found.items()}
+    result["disattenuated"] = np.nan_to_num(disattenuated(halves, result["raw"]), nan=0.0)
+    return {name: result[name] for name in VARIANTS}
+
+
+def _blocks(
+    store: SketchStore, names: Sequence[str], tokens: NDArray[np.float64]
+) -> Iterator[tuple[int, Matrix, NDArray[np.float64]]]:
+    """First column; mean gradients (T, columns); mean square (columns,) over datasets and half-sets."""
+    for start in range(0, store.numbers, _COLUMNS):
+        stop = min(start + _COLUMNS, store.numbers)
+        sums = np.stack([store.read_halves(name, start, stop) for name in names]).astype(np.float64)  # (T, 2, columns)
+        means = sums.sum(axis=1) / tokens.sum(axis=1)[:, None]
+        halves = sums / np.maximum(tokens, 1)[:, :, None]
+        yield start, means, (halves**2).mean(axis=(0, 1))
+
+
+def _matrix_columns(store: SketchStore) -> NDArray[np.bool_]:
+    """(numbers,) which columns are of matrices; all of a hashed row, where parameters are mixed."""
+    layout = store.info.layout
+    found = np.ones(store.numbers, np.bool_)
+    if not layout.spec.hashed:
+        for tensor in layout.tensors:
+            if len(tensor.shape) < 2:
+                found[tensor.start : tensor.stop] = False
+    return found
+
 
 _DIGITS = 6  # of a loss, as it is kept
 _FEWEST = 4  # answers that drift can be measured on
@@ -31,7 +104,7 @@ class Part:
 
     face: Face
     name: str
-    rows: list[TokenRow]
+    rows: list[Encoded]
 
 
 @dataclass(frozen=True)
@@ -49,7 +122,7 @@ class Examples:
         mixture: Mixture,
         retained: frozenset[str],
         config: FacesConfig,
-        others: Mapping[str, Sequence[TokenRow]],
+        others: Mapping[str, Sequence[Encoded]],
     ) -> Examples:
         """Takes them in the order of their content hash, validation first.
 
@@ -73,14 +146,19 @@ class Examples:
                     f"of which {config.validation} validate: give more rows, or hold out a larger share",
                     field=f"{'mixture' if face == 'in_mixture' else face}.{item.name}",
                 )
-            pairs: list[tuple[Sequence[int], Sequence[int]]] = [row.token_row for row in rows]
-            validation.append(Part(face, item.name, list(pairs[: config.validation])))
-            test.append(Part(face, item.name, list(pairs[config.validation :])))
+            encoded = [row.encoded for row in rows]
+            validation.append(Part(face, item.name, encoded[: config.validation]))
+            test.append(Part(face, item.name, encoded[config.validation :]))
         for name, rows_of in others.items():
             if len(rows_of) >= _FEWEST:
                 validation.append(Part("retention", name, list(rows_of[::2])))
                 test.append(Part("retention", name, list(rows_of[1::2])))
-        mark = fingerprint([[part.face, part.name, part.rows] for part in (*validation, *test)])
+        mark = fingerprint(
+            [
+                [part.face, part.name, [[row.input_ids, row.labels] for row in part.rows]]
+                for part in (*validation, *test)
+            ]
+        )
         return cls(validation, test, mark)
 
 
@@ -103,14 +181,14 @@ def measure(model: Any, parts: list[Part], *, batch_tokens: int, precision: Prec
     return Faces(**faces)
 
 
-def other_rows(study: Study, drift: DriftSet | None) -> dict[str, list[TokenRow]]:
+def other_rows(study: Study, drift: DriftSet | None) -> dict[str, list[Encoded]]:
     """What measures retention and is no dataset: θ0's own answers, and plain text, whose every token counts."""
-    found: dict[str, list[TokenRow]] = {}
+    found: dict[str, list[Encoded]] = {}
     if drift is not None:
-        found[DRIFT] = list(zip(drift.input_ids, drift.labels, strict=True))
+        found[DRIFT] = drift.encoded
     if study.config.faces.text:
         texts = [study.tokenizer(text)["input_ids"] for text in general_texts(study.config.faces.text)]
-        found[TEXT] = [(ids, ids) for ids in texts]
+        found[TEXT] = [Encoded(ids, ids) for ids in texts]
     return found
 
 
@@ -126,7 +204,7 @@ def drift_set(
         return None
     from merit.data.encode import Encoder
     from merit.data.example import Example, Message
-    from merit.evaluation.answers import greedy_answers
+    from merit.evaluate.answers import greedy_answers
 
     run = study.dir.seed(seed)
     mark = fingerprint(faces, study.theta0.fingerprint, [item.fingerprint for item in mixture.unseen])

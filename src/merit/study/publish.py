@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from merit.errors import InputError
-from merit.executors.devices import gpu_names
-from merit.io import write_text
-from merit.study.answer import answers
+from merit.base.errors import InputError
+from merit.base.files import write_text
+from merit.jobs.devices import gpu_names
+from merit.study.advice import QuestionResult, answers
 from merit.study.compare import AVERAGE, compare, difference, shared_examples
 from merit.study.gather import Contender, contenders, face_names
-from merit.study.question import QuestionResult
 from merit.study.results import Comparison, Interval, Ray, RayPoint, Results, Row
 from merit.study.run import summary, summary_so_far
 from merit.study.scores import PointScores, Summary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from merit.run.record import Record
+from merit.base.record import Record
 
 
 class Interval(Record):

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from merit.errors import InputError
-from merit.executors.base import Job as LaunchedJob
-from merit.executors.drive import Rules
-from merit.executors.job_side import die_with_parent, job_lock
-from merit.executors.make import make_executor
-from merit.io import read_json, sweep_parts, write_json
-from merit.logging import get_logger
-from merit.progress import SILENT, Progress
+from merit.base.errors import InputError
+from merit.base.files import read_json, sweep_parts, write_json
+from merit.base.logging import get_logger
+from merit.base.program import merit_command
+from merit.base.progress import SILENT, Progress
+from merit.base.record import fingerprint
+from merit.jobs.drive import Rules
+from merit.jobs.job import Job as LaunchedJob
+from merit.jobs.job_side import die_with_parent, job_lock
+from merit.jobs.make import make_executor
 from merit.run.events import stage_events
-from merit.run.fingerprint import fingerprint
+from merit.run.guard import run_lock
 from merit.run.layout import BranchDir
-from merit.run.lock import run_lock
-from merit.run.program import merit_command
 from merit.study.scores import Summary
 from merit.study.spec import Study
 
@@ -117,8 +117,8 @@ def run_job(root: Path, seed: int, budget: str) -> Summary:
     study = Study.open(root)
     if seed not in study.config.seeds or budget not in study.config.budgets:
         raise InputError(f"no seed {seed} or no budget {budget!r} in this study", file=study.dir.config)
+    from merit.study.advice import ask
     from merit.study.job import Job
-    from merit.study.question import ask
 
     folder = study.dir.job(seed, budget)
     with job_lock(folder / "lock"), stage_events(study.dir.run.events, f"study {seed} {budget}") as facts:

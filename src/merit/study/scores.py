@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from merit.base.record import Record
 from merit.config.study import MEASURED
-from merit.evaluation.scores import DatasetScore
-from merit.run.record import Record
+from merit.evaluate.scores import DatasetScore
 
 Face = Literal["in_mixture", "unseen", "retention"]
 FACES: tuple[Face, ...] = ("in_mixture", "unseen", "retention")

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from merit.base.errors import InputError
+from merit.base.files import write_text
 from merit.config.evaluate import EvaluateConfig
 from merit.config.mixture import DatasetConfig
 from merit.config.model import ModelConfig
 from merit.config.root import RunConfig
 from merit.config.study import StudyConfig
-from merit.config.yaml_file import load_section
-from merit.errors import InputError
-from merit.io import write_text
+from merit.config.yaml import load_section
 from merit.models.source import ModelFolder, resolve_model
 from merit.run.guard import refuse_links
 from merit.study.layout import StudyDir

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from merit.theory.findings import Filtering, Shrinkage
 from merit.theory.quadratic import spectrum
-from merit.theory.result import Filtering, Shrinkage
 from merit.theory.tasks import progress, random_tasks
 
 _PROFILES = (0.0, 0.25, 0.5)

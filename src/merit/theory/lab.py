@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from merit.theory.filtering import check_filtering, check_shrinkage
-from merit.theory.identity import check_identity
-from merit.theory.result import TheoryResult
+from merit.theory.findings import TheoryResult
+from merit.theory.quadratic import check_identity
 from merit.theory.slopes import check_slopes
 from merit.theory.splits import compare_splits
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from merit.theory.findings import SlopeCheck
 from merit.theory.quadratic import Quadratic, Vector, measured_gain
-from merit.theory.result import SlopeCheck
 from merit.theory.tasks import progress
 
 RATE = 1e-4

@@ -18,8 +18,8 @@ from merit.split.splitters.adversarial import adversarial_partition
 from merit.split.splitters.kmeans import kmeans_partition
 from merit.split.splitters.pca import pca_partition
 from merit.split.splitters.random import random_partition
+from merit.theory.findings import SplitComparison, SplitterScore
 from merit.theory.quadratic import Matrix, measured_gain
-from merit.theory.result import SplitComparison, SplitterScore
 from merit.theory.tasks import Tasks, random_tasks
 
 RATE, STEPS = 0.1, 20  # ητλ_max = 2 a branch

@@ -11,9 +11,9 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-import merit.executors.store
+import merit.jobs.store
 
-merit.executors.store._FIRST_SECONDS = 0.01
+merit.jobs.store._FIRST_SECONDS = 0.01
 
 
 class FlakyFileSystem(LocalFileSystem):

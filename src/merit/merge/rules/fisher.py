@@ -10,15 +10,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from merit.compute.nll import supervised_nll
+from merit.data.example import Encoded
 from merit.merge.curvature import CurvatureMerge
 from merit.merge.rule import MergeRule
-from merit.models.nll import TokenRow, supervised_nll
 
 
 class FisherMerge(CurvatureMerge):
     """Diagonal Fisher weights."""
 
-    def _measure(self, model: nn.Module, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
+    def _measure(self, model: nn.Module, rows: Sequence[Encoded]) -> dict[str, Tensor]:
         own = {name: value for name, value in model.named_parameters() if name in self._mean}
         found = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in own.items()}
         tokens = 0

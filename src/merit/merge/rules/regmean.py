@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from merit.compute.nll import length_batches, supervised_nll
+from merit.data.example import Encoded
 from merit.merge.curvature import CurvatureMerge, accumulate
 from merit.merge.rule import MergeRule
-from merit.models.nll import TokenRow, length_batches, supervised_nll
 
 _BATCH_TOKENS = 4096
 
@@ -23,11 +24,11 @@ _BATCH_TOKENS = 4096
 class RegMeanMerge(CurvatureMerge):
     """Input Grams of linear layers."""
 
-    def _measure(self, model: nn.Module, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
+    def _measure(self, model: nn.Module, rows: Sequence[Encoded]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         with _inputs(_linears(model, self._mean), found, counts), torch.no_grad():
-            for batch in length_batches([len(ids) for ids, _ in rows], _BATCH_TOKENS):
+            for batch in length_batches([len(row.input_ids) for row in rows], _BATCH_TOKENS):
                 # A batch of one length has no padding, whose inputs would count as data.
                 for same in _by_length(rows, batch):
                     supervised_nll(model, same)
@@ -77,10 +78,10 @@ def _inputs(layers: Mapping[str, nn.Linear], sums: dict[str, Tensor], counts: di
             handle.remove()
 
 
-def _by_length(rows: Sequence[TokenRow], batch: Sequence[int]) -> Iterator[list[TokenRow]]:
-    lengths = {len(rows[index][0]) for index in batch}
+def _by_length(rows: Sequence[Encoded], batch: Sequence[int]) -> Iterator[list[Encoded]]:
+    lengths = {len(rows[index].input_ids) for index in batch}
     for length in sorted(lengths):
-        yield [rows[index] for index in batch if len(rows[index][0]) == length]
+        yield [rows[index] for index in batch if len(rows[index].input_ids) == length]
 
 
 RULE = MergeRule(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from merit.conflict.result import ConflictResult
+from merit.conflict.records import ConflictResult
 from merit.report.figure import DataTable, Figure
-from merit.report.figures.layout import limit_line, row_axis
-from merit.report.figures.palette import group_colour
+from merit.report.figures.style import group_colour, limit_line, row_axis
 from merit.report.grouping import Grouping, group_label
-from merit.report.safe import plotly_text
+from merit.report.page import plotly_text
 from merit.report.words import compact, count, decimal, duration, short_labels, shorten
 from merit.split.partition import Partition
 

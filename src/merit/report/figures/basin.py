@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from merit.diagnostics.result import Estimate, LandscapeResult, LmcResult, NoiseLevel, PerturbationResult, Segment
+from merit.diagnose.records import Estimate, LandscapeResult, LmcResult, NoiseLevel, PerturbationResult, Segment
 from merit.report.figure import DataTable, Figure
-from merit.report.figures.labels import place_labels
-from merit.report.figures.layout import LEGEND
-from merit.report.figures.palette import dash, method_colour, method_symbol
-from merit.report.safe import plotly_text
+from merit.report.figures.style import LEGEND, dash, method_colour, method_symbol, place_labels
+from merit.report.page import plotly_text
 from merit.report.words import decimal, signed
 
 _SHOWN = 24  # segments drawn: those with the highest peaks

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from merit.report.figures.layout import LEGEND, row_axis
-from merit.report.safe import plotly_text
+from merit.report.figures.style import LEGEND, row_axis
+from merit.report.page import plotly_text
 from merit.report.words import shorten
 
 FACES = {"in_mixture": "in the mixture", "unseen": "unseen datasets", "drift": "drift from θ0"}

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from merit.evaluation.scores import Comparison, ModelScores, TableRow
+from merit.evaluate.scores import Comparison, ModelScores, TableRow
+from merit.evaluate.statistics import half_width, told_apart
 from merit.report.figure import DataTable, Figure
 from merit.report.figures.forest import FACES, Mark, forest_layout, forest_traces
-from merit.report.figures.labels import place_labels
-from merit.report.figures.layout import LEGEND, row_axis
-from merit.report.figures.palette import method_colour, method_symbol
-from merit.report.safe import plotly_text
+from merit.report.figures.style import LEGEND, method_colour, method_symbol, place_labels, row_axis
+from merit.report.page import plotly_text
 from merit.report.words import decimal, short_labels, shorten, signed, with_error
 
 _LABELLED = 60
 
 
 def forest_figure(comparisons: Sequence[Comparison]) -> Figure | None:
-    """Loss of the merge minus loss of each other model: left of zero it is better. Whiskers: 2 standard errors.
+    """Loss of the merge minus loss of each other model: left of zero it is better. Whiskers: 95% intervals.
 
     θ0 is left out where there is anything else: the distance to it would squeeze all other differences together.
     """
@@ -28,7 +27,7 @@ def forest_figure(comparisons: Sequence[Comparison]) -> Figure | None:
         return None
     name = comparisons[0].a
     marks = [
-        Mark(item.b, item.face, item.difference, 2 * item.standard_error, f"the merge is {_verdict(item)}")
+        Mark(item.b, item.face, item.difference, half_width(item.standard_error), f"the merge is {_verdict(item)}")
         for item in comparisons
     ]
     others, faces = {mark.row for mark in marks}, {mark.face for mark in marks}
@@ -36,7 +35,7 @@ def forest_figure(comparisons: Sequence[Comparison]) -> Figure | None:
         id="forest",
         title=f"The merge ({name}) minus every other model",
         alt=f"Differences in loss between the merge and {len(others)} other models on {len(faces)} "
-        "faces, with whiskers of two standard errors. Left of zero the merge is better.",
+        "faces, with whiskers of 95% intervals. Left of zero the merge is better.",
         traces=forest_traces(marks),
         layout=forest_layout(marks, "the merge"),
         table=DataTable(
@@ -86,7 +85,7 @@ def tradeoff_figure(rows: Sequence[TableRow], face: str) -> Figure | None:
         id=f"tradeoff-{face}",
         title=f"Loss in the mixture against {FACES[face]}",
         alt=f"Scatter plot of {len(kept)} tuned models: loss in the mixture against {FACES[face]}, "
-        "with two standard errors. Down and to the left is better.",
+        "with 95% intervals. Down and to the left is better.",
         traces=traces,
         layout={
             "xaxis": {"title": {"text": "loss in the mixture  (← better)"}},
@@ -159,11 +158,9 @@ def dataset_figure(scores: Sequence[ModelScores], order: Sequence[str], *, unsee
 
 
 def _whisker(error: float | None, method: str, methods: Sequence[str]) -> dict[str, Any]:
-    array = [2 * error] if error is not None else []
+    array = [half_width(error)] if error is not None else []
     return {"type": "data", "array": array, "thickness": 1, "width": 3, "color": method_colour(method, methods)}
 
 
 def _verdict(item: Comparison) -> str:
-    if abs(item.difference) <= 2 * item.standard_error:
-        return "not told apart"
-    return "better" if item.difference < 0 else "worse"
+    return ("not told apart", "worse", "better")[told_apart(item.difference, item.standard_error)]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from merit.diagnostics.result import CalibrationResult, CurvatureResult, DisplacementResult, GainResult
-from merit.diagnostics.words import PUBLISHED_COSINES
+from merit.diagnose.records import CalibrationResult, CurvatureResult, DisplacementResult, GainResult
+from merit.diagnose.words import PUBLISHED_COSINES
 from merit.report.figure import DataTable, Figure
 from merit.report.figures.basin import between, colour, whiskers
-from merit.report.figures.layout import LEGEND, column_axis, row_axis
-from merit.report.figures.palette import group_colour
-from merit.report.safe import plotly_text
+from merit.report.figures.style import LEGEND, column_axis, group_colour, row_axis
+from merit.report.page import plotly_text
 from merit.report.words import decimal, signed
 
 

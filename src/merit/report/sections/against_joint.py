@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from merit.branches.spec import BranchResult
 from merit.report.evidence import Evidence, MethodEvidence
 from merit.report.figure import DataTable
 from merit.report.words import NONE, count, data_size, duration
+from merit.train.spec import BranchResult
 
 _BYTES = 4  # of one fp32 gradient
 

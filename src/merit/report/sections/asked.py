@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from merit import extensions
+from merit.base import extensions
 from merit.data.mixture import DatasetSummary, Mixture, Rendered
 from merit.report.evidence import Evidence
 from merit.report.figure import DataTable, Section

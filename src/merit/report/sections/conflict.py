@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 
 from merit.conflict.axes import centred
 from merit.conflict.explain import Explanation
-from merit.conflict.result import AxesResult
+from merit.conflict.records import AxesResult
 from merit.report.evidence import Evidence
 from merit.report.figure import Figure, Section, missing
 from merit.report.figures.bars import reliability_figure
-from merit.report.figures.carriers import layers_figure
-from merit.report.figures.heatmap import heatmap_figure
-from merit.report.figures.plane import eigenvalue_figure, plane_figure
+from merit.report.figures.conflict import heatmap_figure, layers_figure
+from merit.report.figures.split import eigenvalue_figure, plane_figure
 from merit.report.grouping import find_grouping
 from merit.report.words import code, compact, decimal, plural, series
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from merit.diagnostics.result import (
+from merit.diagnose.records import (
     RESULTS,
     CalibrationResult,
     Check,
@@ -18,13 +18,13 @@ from merit.diagnostics.result import (
     PerturbationResult,
     Trajectories,
 )
-from merit.diagnostics.verdict import verdict
-from merit.diagnostics.words import NEGLIGIBLE, barriers, result_rows, with_interval
+from merit.diagnose.verdict import verdict
+from merit.diagnose.words import NEGLIGIBLE, barriers, result_rows, with_interval
 from merit.report.evidence import Evidence, Reader
 from merit.report.figure import DataTable, Figure, Section
 from merit.report.figures.basin import connectivity_figure, landscape_figure, noise_figure
 from merit.report.figures.prediction import alignment_figure, calibration_figure, displacement_figure, losses_figure
-from merit.report.figures.ways import ways_figure
+from merit.report.figures.trajectory import ways_figure
 from merit.report.sections.reading import READINGS, WAYS, Reading
 from merit.report.words import decimal, plural, series
 

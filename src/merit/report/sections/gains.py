@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from merit.evaluation.scores import Table
+from merit.evaluate.scores import Table
 from merit.report.evidence import Evidence
 from merit.report.figure import Figure, Section, missing
 from merit.report.figures.gains import dataset_figure, forest_figure, tradeoff_figure

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from merit.config.prepare import GateConfig
-from merit.diagnostics.gate import GateResult
-from merit.diagnostics.words import with_interval
+from merit.diagnose.gate import GateResult
+from merit.diagnose.words import with_interval
 from merit.report.evidence import Evidence
 from merit.report.figure import DataTable, Section
-from merit.report.figures.pilots import barriers_figure
+from merit.report.figures.training import barriers_figure
 from merit.report.words import NONE, count, decimal, plural
 
 ID, TITLE = "gate", "Whether to go on"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from merit.diagnostics.result import (
+from merit.diagnose.records import (
     CalibrationResult,
     Check,
     CurvatureResult,
@@ -14,7 +14,7 @@ from merit.diagnostics.result import (
     LmcResult,
     PerturbationResult,
 )
-from merit.diagnostics.words import PUBLISHED_COSINES
+from merit.diagnose.words import PUBLISHED_COSINES
 
 UNPUBLISHED = "no figure of this kind"
 

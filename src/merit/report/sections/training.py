@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from merit.report.evidence import Evidence, MethodEvidence
 from merit.report.figure import DataTable, Section, missing
-from merit.report.figures.curves import baseline_curves, branch_curves, is_smoothed
+from merit.report.figures.training import baseline_curves, branch_curves, is_smoothed
 from merit.report.words import code, count, plural, series
 
 ID, TITLE = "training", "How the branches trained"

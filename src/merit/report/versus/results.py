@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from merit.evaluation.scores import DatasetScore, ModelScores, TableRow
-from merit.evaluation.statistics import exact_difference, mean_difference
+from merit.evaluate.scores import DatasetScore, ModelScores, TableRow
+from merit.evaluate.statistics import exact_difference, half_width, mean_difference, told_apart
 from merit.report.evidence import Evidence
 from merit.report.figure import DataTable, Section
 from merit.report.figures.versus import differences_figure
@@ -20,7 +20,6 @@ FACES = {
     "unseen": "loss on unseen datasets",
     "drift": "drift from θ0",
 }
-_WIDTH = 1.96  # standard errors of a 95% interval
 
 
 @dataclass(frozen=True)
@@ -36,18 +35,17 @@ class Difference:
 
     @property
     def low(self) -> float:
-        return self.value - _WIDTH * self.standard_error
+        return self.value - half_width(self.standard_error)
 
     @property
     def high(self) -> float:
-        return self.value + _WIDTH * self.standard_error
+        return self.value + half_width(self.standard_error)
 
     @property
     def verdict(self) -> str:
         """Of this run against the reference."""
-        if self.low <= 0 <= self.high:
-            return "not told apart"
-        return "better" if (self.value > 0) == (self.face == "exact") else "worse"
+        sign = told_apart(self.value, self.standard_error)
+        return "not told apart" if sign == 0 else "better" if (sign > 0) == (self.face == "exact") else "worse"
 
 
 def compare_results(sides: Sequence[Side]) -> tuple[list[Difference], list[str]]:

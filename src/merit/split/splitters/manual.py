@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from merit.config.yaml_text import read_yaml
-from merit.errors import InputError, Problems
+from merit.base.errors import InputError, Problems
+from merit.config.yaml import read_yaml
 from merit.split.partition import Group, Partition
 from merit.split.splitter import SplitRequest, Splitter
 

@@ -1,0 +1,94 @@
+"""Extensions: a splitter, merge rule, check, engine or data format is one object in one file.
+
+The file's name is the extension's name, so that the configuration's schema and `--help` know every name without
+importing anything. Built-in files lie in the packages of `HOMES`; anyone's own lie in a folder `merit_ext/KIND/` beside
+the modules that Python already finds (a namespace package: it needs no `__init__.py`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from merit.base.errors import InputError
+
+Kind = Literal["splitters", "rules", "checks", "engines", "formats"]
+# Kind → (the package of the built-in files, the attribute that holds a file's object)
+HOMES: dict[Kind, tuple[str, str]] = {
+    "splitters": ("merit.split.splitters", "SPLITTER"),
+    "rules": ("merit.merge.rules", "RULE"),
+    "checks": ("merit.diagnose.checks", "CHECK"),
+    "engines": ("merit.jobs.engines", "ENGINE"),
+    "formats": ("merit.data.formats", "FORMAT"),
+}
+FOREIGN = "merit_ext"
+
+
+@cache
+def files(kind: Kind) -> dict[str, Path]:
+    """Name → file of every extension of this kind, built-in ones first, each sorted by name.
+
+    Raises:
+        InputError: a file of `merit_ext` has the name of another extension.
+    """
+    package, _ = HOMES[kind]
+    found: dict[str, Path] = {}
+    for folder in _folders(package) + _folders(f"{FOREIGN}.{kind}"):
+        for file in sorted(folder.glob("[a-z]*.py")):
+            if file.stem in found:
+                raise InputError(f"there is a {kind[:-1]} of this name already: {found[file.stem]}", file=file)
+            found[file.stem] = file
+    return found
+
+
+def names(kind: Kind) -> tuple[str, ...]:
+    """The names of all extensions of this kind."""
+    return tuple(files(kind))
+
+
+def summary(kind: Kind, name: str) -> str:
+    """The first line of the file's docstring, read without importing or parsing the file; empty where it has none."""
+    lines = files(kind)[name].read_text(encoding="utf-8", errors="replace").splitlines()
+    first = next((line for line in lines if line and not line.startswith("#")), "")
+    return first[3:].removesuffix('"""').strip() if first.startswith('"""') else ""
+
+
+def summaries(kind: Kind) -> str:
+    """What each extension of this kind says of itself, in one paragraph."""
+    return " ".join(filter(None, (summary(kind, name) for name in names(kind))))
+
+
+def is_foreign(kind: Kind, name: str) -> bool:
+    """Whether the extension is not merit's own."""
+    return files(kind)[name].parent.parent.name == FOREIGN
+
+
+@cache
+def load(kind: Kind, name: str) -> Any:
+    """Imports the file and returns its object.
+
+    Raises:
+        InputError: there is no such extension; or its file cannot be imported, or defines no object of this kind.
+    """
+    if name not in files(kind):
+        raise InputError(f"no {kind[:-1]} {name!r}; there are {', '.join(names(kind))}")
+    package, attribute = HOMES[kind]
+    try:
+        module = importlib.import_module(f"{FOREIGN}.{kind}.{name}" if is_foreign(kind, name) else f"{package}.{name}")
+    except (ImportError, SyntaxError) as error:
+        raise InputError(f"cannot be imported: {error}", file=files(kind)[name]) from error
+    if not hasattr(module, attribute):
+        raise InputError(f"defines no {attribute}", file=files(kind)[name])
+    return getattr(module, attribute)
+
+
+def _folders(package: str) -> list[Path]:
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # nobody has a `merit_ext`
+        return []
+    places = (spec.submodule_search_locations or ()) if spec is not None else ()
+    return list(dict.fromkeys(Path(place).absolute() for place in places))  # a folder may be on the path twice

@@ -1,0 +1,216 @@
+"""Atomic writes, hashes and safe names: a reader never sees half a file, a name never leaves its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from merit.base.errors import InputError, StageError
+
+_PART = ".part"
+_UNUSABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
+_MAX_JSON = 500_000_000  # bytes; tokenizers have tens of millions
+_HASHERS = 8  # threads that hash: more read no faster from one disk
+_WORTH_THREADS = 2**26  # bytes to hash that take longer than threads to start
+
+
+def disk_is_full(error: OSError) -> bool:
+    """Whether a write failed for want of space. numpy's `tofile` gives no error number, only how much it wrote."""
+    short = re.fullmatch(r"\d+ requested and \d+ written", str(error))
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and short is not None)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full disk or a forbidden path into one clear line that names `path`.
+
+    Raises:
+        StageError: the disk is full; what was finished before is kept.
+        InputError: the path may not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if disk_is_full(error):
+            raise StageError(f"{path}: the disk is full; free some space and run again to resume") from error
+        if error.errno in _UNUSABLE:
+            raise InputError(f"cannot write here ({error.strerror})", file=path) from error
+        raise
+
+
+def fsync_dir(path: Path) -> None:
+    """Makes a rename inside `path` durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary sibling of `path`; on success it is fsynced and renamed onto `path`, else removed."""
+    part = path.with_name(f"{path.name}.{os.getpid()}{_PART}")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            with part.open("rb") as handle:
+                os.fsync(handle.fileno())
+            part.replace(path)
+            fsync_dir(path.parent)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_dir(path: Path) -> Iterator[Path]:
+    """Yields an empty temporary sibling folder of `path`; on success it takes `path`'s place in one rename."""
+    part = path.with_name(f"{path.name}.{os.getpid()}{_PART}")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        try:
+            yield part
+            for file in part.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
+            if path.exists():
+                shutil.rmtree(path)
+            part.replace(path)
+            fsync_dir(path.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def sweep_parts(folder: Path, *, below: bool = True, of: str | None = None, but: str | None = None) -> None:
+    """Removes what killed processes left behind in `folder`, and `below` it. Call it with the run's lock held.
+
+    Args:
+        of: the only file whose leftovers are removed; default: all.
+        but: a file that another process may be writing at this moment.
+    """
+    pattern = f"{of or ''}*{_PART}"
+    for part in list(folder.rglob(pattern) if below else folder.glob(pattern)):
+        if but is not None and part.name.startswith(f"{but}."):
+            continue
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    with atomic_path(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes bytes atomically."""
+    with atomic_path(path) as part:
+        part.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically, indented for people. NaN and infinity are refused: they are not JSON."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # a file name that is not UTF-8 is half surrogates to Python: JSON can spell them
+        text = json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def read_json(path: Path, *, parse_int: Callable[[str], int] = int) -> Any:
+    """Reads a JSON file.
+
+    Args:
+        parse_int: makes a whole number of its digits, or raises ValueError.
+
+    Raises:
+        InputError: the file is missing, unreadable or not JSON; names file and line.
+    """
+    try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode) or info.st_size > _MAX_JSON:  # a pipe would be waited for without end
+            raise InputError(f"cannot be read: no plain file, or larger than {_MAX_JSON:,} bytes", file=path)
+        return json.loads(path.read_text(encoding="utf-8"), parse_int=parse_int)
+    except FileNotFoundError as error:
+        raise InputError("no such file", file=path) from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"not valid JSON: {error.msg}", file=path, line=error.lineno) from error
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, a number of a million digits, deep nesting
+        raise InputError(f"cannot be read: {error}", file=path) from error
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_files(paths: Sequence[Path]) -> list[str | None]:
+    """Hex SHA-256 of each file, several at once; None for what is no file.
+
+    Raises:
+        OSError: one cannot be read. A disk that fails for a moment is no reason to make anything again.
+    """
+
+    def digest(path: Path) -> str | None:
+        return sha256_file(path) if path.is_file() else None
+
+    if len(paths) < 2 or sum(path.stat().st_size for path in paths if path.is_file()) < _WORTH_THREADS:
+        return [digest(path) for path in paths]
+    with ThreadPoolExecutor(max_workers=min(len(paths), os.cpu_count() or 1, _HASHERS)) as pool:
+        return list(pool.map(digest, paths))
+
+
+def safe_name(name: str) -> str:
+    """The file name that stands for a dataset's name: injective, ASCII, at most 120 characters, never `.` or `..`.
+
+    Plain names stay as they are; any other keeps its readable characters and gets a hash of the whole.
+    """
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,79}", name):
+        return name
+    readable = re.sub(r"[^A-Za-z0-9_\-]+", "_", name)[:60].lstrip("-")  # never what looks like an option
+    return f"{readable}~{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:16]}"
+
+
+def is_own(file: Path, folder: Path) -> bool:
+    """Whether `file` is a plain file that lies in `folder`, and no link to one elsewhere.
+
+    What is copied out of a stranger's folder, and perhaps published, must not be a file of the user's. In the Hub's
+    cache a snapshot's files are links into the same repository.
+    """
+    home = folder.resolve()
+    if home.parent.name == "snapshots":
+        home = home.parent.parent
+    return file.is_file() and file.resolve().is_relative_to(home)
+
+
+def inside(root: Path, relative: str) -> Path:
+    """`root / relative`, refused when it would leave `root` (through `..`, an absolute path or a symlink).
+
+    Raises:
+        InputError: the path escapes.
+    """
+    path = (root / relative).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise InputError(f"the path {relative!r} leaves the run directory", file=root)
+    return path

@@ -1,0 +1,1 @@
+"""Forward passes: packing, attention, head, loss. Gradients, training, evaluation and diagnostics share them."""

@@ -1,0 +1,168 @@
+"""YAML as plain data, whoever wrote it: no alias, no object, no depth and no number that takes over the machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from merit.base.errors import InputError, Problems
+from merit.config.explain import explain
+from merit.config.root import RunConfig
+from merit.config.section import Location, Section
+
+MAX_BYTES = 4_000_000
+MAX_DEPTH = 30
+MAX_DIGITS = 18
+# What PyYAML's constructors raise at values that their own tags do not fit.
+_REFUSALS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
+
+
+def read_yaml(path: Path, *, missing: InputError | None = None) -> tuple[Any, dict[Location, int]]:
+    """The value in a YAML file (JSON is YAML too), and the line of every field in it. Keys are text, as written.
+
+    Args:
+        missing: what is raised where there is no file.
+
+    Raises:
+        InputError: no such file; not YAML or nothing in it; an alias, a duplicate key, deep nesting, a value that is no
+            plain data. Names file and line.
+    """
+    root = _compose(path, _read(path, missing))
+    lines: dict[Location, int] = {(): 1}
+    return (None if root is None else _construct(path, root, (), lines)), lines
+
+
+def _read(path: Path, missing: InputError | None) -> str:
+    try:
+        with path.open("rb") as handle:
+            raw = handle.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise InputError(f"larger than {MAX_BYTES:,} bytes: nobody wrote this by hand", file=path)
+        return raw.decode("utf-8")
+    except FileNotFoundError:
+        raise missing or InputError("no such file", file=path) from None
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise InputError("not valid UTF-8", file=path, line=line) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=path) from error
+
+
+def _compose(path: Path, text: str) -> yaml.Node | None:
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            line = event.start_mark.line + 1 if event.start_mark else None
+            # An alias repeats a part of the file, which is how a few bytes become gigabytes.
+            if isinstance(event, yaml.AliasEvent):
+                raise InputError("YAML aliases (*name) are not supported; write the value out", file=path, line=line)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise InputError("nested too deeply", file=path, line=line)
+        root: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else None
+        raise InputError(f"not valid YAML: {error.problem}", file=path, line=line) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"not valid YAML: {' '.join(str(error).split())}", file=path) from None
+    return root
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers: PyYAML reads `2e-5`, which has no dot, as text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+)
+
+
+def _construct(path: Path, node: yaml.Node, at: Location, lines: dict[Location, int]) -> Any:
+    """The node's value; `lines` gets the line of every field, and a duplicate key is an error."""
+    line = node.start_mark.line + 1
+    lines[at] = line
+    if isinstance(node, yaml.MappingNode):
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            # `on:` or `1:` are names here, whatever YAML makes of them.
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise InputError("a key must be a plain name", file=path, line=key_node.start_mark.line + 1)
+            key = _text(path, key_node)
+            if key in mapping:
+                first = lines[(*at, key)]
+                message = f"the name is used twice (first in line {first}); rename one"
+                raise InputError(message, file=path, line=key_node.start_mark.line + 1, field=_dotted((*at, key)))
+            mapping[key] = _construct(path, value_node, (*at, key), lines)
+            lines[(*at, key)] = key_node.start_mark.line + 1
+        return mapping
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(path, item, (*at, index), lines) for index, item in enumerate(node.value)]
+    if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and len(node.value) > 2 * MAX_DIGITS:
+        # Python itself refuses, with advice for programmers, to read more than 4,300 digits.
+        raise InputError(f"a number of more than {MAX_DIGITS} digits", file=path, line=line, field=_dotted(at))
+    loader = _Loader("")
+    try:
+        _text(path, node)
+        if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str" and node.style is None:
+            node.tag = loader.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
+        value = loader.construct_object(node)
+    except _REFUSALS as error:
+        message = f"cannot read this value: {' '.join(str(error).split())}"
+        raise InputError(message, file=path, line=line, field=_dotted(at)) from None
+    finally:
+        loader.dispose()
+    if isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
+        raise InputError(f"a number of more than {MAX_DIGITS} digits", file=path, line=line, field=_dotted(at))
+    return value
+
+
+def _text(path: Path, node: yaml.Node) -> str:
+    text = str(node.value)
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            line = node.start_mark.line + 1
+            raise InputError("holds half a surrogate pair, which is no text", file=path, line=line) from None
+    return text
+
+
+def _dotted(at: Location) -> str:
+    return ".".join(map(str, at))
+
+
+_Kind = TypeVar("_Kind", bound=Section)
+
+
+def load_config(path: Path) -> RunConfig:
+    """Reads and validates a run's configuration; errors as of `load_section`."""
+    return load_section(path, RunConfig, "`model: …`, `mixture: …`")
+
+
+def load_section(path: Path, kind: type[_Kind], example: str) -> _Kind:
+    """Reads and validates a YAML file that holds one section.
+
+    Args:
+        kind: the section's model.
+        example: what such a file begins with, for the message about one that holds no mapping.
+
+    Raises:
+        InputError: no such file, not YAML, a duplicate or unknown key (with the nearest known one), a wrong value.
+            Several mistakes come together, as `Problems`.
+    """
+    value, lines = read_yaml(path, missing=InputError("no such file; `merit init FOLDER` writes one", file=path))
+    if value is None:
+        raise InputError("the file is empty; `merit init FOLDER` writes a filled one", file=path)
+    if isinstance(value, dict):
+        value.pop("versions", None)  # what a run directory's config.yaml says of its making
+    else:
+        raise InputError(f"the file must hold a mapping such as {example}", file=path, line=1)
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        problems = explain(path, error, lines, kind)
+        raise problems[0] if len(problems) == 1 else Problems(problems) from None

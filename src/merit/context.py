@@ -1,0 +1,197 @@
+"""What every stage of one run shares."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merit.base.errors import InputError
+from merit.base.files import read_json
+from merit.base.progress import SILENT, Progress
+from merit.config import RunConfig, load_config
+from merit.config.model import ModelConfig
+from merit.config.prepare import PrepareStage
+from merit.config.resolve import resolve_paths
+from merit.config.root import BaselineConfig
+from merit.data.mixture import Mixture
+from merit.models.source import ModelFolder, resolve_model
+from merit.run.guard import refuse_foreign, refuse_links
+from merit.run.layout import MAIN_METHOD, BranchDir, MethodDir, RunDir, relative
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of the pipeline: a function from files to files inside the run directory.
+
+    Attributes:
+        run: does it; returns facts for events.jsonl.
+        depends: what its result rests on, as fingerprints; None: it runs at every call.
+        says: what it is about to do, in a few words.
+        outputs: files and folders to remove when the stage is asked for again.
+        files: results whose damage a later run must notice.
+        wanted: whether this run has the stage at all.
+    """
+
+    name: str
+    run: Callable[[RunContext], dict[str, Any]]
+    depends: Callable[[RunContext], dict[str, str]] | None = None
+    says: Callable[[RunContext], str] = lambda _: ""
+    outputs: Callable[[RunContext], list[Path]] = lambda _: []
+    files: Callable[[RunContext], list[Path]] = lambda _: []
+    wanted: Callable[[RunContext], bool] = lambda _: True
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of the run: the main one, or a baseline."""
+
+    name: str
+    dir: MethodDir
+    config: BaselineConfig  # the main method's split and merge sections, in the same form
+
+
+@dataclass
+class RunContext:
+    """A run: its configuration, its directory, and θ0, found once."""
+
+    config: RunConfig
+    base: Path  # the folder that relative paths of the configuration are relative to
+    run: RunDir
+    progress: Progress = SILENT
+    redo: frozenset[str] = frozenset()  # stages that are asked for again
+    partial: bool = False  # merge what is done when a branch failed for good, or the deadline passed
+    deadline: float | None = None  # Unix seconds, for training in a partial run
+
+    @classmethod
+    def open(cls, path: Path, *, output: Path | None = None, progress: Progress = SILENT) -> RunContext:
+        """From a configuration file, or from a run directory (which holds its own).
+
+        Raises:
+            InputError: neither; or the configuration has mistakes.
+        """
+        if path.is_dir():
+            run = RunDir(path)
+            if not run.config.is_file():
+                found = sorted(path.glob("*.y*ml"))
+                hint = f"; did you mean {found[0]}?" if found else ""
+                raise InputError(f"not a run directory: there is no config.yaml in it{hint}", file=path)
+            refuse_links(path)
+            return cls(load_config(run.config), path, run, progress)
+        config = load_config(path)
+        base = path.resolve().parent
+        if output is None:
+            output = base / (config.output or f"runs/{path.stem}")
+        absolute = Path(os.path.abspath(output))  # noqa: PTH100 — `resolve` would follow the user's symlinks
+        run = RunDir(absolute)
+        refuse_foreign(run)
+        refuse_links(absolute)
+        return cls(resolve_paths(config, base), base, run, progress)
+
+    @cached_property
+    def origin(self) -> ModelFolder:
+        """The model that the configuration names, found and checked, not loaded."""
+        return resolve_model(self.config.model, self.base)
+
+    @property
+    def model(self) -> ModelFolder:
+        """θ0: the model that the configuration names, or what preparation has made of it."""
+        if self.config.prepare is None or not self.prepared_branch.done.is_file():
+            return self.origin
+        return self._prepared
+
+    @cached_property
+    def _prepared(self) -> ModelFolder:
+        return resolve_model(self.branch_model, self.run.root)
+
+    @property
+    def branch_model(self) -> ModelConfig:
+        """Where a branch job finds θ0; a prepared one relative to the run, which may have moved."""
+        if self.config.prepare is None:
+            return self.config.model
+        path = relative(self.prepared_branch.checkpoint, self.run.root)
+        return self.config.model.model_copy(update={"path": path, "revision": None})
+
+    @cached_property
+    def preparation(self) -> list[PrepareStage]:
+        """The rounds of preparation."""
+        if self.config.prepare is None:
+            return []
+        value = read_json(self.origin.path / "config.json")
+        vision = self.config.prepare.vision_tower is not None or "vision_config" in value
+        return self.config.prepare.rounds(vision=vision)
+
+    @property
+    def prepared_branch(self) -> BranchDir:
+        """The last round of preparation."""
+        return self.run.prepare.method().branch(len(self.preparation) - 1)
+
+    @property
+    def assembled(self) -> Path:
+        """Vision tower and language model, joined."""
+        return self.run.prepare.root / "init"
+
+    @cached_property
+    def vision_tower(self) -> Path:
+        """The tower that preparation joins to the model."""
+        tower = self.config.prepare.vision_tower if self.config.prepare else None
+        if tower is None:
+            raise InputError("no tower is named", field="prepare.vision_tower")
+        return resolve_model(ModelConfig(path=tower), self.base).path
+
+    @property
+    def measured_model(self) -> ModelFolder:
+        """The model that gradients are measured on: θ0, or its proxy."""
+        return self._proxy or self.model
+
+    @cached_property
+    def _proxy(self) -> ModelFolder | None:
+        proxy = self.config.calibration.proxy
+        return None if proxy is None else resolve_model(proxy, self.base)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """θ0's tokenizer. Preparation does not change it, so it may be asked for before."""
+        from merit.models.loading import load_tokenizer
+
+        template = self.config.model.chat_template
+        path = Path(template) if template else None
+        if self.config.prepare is None or self.config.prepare.vision_tower is None:
+            return load_tokenizer(self.origin, path)
+        if (self.assembled / "config.json").is_file():
+            return load_tokenizer(ModelFolder(self.assembled, "", False), path)
+        from merit.models.assemble import assemble
+
+        with tempfile.TemporaryDirectory(prefix="merit-") as folder:
+            assemble(self.origin.path, self.vision_tower, Path(folder), weights=False)
+            return load_tokenizer(ModelFolder(Path(folder), "", False), path)
+
+    @property
+    def mixture(self) -> Mixture:
+        """The mixture, as its stage left it."""
+        return Mixture.load(self.run.mixture)
+
+    @cached_property
+    def methods(self) -> list[Method]:
+        """The main method, then the baselines in the order of the configuration."""
+        split = self.config.split
+        main = BaselineConfig(
+            splitter=split.splitter, axes=split.axes, file=split.file, scales=self.config.merge.scales
+        )
+        baselines = [
+            Method(name, self.run.method(name), item.model_copy(update={"axes": item.axes or split.axes}))
+            for name, item in self.config.baselines.items()
+        ]
+        return [Method(MAIN_METHOD, self.run.method(), main), *baselines]
+
+    def data_fingerprints(self) -> dict[str, str]:
+        """Dataset → fingerprint of its encoded content."""
+        mixture = self.mixture
+        return {item.name: item.fingerprint for item in [*mixture.datasets, *mixture.unseen]}

@@ -1,0 +1,52 @@
+"""Stage `mixture`: reads every dataset, encodes it, splits it into train and held-out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from merit.base.record import fingerprint
+from merit.context import RunContext, Step
+from merit.data.build import build_mixture, source_fingerprints
+
+NAME = "mixture"
+
+
+def depends(context: RunContext) -> dict[str, str]:
+    """The datasets' part of the configuration, what the sources hold, and the tokenizer."""
+    config = context.config
+    return {
+        "mixture": fingerprint(
+            {name: item.model_dump(mode="json") for name, item in config.mixture.items()},
+            {name: item.model_dump(mode="json") for name, item in config.evaluate.unseen.items()},
+            config.held_out_fraction,
+            config.train.max_length,
+        ),
+        "sources": fingerprint(source_fingerprints(config, context.base)),
+        "model": fingerprint(context.model.fingerprint, config.model.chat_template),
+    }
+
+
+def files(context: RunContext) -> list[Path]:
+    """What must not be damaged."""
+    run = context.run
+    return [run.mixture, *(run.data(name) for name in (*context.config.mixture, *context.config.evaluate.unseen))]
+
+
+def run(context: RunContext) -> dict[str, Any]:
+    """Writes data/*.arrow and mixture.json."""
+    mixture = build_mixture(
+        context.config, context.base, context.run, context.tokenizer, context.progress, again=NAME in context.redo
+    )
+    return {
+        "datasets": len(mixture.datasets),
+        "examples": sum(item.train.examples for item in mixture.datasets),
+        "supervised_tokens": sum(item.train.supervised_tokens for item in mixture.datasets),
+    }
+
+
+def _says(context: RunContext) -> str:
+    return f"reading {len(context.config.mixture)} datasets and encoding their examples"
+
+
+STEP = Step(NAME, run, depends, says=_says, files=files)

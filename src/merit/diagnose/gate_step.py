@@ -1,0 +1,160 @@
+"""Stage `gate`: every branch trains on a share of its data, and what their merge is like decides whether to go on."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from merit.base.errors import StageError
+from merit.base.logging import get_logger
+from merit.base.record import fingerprint
+from merit.config.prepare import GateConfig
+from merit.context import Method, RunContext, Step
+from merit.data.store import EncodedDataset
+from merit.diagnose.gate import GateResult, judge
+from merit.diagnose.models import BASE, MERGE
+from merit.run.layout import GATE
+from merit.split.partition import Partition
+from merit.split.splitter import find_splitter
+from merit.train.launch import branch_job
+from merit.train.spec import BranchSpec
+from merit.train.step import branch_results, branch_specs, check_branches, drop_surplus, prepare_branch, run_jobs
+
+NAME = "gate"
+_STEPS = 10  # of a pilot, at least: a single step says nothing
+_log = get_logger(__name__)
+
+
+def wanted(context: RunContext) -> bool:
+    """Where it is asked for, and where there is more than one branch to merge."""
+    return context.config.gate is not None and not find_splitter(context.config.split.splitter).one_group
+
+
+def depends(context: RunContext) -> dict[str, str]:
+    """All that the branches depend on, and the gate's own settings."""
+    config = context.config
+    return {
+        "gate": fingerprint(config.gate),
+        "split": fingerprint(Partition.load(context.methods[0].dir.partition)),
+        "train": fingerprint(config.train, config.model.freeze),
+        "model": context.model.fingerprint,
+        "mixture": fingerprint(context.data_fingerprints()),
+        "seed": fingerprint(config.seed),
+    }
+
+
+def files(context: RunContext) -> list[Path]:
+    """What must not be damaged."""
+    return [context.run.gate_record]
+
+
+def outputs(context: RunContext) -> list[Path]:
+    """What a forced rerun makes anew."""
+    return [context.run.method(GATE).root]
+
+
+def run(context: RunContext) -> dict[str, Any]:
+    """Writes gate/: pilots, and gate.json.
+
+    Raises:
+        StageError: the answer is no, and `gate.enforce` is on; or a pilot failed.
+    """
+    config = context.config.gate or GateConfig()
+    main = context.methods[0]
+    pilot = Method(GATE, context.run.method(GATE), main.config)
+    Partition.load(main.dir.partition).save(pilot.dir.partition)
+    specs = [_pilot(context, spec, config) for spec in branch_specs(context, main)]
+    drop_surplus(pilot, len(specs))
+    jobs = []
+    for spec in specs:
+        branch = pilot.dir.branch(spec.branch)
+        if prepare_branch(branch, spec):
+            jobs.append((branch, branch_job(context, pilot, branch, spec)))
+    run_jobs(context, jobs)
+    result = _measure(context, pilot, config, fingerprint(specs))
+    result.save(context.run.gate_record)
+    for line in result.advice:
+        (_log.info if result.ready else _log.warning)("gate: %s", line)
+    if not result.ready and config.enforce:
+        raise StageError(
+            f"the gate says no: {'; '.join(result.advice)} (figures: {context.run.gate_record}; "
+            "`gate: {enforce: false}` goes on all the same)"
+        )
+    return {"ready": result.ready, "barrier": result.worst.barrier, "merged_loss": result.merged_loss}
+
+
+def _pilot(context: RunContext, spec: BranchSpec, config: GateConfig) -> BranchSpec:
+    counts = {item.name: item.train.tokens for item in context.mixture.datasets}
+    data = [item.model_copy(update={"weight": item.weight * config.share}) for item in spec.data]
+    tokens = sum(counts[item.name] * item.weight for item in data) * spec.train.epochs
+    steps = max(1, round(tokens / _STEPS))
+    train = spec.train.model_copy(update={"batch_tokens": min(spec.train.batch_tokens, steps)})
+    planned = max(1, round(spec.planned_tokens * config.share))
+    return spec.model_copy(update={"method": GATE, "data": data, "train": train, "planned_tokens": planned})
+
+
+def _measure(context: RunContext, pilot: Method, config: GateConfig, mark: str) -> GateResult:
+    import shutil
+
+    from merit.diagnose.connectivity import connectivity
+    from merit.diagnose.live import LiveModel
+    from merit.diagnose.losses import LossSet
+    from merit.merge.average import merge_checkpoints
+    from merit.models.loading import load_model, pick_precision
+
+    done = branch_results(context, pilot)
+    check_branches(context, pilot, done)
+    results = list(done.values())
+    tokens = [result.supervised_tokens for result in results]
+    merged = pilot.dir.merged()
+    shutil.rmtree(merged, ignore_errors=True)
+    folders = {f"pilot {k}": pilot.dir.branch(k).checkpoint for k in range(len(results))}
+    merge = merge_checkpoints(
+        list(folders.values()), tokens, {1.0: merged}, base=context.model.path, progress=context.progress
+    )
+    model = load_model(context.model.path, trust_remote_code=context.model.trust_remote_code)
+    live = LiveModel(model, {BASE: context.model.path, **folders, MERGE: merged})
+    held_out = LossSet.of(
+        [EncodedDataset.open(context.run.data(name)) for name in context.mixture.names],
+        config.examples,
+        held_out=True,
+        batch_tokens=context.config.evaluate.batch_tokens,
+        precision=pick_precision(context.config.train.precision),
+        seed=context.config.seed,
+    )
+    pairs = [*itertools.combinations(folders, 2), (BASE, MERGE)]
+    found = connectivity(live, pairs, {"held_out": held_out}, points=config.points, progress=context.progress).held_out
+    shutil.rmtree(merged, ignore_errors=True)  # a whole model, and of no further use
+    ends = {segment.a: segment.loss[0] for segment in found} | {segment.b: segment.loss[-1] for segment in found}
+    barriers = found[:-1]
+    losses = [ends[label] for label in folders]
+    ready, advice = judge(
+        config,
+        base_loss=ends[BASE],
+        branch_losses=losses,
+        weights=[float(count) for count in tokens],
+        merged_loss=ends[MERGE],
+        barriers=barriers,
+    )
+    return GateResult(
+        fingerprint=mark,
+        share=config.share,
+        tokens=tokens,
+        base_loss=ends[BASE],
+        branch_losses=losses,
+        merged_loss=ends[MERGE],
+        barriers=barriers,
+        displacement=merge.displacement["1"],
+        branch_displacement=merge.branch_displacement,
+        ready=ready,
+        advice=advice,
+    )
+
+
+def _says(context: RunContext) -> str:
+    share = (context.config.gate or GateConfig()).share
+    return f"testing the split: pilot branches on {share:.0%} of their data, and their merge"
+
+
+STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files, wanted=wanted)

@@ -1,0 +1,203 @@
+"""Stage `diagnose`: the checks of the basin and of the theory, on a run that has been merged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merit.base.errors import InputError
+from merit.base.files import sweep_parts
+from merit.base.logging import get_logger
+from merit.base.record import fingerprint
+from merit.config.checks import CheckName
+from merit.conflict.records import load_similarity
+from merit.context import Method, RunContext, Step
+from merit.data.store import EncodedDataset
+from merit.diagnose.models import JOINT, Models
+from merit.diagnose.records import Check
+from merit.merge.step import MethodMerge, merged_branches
+from merit.models.source import weights_fingerprint
+from merit.run.events import stage_events
+from merit.run.guard import run_lock
+from merit.run.layout import RunDir
+from merit.split.partition import Partition
+from merit.split.splitter import find_splitter
+
+if TYPE_CHECKING:
+    from merit.diagnose.bench import Bench, Conflict
+
+NAME = "diagnose"
+_log = get_logger(__name__)
+
+
+def wanted(context: RunContext) -> bool:
+    """Only if the configuration lists checks, and the split made more than one branch of the mixture."""
+    if not context.config.diagnose.checks:
+        return False
+    if len(Partition.load(context.methods[0].dir.partition).groups) > 1:
+        return True
+    _log.warning("diagnose: skipped; the mixture was not split, so there is nothing between branches to look at")
+    return False
+
+
+def depends(context: RunContext) -> dict[str, str]:
+    """Every model's weights, the data, and the checks' settings."""
+    return {
+        "models": _models_mark(context),
+        "mixture": fingerprint(context.data_fingerprints()),
+        "diagnose": fingerprint(context.config.diagnose, context.config.train.precision, context.config.seed),
+        "conflict": fingerprint(context.config.calibration, context.config.split),
+    }
+
+
+def outputs(context: RunContext) -> list[Path]:
+    """What a forced rerun makes anew."""
+    return [context.run.diagnostics]
+
+
+def files(context: RunContext) -> list[Path]:
+    """What must not be damaged."""
+    return [context.run.diagnostic(check) for check in context.config.diagnose.checks]
+
+
+def run(context: RunContext) -> dict[str, Any]:
+    """Writes diagnostics/*.json for the checks that the configuration lists."""
+    return {"checks": len(run_checks(context, context.config.diagnose.checks))}
+
+
+def run_checks(context: RunContext, checks: Sequence[CheckName], *, redo: bool = False) -> dict[str, Check]:
+    """Each check's result, measured only where it is not stored already.
+
+    Raises:
+        InputError: the run has no merge yet, fewer than two branches, or a checkpoint is missing.
+        StageError: a loss is not finite.
+    """
+    bench = make_bench(context)
+    sweep_parts(context.run.diagnostics)
+    return {check: bench.check(check, redo=redo) for check in checks}
+
+
+def diagnose_run(context: RunContext, checks: Sequence[CheckName], *, redo: bool = False) -> dict[str, Check]:
+    """`run_checks` on a finished run, with its lock held, and the report drawn again.
+
+    Raises:
+        InputError: as `run_checks`; or another process works on the run. Nothing was written then.
+    """
+    run_models(context).check()
+    from merit.report.build import build_report
+
+    with run_lock(context.run):
+        with stage_events(context.run.events, NAME) as facts:
+            results = run_checks(context, checks, redo=redo)
+            facts["checks"] = len(results)
+        build_report(context.run.root)
+    return results
+
+
+def make_bench(context: RunContext) -> Bench:
+    """What the checks work on, nothing loaded yet.
+
+    Raises:
+        InputError: as `run_checks`.
+    """
+    models = run_models(context)
+    models.check()
+    from merit.diagnose.bench import Bench
+    from merit.models.loading import load_model, pick_precision
+
+    mixture = context.mixture
+    return Bench(
+        run=context.run,
+        models=models,
+        load=lambda: load_model(
+            context.model.path,
+            trust_remote_code=context.model.trust_remote_code,
+            freeze=context.config.model.freeze,
+        ),
+        names=mixture.names,
+        datasets=[EncodedDataset.open(context.run.data(name)) for name in mixture.names],
+        config=context.config.diagnose,
+        mark=fingerprint(_models_mark(context), context.data_fingerprints()),
+        batch_tokens=context.config.evaluate.batch_tokens,
+        precision=pick_precision(context.config.train.precision),
+        seed=context.config.seed,
+        progress=context.progress,
+        conflict=_conflict(context),
+    )
+
+
+def run_models(context: RunContext) -> Models:
+    """The main method's branches and merge, and the first baseline that is joint training.
+
+    Raises:
+        InputError: not merged yet.
+    """
+    main, *baselines = context.methods
+    merge = _merge(context.run, main)
+    branches = [k for k in range(len(merge.weights) + len(merge.left_out)) if k not in merge.left_out]
+    if len(branches) < 2:
+        raise InputError("a diagnosis needs two branches at least; the main method of this run has one")
+    joint = next(
+        (item for item in baselines if find_splitter(item.config.splitter).one_group and _is_merged(item)), None
+    )
+    trajectories = {f"branch {i}": main.dir.branch(k).snapshot(0).parent for i, k in enumerate(branches)}
+    if joint:
+        trajectories[JOINT] = joint.dir.branch(0).snapshot(0).parent
+    return Models(
+        trajectories=trajectories,
+        base=context.model.path,
+        branches=[main.dir.branch(k).checkpoint for k in branches],
+        weights=merge.weights,
+        merge=main.dir.merged(),
+        joint=joint.dir.merged() if joint else None,
+    )
+
+
+def _conflict(context: RunContext) -> Conflict | None:
+    from merit.diagnose.bench import Conflict
+
+    run, split = context.run, context.config.split
+    if not run.similarity.is_file() or len(context.mixture.names) < 2:
+        return None
+    groups = len(Partition.load(context.methods[0].dir.partition).groups)
+    axes = groups.bit_length() - 1 if split.axes == "auto" else split.axes
+    return Conflict(
+        load_similarity(run.similarity), context.mixture.planned_tokens, axes, split.centre, context.config.calibration
+    )
+
+
+def _merge(run: RunDir, method: Method) -> MethodMerge:
+    if not run.mixture.is_file():
+        raise InputError("nothing has been run here yet; `merit run` first", file=run.root)
+    if not method.dir.merge_record.is_file():
+        raise InputError("this run has not been merged yet; `merit run` first", file=run.root)
+    if not method.dir.merged().is_dir():
+        raise InputError(
+            "the merge itself (β = 1) is not there; add 1.0 to `merge.scales` and run again", file=run.root
+        )
+    return MethodMerge.load(method.dir.merge_record)
+
+
+def _is_merged(method: Method) -> bool:
+    return method.dir.merge_record.is_file() and method.dir.merged().is_dir()
+
+
+def _models_mark(context: RunContext) -> str:
+    models = run_models(context)
+    results = merged_branches(context.methods[0])
+    joint = weights_fingerprint(models.joint) if models.joint else None
+    return fingerprint(
+        context.model.fingerprint,
+        [result.files for result in results.values()],
+        list(models.weights),
+        weights_fingerprint(models.merge),
+        joint,
+    )
+
+
+def _says(context: RunContext) -> str:
+    return f"checking the merge: {', '.join(context.config.diagnose.checks)}"
+
+
+STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files, wanted=wanted)

@@ -1,0 +1,69 @@
+"""Greedy answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from merit.compute.nll import in_dtype, length_batches
+from merit.models.loading import images_of
+
+
+@torch.no_grad()
+def greedy_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    images: Sequence[Sequence[bytes]] | None = None,
+    *,
+    max_new_tokens: int,
+    batch_tokens: int,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[list[int]]:
+    """The token ids of the model's greedy answer to each prompt (token ids), the end-of-turn token included.
+
+    `images` are those that each prompt shows, in order. A batch holds `batch_tokens` tokens of prompts with padding.
+
+    Decoding is fixed here, whatever the model's own generation_config says: no sampling, no penalties. A score
+    depends on such settings by tens of points, so every model of a run gets the same.
+    """
+    ends = _end_tokens(model, tokenizer)
+    config = GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=min(ends)
+    )
+    answers: list[list[int]] = [[] for _ in prompts]
+    vision = images_of(model)
+    for batch in length_batches([len(prompt) for prompt in prompts], batch_tokens):
+        width = max(len(prompts[index]) for index in batch)
+        ids = torch.full((len(batch), width), min(ends), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for position, index in enumerate(batch):
+            start = width - len(prompts[index])
+            ids[position, start:] = torch.as_tensor(prompts[index])
+            mask[position, start:] = 1
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if vision is not None:
+            found = vision.inputs(ids, [images[index] if images else () for index in batch])
+            inputs |= {name: in_dtype(value, model) for name, value in found.items()}
+        output = model.generate(
+            **{name: value.to(model.device) for name, value in inputs.items()}, generation_config=config
+        )
+        for position, index in enumerate(batch):
+            answers[index] = _until_end(output[position, width:].tolist(), ends)
+        advance(len(batch))
+    return answers
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    own = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = set(own if isinstance(own, list) else [own]) | {tokenizer.eos_token_id}
+    return {token for token in ends if token is not None} or {0}
+
+
+def _until_end(ids: list[int], ends: set[int]) -> list[int]:
+    for position, token in enumerate(ids):
+        if token in ends:
+            return ids[: position + 1]
+    return ids

@@ -1,0 +1,165 @@
+"""The models of a run, measured one after another: by this process, or by several that share them."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+
+from merit.base.errors import InputError
+from merit.base.files import write_text
+from merit.base.locks import claim
+from merit.base.progress import Counter, FileProgress
+from merit.base.record import fingerprint
+from merit.context import RunContext
+from merit.evaluate.scores import DriftSet, Subject, stored_scores, work_units
+from merit.jobs.job import Job
+from merit.jobs.job_side import die_with_parent
+from merit.merge.step import merged_branches
+from merit.models.source import weights_fingerprint
+from merit.run.events import stage_events
+from merit.run.layout import MAIN_METHOD
+from merit.workers import open_as_worker, run_workers, worker_job
+
+BASE = "base"
+_DRIFT = "drift-set"
+
+
+def subjects(context: RunContext) -> list[Subject]:
+    """What is measured, θ0 first."""
+    found = [Subject(BASE, BASE, "base", 0.0, context.model.path, context.model.fingerprint)]
+    for method in context.methods:
+        results = merged_branches(method)
+        if method.name == MAIN_METHOD and context.config.evaluate.branches and len(results) > 1:
+            for k, result in results.items():
+                folder = method.dir.branch(k).checkpoint
+                label = f"{method.name}/branch-{k:02d}"
+                found.append(Subject(label, method.name, "branch", 1.0, folder, fingerprint(result.files)))
+        for scale in method.config.scales:
+            label = method.name if scale == 1.0 else f"{method.name}@{scale:g}"
+            folder = method.dir.merged(scale)
+            found.append(Subject(label, method.name, "merge", scale, folder, weights_fingerprint(folder)))
+    return found
+
+
+def missing(context: RunContext) -> list[tuple[Subject, str]]:
+    """The models whose figures are not there or hold no more, each with the fingerprint that its figures will have."""
+    settings = _settings(context)
+    marks = [(subject, fingerprint(settings, subject.fingerprint, subject.kind)) for subject in subjects(context)]
+    return [(subject, mark) for subject, mark in marks if stored_scores(context.run, subject, mark) is None]
+
+
+def measure(context: RunContext, *, share: bool = False) -> int:
+    """Writes evaluation/*.json of what is missing. Returns how many models were measured.
+
+    Args:
+        share: leave out what another process has in hand.
+    """
+    from merit.evaluate.evaluate import evaluate_model
+    from merit.models.loading import load_model, pick_precision
+
+    config, mixture, run = context.config.evaluate, context.mixture, context.run
+    todo = missing(context)
+    measured = 0
+    # Answering costs far more than scoring: the bar counts θ0's own answers to the general prompts too.
+    units = config.drift + sum(work_units(mixture, config, subject.kind) for subject, _ in todo)
+    with context.progress.bar("evaluate", total=max(1, units), unit="example") as bar:
+        counter = Counter(bar)
+        drift = None
+        if config.drift:  # also of models that are measured already: the report shows it
+            with _mine(context, _DRIFT, share=share, wait=True):
+                drift = _drift_set(context, counter)
+        for subject, mark in todo:
+            with _mine(context, subject.label, share=share) as mine:
+                if not mine or (share and stored_scores(run, subject, mark) is not None):
+                    counter(work_units(mixture, config, subject.kind))
+                    continue
+                counter.note(subject.label)
+                evaluate_model(
+                    run,
+                    subject,
+                    load_model(subject.folder, trust_remote_code=context.model.trust_remote_code).eval(),
+                    context.tokenizer,
+                    mixture,
+                    config,
+                    drift,
+                    precision=pick_precision(context.config.train.precision),
+                    fingerprint=mark,
+                    advance=counter,
+                )
+                measured += 1
+    return measured
+
+
+def _settings(context: RunContext) -> str:
+    """What all figures depend on beside the weights."""
+    from merit.models.loading import pick_precision
+
+    precision = pick_precision(context.config.train.precision)
+    return fingerprint(context.config.evaluate, precision, context.data_fingerprints(), context.model.fingerprint)
+
+
+def _mine(context: RunContext, label: str, *, share: bool, wait: bool = False) -> AbstractContextManager[bool]:
+    if not share:
+        return nullcontext(True)
+    name = context.run.evaluation(label).with_suffix(".lock").name
+    return claim(context.run.evaluations / "jobs" / name, wait=wait)
+
+
+def _drift_set(context: RunContext, counter: Counter) -> DriftSet:
+    """θ0's answers to the general prompts: those stored, or fresh ones."""
+    from merit.data.encode import Encoder
+    from merit.evaluate.drift import general_prompts, make_drift_set
+    from merit.models.loading import load_model
+
+    config, settings = context.config.evaluate, _settings(context)
+    try:
+        stored = DriftSet.load(context.run.drift)
+        if stored.fingerprint == settings:
+            counter(config.drift)
+            return stored
+    except InputError:
+        pass
+    made = make_drift_set(
+        load_model(context.model.path, trust_remote_code=context.model.trust_remote_code).eval(),
+        context.tokenizer,
+        Encoder(context.tokenizer, context.mixture.max_length),
+        prompts=general_prompts(config.drift),
+        max_new_tokens=config.max_new_tokens,
+        batch_tokens=config.batch_tokens,
+        fingerprint=settings,
+        advance=counter,
+    )
+    made.save(context.run.drift)
+    return made
+
+
+def spread(context: RunContext, models: int) -> None:
+    """Measures `models` models with as many workers as there are devices.
+
+    On one CPU that is no quicker than one process with all cores; but it makes the sums of every engine the same.
+
+    Raises:
+        InputError, StageError: a worker failed for good.
+    """
+    run_workers(context, models, partial(_job, context))
+
+
+def run_worker(root: Path, worker: int, precision: str | None = None) -> None:
+    """The job: measures models until none is left that no other worker has in hand.
+
+    Raises:
+        InputError: as `open_as_worker`; or the run's models are not merged yet.
+    """
+    die_with_parent()
+    context = open_as_worker(root, precision)
+    job = _job(context, worker)
+    context.progress = FileProgress(job.progress)
+    with stage_events(context.run.events, f"evaluate worker {worker}") as facts:
+        facts |= {"models": measure(context, share=True)}
+    write_text(job.done, "")
+
+
+def _job(context: RunContext, worker: int) -> Job:
+    arguments = ("evaluate", str(context.run.root.resolve()))
+    return worker_job(context, context.run.evaluations / "jobs", "evaluation", "example", worker, arguments)

@@ -1,0 +1,132 @@
+"""The figures of one evaluated model, and the table of all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from merit.base.errors import InputError
+from merit.base.record import Record, Sealed
+from merit.config.evaluate import EvaluateConfig
+from merit.data.example import Encoded
+from merit.data.mixture import Mixture
+from merit.run.layout import RunDir
+
+
+class DatasetScore(Record):
+    """One model on one dataset."""
+
+    name: str
+    losses: list[float]  # mean supervised-token loss of each held-out example, in the dataset's fixed order
+    tokens: list[int]  # supervised tokens of each
+    exact: list[float] | None  # score in 0..1 of each greedily answered example, where the source can be scored
+
+    @property
+    def loss(self) -> float:
+        """Token-weighted mean loss, in nats a supervised token."""
+        return sum(x * n for x, n in zip(self.losses, self.tokens, strict=True)) / sum(self.tokens)
+
+
+class ModelScores(Sealed):
+    """`evaluation/<label>.json`."""
+
+    label: str  # base, merit, joint, joint@0.5, merit/branch-02 …
+    method: str  # base, merit, or a baseline's name
+    kind: str  # base, branch, merge
+    scale: float
+    fingerprint: str  # of the weights, the data and the settings
+    in_mixture: list[DatasetScore]
+    unseen: list[DatasetScore]
+    drift: DatasetScore | None
+    seconds: float
+
+
+class TableRow(Record):
+    """A line of the results table. Losses are unweighted means over datasets, ± one standard error over examples."""
+
+    label: str
+    method: str
+    kind: str
+    description: str  # "joint training", "MERIT, 4 groups" …
+    in_mixture: float
+    in_mixture_se: float | None  # None where no dataset has two examples
+    exact: float | None
+    exact_se: float | None = None  # None too where all answers score alike; tables of older runs have none
+    unseen: float | None
+    unseen_se: float | None
+    drift: float | None
+    drift_se: float | None
+    displacement: float | None  # ‖θ − θ0‖, None for θ0 itself
+    supervised_tokens: int
+    train_seconds: float
+
+
+class Comparison(Record):
+    """Model `a` minus model `b` on one face, paired example by example.
+
+    Losses (negative: `a` is better), but for the face `exact`: shares of right answers (positive: `a` is better).
+    """
+
+    a: str
+    b: str
+    face: str  # in_mixture, exact, unseen or drift
+    difference: float
+    standard_error: float
+
+    @property
+    def gain(self) -> float:
+        """How much better `a` is: positive whichever way the face counts."""
+        return self.difference if self.face == "exact" else -self.difference
+
+
+class Table(Record):
+    """`evaluation/table.json`."""
+
+    rows: list[TableRow]
+    comparisons: list[Comparison]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure."""
+
+    label: str
+    method: str
+    kind: str  # base, branch, merge
+    scale: float
+    folder: Path
+    fingerprint: str  # of the weights
+
+
+def stored_scores(run: RunDir, subject: Subject, fingerprint: str) -> ModelScores | None:
+    """What an earlier call measured, if nothing that it depends on has changed."""
+    try:
+        scores = ModelScores.load(run.evaluation(subject.label))
+    except InputError:
+        return None
+    return scores if scores.fingerprint == fingerprint else None
+
+
+def work_units(mixture: Mixture, config: EvaluateConfig, kind: str) -> int:
+    """How often `advance` will be called for one model, in examples."""
+    datasets = [*mixture.datasets, *mixture.unseen]
+    losses = sum(min(config.held_out, dataset.held_out.examples) for dataset in datasets)
+    scored = [dataset for dataset in datasets if dataset.scoring]
+    answers = 0 if kind == "branch" else sum(min(config.generate, item.held_out.examples) for item in scored)
+    return losses + answers + config.drift
+
+
+class DriftSet(Sealed):
+    """θ0's own greedy answers. A model's loss on them is its drift: θ0's own is the lowest there can be, nearly."""
+
+    fingerprint: str
+    prompts: list[str]
+    answers: list[str]
+    input_ids: list[list[int]]
+    labels: list[list[int]]
+
+    @property
+    def encoded(self) -> list[Encoded]:
+        """Prompts and answers, of which the answers are supervised."""
+        return [Encoded(ids, labels) for ids, labels in zip(self.input_ids, self.labels, strict=True)]

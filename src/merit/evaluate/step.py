@@ -1,0 +1,68 @@
+"""Stage `evaluate`: θ0, the main method's branches, and every method's merges, on the same examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from merit.base.record import fingerprint
+from merit.context import RunContext, Step
+from merit.evaluate.measure import measure, missing, spread, subjects
+from merit.evaluate.scores import ModelScores
+from merit.evaluate.table import MethodFacts, make_table
+from merit.merge.step import MethodMerge, merged_branches
+from merit.split.partition import Partition
+from merit.split.step import describe
+
+NAME = "evaluate"
+
+
+def depends(context: RunContext) -> dict[str, str]:
+    """Every model's weights, the data, and what is measured."""
+    return {
+        "models": fingerprint([[item.label, item.fingerprint] for item in subjects(context)]),
+        "evaluate": fingerprint(context.config.evaluate, context.config.train.precision),
+        "mixture": fingerprint(context.data_fingerprints()),
+    }
+
+
+def outputs(context: RunContext) -> list[Path]:
+    """What a forced rerun makes anew."""
+    return [context.run.evaluations]
+
+
+def files(context: RunContext) -> list[Path]:
+    """What must not be damaged."""
+    drift = [context.run.drift] if context.config.evaluate.drift else []
+    return [context.run.table, *drift, *(context.run.evaluation(subject.label) for subject in subjects(context))]
+
+
+def run(context: RunContext) -> dict[str, Any]:
+    """Writes evaluation/*.json; a model whose figures are there and still hold is not loaded again."""
+    todo = len(missing(context))
+    spread(context, todo)
+    measure(context)
+    scores = [ModelScores.load(context.run.evaluation(subject.label)) for subject in subjects(context)]
+    _write_table(context, scores)
+    return {"models": len(scores), "measured": todo}
+
+
+def _write_table(context: RunContext, scores: list[ModelScores]) -> None:
+    facts = {}
+    for method in context.methods:
+        merge = MethodMerge.load(method.dir.merge_record)
+        facts[method.name] = MethodFacts(
+            description=describe(method, len(Partition.load(method.dir.partition).groups)),
+            branches=merged_branches(method),
+            left_out=merge.left_out,
+            displacement=merge.displacement,
+            branch_displacement=merge.branch_displacement,
+        )
+    make_table(scores, facts).save(context.run.table)
+
+
+def _says(context: RunContext) -> str:
+    return "evaluating θ0, branches and merges on held-out examples"
+
+
+STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files)

@@ -1,0 +1,126 @@
+"""The results table: one row a model, one comparison a pair that matters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from merit.evaluate.scores import Comparison, DatasetScore, ModelScores, Table, TableRow
+from merit.evaluate.statistics import exact_difference, mean_difference, mean_exact, mean_loss
+from merit.train.spec import BranchResult
+
+_FACES = ("in_mixture", "exact", "unseen", "drift")
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """What the table says of a method besides its scores."""
+
+    description: str
+    branches: Mapping[int, BranchResult]  # those that were merged
+    displacement: Mapping[str, float]  # scale, as `%g` → ‖θ − θ0‖
+    branch_displacement: Sequence[float]  # in the order of `branches`
+    left_out: Sequence[int] = ()  # branches that were not done
+
+    @property
+    def supervised_tokens(self) -> int:
+        return sum(item.supervised_tokens for item in self.branches.values())
+
+
+def make_table(scores: Sequence[ModelScores], facts: Mapping[str, MethodFacts]) -> Table:
+    """Rows in the order of `scores`; every merge of the main method is compared with every other method's."""
+    rows = [_row(item, facts.get(item.method)) for item in scores]
+    mine = [item for item in scores if item.kind == "merge" and item.method == "merit"]
+    others = [item for item in scores if item.kind != "branch" and item.method != "merit"]
+    comparisons = [
+        comparison for a in mine for b in others for face in _FACES if (comparison := _compare(a, b, face)) is not None
+    ]
+    return Table(rows=rows, comparisons=comparisons, notes=_notes(scores, facts))
+
+
+def _row(scores: ModelScores, facts: MethodFacts | None) -> TableRow:
+    in_mixture, in_mixture_se = mean_loss(scores.in_mixture)
+    unseen = mean_loss(scores.unseen) if scores.unseen else (None, None)
+    drift = mean_loss([scores.drift]) if scores.drift else (None, None)
+    exact = mean_exact(scores.in_mixture)
+    branches = _branches(scores, facts)
+    return TableRow(
+        label=scores.label,
+        method=scores.method,
+        kind=scores.kind,
+        description=_describe(scores, facts),
+        in_mixture=in_mixture,
+        in_mixture_se=in_mixture_se,
+        exact=exact[0],
+        exact_se=exact[1],
+        unseen=unseen[0],
+        unseen_se=unseen[1],
+        drift=drift[0],
+        drift_se=drift[1],
+        displacement=_displacement(scores, facts),
+        supervised_tokens=sum(item.supervised_tokens for item in branches),
+        train_seconds=sum(item.seconds for item in branches),
+    )
+
+
+def _describe(scores: ModelScores, facts: MethodFacts | None) -> str:
+    if facts is None:
+        return "θ0, before tuning"
+    if scores.kind == "branch":
+        return f"branch {_branch_index(scores)} of {len(facts.branches) + len(facts.left_out)}"
+    what = facts.description
+    if facts.left_out:
+        what += f", only {len(facts.branches)} of {len(facts.branches) + len(facts.left_out)} branches"
+    return what if scores.scale == 1 else f"{what}, pulled to β = {scores.scale:g}"
+
+
+def _branches(scores: ModelScores, facts: MethodFacts | None) -> Sequence[BranchResult]:
+    if facts is None:
+        return []
+    return [facts.branches[_branch_index(scores)]] if scores.kind == "branch" else list(facts.branches.values())
+
+
+def _branch_index(scores: ModelScores) -> int:
+    return int(scores.label.rsplit("-", 1)[1])
+
+
+def _displacement(scores: ModelScores, facts: MethodFacts | None) -> float | None:
+    if facts is None:
+        return None
+    if scores.kind == "branch":
+        return facts.branch_displacement[list(facts.branches).index(_branch_index(scores))]
+    return facts.displacement[f"{scores.scale:g}"]
+
+
+def _face(scores: ModelScores, face: str) -> Sequence[DatasetScore]:
+    if face == "drift":
+        return [scores.drift] if scores.drift else []
+    found: Sequence[DatasetScore] = getattr(scores, face)
+    return found
+
+
+def _compare(a: ModelScores, b: ModelScores, face: str) -> Comparison | None:
+    if face == "exact":
+        difference, error = exact_difference(a.in_mixture, b.in_mixture)
+    else:
+        left, right = _face(a, face), _face(b, face)
+        difference, error = mean_difference(left, right) if left else (None, None)
+    if difference is None or error is None:  # one example a dataset: nothing can be said
+        return None
+    return Comparison(a=a.label, b=b.label, face=face, difference=difference, standard_error=error)
+
+
+def _notes(scores: Sequence[ModelScores], facts: Mapping[str, MethodFacts]) -> list[str]:
+    notes = []
+    for name, fact in facts.items():
+        if fact.left_out:
+            gone = ", ".join(map(str, fact.left_out))
+            notes.append(f"Partial: `{name}` is merged without branch {gone}, which was not done in time.")
+    counts = {name: fact.supervised_tokens for name, fact in facts.items()}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        notes.append(f"The methods did not see the same number of supervised tokens: {told}.")
+    held_out = min((len(item.losses) for score in scores for item in score.in_mixture), default=0)
+    if held_out < 16:
+        notes.append(f"Only {held_out} held-out examples in the smallest dataset: the standard errors are rough.")
+    return notes

@@ -1,0 +1,74 @@
+"""MergeResult: what a merge was made of, and what it measured. Kept in the merged folder as `merit_merge.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from merit.base.errors import InputError
+from merit.base.record import Record
+from merit.config.merge import DtypeName
+from merit.merge.plan import Rounding, WeightRule
+
+RECORD = "merit_merge.json"
+
+
+class MergeInput(Record):
+    """One input. θ̄ = Σ factor_k θ_k / Σ factor; `weight` is its share, and 0 for θ0.
+
+    `fingerprint` covers config, headers and probes of the bytes.
+    """
+
+    path: str
+    factor: float
+    weight: float
+    fingerprint: str
+
+
+class MergeResult(Record):
+    """A finished merge. Maps are keyed by β as `%g`. Norms are over all parameters, summed in float64."""
+
+    mark: str  # fingerprint of inputs, weights and options
+    inputs: list[MergeInput]
+    base: MergeInput | None
+    weights: list[float]  # shares, summing to 1
+    rules: list[WeightRule]
+    displacement: dict[str, float]  # ‖θ_out − θ0‖ as written; empty without a base
+    branch_displacement: list[float]  # ‖θ_k − θ0‖; empty without a base
+    rounding_norm: dict[str, float]  # ‖written − exact‖
+    rounding_error: dict[str, float]  # the same over ‖θ_out − θ0‖; empty without a base
+    dtype: str  # of most parameters written: float32, bfloat16, float16, float64
+    requested_dtype: DtypeName
+    rounding: Rounding
+    seed: int
+    shard_bytes: int
+    tensors: int
+    parameters: int
+    bytes: int  # of one output's tensors
+    seconds: float
+    checksums: dict[str, dict[str, str]]  # β, or `sums` → shard → SHA-256
+    removed: bool  # a branch was taken out of running sums
+    notes: list[str]
+    version: str
+
+
+class MergeRecord(Record):
+    """What lies in a merged folder: the merge, and which of its outputs this is (`scale` null: running sums)."""
+
+    scale: float | None
+    result: MergeResult
+
+    @property
+    def label(self) -> str:
+        """The key of this output in the result's maps."""
+        return "sums" if self.scale is None else f"{self.scale:g}"
+
+
+def load_record(folder: Path) -> MergeRecord:
+    """The record of a merged folder.
+
+    Raises:
+        InputError: no folder that this engine merged.
+    """
+    if not (folder / RECORD).is_file():
+        raise InputError(f"not a merge of ours: there is no {RECORD} in it", file=folder)
+    return MergeRecord.load(folder / RECORD)

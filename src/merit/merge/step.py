@@ -1,0 +1,190 @@
+"""Stage `merge`: the branches of every method become one model, or several points on its ray."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from merit.base.errors import InputError
+from merit.base.files import sha256_files, sweep_parts
+from merit.base.record import Sealed, fingerprint
+from merit.context import Method, RunContext, Step
+from merit.run.layout import relative
+from merit.split.partition import Partition
+from merit.train.spec import BranchResult
+from merit.train.step import branch_results, check_branches, left_out
+
+if TYPE_CHECKING:
+    from merit.merge.record import MergeResult
+
+NAME = "merge"
+_EDITED = ("README.md", "generation_config.json")
+
+
+class MethodMerge(Sealed):
+    """`merge.json`: what one method's merge was made of. Displacements are ‖θ − θ0‖ over all parameters."""
+
+    fingerprint: str
+    weights: list[float]
+    supervised_tokens: list[int]
+    left_out: list[int] = Field(default_factory=list)  # branches that were not done: a partial run
+    displacement: dict[str, float]  # scale, as `%g` → of the model written
+    branch_displacement: list[float]
+    rounding_error: dict[str, float]  # scale → ‖rounding error‖ / ‖θ − θ0‖
+    seconds: float
+    files: dict[str, str] = Field(default_factory=dict)  # of the outputs, relative to the method's folder → SHA-256
+
+
+def depends(context: RunContext) -> dict[str, str]:
+    """The branches' weights and the merge's settings."""
+    return {
+        "branches": fingerprint([_inputs(context, method) for method in context.methods]),
+        "merge": fingerprint(context.config.merge, [[m.name, m.config.scales] for m in context.methods]),
+        "model": context.model.fingerprint,
+    }
+
+
+def merged_branches(method: Method) -> dict[int, BranchResult]:
+    """The results of the branches that are in the method's merge.
+
+    Raises:
+        InputError: not merged yet, or a branch is gone.
+    """
+    skip = MethodMerge.load(method.dir.merge_record).left_out
+    count = len(Partition.load(method.dir.partition).groups)
+    return {k: BranchResult.load(method.dir.branch(k).done) for k in range(count) if k not in skip}
+
+
+def outputs(context: RunContext) -> list[Path]:
+    """What a forced rerun makes anew."""
+    return [method.dir.merge_record for method in context.methods]
+
+
+def files(context: RunContext) -> list[Path]:
+    """What must not be damaged: the records, and the merged models themselves."""
+    found = []
+    for method in context.methods:
+        record = method.dir.merge_record
+        found += [record, *(method.dir.root / name for name in MethodMerge.load(record).files)]
+    return found
+
+
+def run(context: RunContext) -> dict[str, Any]:
+    """Writes merged/ (and merged@β/) of every method whose branches or settings changed."""
+    merged = 0
+    for method in context.methods:
+        mark = fingerprint(
+            _inputs(context, method), context.config.merge, method.config.scales, context.model.fingerprint
+        )
+        if not _whole(method, mark):
+            sweep_parts(method.dir.root)
+            merge_method(context, method, mark)
+            merged += 1
+    return {"merged": merged}
+
+
+def merge_method(context: RunContext, method: Method, mark: str) -> MethodMerge:
+    """Merges one method's branches by the configured rule (the method's step 4)."""
+    from merit.merge.average import merge_checkpoints
+    from merit.merge.card import write_card
+    from merit.merge.rule import Branches, find_rule
+    from merit.merge.weights import normalised
+
+    config = context.config.merge
+    results = branch_results(context, method)
+    branches = Branches(
+        [method.dir.branch(k).checkpoint for k in results], [result.supervised_tokens for result in results.values()]
+    )
+    rule = find_rule(config.weights)
+    weights = rule.weights(branches)
+    outputs = {scale: method.dir.merged(scale) for scale in method.config.scales}
+    check_branches(context, method, results)
+    method.dir.merge_record.unlink(missing_ok=True)
+    _clear(method)
+    inputs, shares, distances = branches.folders, weights, None
+    if not rule.is_average and len(inputs) > 1:
+        from merit.merge.curved import prepared_checkpoint
+
+        folder, distances = prepared_checkpoint(context, method, rule, branches)
+        inputs, shares = [folder], [1.0]
+    merge = merge_checkpoints(
+        inputs,
+        shares,
+        outputs,
+        base=context.model.path,
+        dtype=config.dtype,
+        shard_bytes=config.shard_bytes,
+        progress=context.progress,
+    )
+    groups = [group.datasets for group in Partition.load(method.dir.partition).groups]
+    missing = left_out(method)
+    for scale, folder in outputs.items():
+        name = method.name if scale == 1 else f"{method.name}, pulled to {scale:g}"
+        write_card(
+            folder,
+            title=f"{context.run.root.name}: {name}",
+            datasets=[groups[k] for k in results],
+            missing=[groups[k] for k in missing],
+            rule=rule if len(results) > 1 else None,
+        )
+    record = MethodMerge(
+        fingerprint=mark,
+        weights=normalised(weights),
+        supervised_tokens=list(branches.tokens),
+        left_out=missing,
+        displacement=merge.displacement,
+        branch_displacement=merge.branch_displacement if distances is None else distances,
+        rounding_error=merge.rounding_error,
+        seconds=merge.seconds,
+        files=_files(method, merge),
+    )
+    record.save(method.dir.merge_record)
+    return record
+
+
+def _clear(method: Method) -> None:
+    """Removes outputs of an earlier merge. Half a merge alone is kept, to be resumed; one that was killed while its
+    outputs were renamed into place is not worth telling apart."""
+    outputs = list(method.dir.root.glob("merged*"))
+    for folder in [*outputs, *(method.dir.root.glob(".merged*") if outputs else ())]:
+        shutil.rmtree(folder)
+
+
+def _inputs(context: RunContext, method: Method) -> list[Any]:
+    return [[result.files, result.supervised_tokens] for result in branch_results(context, method).values()]
+
+
+def _whole(method: Method, mark: str) -> bool:
+    try:
+        known = MethodMerge.load(method.dir.merge_record)
+    except InputError:
+        return False
+    if known.fingerprint != mark or not all(method.dir.merged(scale).is_dir() for scale in method.config.scales):
+        return False
+    return _checksums(method, [method.dir.root / name for name in known.files]) == known.files
+
+
+def _checksums(method: Method, files: list[Path]) -> dict[str, str]:
+    names = [relative(file, method.dir.root) for file in files]
+    return {name: mark for name, mark in zip(names, sha256_files(files), strict=True) if mark is not None}
+
+
+def _files(method: Method, merge: MergeResult) -> dict[str, str]:
+    """Checksums of all files of the merged models but those that people edit; the weights' are those of the merge."""
+    found: dict[str, str] = {}
+    for scale in method.config.scales:
+        folder, shards = method.dir.merged(scale), merge.checksums[f"{scale:g}"]
+        found |= {relative(folder / name, method.dir.root): mark for name, mark in shards.items()}
+        beside = sorted(path for path in folder.rglob("*") if path.is_file())
+        found |= _checksums(method, [path for path in beside if path.name not in (*shards, *_EDITED)])
+    return found
+
+
+def _says(context: RunContext) -> str:
+    return f"merging the branches of {', '.join(method.name for method in context.methods)}"
+
+
+STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files)

@@ -1,0 +1,188 @@
+"""What planning knows of a model, and what it says of a run."""
+
+from __future__ import annotations
+
+from merit.base.record import Record
+from merit.report.words import NONE, compact, data_size, duration
+from merit.split.splitter import find_splitter
+
+
+class ModelFacts(Record):
+    """θ0 as far as its cost goes, read from its folder without loading it.
+
+    `hidden` holds what is known of its shape: `hidden_size`, `num_hidden_layers`, `vocab_size`. What is missing there
+    is left out of the memory estimate.
+    """
+
+    parameters: int
+    trainable: int  # all of them in full fine-tuning, the adapters' with LoRA
+    bytes_per_parameter: int  # as stored on disk
+    hidden: dict[str, int]
+
+
+class BranchCost(Record):
+    """Training one branch."""
+
+    tokens: int  # over all epochs, prompts included: what compute goes by
+    supervised_tokens: int
+    steps: int
+    flops: float
+    hours: float | None  # None where no speed is known
+
+
+class MethodCost(Record):
+    """Training one method: its branches one after the other, or each on a device of its own."""
+
+    name: str
+    splitter: str
+    configured: bool  # False for joint training that is planned for comparison only
+    branches: list[BranchCost]
+
+    @property
+    def is_joint(self) -> bool:
+        """One branch on everything: joint training."""
+        return find_splitter(self.splitter).one_group
+
+    @property
+    def hours(self) -> float | None:
+        """Device hours of all branches."""
+        hours = [branch.hours for branch in self.branches]
+        return None if None in hours else sum(hour or 0.0 for hour in hours)
+
+    @property
+    def longest_hours(self) -> float | None:
+        """Hours when every branch has a device: those of the longest."""
+        hours = [branch.hours for branch in self.branches]
+        return None if None in hours else max(hour or 0.0 for hour in hours)
+
+
+class StageCost(Record):
+    """One stage."""
+
+    stage: str
+    tokens: int
+    supervised_tokens: int
+    flops: float
+    hours: float | None
+    memory_bytes: int | None  # the largest process's
+    disk_bytes: int
+
+
+class Traffic(Record):
+    """Bytes between machines, K branches on K machines against joint training on K data-parallel workers."""
+
+    machines: int
+    theta0_out: int
+    data_out: int
+    checkpoints_back: int
+    joint_steps: int
+    joint_step_per_worker: int  # 2 (K − 1) / K of the gradients' bytes: a ring all-reduce
+    joint_total: int  # all workers, all steps
+
+    @property
+    def total(self) -> int:
+        """All that the branches move."""
+        return self.theta0_out + self.data_out + self.checkpoints_back
+
+
+class Plan(Record):
+    """What a run will cost. `assumptions` are sentences: every figure here rests on them."""
+
+    model: ModelFacts
+    tokens_per_second: float | None
+    stages: list[StageCost]  # gradients, train (all configured methods), merge, evaluate
+    methods: list[MethodCost]  # the main one first, joint training always among them
+    traffic: Traffic | None  # None with a single branch
+    assumptions: list[str]
+
+    @property
+    def main(self) -> MethodCost:
+        return self.methods[0]
+
+    @property
+    def joint(self) -> MethodCost:
+        return next(method for method in self.methods if method.is_joint)
+
+
+HEADER = ["stage", "tokens", "supervised", "FLOPs", "device time", "longest branch", "memory", "disk", "moved"]
+
+
+def plan_rows(plan: Plan) -> list[list[str]]:
+    """Header and cells, all strings: the stages in order, training method by method, then the sum of the run.
+
+    `moved` are bytes between machines, one machine a branch; for joint training, on as many data-parallel workers.
+    """
+    stages = {stage.stage: stage for stage in plan.stages}
+    train = stages["train"]
+    rows = [HEADER, _stage("gradients", stages["gradients"])]
+    for method in plan.methods:
+        rows.append(_method(plan, method, train))
+    rows += [_stage("merge", stages["merge"]), _stage("evaluate", stages["evaluate"])]
+    hours = [stage.hours for stage in plan.stages]
+    rows.append(
+        [
+            "whole run",
+            compact(sum(stage.tokens for stage in plan.stages)),
+            compact(sum(stage.supervised_tokens for stage in plan.stages)),
+            flops(sum(stage.flops for stage in plan.stages)),
+            NONE if None in hours else _time(sum(hour or 0.0 for hour in hours)),
+            NONE,
+            data_size(max(stage.memory_bytes or 0 for stage in plan.stages)),
+            data_size(sum(stage.disk_bytes for stage in plan.stages)),
+            NONE,
+        ]
+    )
+    return rows
+
+
+def flops(number: float) -> str:
+    """3.2e17 → "320 PFLOP"."""
+    for size, unit in ((1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g} FLOP"
+
+
+def _stage(name: str, stage: StageCost) -> list[str]:
+    return [
+        name,
+        compact(stage.tokens) if stage.tokens else NONE,
+        compact(stage.supervised_tokens) if stage.supervised_tokens else NONE,
+        flops(stage.flops),
+        _time(stage.hours),
+        NONE,
+        NONE if stage.memory_bytes is None else data_size(stage.memory_bytes),
+        data_size(stage.disk_bytes) if stage.disk_bytes else NONE,
+        NONE,
+    ]
+
+
+def _method(plan: Plan, method: MethodCost, train: StageCost) -> list[str]:
+    count = len(method.branches)
+    name = f"train {method.name} ({count} branches)" if count > 1 else f"train {method.name}"
+    share = train.disk_bytes if method is plan.main else 0
+    return [
+        name if method.configured else f"{name}, if it were run",
+        compact(sum(branch.tokens for branch in method.branches)),
+        compact(sum(branch.supervised_tokens for branch in method.branches)),
+        flops(sum(branch.flops for branch in method.branches)),
+        _time(method.hours),
+        _time(method.longest_hours),
+        NONE if train.memory_bytes is None else data_size(train.memory_bytes),
+        f"{data_size(share)} for all methods" if share else NONE,
+        _moved(plan, method),
+    ]
+
+
+def _moved(plan: Plan, method: MethodCost) -> str:
+    if plan.traffic is None:
+        return NONE
+    if method is plan.main:
+        return data_size(plan.traffic.total)
+    if method.is_joint:
+        return f"{data_size(plan.traffic.joint_total)} on {plan.traffic.machines} workers"
+    return NONE
+
+
+def _time(hours: float | None) -> str:
+    return NONE if hours is None else duration(hours * 3600)

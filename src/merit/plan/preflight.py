@@ -1,0 +1,103 @@
+"""What can be known to be wrong before a dataset is read or anything is written: θ0, TRL's arguments, other files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from merit.base.errors import InputError, Problems
+from merit.base.progress import SILENT, Progress
+from merit.context import RunContext
+from merit.data.check import CheckReport, check_mixture
+from merit.data.encode import Encoder
+from merit.split.make import make_partition
+from merit.split.splitter import SplitRequest, find_splitter
+
+
+def preflight_problems(context: RunContext) -> list[InputError]:
+    """All that is wrong, one error each."""
+    found: list[InputError] = []
+    checks: tuple[Callable[[RunContext], None], ...] = (_model, _proxy, _trl, _groups)
+    for check in checks:
+        try:
+            check(context)
+        except Problems as error:
+            found += error.problems
+        except InputError as error:
+            found.append(error)
+    return found
+
+
+def preflight(context: RunContext) -> None:
+    """As `preflight_problems`, for a run.
+
+    Raises:
+        InputError: something is wrong; several things come together, as `Problems`.
+    """
+    found = preflight_problems(context)
+    if found:
+        raise found[0] if len(found) == 1 else Problems(found)
+
+
+def _model(context: RunContext) -> None:
+    template = context.config.model.chat_template
+    if template is not None and not Path(template).is_file():
+        raise InputError("no such file", file=template, field="model.chat_template")
+    _ = context.origin
+    if context.config.prepare is not None and context.config.prepare.vision_tower is not None:
+        _ = context.vision_tower
+
+
+def _proxy(context: RunContext) -> None:
+    """θ0's token ids mean nothing to a model with another vocabulary."""
+    if context.config.calibration.proxy is None:
+        return
+    from merit.models.loading import load_tokenizer
+
+    try:
+        proxy = load_tokenizer(context.measured_model, None)
+    except InputError as error:
+        raise InputError(error.message, file=error.file, field="calibration.proxy") from None
+    if proxy.get_vocab() != context.tokenizer.get_vocab():
+        raise InputError(
+            "this model's vocabulary is not that of `model`; a proxy must have the same tokenizer",
+            file=context.measured_model.path,
+            field="calibration.proxy",
+        )
+
+
+def _trl(context: RunContext) -> None:
+    if context.config.train.trl:
+        from merit.train.trl_arguments import check_trl
+
+        check_trl(context.config.train)
+
+
+def _groups(context: RunContext) -> None:
+    """The user's own groups name the datasets of the mixture; their tokens do not matter yet."""
+    for method in context.methods:
+        if find_splitter(method.config.splitter).needs_file and method.config.file is not None:
+            tokens = dict.fromkeys(context.config.mixture, 1)
+            request = SplitRequest(tokens, r=1, seed=context.config.seed, file=Path(method.config.file))
+            make_partition(method.config.splitter, request)
+
+
+def check_run(path: Path, progress: Progress = SILENT) -> CheckReport:
+    """Checks the configuration, what `preflight` does, and every row of every dataset. Writes nothing.
+
+    Raises:
+        InputError: the configuration cannot be read. All other problems are in the report.
+    """
+    context = RunContext.open(path, progress=progress)
+    config = context.config
+    found = preflight_problems(context)
+    tokenizer = None
+    try:
+        tokenizer = context.tokenizer
+        Encoder(tokenizer, config.train.max_length)
+    except InputError as error:
+        # Without θ0 there is no tokenizer, which says nothing new.
+        if str(error) not in map(str, found):
+            found.append(error)
+        tokenizer = None
+    return check_mixture(config, context.base, tokenizer, progress, found)

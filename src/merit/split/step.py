@@ -1,0 +1,120 @@
+"""Stage `split`: one partition a method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from merit.base.errors import InputError
+from merit.base.files import sha256_file
+from merit.base.logging import get_logger
+from merit.base.record import fingerprint
+from merit.config.split import UNSPLIT
+from merit.conflict.records import AxesResult, load_similarity
+from merit.conflict.similarity import half_gram
+from merit.conflict.step import wanted as has_conflict
+from merit.context import Method, RunContext, Step
+from merit.gradients.store import SketchStore
+from merit.run.layout import MAIN_METHOD
+from merit.split.evidence import AxesEvidence, weigh_axes
+from merit.split.make import make_partition
+from merit.split.partition import Partition
+from merit.split.splitter import SplitRequest, known_splitter
+
+NAME = "split"
+_log = get_logger(__name__)
+
+
+def depends(context: RunContext) -> dict[str, str]:
+    """The splitters, the planned tokens, and the axes."""
+    run = context.run
+    files = [Path(method.config.file) for method in context.methods if method.config.file]
+    return {
+        "split": fingerprint([[m.name, m.config.splitter, m.config.axes, m.config.file] for m in context.methods]),
+        "files": fingerprint([sha256_file(file) if file.is_file() else None for file in files]),
+        "tokens": fingerprint(context.mixture.planned_tokens),
+        "conflict": fingerprint([sha256_file(file) for file in (run.axes, run.similarity, run.conflict)])
+        if has_conflict(context)
+        else "-",
+        "seed": fingerprint(context.config.seed),
+        "kept": fingerprint([sha256_file(file) for file in _kept_files(context)]),
+    }
+
+
+def _kept_files(context: RunContext) -> list[Path]:
+    method = context.methods[0].dir
+    kept = context.config.split.keep
+    return [file for file in (method.kept_partition, method.kept_axes) if kept and file.is_file()]
+
+
+def files(context: RunContext) -> list[Path]:
+    """What must not be damaged, nor edited: the splitter `manual` is for groups of one's own."""
+    return [context.run.axes_evidence, *(method.dir.partition for method in context.methods)]
+
+
+def run(context: RunContext) -> dict[str, Any]:
+    """Writes split/partition.json of every method, and what each further axis would be worth."""
+    axes = AxesResult.load(context.run.axes) if has_conflict(context) else None
+    similarity = load_similarity(context.run.similarity) if has_conflict(context) else None
+    evidence = _weigh(context, axes) if axes is not None else None
+    groups = {}
+    for method in context.methods:
+        if method.name == MAIN_METHOD and context.config.split.keep:
+            partition = _kept(context, method, similarity)
+            partition.save(method.dir.partition)
+            groups[method.name] = [group.tokens for group in partition.groups]
+            continue
+        r = method.config.axes or 1
+        if r == "auto":
+            if evidence is None:
+                raise InputError("`auto` needs two calibration examples a dataset to judge by", field="split.axes")
+            r = evidence.recommended
+        partition = make_partition(
+            method.config.splitter if r > 0 else UNSPLIT,
+            SplitRequest(
+                context.mixture.planned_tokens,
+                r=r,
+                seed=context.config.seed,
+                axes=axes,
+                similarity=similarity,
+                file=Path(method.config.file) if method.config.file else None,
+            ),
+        )
+        partition.save(method.dir.partition)
+        groups[method.name] = [group.tokens for group in partition.groups]
+    return {"group_tokens": groups}
+
+
+def _weigh(context: RunContext, axes: AxesResult) -> AxesEvidence | None:
+    """Evidence for each further axis; None where a dataset has no second half to judge by."""
+    halves = half_gram(SketchStore.open(context.run.gradients).companion, axes.names)
+    if halves.tokens.min() == 0:
+        context.run.axes_evidence.unlink(missing_ok=True)  # of an earlier, larger calibration set
+        return None
+    evidence = weigh_axes(halves, context.mixture.planned_tokens, centre=axes.centred)
+    evidence.save(context.run.axes_evidence)
+    _log.info("%s", evidence.reason)
+    return evidence
+
+
+def _kept(context: RunContext, method: Method, similarity: np.ndarray | None) -> Partition:
+    from merit.split.extend import extend_partition
+
+    mixture = context.mixture
+    axes = AxesResult.load(method.dir.kept_axes) if method.dir.kept_axes.is_file() else None
+    kept = Partition.load(method.dir.kept_partition)
+    return extend_partition(kept, axes, mixture.names, similarity, mixture.planned_tokens)
+
+
+def describe(method: Method, groups: int) -> str:
+    """The method in a few words, for tables."""
+    return known_splitter(method.config.splitter).describe(groups)
+
+
+def _says(context: RunContext) -> str:
+    return f"splitting {len(context.config.mixture)} datasets into groups"
+
+
+STEP = Step(NAME, run, depends, says=_says, files=files)

@@ -1,0 +1,127 @@
+"""`merit train RUN --branch k`, seen from inside the job."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from merit.base.errors import InputError, StageError
+from merit.base.files import sweep_parts
+from merit.base.program import PYTHON
+from merit.base.record import fingerprint
+from merit.jobs.job_side import die_with_parent, job_lock
+from merit.run.events import stage_events
+from merit.run.guard import refuse_links
+from merit.run.layout import BranchDir, RunDir
+from merit.train.spec import BranchResult, BranchSpec, finished_branch
+
+RANKED = "MERIT_RANKED"  # set for the processes that train one branch together
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of one branch: how many, and an accelerate configuration that says more than that."""
+
+    processes: int = 1
+    accelerate: Path | None = None
+
+    @property
+    def several(self) -> bool:
+        return self.processes > 1 or self.accelerate is not None
+
+
+def run_branch_job(
+    root: Path, method: str, k: int, ranks: Ranks | None = None, model: Path | None = None
+) -> BranchResult:
+    """Trains branch `k` of `method` in the run at `root`, or returns what is finished.
+
+    Args:
+        ranks: the processes that train it together; default: this one.
+        model: where θ0 lies on this machine, if not where the branch's spec says.
+
+    Raises:
+        InputError: `root` holds no such branch.
+        StageError: another process trains it; or one of its processes failed.
+    """
+    run = RunDir(root)
+    branch = run.method(method).branch(k)
+    if os.environ.get(RANKED):
+        die_with_parent(os.getppid())  # the launcher, which gives each process a session of its own
+        from merit.train.train import train_branch
+
+        return train_branch(run, branch, base=root, model=model)
+    die_with_parent()
+    refuse_links(root)
+    if not branch.spec.is_file():
+        raise InputError(f"no branch {k} of {method!r} is planned here; `merit split` plans branches", file=root)
+    with job_lock(branch.root / "lock"), stage_events(run.events, f"train {method} {k}") as facts:
+        sweep_parts(branch.root, but=branch.job.name)  # which is the driver's
+        if ranks is not None and ranks.several:
+            arguments = ["train", str(root), "--branch", str(k), "--method", method]
+            arguments += ["--model", str(model)] if model is not None else []
+            result = train_with_ranks(branch, arguments, ranks)
+        else:
+            from merit.train.train import train_branch
+
+            result = train_branch(run, branch, base=root, model=model)
+        facts |= {"supervised_tokens": result.supervised_tokens, "steps": result.steps}
+    return result
+
+
+def train_with_ranks(branch: BranchDir, arguments: Sequence[str], ranks: Ranks) -> BranchResult:
+    """Runs `merit ARGUMENTS` in several processes, to the end.
+
+    Raises:
+        InputError: the accelerate configuration is missing, or a process met bad input.
+        StageError: a process failed; the branch resumes when it is started again.
+    """
+    mark = fingerprint(BranchSpec.load(branch.spec))
+    done = finished_branch(branch, mark)
+    if done is not None:
+        return done
+    env = {name: value for name, value in os.environ.items() if name != "MERIT_PARENT"}
+    code = subprocess.run(
+        [*launcher(ranks), "merit", *arguments], env=env | _environment(ranks), check=False
+    ).returncode
+    done = finished_branch(branch, mark)
+    if done is None:
+        raise StageError(f"its processes ended with exit code {code} and no result; what they said is above")
+    return done
+
+
+def launcher(ranks: Ranks) -> list[str]:
+    """The command that starts the processes, up to the module that they run.
+
+    Raises:
+        InputError: no such accelerate configuration.
+    """
+    if ranks.accelerate is not None:
+        if not ranks.accelerate.is_file():
+            raise InputError("no such accelerate configuration", file=ranks.accelerate, field="launch.accelerate")
+        command = [*PYTHON, "-m", "accelerate.commands.launch", "--config_file", str(ranks.accelerate)]
+        return [*command, *(["--num_processes", str(ranks.processes)] if ranks.processes > 1 else []), "--module"]
+    if _has_gpu():
+        options = ["--multi_gpu", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+        return [
+            *(*PYTHON, "-m", "accelerate.commands.launch", "--num_processes", str(ranks.processes), *options),
+            *("--main_process_port=0", "--module"),
+        ]
+    # On CPU `accelerate launch` needs MPI; PyTorch's own launcher does not, and sets the same variables.
+    return [*PYTHON, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks.processes}", "-m"]
+
+
+def _environment(ranks: Ranks) -> dict[str, str]:
+    env = {RANKED: "1", "PYTHONSAFEPATH": "1"}  # the latter is -P for what the launcher starts
+    if ranks.accelerate is None and not _has_gpu():
+        threads = max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) // ranks.processes)
+        env |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(threads)}
+    return env
+
+
+def _has_gpu() -> bool:
+    from torch import cuda
+
+    return cuda.is_available()

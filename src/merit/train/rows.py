@@ -1,0 +1,119 @@
+"""The rows that a branch trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from torch.utils.data import Sampler
+
+from merit.base.files import inside
+from merit.data.example import IGNORED, Encoded
+from merit.data.store import IMAGES, EncodedDataset
+from merit.run.layout import RunDir
+from merit.train.spec import BranchSpec
+
+
+def branch_rows(run: RunDir, spec: BranchSpec) -> Any:
+    """A `datasets.Dataset` of `input_ids` and `labels`, one epoch of the branch, weights applied.
+
+    Raises:
+        InputError: a file of encoded examples is missing or damaged.
+    """
+    parts = []
+    for item in spec.data:
+        encoded = EncodedDataset.open(inside(run.root, item.data))
+        rows = encoded.weighted_train(item.weight, spec.seed)
+        wanted = [name for name in ("input_ids", "labels", IMAGES) if name in encoded.table.column_names]
+        table = datasets.Dataset(encoded.table.select(wanted))
+        parts.append(table.select(rows))
+    return datasets.concatenate_datasets(parts)
+
+
+def row_without_loss(rows: Any) -> Any:
+    """One more row, which several processes need to fill their last micro-batches (StepSampler)."""
+    row: dict[str, Any] = {name: [None] for name in rows.column_names}
+    row |= {"input_ids": [[0, 0]], "labels": [[IGNORED, IGNORED]]}
+    return datasets.Dataset.from_dict(row, features=rows.features)
+
+
+def training_rows(root: Path, spec: BranchSpec, wanted: int) -> list[Encoded]:
+    """input_ids and labels, with images, of about `wanted` training examples, the branch's datasets in equal parts.
+
+    `root` is the folder that the spec's paths are relative to.
+    """
+    each = -(-wanted // len(spec.data))
+    found: list[Encoded] = []
+    for item in spec.data:
+        stored = EncodedDataset.open(inside(root, item.data))
+        rows = [stored[int(row)] for row in stored.weighted_train(item.weight, spec.seed)[:each]]
+        found += [row.encoded for row in rows]
+    return found
+
+
+class StepSampler(Sampler[int]):
+    """A seeded shuffle, cut into windows of one optimizer step, each window sorted by length.
+
+    A step's gradient is a token-weighted sum over its window, whatever the order inside; sorting only puts examples
+    of like length into one micro-batch, which saves the padding. The order depends on (seed, epoch) alone, so a
+    resumed branch sees what an undisturbed one would have.
+
+    Processes that train together must get equally many micro-batches. Where the last ones are short, accelerate would
+    deal the epoch's first examples again; index `len(lengths)`, a row without loss, is dealt instead.
+    """
+
+    def __init__(self, lengths: Sequence[int], examples_per_step: int, seed: int, *, multiple: int = 1) -> None:
+        self.lengths = np.asarray(lengths)
+        self.examples_per_step = examples_per_step
+        self.seed = seed
+        self.fill = -len(lengths) % multiple
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths) + self.fill
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.lengths))
+        for start in range(0, len(order), self.examples_per_step):
+            window = order[start : start + self.examples_per_step]
+            yield from window[np.argsort(-self.lengths[window], kind="stable")].tolist()
+        yield from [len(self.lengths)] * self.fill
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Batch sizes in examples."""
+
+    micro: int  # a forward pass on one device
+    accumulation: int  # micro-batches a step on one device
+    processes: int
+
+    @property
+    def examples_per_step(self) -> int:
+        return self.micro * self.accumulation * self.processes
+
+    def steps(self, examples: int, epochs: float) -> int:
+        """Optimizer steps for so many examples an epoch."""
+        return max(1, round(-(-examples // self.examples_per_step) * epochs))
+
+
+def plan_batching(lengths: Sequence[int], batch_tokens: int, micro_batch_tokens: int, processes: int = 1) -> Batching:
+    """Sizes such that a step sees `batch_tokens` tokens on average, and no forward pass more than fits.
+
+    Counting by the branch's own mean length gives every branch, and joint training, steps of like token count,
+    though their examples differ in length.
+    """
+    mean = sum(lengths) / len(lengths)
+    wanted = max(1, min(len(lengths), round(batch_tokens / mean)))
+    each = max(1, -(-wanted // processes))
+    most = max(1, min(each, micro_batch_tokens // max(lengths)))
+    accumulation = -(-each // most)
+    return Batching(micro=-(-each // accumulation), accumulation=accumulation, processes=processes)

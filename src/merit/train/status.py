@@ -1,0 +1,132 @@
+"""What the branches of a run are doing, read from its files and from the queue: works on any machine that sees them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from merit.base.errors import InputError, StageError
+from merit.base.files import read_json, write_text
+from merit.jobs.job_side import is_locked
+from merit.jobs.record import JobRecord
+from merit.jobs.slurm_queue import ENGINE as SLURM
+from merit.jobs.slurm_queue import Queued, cancel_jobs, installed, read_queue
+from merit.run.guard import refuse_links
+from merit.run.layout import BranchDir, RunDir
+from merit.train.spec import BranchResult, BranchSpec
+
+
+@dataclass(frozen=True)
+class BranchStatus:
+    """One branch.
+
+    Attributes:
+        state: planned, queued, running, done, failed, cancelled, or interrupted (whoever watched it is gone).
+        done, total: optimizer steps; 0 of 0 where nothing is known.
+        job: the engine's name of it.
+    """
+
+    method: str
+    branch: int
+    datasets: list[str]
+    state: str
+    done: float
+    total: float
+    note: str
+    engine: str
+    job: str
+    where: str
+    attempt: int
+
+
+def run_status(run: RunDir) -> list[BranchStatus]:
+    """Every planned branch, methods in order of name, the main one first.
+
+    Raises:
+        InputError: no run, or one that has planned no branch yet.
+    """
+    if not run.config.is_file():
+        raise InputError("not a run directory: there is no config.yaml in it", file=run.root)
+    refuse_links(run.root)
+    branches = branch_folders(run)
+    if not branches:
+        raise InputError("no branch is planned here yet; `merit train` plans and trains them", file=run.root)
+    records = {branch.root: JobRecord.load(branch.job) for branch in branches}
+    ids = [item.id for item in records.values() if item is not None and item.engine == SLURM and item.id]
+    queue: Mapping[str, Queued] = {}
+    if ids and installed():
+        with contextlib.suppress(StageError):  # the files still say something
+            queue = read_queue(ids)
+    watched = is_locked(run.lock)
+    return [_status(branch, records[branch.root], queue, watched=watched) for branch in branches]
+
+
+def branch_folders(run: RunDir) -> list[BranchDir]:
+    """The folders of all planned branches."""
+    main = sorted(run.method().branches.glob("*/spec.json"))
+    others = sorted(run.baselines.glob("*/branches/*/spec.json"))
+    return [BranchDir(file.parent) for file in (*main, *others)]
+
+
+def cancel_run(run: RunDir) -> int:
+    """Asks whoever watches the jobs to end them, and takes the run's jobs out of Slurm's queue.
+
+    Returns how many jobs there were to end.
+
+    Raises:
+        InputError: as `run_status`.
+    """
+    busy = [item for item in run_status(run) if item.state in ("queued", "running")]
+    if is_locked(run.lock):
+        write_text(run.cancel, f"{os.getpid()}\n")
+    ids = [item.job for item in busy if item.engine == SLURM]
+    cancel_jobs(ids)
+    for item in busy:
+        if item.job in ids:
+            branch = run.method(item.method).branch(item.branch)
+            JobRecord(SLURM, "cancelled", item.job, item.where, item.attempt).save(branch.job)
+    return len(busy)
+
+
+def _status(branch: BranchDir, record: JobRecord | None, queue: Mapping[str, Queued], *, watched: bool) -> BranchStatus:
+    spec = BranchSpec.load(branch.spec)
+    done, total, note = _progress(branch.progress)
+    state: str = record.state if record is not None else "planned"
+    line = queue.get(record.id) if record is not None else None
+    if branch.done.is_file():
+        result = BranchResult.load(branch.done)
+        state, done, total = "done", result.steps, result.steps
+        note = f"{result.supervised_tokens:,} supervised tokens" + (
+            f", loss {result.final_loss:.3f}" if result.final_loss is not None else ""
+        )
+    elif line is not None and not line.over:
+        state = "queued" if line.waits else "running"
+        note = f"Slurm: {line.state.lower()}" + (f" ({line.reason})" if line.waits else f", {note}" if note else "")
+    elif state in ("running", "queued") and not watched:
+        state = "interrupted"
+        note = "run again to resume"
+    elif state == "failed" and record is not None:
+        note = record.said
+    return BranchStatus(
+        method=spec.method,
+        branch=spec.branch,
+        datasets=[item.name for item in spec.data],
+        state=state,
+        done=done,
+        total=total,
+        note=note,
+        engine=record.engine if record else "",
+        job=record.id if record else "",
+        where=(line.nodes if line else "") or (record.where if record else ""),
+        attempt=record.attempt if record else 0,
+    )
+
+
+def _progress(path: Path) -> tuple[float, float, str]:
+    with contextlib.suppress(InputError, KeyError, TypeError, ValueError):
+        state = read_json(path)
+        return float(state["done"]), float(state["total"]), str(state.get("note") or "")
+    return 0, 0, ""

@@ -1,0 +1,257 @@
+"""Stage `train`: every branch of every method, as jobs on an executor."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from merit.base.errors import InputError, StageError
+from merit.base.logging import get_logger
+from merit.base.record import fingerprint
+from merit.context import Method, RunContext, Step
+from merit.jobs.drive import Rules
+from merit.jobs.job import Job
+from merit.jobs.make import make_executor
+from merit.jobs.slurm_queue import release
+from merit.run.layout import BranchDir, relative
+from merit.split.partition import Partition
+from merit.split.splitter import find_splitter
+from merit.train.launch import Staging, branch_job
+from merit.train.spec import BranchData, BranchResult, BranchSpec, damaged_files, finished_branch
+
+NAME = "train"
+_FEW_STEPS = 10  # fewer, and warm-up and schedule mean nothing
+_ARRIVALS = 2  # how often a checkpoint may arrive damaged
+_log = get_logger(__name__)
+
+
+def depends(context: RunContext) -> dict[str, str]:
+    """Partitions, recipe, θ0, data and seed: what the branches' specs hold."""
+    return {
+        "split": fingerprint([Partition.load(method.dir.partition) for method in context.methods]),
+        "train": fingerprint(context.config.train),
+        "model": context.model.fingerprint,
+        "mixture": fingerprint(context.data_fingerprints()),
+        "seed": fingerprint(context.config.seed),
+    }
+
+
+def outputs(context: RunContext) -> list[Path]:
+    """What a forced rerun makes anew."""
+    return [method.dir.branches for method in context.methods]
+
+
+def files(context: RunContext) -> list[Path]:
+    """What must not be damaged: the results that the merge weighs by. A branch without one is trained again."""
+    return [path for method in context.methods for path in sorted(method.dir.branches.glob("*/DONE"))]
+
+
+def run(context: RunContext) -> dict[str, Any]:
+    """Trains what is not trained yet; a branch whose spec is unchanged is kept.
+
+    Raises:
+        InputError: `train.trl` holds what TRL does not know, or merit owns.
+        StageError: a branch failed for good, or the run was cancelled. In a partial run: no branch of a method is done.
+    """
+    if context.config.train.trl:
+        from merit.train.trl_arguments import check_trl
+
+        check_trl(context.config.train)
+    jobs = []
+    for method in context.methods:
+        specs = branch_specs(context, method)
+        _warn_of_few_steps(context, method, specs)
+        drop_surplus(method, len(specs))
+        for spec in specs:
+            branch = method.dir.branch(spec.branch)
+            if prepare_branch(branch, spec):
+                jobs.append((branch, branch_job(context, method, branch, spec)))
+    context.run.cancel.unlink(missing_ok=True)
+    try:
+        run_jobs(context, jobs)
+    except (StageError, InputError) as error:
+        if not _goes_on(context):
+            raise
+        _log.warning("going on without the branches that are not done: %s", error)
+    results = [result for method in context.methods for result in branch_results(context, method).values()]
+    missing = {method.name: gone for method in context.methods if (gone := left_out(method))}
+    return {
+        "branches": len(results),
+        "trained": len(jobs),
+        "supervised_tokens": sum(result.supervised_tokens for result in results),
+        **({"incomplete": missing} if missing else {}),
+    }
+
+
+def branch_specs(context: RunContext, method: Method) -> list[BranchSpec]:
+    """One spec a group. Every branch has the run's seed, but replicas of a soup, which differ in nothing else."""
+    mixture = context.mixture
+    summaries = {item.name: item for item in mixture.datasets}
+    whole = find_splitter(method.config.splitter).whole_mixture
+    specs = []
+    for k, group in enumerate(Partition.load(method.dir.partition).groups):
+        data = [
+            BranchData(
+                name=name,
+                data=relative(context.run.data(name), context.run.root),
+                weight=summaries[name].weight,
+                fingerprint=summaries[name].fingerprint,
+            )
+            for name in group.datasets
+        ]
+        specs.append(
+            BranchSpec(
+                method=method.name,
+                branch=k,
+                model=context.branch_model,
+                model_fingerprint=context.model.fingerprint,
+                train=context.config.train,
+                data=data,
+                max_length=mixture.max_length,
+                planned_tokens=round(group.tokens * context.config.train.epochs),
+                seed=context.config.seed + (k if whole else 0),
+            )
+        )
+    return specs
+
+
+def branch_results(context: RunContext, method: Method) -> dict[int, BranchResult]:
+    """The results of a method's finished branches, by k, in order. Those not done are left out in a partial run.
+
+    Raises:
+        InputError: a branch is not finished.
+    """
+    skip = left_out(method) if context.partial else []
+    return {k: BranchResult.load(method.dir.branch(k).done) for k in range(_groups(method)) if k not in skip}
+
+
+def check_branches(context: RunContext, method: Method, results: dict[int, BranchResult]) -> None:
+    """Refuses branches whose bytes are not those that were trained: their average would be a model of nothing.
+
+    Raises:
+        StageError: a branch is damaged; the next run trains it again, or, if it is another trainer's, asks for it.
+    """
+    with context.progress.bar("checksums", total=len(results), unit="branch") as bar:
+        for done, (k, result) in enumerate(results.items(), 1):
+            branch = method.dir.branch(k)
+            if damaged := damaged_files(branch):
+                what = f"{branch.root / damaged[0]}: changed since {method.name} branch {k} was trained; "
+                if result.adopted:
+                    raise StageError(f"{what}bring it in again with `merit adopt --redo`")
+                branch.done.unlink()
+                raise StageError(f"{what}run again, and the branch is trained again")
+            bar.update(done)
+
+
+def left_out(method: Method) -> list[int]:
+    """The branches of a method that are not done."""
+    return [k for k in range(_groups(method)) if not method.dir.branch(k).done.is_file()]
+
+
+def prepare_branch(branch: BranchDir, spec: BranchSpec) -> bool:
+    """Writes the spec; False if the branch is already whole. What another spec left behind is removed."""
+    mark = fingerprint(spec)
+    try:
+        known = fingerprint(BranchSpec.load(branch.spec))
+    except InputError:
+        known = None
+    if known != mark:
+        release(branch.job)
+        shutil.rmtree(branch.root, ignore_errors=True)
+    else:
+        stale = branch.done.exists()  # looked at first: a job in a queue may finish at any moment
+        if finished_branch(branch, mark) is not None:
+            return False
+        if stale:
+            branch.done.unlink(missing_ok=True)
+    spec.save(branch.spec)
+    return True
+
+
+def run_jobs(context: RunContext, jobs: Sequence[tuple[BranchDir, Job]]) -> None:
+    """Runs the jobs. What comes from other machines is checked when it is here; damaged, it is made again."""
+    launch = context.config.launch
+    staging = Staging(context) if launch.store is not None and jobs else None
+    folders = {job.name: branch for branch, job in jobs}
+    if staging is not None:
+        jobs = [(branch, job) for branch, job in jobs if not staging.fetch(branch)]
+        staging.send([branch for branch, _ in jobs])
+    rules = Rules(
+        retries=launch.retries,
+        losses=launch.losses,
+        checkpoint_seconds=context.config.train.checkpoint_minutes * 60,
+        stop=lambda: _why_stop(context),
+        look=staging.look if staging is not None else lambda _: None,
+        fetch=lambda job: staging is not None and staging.fetch(folders[job.name]),
+    )
+    todo = list(jobs)
+    for _ in range(_ARRIVALS):
+        make_executor(launch, rules, context.run.engine).run([job for _, job in todo], context.progress)
+        if launch.engine == "local":
+            return
+        todo = [(branch, job) for branch, job in todo if _arrived_damaged(branch, job)]
+        if not todo:
+            return
+    raise StageError(f"{todo[0][1].name}: its checkpoint arrives damaged, again and again; see {todo[0][0].root}")
+
+
+def _arrived_damaged(branch: BranchDir, job: Job) -> bool:
+    damaged = damaged_files(branch)
+    if damaged:
+        _log.warning("%s: %s arrived damaged; it is trained again", job.name, ", ".join(damaged))
+        branch.done.unlink(missing_ok=True)
+        shutil.rmtree(branch.checkpoint, ignore_errors=True)
+    return bool(damaged)
+
+
+def _why_stop(context: RunContext) -> str | None:
+    if context.run.cancel.exists():
+        return "cancelled; run again to resume"
+    if context.deadline is not None and time.time() > context.deadline:
+        return "the deadline has passed"
+    return None
+
+
+def _goes_on(context: RunContext) -> bool:
+    """Whether a partial run can be merged with what there is."""
+    enough = all(len(left_out(method)) < _groups(method) for method in context.methods)
+    return context.partial and enough and not context.run.cancel.exists()
+
+
+def _warn_of_few_steps(context: RunContext, method: Method, specs: list[BranchSpec]) -> None:
+    tokens = {item.name: item.train.tokens * item.weight for item in context.mixture.datasets}
+    train = context.config.train
+    for spec in specs:
+        total = sum(tokens[item.name] for item in spec.data) * train.epochs
+        steps = max(1, round(total / train.batch_tokens))
+        if steps < _FEW_STEPS:
+            _log.warning(
+                "%s branch %d trains for about %d optimizer steps only; lower `train.batch_tokens` (%s) for more",
+                method.name,
+                spec.branch,
+                steps,
+                f"{train.batch_tokens:,}",
+            )
+
+
+def _groups(method: Method) -> int:
+    return len(Partition.load(method.dir.partition).groups)
+
+
+def drop_surplus(method: Method, count: int) -> None:
+    """Removes branches of an earlier, larger partition."""
+    keep = {method.dir.branch(k).root for k in range(count)}
+    for folder in method.dir.branches.glob("*"):
+        if folder not in keep:
+            release(BranchDir(folder).job)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _says(context: RunContext) -> str:
+    return f"training the branches of {', '.join(method.name for method in context.methods)}"
+
+
+STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files)
