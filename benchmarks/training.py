@@ -23,6 +23,7 @@ import merit.train.trainer as trainer
 from merit.context import RunContext
 from merit.data import step as mixture_stage
 from merit.split.make import make_partition
+from merit.split.splitter import SplitRequest
 from merit.train.loss import packed_batch
 from merit.train.step import branch_specs
 from merit.train.train import train_branch
@@ -73,7 +74,7 @@ def seconds_of(folder: Path, examples: int, batch: int, precision: str, variant:
     context = RunContext.open(file)
     mixture_stage.run(context)
     method = context.methods[0]
-    make_partition("single", context.mixture, None, None, r=1, seed=0, file=None).save(method.dir.partition)
+    make_partition("single", SplitRequest(context.mixture.planned_tokens, r=1, seed=0)).save(method.dir.partition)
     (spec,) = branch_specs(context, method)
     branch = method.dir.branch(0)
     spec.save(branch.spec)

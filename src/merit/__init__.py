@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from merit.pipeline import run_pipeline
     from merit.report.build import build_report
     from merit.split.make import make_partition
+    from merit.split.splitter import SplitRequest
     from merit.train.train import train_branch
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 _HOME = {
     "RunConfig": "merit.config",
     "RunContext": "merit.context",
+    "SplitRequest": "merit.split.splitter",
     "build_mixture": "merit.data.build",
     "build_report": "merit.report.build",
     "collect_sketches": "merit.gradients.collect",
@@ -40,6 +42,7 @@ _HOME = {
 __all__ = [
     "RunConfig",
     "RunContext",
+    "SplitRequest",
     "build_mixture",
     "build_report",
     "collect_sketches",

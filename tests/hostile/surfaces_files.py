@@ -15,7 +15,7 @@ from merit.config.study import StudyConfig
 from merit.config.yaml import load_section
 from merit.data.build import open_readers
 from merit.merge.recipe import read_mergekit
-from merit.split.manual import manual_partition
+from merit.split.splitters.manual import manual_partition
 
 CONFIG = {
     "model": {"path": "model", "revision": None, "trust_remote_code": False, "chat_template": "template.jinja"},

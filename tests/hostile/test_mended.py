@@ -35,8 +35,8 @@ from merit.run.events import read_events
 from merit.run.guard import refuse_foreign, refuse_links
 from merit.run.layout import RunDir
 from merit.run.manifest import check_stage, finish_stage
-from merit.split.manual import manual_partition
 from merit.split.partition import Group, Partition
+from merit.split.splitters.manual import manual_partition
 
 
 def test_a_stage_record_names_only_files_of_its_run(tmp_path: Path) -> None:

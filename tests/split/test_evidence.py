@@ -10,7 +10,7 @@ from merit.conflict.axes import principal_axes
 from merit.conflict.reliability import score_noise
 from merit.conflict.similarity import HalfGram, cosines
 from merit.split.evidence import AxisEvidence, _reason, weigh_axes
-from merit.split.pca import pca_partition
+from merit.split.splitters.pca import pca_partition
 from merit.split.spread import captured
 
 COUNT = 16

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from merit.base.errors import InputError, Problems, StageError
 from merit.conflict.axes import principal_axes
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
-from merit.split.adversarial import adversarial_partition
 from merit.split.make import make_partition
-from merit.split.random import random_partition
+from merit.split.splitter import SplitRequest
+from merit.split.splitters.adversarial import adversarial_partition
+from merit.split.splitters.random import random_partition
 from merit.split.spread import between_variance
 
 
@@ -51,7 +52,8 @@ def make(splitter, tokens, *, r=1, seed=0, file=None, similarity=None, weight=1.
     mixture = mixture_of(tokens, weight)
     similarity = cosines(len(tokens)) if similarity is None else similarity
     axes = principal_axes(mixture.names, similarity, axes=r)
-    return make_partition(splitter, mixture, axes, similarity, r=r, seed=seed, file=file)
+    request = SplitRequest(mixture.planned_tokens, r=r, seed=seed, axes=axes, similarity=similarity, file=file)
+    return make_partition(splitter, request)
 
 
 EIGHT = {name: 10 + i for i, name in enumerate("hgfedcba")}
@@ -168,15 +170,15 @@ def test_single_and_replicate():
     soup = make("replicate", EIGHT, r=2)
     assert [g.datasets for g in soup.groups] == [list(EIGHT)] * 4
     assert soup.groups[0].tokens == sum(EIGHT.values())
-    assert make_partition("single", mixture_of({"a": 1}), None, None, r=1, seed=0, file=None).groups[0].tokens == 1
+    assert make_partition("single", SplitRequest({"a": 1}, r=1, seed=0)).groups[0].tokens == 1
 
 
 def test_conflict_of_another_mixture():
     with pytest.raises(StageError, match="run `merit conflict` first"):
-        make_partition("pca", mixture_of(EIGHT), None, None, r=1, seed=0, file=None)
+        make_partition("pca", SplitRequest(EIGHT, r=1, seed=0))
     axes = principal_axes(list("ab"), cosines(2), axes=1)
     with pytest.raises(StageError, match="this mixture's conflict stage"):
-        make_partition("pca", mixture_of(EIGHT), axes, cosines(8), r=1, seed=0, file=None)
+        make_partition("pca", SplitRequest(EIGHT, r=1, seed=0, axes=axes, similarity=cosines(8)))
 
 
 @pytest.mark.parametrize("text", ['{"maths": ["a", "c"], "rest": ["b"]}', "maths: [a, c]\nrest:\n- b\n"])

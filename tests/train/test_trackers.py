@@ -14,6 +14,7 @@ from merit.context import RunContext
 from merit.data import step as mixture_stage
 from merit.run.layout import RunDir
 from merit.split.make import make_partition
+from merit.split.splitter import SplitRequest
 from merit.train import train
 from merit.train.step import branch_specs
 from merit.train.train import train_branch
@@ -37,7 +38,7 @@ def train_two(folder: Path, model: Path, tracker: str) -> RunDir:
     context = RunContext.open(file, output=folder / "spring")
     mixture_stage.run(context)
     method = context.methods[0]
-    make_partition("random", context.mixture, None, None, r=1, seed=0, file=None).save(method.dir.partition)
+    make_partition("random", SplitRequest(context.mixture.planned_tokens, r=1, seed=0)).save(method.dir.partition)
     before = variables()
     for spec in branch_specs(context, method):
         branch = method.dir.branch(spec.branch)

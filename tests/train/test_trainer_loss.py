@@ -36,6 +36,7 @@ train: {{learning_rate: 0.1, batch_tokens: 1000000, micro_batch_tokens: {micro},
 
 def _train(folder: Path, model: Path, *, micro: int, lora: str = "null") -> tuple[RunContext, BranchResult]:
     from merit.split.make import make_partition
+    from merit.split.splitter import SplitRequest
 
     write_four_files(folder)
     file = folder / "merit.yaml"
@@ -43,7 +44,7 @@ def _train(folder: Path, model: Path, *, micro: int, lora: str = "null") -> tupl
     context = RunContext.open(file)
     mixture_stage.run(context)
     method = context.methods[0]
-    partition = make_partition("single", context.mixture, None, None, r=1, seed=0, file=None)
+    partition = make_partition("single", SplitRequest(context.mixture.planned_tokens, r=1, seed=0))
     partition.save(method.dir.partition)
     spec = branch_specs(context, method)[0]
     branch = method.dir.branch(0)

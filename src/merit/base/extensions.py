@@ -51,12 +51,15 @@ def names(kind: Kind) -> tuple[str, ...]:
 
 
 def summary(kind: Kind, name: str) -> str:
-    """The first line of the file's docstring, read without importing the file; empty where it has none."""
-    try:
-        text = ast.get_docstring(ast.parse(files(kind)[name].read_text(encoding="utf-8"))) or ""
-    except (OSError, ValueError, SyntaxError):  # `load` says what is wrong, once the extension is asked for
-        return ""
-    return text.partition("\n")[0]
+    """The first line of the file's docstring, read without importing or parsing the file; empty where it has none."""
+    lines = files(kind)[name].read_text(encoding="utf-8", errors="replace").splitlines()
+    first = next((line for line in lines if line and not line.startswith("#")), "")
+    return first[3:].removesuffix('"""').strip() if first.startswith('"""') else ""
+
+
+def summaries(kind: Kind) -> str:
+    """What each extension of this kind says of itself, in one paragraph."""
+    return " ".join(filter(None, (summary(kind, name) for name in names(kind))))
 
 
 def foreign(kind: Kind) -> list[str]:

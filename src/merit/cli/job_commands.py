@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from merit.base import extensions
+from merit.base.errors import InputError
 from merit.cli.completion import complete_branch, complete_file_or_run
 from merit.cli.options import Json, Method, Output, Redo, refuse_given
 from merit.cli.run_commands import execute
@@ -14,6 +17,12 @@ from merit.cli.run_commands import execute
 _OF_CHECKPOINTS = ("weights", "scale", "base", "dtype", "adapter", "partial", "stochastic", "keep_sums", "memory")
 _OF_WHOLE_MODELS = ("scale", "dtype", "partial", "stochastic", "keep_sums", "memory")
 _AS_CONFIGURED = "a run is merged as its configuration says (section `merge`); this option is for checkpoints"
+
+
+def _rules() -> str:
+    with contextlib.suppress(InputError):  # said by every command that reads a configuration
+        return ", ".join(extensions.names("rules"))
+    return "see `merit schema`"
 
 
 def register(app: typer.Typer) -> None:
@@ -78,7 +87,7 @@ def merge(
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write the merged model.")] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="1,2,3, `uniform`, or `tokens` of branches; then `;REGEX=0,1,0` for tensors apart."),
+        typer.Option(help=f"1,2,3, or a rule ({_rules()}); then `;REGEX=0,1,0` for tensors apart."),
     ] = None,
     scale: Annotated[list[float] | None, typer.Option(help="β of θ0 + β(merge − θ0); may be repeated.")] = None,
     base: Annotated[str | None, typer.Option(help="θ0, for --scale and for the figures.")] = None,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast, get_args
 
+from merit.base import extensions
 from merit.base.errors import InputError
 from merit.base.progress import SILENT, Progress
 from merit.base.urls import is_url, url_of
@@ -20,8 +21,8 @@ from merit.merge.plan import WeightRule
 from merit.merge.recipe import read_mergekit
 from merit.merge.record import MergeResult
 from merit.merge.remote import fetch, send_merge
+from merit.merge.rule import Branches, find_rule
 from merit.merge.verify import verify_merge
-from merit.merge.weights import token_weights, uniform_weights
 from merit.models.adapter import is_adapter
 from merit.models.source import check_model_folder, locate_model
 from merit.train.spec import BranchResult
@@ -50,8 +51,8 @@ def merge_models(
 
     Args:
         inputs: folders, Hub ids, URLs, or one mergekit recipe; with `verify` the merged folder.
-        weights: `1,2,3`, `uniform`, or `tokens` (what each branch of a run says it was trained on); then, after `;`,
-            `PATTERN=1,2,3` for tensors with other weights.
+        weights: `1,2,3`, or the name of a rule that is an average (by tokens: what each branch of a run says it was
+            trained on); then, after `;`, `PATTERN=1,2,3` for tensors with other weights.
         adapter: `exact` or a rank: LoRA folders become one LoRA folder instead of a whole model.
 
     Raises:
@@ -103,15 +104,11 @@ def parse_weights(text: str | None, folders: Sequence[Path]) -> tuple[list[float
     """`1,2,3;lm_head=0,1,0` → the weights and the rules.
 
     Raises:
-        InputError: not numbers, or `tokens` where the inputs are no branches of a run.
+        InputError: neither numbers nor a rule; or a rule by tokens where the inputs are no branches of a run; or a rule
+            that needs more than the inputs.
     """
     first, *others = (text or "uniform").split(";")
-    if first == "uniform":
-        given = uniform_weights(len(folders))
-    elif first == "tokens":
-        given = token_weights([BranchResult.load(path.parent / "DONE").supervised_tokens for path in folders])
-    else:
-        given = _numbers(first)
+    given = _by_rule(first, folders) if first in extensions.names("rules") else _numbers(first)
     rules = []
     for part in others:
         pattern, found, numbers = part.rpartition("=")
@@ -119,6 +116,17 @@ def parse_weights(text: str | None, folders: Sequence[Path]) -> tuple[list[float
             raise InputError(f"{part!r} is not PATTERN=1,2,3", field="weights")
         rules.append(WeightRule(pattern=pattern, weights=_numbers(numbers)))
     return given, rules
+
+
+def _by_rule(name: str, folders: Sequence[Path]) -> list[float]:
+    rule = find_rule(name)
+    if not rule.is_average:
+        raise InputError(
+            f"{name!r} needs θ0 or the branches' training data: set `merge.weights: {name}` in a run's configuration",
+            field="weights",
+        )
+    done = [path.parent / "DONE" for path in folders] if rule.needs_tokens else []
+    return rule.weights(Branches(folders, [BranchResult.load(file).supervised_tokens for file in done]))
 
 
 def parse_bytes(text: str) -> int:

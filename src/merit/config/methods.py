@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from merit.base import extensions
+from merit.config.merge import PUBLISHED
 from merit.config.section import Section, refused
+from merit.config.split import SplitterName
 
-StudySplitter = Literal["pca", "random", "adversarial", "kmeans", "single", "replicate"]
-MergeRule = Literal["tokens", "fisher", "regmean", "ties", "dare_ties"]
+FOREIGN_RULES = ("ties", "dare_ties")  # mergekit's
+if TYPE_CHECKING:
+    StudyRule = str
+else:
+    StudyRule = Literal[(*extensions.names("rules"), *FOREIGN_RULES)]
 Scale = Annotated[float, Field(gt=0, le=10)]
 
 PULLED = [0.3, 0.5, 0.7, 0.85, 1.0]  # α of joint training pulled back to θ0
@@ -20,13 +26,13 @@ MIXED = [0.7, 1.0, 1.5]  # β of a curvature-aware merge, which may run either w
 class MethodConfig(Section):
     """One method. Methods that train the same branches share them: cells are known by their content."""
 
-    splitter: StudySplitter = Field(description="`single` is joint training, `replicate` a uniform soup.")
+    splitter: SplitterName = Field(description="`single` is joint training, `replicate` a uniform soup.")
     axes: int | Literal["auto"] = Field(default=1, description="K = 2^axes groups; `auto` chooses by the evidence.")
     copies: int | None = Field(default=None, ge=2, le=16, description="Joint runs in a soup (`replicate`).")
     epochs: float = Field(default=1.0, gt=0, description="Passes over the data, as a multiple of `train.epochs`.")
     rate: float = Field(default=1.0, gt=0, le=100, description="Learning rate, as a multiple of `train.learning_rate`.")
     pull: float = Field(default=0.0, ge=0, description="Weight decay toward θ0.")
-    merge: MergeRule = Field(default="tokens", description="How to merge the branches; the last two need mergekit.")
+    merge: StudyRule = Field(default=PUBLISHED, description="How to merge the branches; the last two need mergekit.")
     scales: list[Scale] = Field(
         default_factory=lambda: [1.0],
         min_length=1,
@@ -39,22 +45,34 @@ class MethodConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> MethodConfig:
         problems = []
-        if (self.copies is not None) != (self.splitter == "replicate"):
+        splitter = self._splitter
+        if splitter.needs_file:
+            problems.append((("splitter",), f"`{self.splitter}` needs a file of groups, which a study has none of"))
+        if (self.copies is not None) != (splitter.whole_mixture and not splitter.one_group):
             problems.append((("copies",), "a soup (`replicate`) needs it, and nothing else has it"))
-        if self.axes == "auto" and self.splitter != "pca":
-            problems.append((("axes",), "`auto` is for `pca`"))
+        if self.axes == "auto" and splitter.role != "method":
+            problems.append((("axes",), f"`auto` is for methods; `{self.splitter}` is a control"))
         if isinstance(self.axes, int) and not 1 <= self.axes <= 6:
             problems.append((("axes",), "must be 1 to 6, or `auto`"))
-        if self.merge != "tokens" and self.splitter == "single":
+        if not self.is_published and splitter.one_group:
             problems.append((("merge",), "joint training has one branch: there is nothing to merge"))
         if problems:
             raise refused(problems)
         return self
 
     @property
+    def _splitter(self) -> Any:
+        return extensions.load("splitters", self.splitter)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether branches are averaged as the paper does."""
+        return self.merge == PUBLISHED
+
+    @property
     def groups(self) -> int | None:
         """How many branches, None where the evidence decides."""
-        if self.splitter == "single":
+        if self._splitter.one_group:
             return 1
         if self.copies is not None:
             return self.copies

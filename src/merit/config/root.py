@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from merit.base import extensions
 from merit.config.calibration import CalibrationConfig
 from merit.config.diagnose import DiagnoseConfig
 from merit.config.evaluate import EvaluateConfig
@@ -17,7 +18,7 @@ from merit.config.mixture import DatasetConfig
 from merit.config.model import ModelConfig
 from merit.config.prepare import GateConfig, PrepareConfig
 from merit.config.section import Location, Section, Seed, refused
-from merit.config.split import AxesCount, SplitConfig, SplitterName
+from merit.config.split import UNSPLIT, AxesCount, SplitConfig, SplitterName
 from merit.config.train import TrainConfig
 
 MAIN_METHOD = "merit"
@@ -102,14 +103,15 @@ class RunConfig(Section):
                 yield ("baselines", name), "this name is taken"
 
     def _wrong_checks(self) -> Iterator[Problem]:
-        if self.diagnose.checks and self.split.splitter == "single":
-            yield ("diagnose", "checks"), "a diagnosis needs two branches at least, and `splitter: single` makes one"
+        name = self.split.splitter
+        if self.diagnose.checks and extensions.load("splitters", name).one_group:
+            yield ("diagnose", "checks"), f"a diagnosis needs two branches at least, and `splitter: {name}` makes one"
         if self.diagnose.checks and 1.0 not in self.merge.scales:
             yield ("diagnose", "checks"), "a diagnosis is of the merge itself; add 1.0 to `merge.scales`"
 
     def _wrong_splits(self) -> Iterator[Problem]:
         count = len(self.mixture)
-        wanted: list[tuple[Location, str, int | str, str | None]] = [
+        wanted: list[tuple[Location, str, int | Literal["auto"], str | None]] = [
             (("split",), self.split.splitter, self.split.axes, self.split.file)
         ]
         wanted += [
@@ -117,17 +119,17 @@ class RunConfig(Section):
             for name, base in self.baselines.items()
         ]
         for at, splitter, axes, file in wanted:
-            if splitter == "manual":
-                if file is None:
-                    yield (*at, "file"), "the manual splitter needs a file that names the groups"
-            elif splitter in ("single", "replicate"):
+            found = extensions.load("splitters", splitter)
+            if found.needs_file and file is None:
+                yield (*at, "file"), f"the {splitter} splitter needs a file that names the groups"
+            elif count >= found.least_datasets(axes):
                 continue
             elif count < 2:
                 yield (
                     (*at, "splitter"),
-                    "one dataset cannot conflict with another; add a dataset, or use `splitter: single`",
+                    f"one dataset cannot conflict with another; add a dataset, or use `splitter: {UNSPLIT}`",
                 )
-            elif isinstance(axes, int) and 2**axes > count:
+            elif isinstance(axes, int):
                 yield (
                     (*at, "axes"),
                     f"{axes} axes make {2**axes} groups, but the mixture has {count} datasets; "

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from merit.base import extensions
 from merit.config.section import Section
 
-SplitterName = Literal["pca", "random", "adversarial", "kmeans", "manual", "single", "replicate"]
+if TYPE_CHECKING:
+    SplitterName = str
+else:
+    SplitterName = Literal[extensions.names("splitters")]
 
-
+UNSPLIT: SplitterName = "single"  # what is left where no axis is worth a cut: joint training
 MAX_AXES = 10
 
 
@@ -26,7 +30,7 @@ AxesCount = Annotated[int | Literal["auto"], BeforeValidator(_axes)]
 class SplitConfig(Section):
     """The splitter and its size: K = 2^axes groups."""
 
-    splitter: SplitterName = Field(default="pca", description="`pca` is MERIT; the others are its controls.")
+    splitter: SplitterName = Field(default="pca", description=extensions.summaries("splitters"))
     axes: AxesCount = Field(
         default=2,
         description="r conflict axes make K = 2^r groups (`single` has one group). `auto`: as many axes as capture "

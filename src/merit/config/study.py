@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from merit.base import extensions
 from merit.config.calibration import CalibrationConfig
 from merit.config.launch import LaunchConfig
 from merit.config.methods import MethodConfig, standard_methods
@@ -182,7 +183,8 @@ class StudyConfig(Section):
             groups = method.groups
             if name == "base":
                 yield ("methods", name), "this name is θ0's own"
-            if method.splitter not in ("single", "replicate") and groups is not None and groups > len(self.mixture):
+            least = extensions.load("splitters", method.splitter).least_datasets(method.axes)
+            if groups is not None and least > len(self.mixture):
                 yield ("methods", name, "axes"), f"{groups} groups need as many datasets; there are {len(self.mixture)}"
         for name in (self.reference, *self.subjects):
             if name not in self.methods:

@@ -14,7 +14,7 @@ from merit.data.example import Encoded
 from merit.diagnose.checks.calibration import CalibrationPoint, CalibrationResult
 from merit.gradients.engine import GradientEngine
 from merit.gradients.store import HASHED
-from merit.split.pca import pca_partition
+from merit.split.splitters.pca import pca_partition
 
 Matrix = NDArray[np.float64]
 SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)

@@ -16,6 +16,7 @@ from merit.diagnose.gate import GateResult, judge
 from merit.diagnose.models import BASE, MERGE
 from merit.run.layout import GATE
 from merit.split.partition import Partition
+from merit.split.splitter import find_splitter
 from merit.train.launch import branch_job
 from merit.train.spec import BranchSpec
 from merit.train.step import branch_results, branch_specs, check_branches, drop_surplus, prepare_branch, run_jobs
@@ -27,7 +28,7 @@ _log = get_logger(__name__)
 
 def wanted(context: RunContext) -> bool:
     """Where it is asked for, and where there is more than one branch to merge."""
-    return context.config.gate is not None and context.config.split.splitter != "single"
+    return context.config.gate is not None and not find_splitter(context.config.split.splitter).one_group
 
 
 def depends(context: RunContext) -> dict[str, str]:

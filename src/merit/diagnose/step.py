@@ -22,6 +22,7 @@ from merit.run.events import stage_events
 from merit.run.guard import run_lock
 from merit.run.layout import RunDir
 from merit.split.partition import Partition
+from merit.split.splitter import find_splitter
 
 if TYPE_CHECKING:
     from merit.diagnose.bench import Bench, Conflict
@@ -137,7 +138,9 @@ def run_models(context: RunContext) -> Models:
     branches = [k for k in range(len(merge.weights) + len(merge.left_out)) if k not in merge.left_out]
     if len(branches) < 2:
         raise InputError("a diagnosis needs two branches at least; the main method of this run has one")
-    joint = next((item for item in baselines if item.config.splitter == "single" and _is_merged(item)), None)
+    joint = next(
+        (item for item in baselines if find_splitter(item.config.splitter).one_group and _is_merged(item)), None
+    )
     trajectories = {f"branch {i}": main.dir.branch(k).snapshot(0).parent for i, k in enumerate(branches)}
     if joint:
         trajectories[JOINT] = joint.dir.branch(0).snapshot(0).parent

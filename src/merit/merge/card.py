@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from merit.base.markdown import code_cell, plain
 from merit.merge.names import hub_id, short_names
 from merit.merge.recipe import mergekit_recipe
 from merit.merge.record import MergeRecord, load_record
+from merit.merge.rule import MergeRule
 
 CARD = "README.md"
 
@@ -23,6 +25,7 @@ def write_card(
     title: str | None = None,
     datasets: Sequence[Sequence[str]] = (),
     missing: Sequence[Sequence[str]] = (),
+    rule: MergeRule | None = None,
 ) -> None:
     """(Re)writes the card of a merged folder.
 
@@ -30,19 +33,26 @@ def write_card(
         title: its heading; default: the folder's name.
         datasets: the names of the datasets that each input was trained on, where they are known.
         missing: the datasets of each branch that should have been merged and was not done.
+        rule: what merged them. One that is no average has made a checkpoint of its own, the only input of the merge.
 
     Raises:
         InputError: no merge of ours.
     """
-    card = merge_card(load_record(folder), title or folder.name, datasets)
+    record = load_record(folder)
+    if rule is not None and not rule.is_average:
+        card = merge_card(record, title or folder.name, [[name for group in datasets for name in group]], recipe=False)
+    else:
+        card = merge_card(record, title or folder.name, datasets)
+    if rule is not None:
+        card += f"\n**{rule.label[0].upper()}{rule.label[1:]}**: the branches were merged {plain(rule.how)}.\n"
     if missing:
         names = "; ".join(", ".join(map(plain, group)) for group in missing)
         card += f"\n**Partial**: {len(missing)} of the planned branches were not done and are not in it: {names}.\n"
     write_text(folder / CARD, card)
 
 
-def merge_card(record: MergeRecord, title: str, datasets: Sequence[Sequence[str]] = ()) -> str:
-    """The card as Markdown with the Hub's front matter."""
+def merge_card(record: MergeRecord, title: str, datasets: Sequence[Sequence[str]] = (), *, recipe: bool = True) -> str:
+    """The card as Markdown with the Hub's front matter; `recipe`: with mergekit's, where there is one."""
     result = record.result
     known = [*result.inputs, *([result.base] if result.base else [])]
     names = [plain(name) for name in short_names([item.path for item in known])]
@@ -63,12 +73,9 @@ def merge_card(record: MergeRecord, title: str, datasets: Sequence[Sequence[str]
     parts += ["## Check it", "", "```", "merit merge --verify .", "```", ""]
     parts += ["| shard | SHA-256 |", "| --- | --- |"]
     parts += [f"| {name} | `{digest}` |" for name, digest in result.checksums[record.label].items()]
-    try:
-        recipe = mergekit_recipe(record, names)
-    except InputError:
-        recipe = None
-    if recipe is not None:
-        parts += ["", "## As a mergekit recipe", "", "```yaml", recipe.strip(), "```"]
+    with contextlib.suppress(InputError):
+        text = mergekit_recipe(record, names) if recipe else ""
+        parts += ["", "## As a mergekit recipe", "", "```yaml", text.strip(), "```"] if text else []
     return "\n".join([*parts, "", f"Made with merit {result.version}.", ""])
 
 

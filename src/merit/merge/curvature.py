@@ -1,15 +1,11 @@
 """Merges that weigh every direction by how much each branch's data care about it.
 
 In a quadratic model with L_k(θ) ≈ ½ (θ − θ_k)ᵀ H_k (θ − θ_k), Σ_k w_k L_k is least at (Σ_k w_k H_k)⁻¹ Σ_k w_k H_k θ_k;
-the token average is that only where all H_k are alike. Two stand-ins for H_k, measured on branch k's own training data
-after its training:
+the token average is that only where all H_k are alike. A rule of this kind (`merit.merge.rules.fisher`, `regmean`) has
+a stand-in for H_k, measured on branch k's own training data after its training.
 
-* **fisher**: the diagonal of the empirical Fisher matrix, mean squared gradients (Matena & Raffel, arXiv 2111.09832);
-* **regmean**: for every linear layer the Gram matrix of its inputs, G_k = mean of x xᵀ, which is the exact Hessian of
-  Σ_k w_k ‖(W − W_k) x‖² (Jin et al., arXiv 2212.09849). Everything that is no linear layer is averaged by tokens.
-
-Data of a few dozen examples leave most directions undetermined, and there the plain formulas run away. So both are
-ridge problems around the token average: λ ‖θ − θ̄‖² is added, λ = `ridge` × the mean curvature of the tensor. At
+Data of a few dozen examples leave most directions undetermined, and there the plain formulas run away. So a rule is a
+ridge problem around the token average: λ ‖θ − θ̄‖² is added, λ = `ridge` × the mean curvature of the tensor. At
 ridge → ∞ the result is the token average itself.
 
 Branches come one at a time: memory is two models and one set of curvatures, whatever K.
@@ -18,18 +14,13 @@ Branches come one at a time: memory is two models and one set of curvatures, wha
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from merit.base.errors import InputError, StageError
-from merit.compute.nll import length_batches, supervised_nll
 from merit.data.example import Encoded
-
-_BATCH_TOKENS = 4096
 
 
 class CurvatureMerge(ABC):
@@ -66,8 +57,8 @@ class CurvatureMerge(ABC):
         for name, curvature in self._measure(model, rows).items():
             if not bool(curvature.isfinite().all()):
                 raise StageError(f"the curvature of {name} is not finite: a diverged branch")
-            self._accumulate(self._curvature, name, curvature * weight)
-            self._accumulate(self._pulled, name, self._apply(curvature, step[name].double()) * weight)
+            accumulate(self._curvature, name, curvature * weight)
+            accumulate(self._pulled, name, self._apply(curvature, step[name].double()) * weight)
 
     def solve(self, ridge: float) -> dict[str, Tensor]:
         """The merge's step from θ0, float32."""
@@ -79,10 +70,6 @@ class CurvatureMerge(ABC):
                 mean = self._solve(curvature, pulled, mean, ridge)
             found[name] = mean.float()
         return found
-
-    @staticmethod
-    def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
-        sums[name] = sums[name] + value if name in sums else value
 
     @abstractmethod
     def _measure(self, model: nn.Module, rows: Sequence[Encoded]) -> dict[str, Tensor]:
@@ -97,93 +84,6 @@ class CurvatureMerge(ABC):
         """The minimum of the ridge problem."""
 
 
-class FisherMerge(CurvatureMerge):
-    """Diagonal Fisher weights."""
-
-    def _measure(self, model: nn.Module, rows: Sequence[Encoded]) -> dict[str, Tensor]:
-        own = {name: value for name, value in model.named_parameters() if name in self._mean}
-        found = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in own.items()}
-        tokens = 0
-        with torch.enable_grad():
-            for row in rows:
-                result = supervised_nll(model, [row])
-                grads = torch.autograd.grad(result.nll.sum(), list(own.values()), allow_unused=True)
-                tokens += len(result.nll)
-                for name, grad in zip(own, grads, strict=True):
-                    if grad is not None:
-                        found[name] += grad.double().square()
-        return {name: value / max(1, tokens) for name, value in found.items()}
-
-    def _apply(self, curvature: Tensor, step: Tensor) -> Tensor:
-        return curvature * step
-
-    def _solve(self, curvature: Tensor, pulled: Tensor, mean: Tensor, ridge: float) -> Tensor:
-        level = float(curvature.mean()) * ridge
-        return mean if level == 0 else (pulled + level * mean) / (curvature + level)
-
-
-class RegMeanMerge(CurvatureMerge):
-    """Input Grams of linear layers."""
-
-    def _measure(self, model: nn.Module, rows: Sequence[Encoded]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
-        with _inputs(_linears(model, self._mean), found, counts), torch.no_grad():
-            for batch in length_batches([len(row.input_ids) for row in rows], _BATCH_TOKENS):
-                # A batch of one length has no padding, whose inputs would count as data.
-                for same in _by_length(rows, batch):
-                    supervised_nll(model, same)
-        return {name: value / max(1, counts[name]) for name, value in found.items()}
-
-    def _apply(self, curvature: Tensor, step: Tensor) -> Tensor:
-        return step @ curvature
-
-    def _solve(self, curvature: Tensor, pulled: Tensor, mean: Tensor, ridge: float) -> Tensor:
-        level = float(curvature.diagonal().mean()) * ridge
-        if level == 0:
-            return mean
-        system = curvature + level * torch.eye(len(curvature), dtype=curvature.dtype, device=curvature.device)
-        solved: Tensor = torch.linalg.solve(system, (pulled + level * mean).T).T
-        return solved
-
-
-RULES: dict[str, type[CurvatureMerge]] = {"fisher": FisherMerge, "regmean": RegMeanMerge}
-RIDGE = {"fisher": 0.1, "regmean": 0.01}  # what validation chose most often in docs/study.md
-
-
-def _linears(model: nn.Module, names: Mapping[str, Any]) -> dict[str, nn.Linear]:
-    """Parameter name → the layer it is the weight of. A head that is tied to the embeddings is no layer of its own:
-    its rows are used as embeddings, too."""
-    embeddings = {id(item.weight) for item in model.modules() if isinstance(item, nn.Embedding)}
-    found = {}
-    for path, module in model.named_modules():
-        name = f"{path}.weight"
-        if isinstance(module, nn.Linear) and name in names and id(module.weight) not in embeddings:
-            found[name] = module
-    return found
-
-
-@contextmanager
-def _inputs(layers: Mapping[str, nn.Linear], sums: dict[str, Tensor], counts: dict[str, int]) -> Iterator[None]:
-    """Adds x xᵀ of every input that the layers see to `sums`, float64."""
-
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).double()
-            CurvatureMerge._accumulate(sums, name, x.T @ x)
-            counts[name] = counts.get(name, 0) + len(x)
-
-        return hook
-
-    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _by_length(rows: Sequence[Encoded], batch: Sequence[int]) -> Iterator[list[Encoded]]:
-    lengths = {len(rows[index].input_ids) for index in batch}
-    for length in sorted(lengths):
-        yield [rows[index] for index in batch if len(rows[index].input_ids) == length]
+def accumulate(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    """Adds `value` to the sum of this name."""
+    sums[name] = sums[name] + value if name in sums else value

@@ -52,15 +52,18 @@ class Ray:
             found[name] = state[name].to(start.device, start.dtype) - start
         return found
 
-    def mean(self, folders: Sequence[Path], tokens: Sequence[int]) -> tuple[State, list[float]]:
-        """Σ n_k (θ_k − θ0) / Σ n_k, summed in float64 one branch at a time, and each ‖θ_k − θ0‖ (method.md, step 4)."""
+    def mean(self, folders: Sequence[Path], weights: Sequence[float]) -> tuple[State, list[float]]:
+        """Σ n_k (θ_k − θ0) / Σ n_k, n_k the weights, and each ‖θ_k − θ0‖ (method.md, step 4).
+
+        Sums are float64; branches are read one at a time.
+        """
         total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in self.theta0.items()}
         distances = []
-        for folder, count in zip(folders, tokens, strict=True):
+        for folder, weight in zip(folders, weights, strict=True):
             step = self.step(folder)
             distances.append(norm(step))
             for name, value in step.items():
-                total[name].add_(value.double(), alpha=count / sum(tokens))
+                total[name].add_(value.double(), alpha=weight / sum(weights))
         return {name: value.to(self.theta0[name].dtype) for name, value in total.items()}, distances
 
     @torch.no_grad()

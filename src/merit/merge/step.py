@@ -87,24 +87,28 @@ def run(context: RunContext) -> dict[str, Any]:
 
 
 def merge_method(context: RunContext, method: Method, mark: str) -> MethodMerge:
-    """Merges one method's branches by the tokens they really trained on (the method's step 4)."""
+    """Merges one method's branches by the configured rule (the method's step 4)."""
     from merit.merge.average import merge_checkpoints
     from merit.merge.card import write_card
-    from merit.merge.weights import normalised, token_weights, uniform_weights
+    from merit.merge.rule import Branches, find_rule
+    from merit.merge.weights import normalised
 
     config = context.config.merge
     results = branch_results(context, method)
-    tokens = [result.supervised_tokens for result in results.values()]
-    weights = uniform_weights(len(tokens)) if config.weights == "uniform" else token_weights(tokens)
+    branches = Branches(
+        [method.dir.branch(k).checkpoint for k in results], [result.supervised_tokens for result in results.values()]
+    )
+    rule = find_rule(config.weights)
+    weights = rule.weights(branches)
     outputs = {scale: method.dir.merged(scale) for scale in method.config.scales}
     check_branches(context, method, results)
     method.dir.merge_record.unlink(missing_ok=True)
     _clear(method)
-    inputs, shares, distances = [method.dir.branch(k).checkpoint for k in results], weights, None
-    if config.weights in ("fisher", "regmean") and len(inputs) > 1:
-        from merit.merge.curved import curved_checkpoint
+    inputs, shares, distances = branches.folders, weights, None
+    if not rule.is_average and len(inputs) > 1:
+        from merit.merge.curved import prepared_checkpoint
 
-        folder, distances = curved_checkpoint(context, method, inputs, tokens)
+        folder, distances = prepared_checkpoint(context, method, rule, branches)
         inputs, shares = [folder], [1.0]
     merge = merge_checkpoints(
         inputs,
@@ -124,11 +128,12 @@ def merge_method(context: RunContext, method: Method, mark: str) -> MethodMerge:
             title=f"{context.run.root.name}: {name}",
             datasets=[groups[k] for k in results],
             missing=[groups[k] for k in missing],
+            rule=rule if len(results) > 1 else None,
         )
     record = MethodMerge(
         fingerprint=mark,
         weights=normalised(weights),
-        supervised_tokens=tokens,
+        supervised_tokens=list(branches.tokens),
         left_out=missing,
         displacement=merge.displacement,
         branch_displacement=merge.branch_displacement if distances is None else distances,

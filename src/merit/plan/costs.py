@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from merit.base.record import Record
 from merit.base.words import NONE, compact, data_size, duration
+from merit.split.splitter import find_splitter
 
 
 class ModelFacts(Record):
@@ -36,6 +37,11 @@ class MethodCost(Record):
     splitter: str
     configured: bool  # False for joint training that is planned for comparison only
     branches: list[BranchCost]
+
+    @property
+    def is_joint(self) -> bool:
+        """One branch on everything: joint training."""
+        return find_splitter(self.splitter).one_group
 
     @property
     def hours(self) -> float | None:
@@ -95,7 +101,7 @@ class Plan(Record):
 
     @property
     def joint(self) -> MethodCost:
-        return next(method for method in self.methods if method.splitter == "single")
+        return next(method for method in self.methods if method.is_joint)
 
 
 HEADER = ["stage", "tokens", "supervised", "FLOPs", "device time", "longest branch", "memory", "disk", "moved"]
@@ -173,7 +179,7 @@ def _moved(plan: Plan, method: MethodCost) -> str:
         return NONE
     if method is plan.main:
         return data_size(plan.traffic.total)
-    if method.splitter == "single":
+    if method.is_joint:
         return f"{data_size(plan.traffic.joint_total)} on {plan.traffic.machines} workers"
     return NONE
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from merit.config import RunConfig
+from merit.config.split import UNSPLIT
 from merit.data.mixture import Mixture
 from merit.gradients.sketch import LEAST
 from merit.gradients.store import HASHED
@@ -22,6 +23,7 @@ from merit.plan.tokens import (
 )
 from merit.run.layout import MAIN_METHOD
 from merit.split.partition import Partition
+from merit.split.splitter import find_splitter
 
 FP32 = 4
 ADAMW = 16  # bytes a trained parameter: fp32 weight, gradient and AdamW's two moments
@@ -130,7 +132,7 @@ def assumptions(
         "Evaluation counts every answer at its longest, and greedy decoding at the speed of scoring, which is too fast "
         "by several times on most devices.",
     ]
-    if not known_split and config.split.splitter not in ("single", "replicate"):
+    if not known_split and not find_splitter(config.split.splitter).whole_mixture:
         lines.append(
             "The split is not made yet: groups are taken to be as equal in tokens as the largest dataset allows."
         )
@@ -163,7 +165,7 @@ def plan(
     """
     speed = None if tokens_per_second is None else TRAIN * model.parameters * tokens_per_second  # FLOPs a second
     methods = _methods(config, mixture, model, speed, partitions or {})
-    main, joint = methods[0], next(method for method in methods if method.splitter == "single")
+    main, joint = methods[0], next(method for method in methods if method.is_joint)
     branches = len(main.branches)
     return Plan(
         model=model,
@@ -198,8 +200,8 @@ def _methods(
         (name, baseline.splitter, baseline.axes or config.split.axes, True)
         for name, baseline in config.baselines.items()
     ]
-    if all(splitter != "single" for _, splitter, _, _ in wanted):
-        wanted.append((JOINT, "single", 0, False))
+    if not any(find_splitter(splitter).one_group for _, splitter, _, _ in wanted):
+        wanted.append((JOINT, UNSPLIT, 0, False))
     methods = []
     for name, splitter, axes, configured in wanted:
         count = min(2**_AUTO, len(mixture.datasets)) if axes == "auto" else 2**axes

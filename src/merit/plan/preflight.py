@@ -10,6 +10,8 @@ from merit.base.progress import SILENT, Progress
 from merit.context import RunContext
 from merit.data.check import CheckReport, check_mixture
 from merit.data.encode import Encoder
+from merit.split.make import make_partition
+from merit.split.splitter import SplitRequest, find_splitter
 
 
 def preflight_problems(context: RunContext) -> list[InputError]:
@@ -74,10 +76,10 @@ def _trl(context: RunContext) -> None:
 def _groups(context: RunContext) -> None:
     """The user's own groups name the datasets of the mixture; their tokens do not matter yet."""
     for method in context.methods:
-        if method.config.splitter == "manual" and method.config.file is not None:
-            from merit.split.manual import manual_partition
-
-            manual_partition(Path(method.config.file), dict.fromkeys(context.config.mixture, 1))
+        if find_splitter(method.config.splitter).needs_file and method.config.file is not None:
+            tokens = dict.fromkeys(context.config.mixture, 1)
+            request = SplitRequest(tokens, r=1, seed=context.config.seed, file=Path(method.config.file))
+            make_partition(method.config.splitter, request)
 
 
 def check_run(path: Path, progress: Progress = SILENT) -> CheckReport:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from merit.config.evaluate import EvaluateConfig
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
 from merit.split.partition import Partition
+from merit.split.splitter import find_splitter
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,10 @@ def group_tokens(mixture: Mixture, splitter: str, groups: int, partition: Partit
     if partition is not None:
         return [total(each[name] for name in group.datasets if name in each) for group in partition.groups]
     everything = total(each.values())
-    if splitter == "single" or groups == 1:
+    found = find_splitter(splitter)
+    if found.one_group or groups == 1:
         return [everything]
-    if splitter == "replicate":
+    if found.whole_mixture:
         return [everything] * groups
     heaviest = max(each.values(), key=lambda count: count.supervised)
     if heaviest.supervised <= everything.supervised / groups:

@@ -24,6 +24,7 @@ from merit.run.events import read_events
 from merit.run.layout import MAIN_METHOD, BranchDir, MethodDir, RunDir
 from merit.split.evidence import AxesEvidence
 from merit.split.partition import Partition
+from merit.split.splitter import known_splitter
 from merit.train.spec import BranchResult
 
 R = TypeVar("R", bound=Record)
@@ -51,7 +52,7 @@ class MethodEvidence:
     @property
     def is_joint(self) -> bool:
         """One branch on everything: joint training."""
-        return self.partition is not None and self.partition.splitter == "single"
+        return self.partition is not None and known_splitter(self.partition.splitter).one_group
 
 
 @dataclass

@@ -16,7 +16,7 @@ from merit.conflict.records import AxesResult, load_similarity
 from merit.data.mixture import Mixture
 from merit.run.layout import RunDir
 from merit.split.partition import Partition
-from merit.split.pca import pca_partition
+from merit.split.splitters.pca import pca_partition
 from merit.split.spread import captured
 
 PERMUTATIONS = 2000

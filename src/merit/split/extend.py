@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from merit.base.errors import InputError
 from merit.conflict.records import AxesResult
 from merit.split.partition import Group, Partition
+from merit.split.splitter import known_splitter
 
 
 def extend_partition(
@@ -42,9 +43,10 @@ def extend_partition(
                 f"branch {k} would be left without a dataset; set `split.keep: false` and run again to split anew",
                 field="mixture",
             )
+    on_axes = known_splitter(kept.splitter).on_axes
     scores = {name: row for name, row in kept.scores.items() if name in tokens}
     for name in sorted(set(names) - {name for group in members for name in group}):
-        if axes is not None and similarity is not None and kept.splitter == "pca" and kept.cuts:
+        if axes is not None and similarity is not None and kept.cuts and on_axes:
             scores[name] = project(axes, names, similarity, name)
             k = _by_cuts(kept, scores[name])
         else:

@@ -14,7 +14,7 @@ import numpy as np
 from merit.conflict.axes import principal_axes
 from merit.conflict.similarity import HalfGram, cosines
 from merit.split.halves import unit_products
-from merit.split.pca import pca_partition
+from merit.split.splitters.pca import pca_partition
 from merit.split.spread import above_chance
 
 

@@ -11,6 +11,7 @@ from merit.base.errors import InputError
 from merit.base.files import sha256_file
 from merit.base.logging import get_logger
 from merit.base.record import fingerprint
+from merit.config.split import UNSPLIT
 from merit.conflict.records import AxesResult, load_similarity
 from merit.conflict.similarity import half_gram
 from merit.conflict.step import wanted as has_conflict
@@ -18,7 +19,9 @@ from merit.context import Method, RunContext, Step
 from merit.gradients.store import SketchStore
 from merit.run.layout import MAIN_METHOD
 from merit.split.evidence import AxesEvidence, weigh_axes
+from merit.split.make import make_partition
 from merit.split.partition import Partition
+from merit.split.splitter import SplitRequest, known_splitter
 
 NAME = "split"
 _log = get_logger(__name__)
@@ -53,8 +56,6 @@ def files(context: RunContext) -> list[Path]:
 
 def run(context: RunContext) -> dict[str, Any]:
     """Writes split/partition.json of every method, and what each further axis would be worth."""
-    from merit.split.make import make_partition  # brings scikit-learn, a second that a mistake should not cost
-
     axes = AxesResult.load(context.run.axes) if has_conflict(context) else None
     similarity = load_similarity(context.run.similarity) if has_conflict(context) else None
     evidence = _weigh(context, axes) if axes is not None else None
@@ -71,13 +72,15 @@ def run(context: RunContext) -> dict[str, Any]:
                 raise InputError("`auto` needs two calibration examples a dataset to judge by", field="split.axes")
             r = evidence.recommended
         partition = make_partition(
-            method.config.splitter if r > 0 else "single",
-            context.mixture,
-            axes,
-            similarity,
-            r=r,
-            seed=context.config.seed,
-            file=Path(method.config.file) if method.config.file else None,
+            method.config.splitter if r > 0 else UNSPLIT,
+            SplitRequest(
+                context.mixture.planned_tokens,
+                r=r,
+                seed=context.config.seed,
+                axes=axes,
+                similarity=similarity,
+                file=Path(method.config.file) if method.config.file else None,
+            ),
         )
         partition.save(method.dir.partition)
         groups[method.name] = [group.tokens for group in partition.groups]
@@ -107,15 +110,7 @@ def _kept(context: RunContext, method: Method, similarity: np.ndarray | None) ->
 
 def describe(method: Method, groups: int) -> str:
     """The method in a few words, for tables."""
-    splitter = method.config.splitter
-    names = {"pca": "MERIT", "random": "random split", "adversarial": "conflict-induced split"}
-    if splitter == "single":
-        return "joint training"
-    if groups == 1:
-        return f"{names.get(splitter, splitter)}: not worth a split"
-    if splitter == "replicate":
-        return f"uniform soup of {groups}"
-    return f"{names.get(splitter, splitter + ' split')}, {groups} groups"
+    return known_splitter(method.config.splitter).describe(groups)
 
 
 def _says(context: RunContext) -> str:

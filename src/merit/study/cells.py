@@ -11,6 +11,7 @@ from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
 from merit.config.methods import MethodConfig
+from merit.config.split import UNSPLIT
 from merit.conflict.measure import measure_conflict
 from merit.conflict.records import AxesResult
 from merit.conflict.similarity import half_gram
@@ -22,6 +23,7 @@ from merit.run.layout import relative
 from merit.split.evidence import AxesEvidence, weigh_axes
 from merit.split.make import make_partition
 from merit.split.partition import Partition
+from merit.split.splitter import SplitRequest
 from merit.study.spec import Study
 from merit.train.spec import BranchData, BranchSpec
 
@@ -72,23 +74,19 @@ class SeedData:
         else:
             axes = min(self.evidence.recommended, len(self.axes.scores[0]))
             if axes == 0:
-                splitter, axes = "single", 1
+                splitter, axes = UNSPLIT, 1
         partition = make_partition(
             splitter,
-            self.mixture,
-            self.axes,
-            self.similarity,
-            r=axes,
-            seed=self.seed,
-            file=None,
+            SplitRequest(
+                self.mixture.planned_tokens, r=axes, seed=self.seed, axes=self.axes, similarity=self.similarity
+            ),
         )
         if method.copies is not None:
-            return Partition(splitter="replicate", groups=[partition.groups[0]] * method.copies, scores={}, cuts=[])
+            return partition.model_copy(update={"groups": [partition.groups[0]] * method.copies})
         return partition
 
     def specs(self, method: MethodConfig, budget: float) -> list[BranchSpec]:
         """One a branch."""
-        copies = method.splitter == "replicate"
         return [
             self.spec(
                 group.datasets,
@@ -96,7 +94,7 @@ class SeedData:
                 epochs=method.epochs,
                 rate=method.rate,
                 pull=method.pull,
-                copy=k if copies else 0,
+                copy=k if method.copies is not None else 0,
             )
             for k, group in enumerate(self.partition(method).groups)
         ]

@@ -21,8 +21,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from merit.config.merge import PUBLISHED
 from merit.evaluate.scores import DatasetScore
 from merit.evaluate.statistics import half_width, p_value
+from merit.split.splitter import find_splitter
 from merit.study.gather import BASE, BEST, CHOSEN, Contender, face_names
 from merit.study.results import Comparison
 from merit.study.spec import Study
@@ -201,8 +203,10 @@ def compare(study: Study, budget: str, competing: dict[str, Contender]) -> list[
 def _subjects(study: Study, competing: dict[str, Contender]) -> list[str]:
     """What is tested: the methods by conflict, as published and as validation chose them, and pools of them."""
     methods = study.config.methods
-    wanted = study.config.subjects or [name for name, item in methods.items() if item.splitter == "pca"]
-    curved = {name for name in wanted if methods[name].merge != "tokens"}
+    wanted = study.config.subjects or [
+        name for name, item in methods.items() if find_splitter(item.splitter).role == "method"
+    ]
+    curved = {name for name in wanted if not methods[name].is_published}
     # A curvature-aware merge has no published form: only what validation made of it is tested.
     labels = [name for name in wanted if name not in curved] + [name + CHOSEN for name in sorted(curved)]
     pools = {methods[name].pool for name in wanted} - {None}
@@ -215,17 +219,17 @@ def _controls(study: Study, competing: dict[str, Contender], subject: str) -> li
     the subject's where there are such, else the best of them."""
     reference, methods = study.config.reference, study.config.methods
     labels = [reference, reference + CHOSEN]
-    pools = {item.pool for item in methods.values() if item.splitter in ("single", "replicate")} - {None}
+    pools = {item.pool for item in methods.values() if find_splitter(item.splitter).whole_mixture} - {None}
     labels += [BEST + str(pool) for pool in sorted(str(item) for item in pools)]
     groups = methods[subject].groups if subject in methods else None
-    random = {name: item for name, item in methods.items() if item.splitter == "random"}
-    plain = [name for name, item in random.items() if item.merge == "tokens"]
+    random = {name: item for name, item in methods.items() if find_splitter(item.splitter).role == "chance"}
+    plain = [name for name, item in random.items() if item.is_published]
     matched = [name for name in plain if groups is not None and random[name].groups == groups]
     best = {BEST + str(item.pool) for item in random.values() if item.pool is not None}
     labels += matched or [label for label in sorted(best) if label in competing] or plain
     own = methods.get(subject.removesuffix(CHOSEN))
-    if own is not None and own.merge != "tokens":  # against the token average of the same branches, too
-        same = own.model_copy(update={"merge": "tokens", "scales": [], "pool": None})
+    if own is not None and not own.is_published:  # against the token average of the same branches, too
+        same = own.model_copy(update={"merge": PUBLISHED, "scales": [], "pool": None})
         plain = [n for n, m in methods.items() if m.model_copy(update={"scales": [], "pool": None}) == same]
         labels += [label for name in plain for label in (name, name + CHOSEN)]
         labels += [name + CHOSEN for name, item in random.items() if item.merge == own.merge]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from merit.base.errors import StageError
 from merit.config.methods import MethodConfig
 from merit.evaluate.scores import DatasetScore
+from merit.split.splitter import known_splitter
 from merit.study.scores import DRIFT, FACES, Faces, MethodResult, PointResult, PointScores, Summary
 from merit.study.spec import Study
 
@@ -120,18 +121,12 @@ def check_tokens(methods: Mapping[str, MethodConfig], summaries: Sequence[Summar
 
 def describe(method: MethodConfig) -> str:
     """The method in a few words."""
-    groups = method.groups
-    if method.splitter == "single":
-        words = "joint training"
-    elif method.splitter == "replicate":
-        words = f"uniform soup of {groups} joint runs"
-    else:
-        names = {"pca": "MERIT", "random": "random split", "adversarial": "conflict-induced split"}
-        words = f"{names.get(method.splitter, method.splitter + ' split')}, {groups or 'auto'} groups"
+    words = known_splitter(method.splitter).describe(method.groups or "auto")
+    words += " joint runs" if method.copies is not None else ""
     extra = [f"{method.epochs:g} epochs"] if method.epochs != 1 else []
     extra += [f"rate × {method.rate:g}"] if method.rate != 1 else []
     extra += [f"decay to θ0 {method.pull:g}"] if method.pull else []
-    extra += [f"{method.merge} merge"] if method.merge != "tokens" else []
+    extra += [f"{method.merge} merge"] if not method.is_published else []
     return ", ".join([words, *extra])
 
 

@@ -17,9 +17,12 @@ from merit.base.kept import Files, kept
 from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress, write_state
 from merit.base.record import fingerprint
-from merit.config.methods import MethodConfig
+from merit.config.merge import OTHER_RIDGE
+from merit.config.methods import FOREIGN_RULES, MethodConfig
 from merit.jobs.job_side import job_lock
 from merit.merge.ray import Ray, State, norm
+from merit.merge.rule import Branches, find_rule
+from merit.merge.tensors import merge_tensors
 from merit.models.loading import load_model, pick_precision
 from merit.run.layout import BranchDir
 from merit.study.cells import SeedData, cell_mark
@@ -90,7 +93,7 @@ class Job:
         skipped: dict[str, str] = {}
         plans: dict[str, list[BranchSpec]] = {}
         for name, method in config.methods.items():
-            if method.merge in ("ties", "dare_ties") and mergekit() is None:
+            if method.merge in FOREIGN_RULES and mergekit() is None:
                 skipped[name] = "mergekit is not installed"
                 continue
             plans[name] = self.data.specs(method, self.share)
@@ -129,7 +132,8 @@ class Job:
 
     def _method(self, name: str, method: MethodConfig, specs: list[BranchSpec]) -> MethodResult:
         study = self.study
-        curvature = study.config.curvature if method.merge in ("fisher", "regmean") else None
+        measured = method.merge not in FOREIGN_RULES and find_rule(method.merge).sums is not None
+        curvature = study.config.curvature if measured else None
         mark = self._mark(specs, method.merge, method.scales, curvature)
         path = study.dir.job(self.seed, self.budget) / "methods" / f"{name}.json"
         known = kept(path, MethodResult, {"mark": mark}, Files(study.dir.point("").parent, digest=None)).record
@@ -180,25 +184,32 @@ class Job:
         """Ridge (None where the rule has none) → the merge's step from θ0; and how far each branch went."""
         folders = [branch.checkpoint for branch, _ in branches]
         tokens = [result.supervised_tokens for _, result in branches]
-        if method.merge == "tokens":
-            mean, distances = self.ray.mean(folders, tokens)
-            return {None: mean}, distances
-        if method.merge in ("ties", "dare_ties"):
+        if method.merge in FOREIGN_RULES:
             distances = [norm(self.ray.step(folder)) for folder in folders]
             work = self.study.dir.job(self.seed, self.budget) / "mergekit"
             return {
                 None: foreign_step(self.ray, method.merge, folders, tokens, self.study.theta0.path, work)
             }, distances
-        from merit.merge.curvature import RULES
-
-        merge = RULES[method.merge](self.ray.theta0)
+        rule = find_rule(method.merge)
+        merged = Branches(folders, tokens)
+        weights = rule.weights(merged)
+        if rule.tensor is not None:
+            out = self.study.dir.job(self.seed, self.budget) / "tensors"
+            distances = merge_tensors(rule, merged, out, base=self.study.theta0.path, ridge=OTHER_RIDGE)
+            step = self.ray.step(out)
+            shutil.rmtree(out)
+            return {None: step}, distances
+        if rule.sums is None:
+            mean, distances = self.ray.mean(folders, weights)
+            return {None: mean}, distances
+        sums = rule.sums(self.ray.theta0)
         distances = []
-        for spec, folder, count in zip(specs, folders, tokens, strict=True):
+        for spec, folder, weight in zip(specs, folders, weights, strict=True):
             step = self.ray.step(folder)
             distances.append(norm(step))
             rows = training_rows(self.study.dir.root, spec, self.study.config.curvature.examples)
-            merge.add(self.ray.set(step), step, count, rows)
-        return {ridge: merge.solve(ridge) for ridge in self.study.config.curvature.ridge}, distances
+            sums.add(self.ray.set(step), step, weight, rows)
+        return {ridge: sums.solve(ridge) for ridge in self.study.config.curvature.ridge}, distances
 
     def _point_of(self, step: State, scale: float, ridge: float | None, mark: str) -> PointResult:
         scores = self._point(self.ray.set(step, scale), mark, test=False)

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from merit.conflict.axes import principal_axes
-from merit.split.adversarial import adversarial_partition
-from merit.split.kmeans import kmeans_partition
 from merit.split.partition import Partition
-from merit.split.pca import pca_partition
-from merit.split.random import random_partition
+from merit.split.splitters.adversarial import adversarial_partition
+from merit.split.splitters.kmeans import kmeans_partition
+from merit.split.splitters.pca import pca_partition
+from merit.split.splitters.random import random_partition
 from merit.theory.findings import SplitComparison, SplitterScore
 from merit.theory.quadratic import Matrix, measured_gain
 from merit.theory.tasks import Tasks, random_tasks

@@ -18,6 +18,7 @@ from merit.jobs.engine import engine_named, make_executor, release
 from merit.jobs.job import Job
 from merit.run.layout import BranchDir, relative
 from merit.split.partition import Partition
+from merit.split.splitter import find_splitter
 from merit.train.launch import Staging, branch_job
 from merit.train.spec import BranchData, BranchResult, BranchSpec, damaged_files, finished_branch
 
@@ -89,6 +90,7 @@ def branch_specs(context: RunContext, method: Method) -> list[BranchSpec]:
     """One spec a group. Every branch has the run's seed, but replicas of a soup, which differ in nothing else."""
     mixture = context.mixture
     summaries = {item.name: item for item in mixture.datasets}
+    whole = find_splitter(method.config.splitter).whole_mixture
     specs = []
     for k, group in enumerate(Partition.load(method.dir.partition).groups):
         data = [
@@ -110,7 +112,7 @@ def branch_specs(context: RunContext, method: Method) -> list[BranchSpec]:
                 data=data,
                 max_length=mixture.max_length,
                 planned_tokens=round(group.tokens * context.config.train.epochs),
-                seed=context.config.seed + (k if method.config.splitter == "replicate" else 0),
+                seed=context.config.seed + (k if whole else 0),
             )
         )
     return specs

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from merit.base import extensions
 from merit.base.words import compact, count, plural, series
 from merit.data.mixture import DatasetSummary, Mixture, Rendered
 from merit.report.evidence import Evidence
@@ -56,6 +57,9 @@ def facts(evidence: Evidence) -> Iterator[tuple[str, str]]:
             f"{kind}, {epochs} epoch{'' if epochs == '1' else 's'}, learning rate {train.get('learning_rate')}, "
             f"about {train.get('batch_tokens')} tokens a step, schedule {train.get('schedule')}",
         )
+    rule = _section(config, "merge").get("weights")
+    if rule in extensions.names("rules"):
+        yield "Merge rule", extensions.summary("rules", rule).replace("`", "").removesuffix(".")
     if len(evidence.methods) > 1:
         told = [
             f"{method.name} ({method.partition.splitter})" if method.partition else method.name

@@ -11,19 +11,9 @@ from merit.report.figures.bars import tokens_figure
 from merit.report.grouping import group_label
 from merit.split.evidence import AxesEvidence
 from merit.split.partition import Cut, Partition
+from merit.split.splitter import known_splitter
 
 ID, TITLE = "split", "How it was split"
-
-# What follows "was split" …
-_HOW = {
-    "pca": "along the axes of gradient conflict, at the token-weighted median of each axis (MERIT)",
-    "random": "at random, with near-equal tokens",
-    "adversarial": "so that conflicting datasets stand together (the paper's negative control)",
-    "kmeans": "by k-means on the conflict axes",
-    "manual": "by hand",
-    "single": "into one group, which is joint training",
-    "replicate": "into copies: every branch has the whole mixture, and a seed of its own (merged, a uniform soup)",
-}
 
 
 def split(evidence: Evidence) -> Section:
@@ -54,7 +44,7 @@ def split(evidence: Evidence) -> Section:
 
 
 def _how(partition: Partition) -> str:
-    return _HOW.get(partition.splitter, f"by the splitter {code(partition.splitter)}")
+    return known_splitter(partition.splitter).how
 
 
 def _balance(partition: Partition) -> str | None:

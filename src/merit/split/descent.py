@@ -1,22 +1,11 @@
-"""`adversarial`: the paper's conflict-induced control, which puts conflicting datasets into the same group.
-
-MERIT's cuts make the spread Σ_k w_k ‖ḡ_k − ḡ‖² between groups large; this splitter makes it small. It starts from a
-random balanced partition and swaps datasets between groups, or moves one, taking always the step that lowers the
-spread most among those that leave the tokens balanced (no worse than the start, or within 5% of the mean group),
-until none does. Every group then averages to nearly the same gradient, and the conflict is inside the groups. The
-paper does not say how it built its control; for r = 1 any balanced minimiser of the spread is one.
-"""
+"""The search of the `adversarial` splitter: steepest descent of the spread, by moving and swapping datasets."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from merit.split.partition import Group, Partition
-from merit.split.random import random_partition
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
@@ -26,34 +15,7 @@ MAX_STEPS = 10_000  # each step lowers the spread, so this bounds time, and neve
 _EPSILON = 1e-12  # a relative gain below it is rounding
 
 
-def adversarial_partition(
-    names: Sequence[str], similarity: Matrix, tokens: Mapping[str, int], *, r: int, seed: int
-) -> Partition:
-    """K = 2^r groups, each as conflicting inside as balance allows. `similarity` is in the order of `names`.
-
-    Raises:
-        InputError: fewer datasets than groups.
-    """
-    start = random_partition(tokens, r=r, seed=seed)
-    order = sorted(names)
-    index = [names.index(name) for name in order]
-    matrix = similarity[np.ix_(index, index)]
-    weights = np.array([max(tokens[name], 0) for name in order], dtype=np.float64)
-    if weights.sum() == 0:
-        weights[:] = 1
-    label = np.array([start.group_of[name] for name in order])
-    _descend(matrix, weights, label, 2**r)
-    groups = [[order[i] for i in np.flatnonzero(label == k)] for k in range(2**r)]
-    return Partition(
-        splitter="adversarial",
-        groups=[Group(datasets=group, tokens=sum(tokens[name] for name in group)) for group in groups],
-        scores={},
-        cuts=[],
-        seed=seed,
-    )
-
-
-def _descend(matrix: Matrix, weights: Vector, label: NDArray[np.int64], k: int) -> None:
+def descend(matrix: Matrix, weights: Vector, label: NDArray[np.int64], k: int) -> None:
     """Steepest descent of the spread over moves and swaps; `label` is changed in place."""
     products = matrix * np.outer(weights, weights)  # M_ij = w_i w_j S_ij
     mean = weights.sum() / k

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,13 @@ from sklearn.cluster import KMeans
 from merit.base.errors import InputError
 from merit.conflict.records import AxesResult
 from merit.split.partition import Group, Partition
+from merit.split.splitter import SplitRequest, Splitter
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from merit.conflict.records import AxesResult
 
 RESTARTS = 20
 
@@ -23,6 +31,8 @@ def kmeans_partition(axes: AxesResult, tokens: Mapping[str, int], *, r: int, see
     Raises:
         InputError: fewer datasets than groups.
     """
+    import numpy as np
+
     order = sorted(axes.names)
     k = 2**r
     if k > len(order):
@@ -46,6 +56,8 @@ def kmeans_partition(axes: AxesResult, tokens: Mapping[str, int], *, r: int, see
 
 def _fill_empty(points: NDArray[np.float64], label: NDArray[np.int64], k: int) -> None:
     """Gives each empty cluster the point farthest from its centre among clusters of two or more. In place."""
+    import numpy as np
+
     for empty in range(k):
         if (label == empty).any():
             continue
@@ -54,3 +66,10 @@ def _fill_empty(points: NDArray[np.float64], label: NDArray[np.int64], k: int) -
         distance = ((points - centre[label]) ** 2).sum(1)
         distance[sizes[label] < 2] = -1
         label[int(distance.argmax())] = empty
+
+
+def _partition(request: SplitRequest) -> Partition:
+    return kmeans_partition(request.measured_axes(), request.tokens, r=request.r, seed=request.seed)
+
+
+SPLITTER = Splitter(label="kmeans split", how="by k-means on the conflict axes", partition=_partition, role="control")

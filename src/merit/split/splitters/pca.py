@@ -1,12 +1,17 @@
-"""`pca`: MERIT. Cuts along the principal axes of gradient conflict (the paper's step 2)."""
+"""`pca`: MERIT, which cuts along the principal axes of gradient conflict (the paper's step 2)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from merit.conflict.records import AxesResult
 from merit.split.median import median_partition
 from merit.split.partition import Cut, Partition
+from merit.split.splitter import SplitRequest, Splitter
+
+if TYPE_CHECKING:
+    from merit.conflict.records import AxesResult
 
 
 def pca_partition(axes: AxesResult, tokens: Mapping[str, int], *, r: int) -> Partition:
@@ -33,3 +38,15 @@ def _margins(
         if error:
             margins[name] = (scores[name][cut.axis] - cut.threshold) / error
     return margins
+
+
+def _partition(request: SplitRequest) -> Partition:
+    return pca_partition(request.measured_axes(), request.tokens, r=request.r)
+
+
+SPLITTER = Splitter(
+    label="MERIT",
+    how="along the axes of gradient conflict, at the token-weighted median of each axis (MERIT)",
+    partition=_partition,
+    on_axes=True,
+)

@@ -10,6 +10,7 @@ from typing import Any
 from merit.base.errors import InputError, Problems
 from merit.config.yaml import read_yaml
 from merit.split.partition import Group, Partition
+from merit.split.splitter import SplitRequest, Splitter
 
 
 def manual_partition(file: Path, tokens: Mapping[str, int]) -> Partition:
@@ -52,3 +53,12 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not content:
         raise InputError("must hold a mapping {group: [dataset, …]}", file=file)
     return content
+
+
+def _partition(request: SplitRequest) -> Partition:
+    if request.file is None:
+        raise InputError("the `manual` splitter needs a file of groups", field="split.file")
+    return manual_partition(request.file, request.tokens)
+
+
+SPLITTER = Splitter(label="manual split", how="by hand", partition=_partition, role="control", needs_file=True)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from merit.split.median import median_partition
 from merit.split.partition import Partition
+from merit.split.splitter import SplitRequest, Splitter
 
 
 def random_partition(tokens: Mapping[str, int], *, r: int, seed: int) -> Partition:
@@ -27,3 +28,10 @@ def _draw(seed: int, name: str, axis: int) -> float:
     """Uniform in [0, 1)."""
     digest = hashlib.sha256(f"merit random {seed} {axis} {name}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def _partition(request: SplitRequest) -> Partition:
+    return random_partition(request.tokens, r=request.r, seed=request.seed)
+
+
+SPLITTER = Splitter(label="random split", how="at random, with near-equal tokens", partition=_partition, role="chance")

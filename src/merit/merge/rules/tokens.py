@@ -1,0 +1,7 @@
+"""`tokens`: w_k ∝ supervised tokens really trained on (published)."""
+
+from __future__ import annotations
+
+from merit.merge.rule import MergeRule
+
+RULE = MergeRule(label="token average", how="by the supervised tokens that each was trained on")

@@ -1,0 +1,89 @@
+"""A new merge rule is one new file, and everything else knows it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from extended import add, finish, python, reference, schema
+from finished_run import RECIPE, write_data
+from safetensors.numpy import load_file
+
+FIRST = '''"""`first`: the first branch alone."""
+
+from merit.merge.rule import MergeRule
+
+
+def weights(branches):
+    return [1.0] + [0.0] * (len(branches.folders) - 1)
+
+
+RULE = MergeRule(label="first come", how="by leaving all but the first out", weights=weights, needs_tokens=False)
+'''
+LARGEST = '''"""`largest`: of every weight the step that goes farthest."""
+
+import torch
+
+from merit.merge.rule import MergeRule
+
+
+def farthest(of):
+    steps = torch.stack(of.steps)
+    return steps.gather(0, steps.abs().argmax(0, keepdim=True))[0]
+
+
+RULE = MergeRule(label="farthest step", how="by the farthest step of every weight", tensor=farthest)
+'''
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_data(tmp_path)
+    return tmp_path
+
+
+def recipe(model, rule):
+    return RECIPE.format(model=model) + f"merge: {{weights: {rule}, scales: [1.0, 0.5]}}\n"
+
+
+def tensors(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_rule_of_weights(folder, tiny_model):
+    add(folder, "rules", "first", FIRST)
+    assert "first" in json.loads(schema(folder))["$defs"]["MergeConfig"]["properties"]["weights"]["enum"]
+    page = reference(folder)
+    assert "or `first`" in page
+    assert "the first branch alone" in page
+    assert "first" in python(folder, "-m", "merit", "merge", "--help")
+    run = finish(folder, recipe(tiny_model, "first"))
+    merged, branches = tensors(run / "merged"), [run / "branches" / name / "checkpoint" for name in ("00", "01")]
+    for name, value in tensors(branches[0]).items():
+        assert (merged[name] == value).all()
+    assert "the first branch alone" in (run / "report.html").read_text()
+    assert "**First come**: the branches were merged by leaving all but" in (run / "merged" / "README.md").read_text()
+    python(folder, "-m", "merit", "merge", *map(str, branches), "-o", "mine", "--weights", "first")
+    assert all((merged[name] == value).all() for name, value in tensors(folder / "mine").items())
+
+
+def test_a_rule_of_tensors(folder, tiny_model):
+    add(folder, "rules", "largest", LARGEST)
+    run = finish(folder, recipe(tiny_model, "largest"))
+    base = tensors(tiny_model)
+    branches = [tensors(run / "branches" / name / "checkpoint") for name in ("00", "01")]
+    for name, value in tensors(run / "merged").items():
+        one, two = (branch[name].astype(float) - base[name] for branch in branches)
+        wanted = base[name] + (one * (abs(one) >= abs(two)) + two * (abs(one) < abs(two)))
+        assert (value == wanted.astype("f4")).all()
+    half = tensors(run / "merged@0.5")["model.norm.weight"] - base["model.norm.weight"]
+    whole = tensors(run / "merged")["model.norm.weight"] - base["model.norm.weight"]
+    assert abs(half - whole / 2).max() < 1e-6
+    card = (run / "merged" / "README.md").read_text()
+    assert "mergekit recipe" not in card
+    assert "copy" in card
+    assert "shout" in card
+    record = json.loads((run / "merge.json").read_text())
+    assert len(record["branch_displacement"]) == 2
+    said = python(folder, "-m", "merit", "merge", str(tiny_model), "-o", "mine", "--weights", "largest", code=2)
+    assert "set `merge.weights: largest` in a run's configuration" in said
