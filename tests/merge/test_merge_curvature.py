@@ -8,8 +8,8 @@ import torch
 from tiny_curvature import ROWS, gradient_squares, inputs_of, model_with
 from torch import nn
 
-from merit.config.merge import MergeConfig
-from merit.merge.curvature import RIDGE, RULES, FisherMerge, RegMeanMerge
+from merit.config.merge import RIDGE, MergeConfig
+from merit.merge.curvature import RULES, FisherMerge, RegMeanMerge
 
 SEEDS = (1, 2, 3)
 WEIGHTS = (3.0, 1.0, 2.0)

@@ -8,6 +8,12 @@ from pydantic import Field
 
 from merit.config.section import Section
 
+# What the merge takes where nothing else is said: in a run, in `merit merge A B C` and from Python.
+SHARD_BYTES = 5_000_000_000
+MEMORY_BYTES = 512_000_000  # of all buffers together
+CURVATURE_BATCH_TOKENS = 4096
+RIDGE = {"fisher": 0.1, "regmean": 0.01}  # what validation chose most often in docs/study.md
+
 DtypeName = Literal["input", "float32", "bfloat16", "float16"]
 Scale = Annotated[float, Field(gt=0, le=10)]
 
@@ -36,4 +42,4 @@ class MergeConfig(Section):
     scales: list[Scale] = Field(
         default_factory=lambda: [1.0], min_length=1, description="The β of each model written; 1 is the merge itself."
     )
-    shard_bytes: int = Field(default=5_000_000_000, ge=1_000_000, description="Largest safetensors shard, in bytes.")
+    shard_bytes: int = Field(default=SHARD_BYTES, ge=1_000_000, description="Largest safetensors shard, in bytes.")

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from merit.base.errors import InputError, StageError
 from merit.compute.nll import TokenRow, length_batches, supervised_nll
-
-_BATCH_TOKENS = 4096
+from merit.config.merge import CURVATURE_BATCH_TOKENS
+from merit.merge.ray import add_step, zeros
 
 
 class CurvatureMerge(ABC):
@@ -39,7 +39,7 @@ class CurvatureMerge(ABC):
     """
 
     def __init__(self, names: Mapping[str, Tensor]) -> None:
-        self._mean = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in names.items()}
+        self._mean = zeros(names)
         self._curvature: dict[str, Tensor] = {}  # Σ w_k H_k
         self._pulled: dict[str, Tensor] = {}  # Σ w_k H_k δ_k
         self._weight = 0.0
@@ -60,8 +60,7 @@ class CurvatureMerge(ABC):
         if not rows:
             raise InputError("a branch's curvature needs training examples of it")
         self._weight += weight
-        for name, value in step.items():
-            self._mean[name].add_(value.double(), alpha=weight)
+        add_step(self._mean, step, weight)
         for name, curvature in self._measure(model, rows).items():
             if not bool(curvature.isfinite().all()):
                 raise StageError(f"the curvature of {name} is not finite: a diverged branch")
@@ -101,7 +100,7 @@ class FisherMerge(CurvatureMerge):
 
     def _measure(self, model: nn.Module, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
         own = {name: value for name, value in model.named_parameters() if name in self._mean}
-        found = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in own.items()}
+        found = zeros(own)
         tokens = 0
         with torch.enable_grad():
             for row in rows:
@@ -128,7 +127,7 @@ class RegMeanMerge(CurvatureMerge):
         found: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         with _inputs(_linears(model, self._mean), found, counts), torch.no_grad():
-            for batch in length_batches([len(ids) for ids, _ in rows], _BATCH_TOKENS):
+            for batch in length_batches([len(ids) for ids, _ in rows], CURVATURE_BATCH_TOKENS):
                 # A batch of one length has no padding, whose inputs would count as data.
                 for same in _by_length(rows, batch):
                     supervised_nll(model, same)
@@ -147,7 +146,6 @@ class RegMeanMerge(CurvatureMerge):
 
 
 RULES: dict[str, type[CurvatureMerge]] = {"fisher": FisherMerge, "regmean": RegMeanMerge}
-RIDGE = {"fisher": 0.1, "regmean": 0.01}  # what validation chose most often in docs/study.md
 
 
 def _linears(model: nn.Module, names: Mapping[str, Any]) -> dict[str, nn.Linear]:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from merit.base.files import atomic_dir
+from merit.config.merge import RIDGE
 from merit.context import Method, RunContext
-from merit.merge.curvature import RIDGE, RULES
+from merit.merge.curvature import RULES
 from merit.merge.ray import Ray, norm
 from merit.models.loading import load_model
 from merit.run.layout import BranchDir

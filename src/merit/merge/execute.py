@@ -14,6 +14,7 @@ from merit.base.errors import InputError, StageError
 from merit.base.files import disk_errors, sha256_file, sha256_files, write_text
 from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
+from merit.config.merge import MEMORY_BYTES
 from merit.merge.card import CARD, merge_card
 from merit.merge.journal import NAME as JOURNAL
 from merit.merge.journal import Journal
@@ -25,7 +26,6 @@ from merit.merge.source import copy_side_files, dtype_name, write_config
 from merit.merge.staging import Staging
 from merit.merge.stream import BlockStream, split_memory
 
-MEMORY_BYTES = 512_000_000
 _ROUNDING_WARNING = 0.05  # of ‖θ_out − θ0‖
 
 _log = get_logger(__name__)

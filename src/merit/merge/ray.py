@@ -54,13 +54,12 @@ class Ray:
 
     def mean(self, folders: Sequence[Path], tokens: Sequence[int]) -> tuple[State, list[float]]:
         """Σ n_k (θ_k − θ0) / Σ n_k, summed in float64 one branch at a time, and each ‖θ_k − θ0‖ (method.md, step 4)."""
-        total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in self.theta0.items()}
+        total = zeros(self.theta0)
         distances = []
         for folder, count in zip(folders, tokens, strict=True):
             step = self.step(folder)
             distances.append(norm(step))
-            for name, value in step.items():
-                total[name].add_(value.double(), alpha=count / sum(tokens))
+            add_step(total, step, count / sum(tokens))
         return {name: value.to(self.theta0[name].dtype) for name, value in total.items()}, distances
 
     @torch.no_grad()
@@ -76,6 +75,17 @@ class Ray:
         for name, parameter in self._parameters.items():
             parameter.data.copy_(self.theta0[name])
         return self.model
+
+
+def zeros(like: Mapping[str, Tensor]) -> State:
+    """An empty sum of steps, float64."""
+    return {name: torch.zeros_like(value, dtype=torch.float64) for name, value in like.items()}
+
+
+def add_step(total: State, step: Mapping[str, Tensor], coefficient: float) -> None:
+    """Adds c · δ to Σ c · δ, in float64."""
+    for name, value in step.items():
+        total[name].add_(value.double(), alpha=coefficient)
 
 
 def norm(step: Mapping[str, Tensor]) -> float:
