@@ -228,3 +228,44 @@ def test_only_training_imports_trl():
         if name.split(".")[0] == "trl"
     }
     assert users == {"train"}
+
+
+# More than seven parameters; to be shortened, never lengthened.
+LONG_SIGNATURES = {
+    "cli/merge_command.py: merge_models",
+    "cli/run_commands.py: execute",
+    "evaluate/drift.py: make_drift_set",
+    "gradients/engine.py: GradientEngine.__init__",
+    "gradients/fold.py: FoldedLinear.forward",  # autograd gives every input an argument of its own
+    "merge/average.py: merge_checkpoints",
+    "merge/late.py: add_branch",
+    "merge/late.py: remove_branch",
+}
+
+
+def signatures(node: ast.AST, scope: tuple[str, ...] = ()) -> Iterator[tuple[str, int, bool]]:
+    """Qualified name, parameters beside self and cls, and whether it is a command of typer's, of every function."""
+    for child in ast.iter_child_nodes(node):
+        inner = scope
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            given = child.args
+            names = [item.arg for item in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+            own = names[1:] if names[:1] in (["self"], ["cls"]) else names
+            annotations = [ast.unparse(item.annotation) for item in given.args if item.annotation is not None]
+            command = bool(child.decorator_list) or any("typer." in text for text in annotations)
+            inner = (*scope, child.name)
+            yield ".".join(inner), len(own), command
+        elif isinstance(child, ast.ClassDef):
+            inner = (*scope, child.name)
+        yield from signatures(child, inner)
+
+
+def test_no_function_takes_more_than_seven_parameters():
+    """What dataclasses and pydantic make has no signature in the source; typer needs an argument an option."""
+    long = {
+        f"{name_of(path)}: {name}"
+        for path in FILES
+        for name, count, command in signatures(parsed(path))
+        if count > 7 and not (command and package_of(path) == "cli")
+    }
+    assert long == LONG_SIGNATURES

@@ -19,7 +19,7 @@ from merit.config.calibration import CalibrationConfig
 from merit.data.example import Encoded
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
 from merit.data.store import EncodedDataset, StoredExample, calibration_rows, write_store
-from merit.gradients.collect import Collector, collect_sketches
+from merit.gradients.collect import Collector, Measurement, collect_sketches
 from merit.gradients.engine import GradientEngine
 from merit.run.layout import RunDir
 
@@ -68,7 +68,7 @@ def mixture(run):
 
 
 def collect_all(run, mixture, config=CONFIG, model="m", load=lambda: tiny("Llama")):
-    return collect_sketches(run, mixture, load, config, model, "fp32")
+    return collect_sketches(Measurement(run, mixture, load, config, model, "fp32"))
 
 
 def measured(monkeypatch):
@@ -152,7 +152,7 @@ def test_progress_reaches_its_total(run, mixture):
             seen.append((total, name))
             yield Bar()
 
-    collect_sketches(run, mixture, lambda: tiny("Llama"), CONFIG, "m", "fp32", Progress())
+    collect_sketches(Measurement(run, mixture, lambda: tiny("Llama"), CONFIG, "m", "fp32", Progress()))
     assert seen[0][1] == "gradients"
     assert seen[-1][0] == seen[0][0]
     assert {note for _, note in seen[1:]} == {"a", "b/ä", "c"}
@@ -167,7 +167,9 @@ def test_rounds_add_up_to_the_whole(run, tmp_path, monkeypatch, hashed):
     ]
     mixture = Mixture(datasets=datasets, unseen=[], max_length=64, tokenizer_fingerprint="t")
     names, asked = measured(monkeypatch), []
-    store = collect_sketches(run, mixture, lambda: tiny("Llama"), config, "m", "fp32", enough=lambda s: asked.append(s))
+    store = collect_sketches(
+        Measurement(run, mixture, lambda: tiny("Llama"), config, "m", "fp32"), enough=lambda s: asked.append(s)
+    )
     assert len(asked) == 2  # after 2 and 4 examples
     assert sorted(names) == ["a", "a", "a", "b", "b"]  # `b` has no more than 3
     assert [sum(row.examples) for row in store.rows(["a", "b"])] == [6, 3]
@@ -182,14 +184,20 @@ def test_rounds_add_up_to_the_whole(run, tmp_path, monkeypatch, hashed):
         np.testing.assert_allclose(sums, once.read_halves(name), rtol=1e-4, atol=1e-4)
         assert store.row(name).tokens == once.row(name).tokens
     # Finished: nothing is measured again, and no model is loaded.
-    collect_sketches(run, mixture, lambda: pytest.fail("loaded"), config, "m", "fp32", enough=lambda s: asked.append(s))
+    collect_sketches(
+        Measurement(run, mixture, lambda: pytest.fail("loaded"), config, "m", "fp32"), enough=lambda s: asked.append(s)
+    )
 
 
 def test_rounds_stop_when_it_is_enough(run, mixture, monkeypatch):
     monkeypatch.setattr("merit.gradients.collect.FIRST_ROUND", 2)
-    store = collect_sketches(run, mixture, lambda: tiny("Llama"), CONFIG, "m", "fp32", enough=lambda _: True)
+    store = collect_sketches(
+        Measurement(run, mixture, lambda: tiny("Llama"), CONFIG, "m", "fp32"), enough=lambda _: True
+    )
     assert [sum(row.examples) for row in store.rows(mixture.names)] == [2, 2, 2]
-    again = collect_sketches(run, mixture, lambda: pytest.fail("loaded"), CONFIG, "m", "fp32", enough=lambda _: True)
+    again = collect_sketches(
+        Measurement(run, mixture, lambda: pytest.fail("loaded"), CONFIG, "m", "fp32"), enough=lambda _: True
+    )
     assert [sum(row.examples) for row in again.rows(mixture.names)] == [2, 2, 2]
 
 
@@ -200,7 +208,7 @@ def test_the_rows_used_are_kept(run, mixture):
 
 
 def collector(run, mixture):
-    return Collector(run, mixture, lambda: tiny("Llama"), CONFIG, "m", "fp32", SILENT)
+    return Collector(Measurement(run, mixture, lambda: tiny("Llama"), CONFIG, "m", "fp32", SILENT))
 
 
 def test_workers_share_the_datasets(run, mixture, monkeypatch):

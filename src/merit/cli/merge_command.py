@@ -12,7 +12,7 @@ from merit.base import extensions
 from merit.base.errors import InputError
 from merit.base.progress import SILENT, Progress
 from merit.base.urls import is_url, url_of
-from merit.config.merge import DtypeName
+from merit.config.merge import MEMORY_BYTES, DtypeName
 from merit.config.model import ModelConfig
 from merit.merge.average import merge_checkpoints
 from merit.merge.lora import merge_adapters
@@ -38,7 +38,7 @@ def merge_models(
     scale: Sequence[float] = (1.0,),
     base: str | None = None,
     dtype: str = "input",
-    memory: str = "512MB",
+    memory: str | None = None,
     verify: bool = False,
     json_out: bool = False,
     adapter: str | None = None,
@@ -85,7 +85,7 @@ def merge_models(
             partial=partial,
             keep_sums=keep_sums,
             rounding="stochastic" if stochastic else "nearest",
-            memory_bytes=parse_bytes(memory),
+            memory_bytes=MEMORY_BYTES if memory is None else parse_bytes(memory),
             progress=progress,
         )
 

@@ -151,20 +151,21 @@ def packed_attention(
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     if plain and not row.shares and suits_varlen(query):
         return _varlen(row, query, key, value, window, scale), None
-    return _rectangles(row.plan, module, query, key, value, window, scale if plain else None, kwargs), None
+    call = _Call(module, window, scale if plain else None, kwargs)
+    return _rectangles(row.plan, call, query, key, value), None
 
 
-def _rectangles(
-    plan: Plan,
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    window: int | None,
-    scale: float | None,
-    kwargs: dict[str, Any],
-) -> Tensor:
-    """`scale` is None where `kwargs` ask for more than softmax(q kᵀ · scale) v."""
+@dataclass(frozen=True)
+class _Call:
+    """What a layer asks of attention; `scale` is None where `options` ask for more than softmax(q kᵀ · scale) v."""
+
+    module: Any
+    window: int | None
+    scale: float | None
+    options: dict[str, Any]
+
+
+def _rectangles(plan: Plan, call: _Call, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     spread = [_Spread.apply(x, plan.spread.to(x.device), plan.where.to(x.device)) for x in (query, key, value)]
     parts, row = [], 0
     for rectangle in plan.rectangles:
@@ -179,11 +180,11 @@ def _rectangles(
                 torch.cat([whole[:, :, before].expand(rectangle.count, -1, -1, -1), own], dim=2)
                 for whole, own in ((key, k), (value, v))
             )
-        mask = _mask(rectangle.length, k.shape[2], window, q.device)
-        if scale is not None and suits(q, k):
-            out = ShortAttention.apply(q, k, v, mask, scale).transpose(1, 2)
+        mask = _mask(rectangle.length, k.shape[2], call.window, q.device)
+        if call.scale is not None and suits(q, k):
+            out = ShortAttention.apply(q, k, v, mask, call.scale).transpose(1, 2)
         else:
-            out, _ = sdpa_attention_forward(module, q, k, v, mask, is_causal=True, **kwargs)
+            out, _ = sdpa_attention_forward(call.module, q, k, v, mask, is_causal=True, **call.options)
         parts.append(out.flatten(0, 1))
     gathered: Tensor = _Gather.apply(torch.cat(parts), plan.where.to(query.device))
     return gathered.unsqueeze(0)

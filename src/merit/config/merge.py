@@ -9,6 +9,11 @@ from pydantic import Field
 from merit.base import extensions
 from merit.config.section import Section
 
+# What the merge takes where nothing else is said: in a run, in `merit merge A B C` and from Python.
+SHARD_BYTES = 5_000_000_000
+MEMORY_BYTES = 512_000_000  # of all buffers together
+CURVATURE_BATCH_TOKENS = 4096
+
 DtypeName = Literal["input", "float32", "bfloat16", "float16"]
 Scale = Annotated[float, Field(gt=0, le=10)]
 if TYPE_CHECKING:
@@ -41,7 +46,7 @@ class MergeConfig(Section):
     scales: list[Scale] = Field(
         default_factory=lambda: [1.0], min_length=1, description="Write one model for each β; 1 is the merge itself."
     )
-    shard_bytes: int = Field(default=5_000_000_000, ge=1_000_000, description="Largest safetensors shard, in bytes.")
+    shard_bytes: int = Field(default=SHARD_BYTES, ge=1_000_000, description="Largest safetensors shard, in bytes.")
 
     @property
     def effective_ridge(self) -> float:

@@ -54,7 +54,7 @@ def run(context: RunContext) -> dict[str, Any]:
     from merit.gradients.collect import collect_sketches
 
     store = collect_sketches(
-        *measurement(context),
+        measurement(context),
         enough=_enough(context) if context.config.calibration.until is not None else None,
         spread=partial(spread, context),
     )

@@ -64,9 +64,9 @@ class Bench:
     datasets: Sequence[EncodedDataset]
     config: DiagnoseConfig
     mark: str
-    batch_tokens: int = 4096
-    precision: Precision = "fp32"
-    seed: int = 0
+    batch_tokens: int
+    precision: Precision
+    seed: int
     progress: Progress = SILENT
     conflict: Conflict | None = None
     journal: Journal = field(default_factory=Journal, init=False)

@@ -56,7 +56,7 @@ def measure(context: RunContext, *, share: bool = False) -> int:
     Args:
         share: leave out what another process has in hand.
     """
-    from merit.evaluate.evaluate import evaluate_model
+    from merit.evaluate.evaluate import Evaluation, evaluate_model
     from merit.models.loading import load_model, pick_precision
 
     config, mixture, run = context.config.evaluate, context.mixture, context.run
@@ -70,24 +70,16 @@ def measure(context: RunContext, *, share: bool = False) -> int:
         if config.drift:  # also of models that are measured already: the report shows it
             with _mine(context, _DRIFT, share=share, wait=True):
                 drift = _drift_set(context, counter)
+        precision = pick_precision(context.config.train.precision)
+        on = Evaluation(run, mixture, context.tokenizer, config, drift, precision, counter)
         for subject, mark in todo:
             with _mine(context, subject.label, share=share) as mine:
                 if not mine or (share and stored_scores(run, subject, mark) is not None):
                     counter(work_units(mixture, config, subject.kind))
                     continue
                 counter.note(subject.label)
-                evaluate_model(
-                    run,
-                    subject,
-                    load_model(subject.folder, trust_remote_code=context.model.trust_remote_code).eval(),
-                    context.tokenizer,
-                    mixture,
-                    config,
-                    drift,
-                    precision=pick_precision(context.config.train.precision),
-                    fingerprint=mark,
-                    advance=counter,
-                )
+                model = load_model(subject.folder, trust_remote_code=context.model.trust_remote_code).eval()
+                evaluate_model(on, subject, model, fingerprint=mark)
                 measured += 1
     return measured
 

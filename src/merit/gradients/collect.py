@@ -29,21 +29,30 @@ FIRST_ROUND = 32  # examples; even, so that the next ones go on alternating betw
 Enough = Callable[[SketchStore], bool]
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """What the gradients of a mixture are measured with.
+
+    Attributes:
+        load: returns θ0; called only if there is something to measure.
+        fingerprint: of θ0.
+    """
+
+    run: RunDir
+    mixture: Mixture
+    load: Callable[[], Any]
+    config: CalibrationConfig
+    fingerprint: str
+    precision: Precision
+    progress: Progress = SILENT
+
+
 def collect_sketches(
-    run: RunDir,
-    mixture: Mixture,
-    load: Callable[[], Any],
-    config: CalibrationConfig,
-    model_fingerprint: str,
-    precision: Precision,
-    progress: Progress = SILENT,
-    enough: Enough | None = None,
-    spread: Callable[[int], None] = lambda _: None,
+    measurement: Measurement, enough: Enough | None = None, spread: Callable[[int], None] = lambda _: None
 ) -> SketchStore:
     """Measures the sketch of every dataset that has none yet, longest first; a kill costs the dataset in hand.
 
     Args:
-        load: returns θ0; called only if there is something to measure.
         enough: asked after each round of examples (32, 64, … `config.examples`) whether to stop. Without it there is
             a single round.
         spread: called before each round with its number of examples, to let other processes `share` in it.
@@ -52,7 +61,7 @@ def collect_sketches(
         InputError: an example longer than the model's context, no supervised token, a gradient that is not finite or
             zero everywhere.
     """
-    collector = Collector(run, mixture, load, config, model_fingerprint, precision, progress)
+    collector, config = Collector(measurement), measurement.config
     if enough is None:
         return collector.round(config.examples, spread)
     for size in _rounds(config.examples):
@@ -76,22 +85,12 @@ def _rounds(most: int) -> list[int]:
 class Collector:
     """Measures the datasets of one mixture; the model is loaded when it is first needed."""
 
-    def __init__(
-        self,
-        run: RunDir,
-        mixture: Mixture,
-        load: Callable[[], Any],
-        config: CalibrationConfig,
-        model_fingerprint: str,
-        precision: Precision,
-        progress: Progress,
-    ) -> None:
-        self._run, self._load, self._config, self._progress = run, load, config, progress
-        self._model, self._precision = model_fingerprint, precision
-        self._datasets = {dataset.name: dataset for dataset in mixture.datasets}
-        self._spec = SketchSpec.of(config)
+    def __init__(self, measurement: Measurement) -> None:
+        self._measurement = measurement
+        self._datasets = {dataset.name: dataset for dataset in measurement.mixture.datasets}
+        self._spec = SketchSpec.of(measurement.config)
         self._engine: GradientEngine | None = None
-        self._sizes = _rounds(config.examples)
+        self._sizes = _rounds(measurement.config.examples)
 
     def missing(self, size: int) -> int:
         """Datasets without a whole row of `size` examples or more."""
@@ -121,17 +120,21 @@ class Collector:
         store = self._existing()
         have = {name: 0 if store is None else self._size(store, name) for name in self._datasets}
         engine = self._engine = self._engine or self._start()
-        info = StoreInfo(model_fingerprint=self._model, precision=self._precision, layout=engine.layout)
+        info = StoreInfo(
+            model_fingerprint=self._measurement.fingerprint, precision=self._measurement.precision, layout=engine.layout
+        )
         if store is None or store.info != info:
-            store = SketchStore.create(self._run.gradients, info)
+            store = SketchStore.create(self._measurement.run.gradients, info)
             _announce(store, len(self._datasets))
         jobs = {
-            name: _calibration(self._run, self._datasets[name], size, engine.model, skip=have[name])
+            name: _calibration(self._measurement.run, self._datasets[name], size, engine.model, skip=have[name])
             for name in self._datasets
             if have[name] < size
         }
         done = measured = 0
-        with self._progress.bar("gradients", total=sum(job.cost for job in jobs.values()), unit="tok") as bar:
+        with self._measurement.progress.bar(
+            "gradients", total=sum(job.cost for job in jobs.values()), unit="tok"
+        ) as bar:
             for name in sorted(jobs, key=lambda name: -jobs[name].cost):
 
                 def on_tokens(count: int, name: str = name) -> None:
@@ -174,7 +177,13 @@ class Collector:
             store.add(row.plus(before), found.sums)
 
     def _key(self, name: str, size: int) -> str:
-        return fingerprint(self._datasets[name].fingerprint, size, self._spec, self._model, self._precision)
+        return fingerprint(
+            self._datasets[name].fingerprint,
+            size,
+            self._spec,
+            self._measurement.fingerprint,
+            self._measurement.precision,
+        )
 
     def _size(self, store: SketchStore, name: str) -> int:
         """The round that a whole row of `name` belongs to, 0 if there is none."""
@@ -185,15 +194,16 @@ class Collector:
 
     def _existing(self) -> SketchStore | None:
         """The store that is there, if it is of the same sketch of the same model."""
-        return SketchStore.matching(self._run.gradients, self._spec, self._model, self._precision)
+        on = self._measurement
+        return SketchStore.matching(on.run.gradients, self._spec, on.fingerprint, on.precision)
 
     def _start(self) -> GradientEngine:
         return GradientEngine(
-            self._load(),
+            self._measurement.load(),
             self._spec,
-            batch_tokens=self._config.batch_tokens,
-            precision=self._precision,
-            recompute=self._config.recompute,
+            batch_tokens=self._measurement.config.batch_tokens,
+            precision=self._measurement.precision,
+            recompute=self._measurement.config.recompute,
         )
 
 

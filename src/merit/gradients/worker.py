@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from merit.base.files import write_text
-from merit.base.progress import FileProgress, Progress
-from merit.config.calibration import CalibrationConfig
+from merit.base.progress import FileProgress
 from merit.context import RunContext
-from merit.data.mixture import Mixture
 from merit.jobs.job import Job
 from merit.jobs.job_side import die_with_parent
 from merit.run.events import stage_events
-from merit.run.layout import RunDir
 from merit.workers import open_as_worker, run_workers, worker_job
 
 if TYPE_CHECKING:
-    from merit.models.loading import Precision
+    from merit.gradients.collect import Measurement
 
 
 def spread(context: RunContext, size: int) -> None:
@@ -46,18 +42,17 @@ def run_worker(root: Path, worker: int, size: int | None, precision: str | None 
     job = _job(context, size, worker)
     context.progress = FileProgress(job.progress)
     with stage_events(context.run.events, f"gradients worker {worker}") as facts:
-        facts |= {"datasets": Collector(*measurement(context)).share(size)}
+        facts |= {"datasets": Collector(measurement(context)).share(size)}
     write_text(job.done, "")
 
 
-def measurement(
-    context: RunContext,
-) -> tuple[RunDir, Mixture, Callable[[], Any], CalibrationConfig, str, Precision, Progress]:
-    """What the gradients of a run are measured with: the first arguments of `collect_sketches`."""
+def measurement(context: RunContext) -> Measurement:
+    """What the gradients of a run are measured with."""
+    from merit.gradients.collect import Measurement
     from merit.models.loading import load_model, pick_precision
 
     model = context.measured_model
-    return (
+    return Measurement(
         context.run,
         context.mixture,
         lambda: load_model(

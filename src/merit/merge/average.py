@@ -8,9 +8,9 @@ from pathlib import Path
 
 from merit.base.errors import InputError
 from merit.base.progress import SILENT, Progress
-from merit.config.merge import DtypeName
-from merit.merge.execute import MEMORY_BYTES, execute_merge
-from merit.merge.plan import SHARD_BYTES, MergeOptions, Output, Rounding, WeightRule
+from merit.config.merge import MEMORY_BYTES, SHARD_BYTES, DtypeName
+from merit.merge.execute import execute_merge
+from merit.merge.plan import MergeOptions, Output, Rounding, WeightRule
 from merit.merge.record import MergeResult
 from merit.merge.setup import prepare_merge
 from merit.merge.weights import check_weights

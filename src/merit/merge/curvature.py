@@ -16,11 +16,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from merit.base.errors import InputError, StageError
 from merit.data.example import Encoded
+from merit.merge.ray import add_step, zeros
 
 
 class CurvatureMerge(ABC):
@@ -31,7 +31,7 @@ class CurvatureMerge(ABC):
     """
 
     def __init__(self, names: Mapping[str, Tensor]) -> None:
-        self._mean = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in names.items()}
+        self._mean = zeros(names)
         self._curvature: dict[str, Tensor] = {}  # Σ w_k H_k
         self._pulled: dict[str, Tensor] = {}  # Σ w_k H_k δ_k
         self._weight = 0.0
@@ -52,8 +52,7 @@ class CurvatureMerge(ABC):
         if not rows:
             raise InputError("a branch's curvature needs training examples of it")
         self._weight += weight
-        for name, value in step.items():
-            self._mean[name].add_(value.double(), alpha=weight)
+        add_step(self._mean, step, weight)
         for name, curvature in self._measure(model, rows).items():
             if not bool(curvature.isfinite().all()):
                 raise StageError(f"the curvature of {name} is not finite: a diverged branch")

@@ -15,6 +15,7 @@ from merit.base.files import disk_errors, write_text
 from merit.base.kept import checksums, damaged, files_below
 from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
+from merit.config.merge import MEMORY_BYTES
 from merit.merge.card import CARD, merge_card
 from merit.merge.journal import NAME as JOURNAL
 from merit.merge.journal import Journal
@@ -26,7 +27,6 @@ from merit.merge.source import copy_side_files, dtype_name, write_config
 from merit.merge.staging import Staging
 from merit.merge.stream import BlockStream, split_memory
 
-MEMORY_BYTES = 512_000_000
 _ROUNDING_WARNING = 0.05  # of ‖θ_out − θ0‖
 
 _log = get_logger(__name__)

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from merit.base.errors import InputError
 from merit.base.progress import SILENT, Progress
-from merit.config.merge import DtypeName
-from merit.merge.execute import MEMORY_BYTES, execute_merge
+from merit.config.merge import MEMORY_BYTES, SHARD_BYTES, DtypeName
+from merit.merge.execute import execute_merge
 from merit.merge.inputs import open_inputs
-from merit.merge.plan import SHARD_BYTES, MergeOptions, Output, TensorPlan, pick_dtype
+from merit.merge.plan import MergeOptions, Output, TensorPlan, pick_dtype
 from merit.merge.record import MergeInput, MergeResult, load_record
-from merit.merge.setup import assemble, check_outputs, merge_input
+from merit.merge.setup import PreparedMerge, assemble, check_outputs, merge_input
 from merit.merge.weights import check_weights, normalised
 from merit.models.source import weights_fingerprint
 
@@ -51,7 +52,8 @@ def add_branch(
     inputs = [_with_share(item, share) for item, share in zip(known, shares, strict=False)]
     inputs.append(merge_input(branch, float(weight), shares[-1]))
     options = MergeOptions(base, dtype, shard_bytes=shard_bytes)
-    return _run(sums, branch, float(weight), inputs, _outputs(outputs, keep_sums), options, memory_bytes, progress)
+    prepared = _prepare(sums, _Change(branch, float(weight), inputs), _outputs(outputs, keep_sums), options)
+    return execute_merge(prepared, memory_bytes=memory_bytes, progress=progress)
 
 
 def remove_branch(
@@ -82,7 +84,8 @@ def remove_branch(
     shares = normalised(check_weights([item.factor for item in left], len(left)))
     inputs = [_with_share(item, share) for item, share in zip(left, shares, strict=True)]
     options = MergeOptions(base, dtype, shard_bytes=shard_bytes)
-    return _run(sums, branch, -gone.factor, inputs, _outputs(outputs, keep_sums), options, memory_bytes, progress)
+    prepared = _prepare(sums, _Change(branch, -gone.factor, inputs), _outputs(outputs, keep_sums), options)
+    return execute_merge(prepared, memory_bytes=memory_bytes, progress=progress)
 
 
 def _with_share(item: MergeInput, share: float) -> MergeInput:
@@ -90,25 +93,24 @@ def _with_share(item: MergeInput, share: float) -> MergeInput:
     return item.model_copy(update={"weight": share})
 
 
-def _run(
-    sums: Path,
-    branch: Path,
-    factor: float,
-    inputs: Sequence[MergeInput],
-    outputs: Sequence[Output],
-    options: MergeOptions,
-    memory_bytes: int,
-    progress: Progress,
-) -> MergeResult:
+@dataclass(frozen=True)
+class _Change:
+    """One branch more or one less: `factor` × its weights join the sums, which are then those of `inputs`."""
+
+    branch: Path
+    factor: float
+    inputs: Sequence[MergeInput]
+
+
+def _prepare(sums: Path, change: _Change, outputs: Sequence[Output], options: MergeOptions) -> PreparedMerge:
     check_outputs(outputs, options)
-    opened = open_inputs([sums, branch], options.base)
-    divisor = math.fsum(item.factor for item in inputs)
+    opened = open_inputs([sums, change.branch], options.base)
+    divisor = math.fsum(item.factor for item in change.inputs)
     tensors = []
     for info in opened.tensors:
         out = pick_dtype(options.dtype, [opened.sources[1].tensors[info.name]])
-        tensors.append(TensorPlan(info.name, info.shape, info.elements, out, (1.0, factor), divisor))
-    prepared = assemble(opened, tensors, outputs, options, inputs, late=True)
-    return execute_merge(prepared, memory_bytes=memory_bytes, progress=progress)
+        tensors.append(TensorPlan(info.name, info.shape, info.elements, out, (1.0, change.factor), divisor))
+    return assemble(opened, tensors, outputs, options, change.inputs, late=True)
 
 
 def _sums(folder: Path) -> list[MergeInput]:

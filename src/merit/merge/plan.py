@@ -11,7 +11,7 @@ from typing import Literal
 
 from merit.base.errors import InputError
 from merit.base.record import Record
-from merit.config.merge import DtypeName
+from merit.config.merge import SHARD_BYTES, DtypeName
 from merit.merge.source import Source
 from merit.merge.weights import check_weights, exact_factors
 from merit.models.checkpoint import TensorInfo
@@ -125,9 +125,6 @@ def whole_rows(row: int, limit: int) -> int:
 def _blocks(index: int, tensor: TensorPlan) -> list[Block]:
     step = whole_rows(tensor.row, BLOCK_ELEMENTS)
     return [Block(index, at, min(step, tensor.elements - at)) for at in range(0, tensor.elements, step)]
-
-
-SHARD_BYTES = 5_000_000_000
 
 
 class WeightRule(Record):

@@ -57,13 +57,12 @@ class Ray:
 
         Sums are float64; branches are read one at a time.
         """
-        total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in self.theta0.items()}
+        total = zeros(self.theta0)
         distances = []
         for folder, weight in zip(folders, weights, strict=True):
             step = self.step(folder)
             distances.append(norm(step))
-            for name, value in step.items():
-                total[name].add_(value.double(), alpha=weight / sum(weights))
+            add_step(total, step, weight / sum(weights))
         return {name: value.to(self.theta0[name].dtype) for name, value in total.items()}, distances
 
     @torch.no_grad()
@@ -79,6 +78,17 @@ class Ray:
         for name, parameter in self._parameters.items():
             parameter.data.copy_(self.theta0[name])
         return self.model
+
+
+def zeros(like: Mapping[str, Tensor]) -> State:
+    """An empty sum of steps, float64."""
+    return {name: torch.zeros_like(value, dtype=torch.float64) for name, value in like.items()}
+
+
+def add_step(total: State, step: Mapping[str, Tensor], coefficient: float) -> None:
+    """Adds c · δ to Σ c · δ, in float64."""
+    for name, value in step.items():
+        total[name].add_(value.double(), alpha=coefficient)
 
 
 def norm(step: Mapping[str, Tensor]) -> float:

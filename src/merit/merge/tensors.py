@@ -10,9 +10,9 @@ import torch
 
 from merit.base.errors import StageError
 from merit.base.files import atomic_dir
+from merit.config.merge import SHARD_BYTES
 from merit.merge.codec import Scratch
 from merit.merge.inputs import OpenedInputs, open_inputs
-from merit.merge.plan import SHARD_BYTES
 from merit.merge.rule import Branches, MergeRule, TensorSteps
 from merit.merge.source import copy_side_files, write_config
 from merit.merge.weights import normalised

@@ -17,7 +17,7 @@ from merit.conflict.records import AxesResult
 from merit.conflict.similarity import half_gram
 from merit.data.build import build_mixture
 from merit.data.mixture import Mixture
-from merit.gradients.collect import collect_sketches
+from merit.gradients.collect import Measurement, collect_sketches
 from merit.models.loading import load_model, pick_precision
 from merit.run.layout import relative
 from merit.split.evidence import AxesEvidence, weigh_axes
@@ -49,7 +49,7 @@ class SeedData:
         config = study.run_config(seed)
         self.mixture: Mixture = build_mixture(config, study.base, self.run, study.tokenizer, progress)
         theta0 = study.theta0
-        self.store = collect_sketches(
+        measurement = Measurement(
             self.run,
             self.mixture,
             lambda: load_model(theta0.path, trust_remote_code=theta0.trust_remote_code),
@@ -58,6 +58,7 @@ class SeedData:
             pick_precision(config.train.precision),
             progress,
         )
+        self.store = collect_sketches(measurement)
         most = max(2, *(item.axes for item in study.config.methods.values() if isinstance(item.axes, int)))
         most = min(most, len(self.mixture.names))
         _, axes, similarity = measure_conflict(self.run, self.mixture, self.store, most, study.config.centre)

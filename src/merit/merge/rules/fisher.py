@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from merit.compute.nll import supervised_nll
 from merit.data.example import Encoded
 from merit.merge.curvature import CurvatureMerge
+from merit.merge.ray import zeros
 from merit.merge.rule import MergeRule
 
 
@@ -21,7 +22,7 @@ class FisherMerge(CurvatureMerge):
 
     def _measure(self, model: nn.Module, rows: Sequence[Encoded]) -> dict[str, Tensor]:
         own = {name: value for name, value in model.named_parameters() if name in self._mean}
-        found = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in own.items()}
+        found = zeros(own)
         tokens = 0
         with torch.enable_grad():
             for row in rows:

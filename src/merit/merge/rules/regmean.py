@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from merit.compute.nll import length_batches, supervised_nll
+from merit.config.merge import CURVATURE_BATCH_TOKENS
 from merit.data.example import Encoded
 from merit.merge.curvature import CurvatureMerge, accumulate
 from merit.merge.rule import MergeRule
-
-_BATCH_TOKENS = 4096
 
 
 class RegMeanMerge(CurvatureMerge):
@@ -28,7 +27,7 @@ class RegMeanMerge(CurvatureMerge):
         found: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         with _inputs(_linears(model, self._mean), found, counts), torch.no_grad():
-            for batch in length_batches([len(row.input_ids) for row in rows], _BATCH_TOKENS):
+            for batch in length_batches([len(row.input_ids) for row in rows], CURVATURE_BATCH_TOKENS):
                 # A batch of one length has no padding, whose inputs would count as data.
                 for same in _by_length(rows, batch):
                     supervised_nll(model, same)
