@@ -13,7 +13,6 @@ from merit.base.errors import InputError
 from merit.cli.completion import complete_branch, complete_file_or_run
 from merit.cli.options import Json, Method, Output, Redo, refuse_given
 from merit.cli.run_commands import execute
-from merit.config.merge import MEMORY_BYTES
 
 _OF_CHECKPOINTS = ("weights", "scale", "base", "dtype", "adapter", "partial", "stochastic", "keep_sums", "memory")
 _OF_WHOLE_MODELS = ("scale", "dtype", "partial", "stochastic", "keep_sums", "memory")
@@ -102,7 +101,7 @@ def merge(
     keep_sums: Annotated[
         Path | None, typer.Option(help="Keep the running sums here, to add or remove a branch later.")
     ] = None,
-    memory: Annotated[str, typer.Option(help="Memory budget, e.g. 512MB.")] = f"{MEMORY_BYTES // 10**6}MB",
+    memory: Annotated[str | None, typer.Option(help="Memory for all buffers, e.g. 1GB. Default: 512MB.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check the merge in OUT instead of making it.")] = False,
     redo: Redo = False,
     json: Json = False,
