@@ -143,7 +143,7 @@ _WITHOUT_PLOTLY = patch.object(page_builder, "_plotly", lambda: "")
 
 def show_run(folder: Path) -> None:
     """`merit report`, the model card and `merit status` of a run that somebody sent."""
-    from merit.cli.watch_commands import _rows
+    from merit.cli.branch_commands import _rows
 
     with (
         _WITHOUT_PLOTLY,

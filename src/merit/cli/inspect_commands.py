@@ -1,4 +1,4 @@
-"""`merit study`: methods × budgets × seeds, and the tables."""
+"""Group Inspect: `merit compare`, `agree`, `study`, `advise`, `benchmark`, `theory`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,67 @@ from typing import Annotated
 import typer
 
 from merit.base.errors import InputError
-from merit.cli.options import Json
+from merit.cli.options import Json, complete_run
+
+Runs = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN RUN …", help="Run directories; the first is the reference.", autocompletion=complete_run
+    ),
+]
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    for command in (study, advise, benchmark):
-        app.command(rich_help_panel="Inspect")(command)
+def compare(
+    runs: Runs,
+    output: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("compare.html"),
+    json: Json = False,
+) -> None:
+    """Compares runs: differing settings, partitions, results with paired intervals, cost."""
+    from merit.cli.console import print_table, say, say_json
+    from merit.report.compare import build_comparison
+
+    found = build_comparison(runs, output)
+    if json:
+        say_json({"page": str(output), **found.as_json()})
+        return
+    for rows in found.tables:
+        print_table(rows)
+    for note in found.notes:
+        say(note)
+    say(str(output))
+
+
+Measured = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="A run directory with measured conflict.", autocompletion=complete_run),
+]
+
+
+def agree(
+    reference: Measured,
+    other: Measured,
+    axes: Annotated[
+        int | None, typer.Option(min=1, max=10, help="Axes to cut along. Default: the first run's.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compares the conflict of two runs on their common datasets: a proxy model with θ0, a sketch with full gradients,
+    few examples with many."""
+    from merit.cli.console import print_table, say_json
+    from merit.split.agreement import compare_runs
+
+    names, found = compare_runs(reference, other, axes=axes)
+    if json:
+        say_json({"datasets": names, **found.model_dump(mode="json")})
+        return
+    print_table(
+        [
+            [f"{len(names)} datasets", "agreement", "how to read it"],
+            ["correlation of the cosines", f"{found.mantel_r:.3f}", f"Mantel's test, p = {found.mantel_p:.4f}"],
+            ["adjusted Rand index", f"{found.adjusted_rand:.3f}", "of the two partitions: 1 the same, 0 chance"],
+            ["conflict captured", f"{found.captured:.3f}", "of the first run's conflict, by the other's partition"],
+        ]
+    )
 
 
 def study(
@@ -134,3 +188,25 @@ def benchmark(
     print_table(rows)
     for item in found:
         say(f"{item.name}: {', '.join(f'{key} {value}' for key, value in item.settings.items())}")
+
+
+def theory(
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random instances.")] = 0,
+    instances: Annotated[int, typer.Option(min=1, max=10_000, help="Random instances per check.")] = 60,
+    axes: Annotated[int, typer.Option(min=1, max=3, help="r: compare splits with 2^r groups.")] = 1,
+    json: Json = False,
+) -> None:
+    """Tests the paper's theorems on quadratic tasks, and shows their limits. Needs no run or model."""
+    from merit.cli.console import print_table, say, say_json
+    from merit.theory.findings import lab_rows, lab_sentences, split_rows
+    from merit.theory.lab import run_lab
+
+    result = run_lab(seed=seed, instances=instances, axes=axes)
+    if json:
+        say_json(result.model_dump(mode="json"))
+        return
+    print_table(lab_rows(result))
+    say("")
+    print_table(split_rows(result.splits))
+    for sentence in lab_sentences(result):
+        say(sentence)

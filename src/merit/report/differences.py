@@ -1,4 +1,4 @@
-"""What each run reached, and the differences that the same held-out examples can tell."""
+"""What each run of a comparison reached, and the differences that the same held-out examples can tell."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from dataclasses import dataclass
 from merit.base.words import code, plural, signed
 from merit.evaluate.scores import DatasetScore, ModelScores, TableRow
 from merit.evaluate.statistics import exact_difference, half_width, mean_difference, told_apart
+from merit.report.drawing import LOSS_FACES, DataTable, Figure, Mark, forest_layout, forest_traces
 from merit.report.evidence import Evidence
-from merit.report.figure import DataTable, Section
-from merit.report.figures.versus import differences_figure
+from merit.report.page import Section
 from merit.report.table import shown_columns
-from merit.report.versus.sides import Side
+
+
+@dataclass(frozen=True)
+class Side:
+    """One run."""
+
+    name: str
+    evidence: Evidence
+
 
 FACES = {
     "in_mixture": "loss in the mixture",
@@ -204,4 +212,35 @@ def _cut(score: DatasetScore, other: DatasetScore, count: int) -> DatasetScore:
         losses=score.losses[:count],
         tokens=score.tokens[:count],
         exact=score.exact[:answered] if score.exact and answered else None,
+    )
+
+
+def differences_figure(differences: Sequence[Difference], reference: str) -> Figure:
+    """Differences in loss with 95% intervals; left of zero the run is better than the reference."""
+    marks = [
+        Mark(f"{item.run}: {item.model}", item.face, item.value, item.high - item.value, item.verdict)
+        for item in differences
+    ]
+    count = len({mark.row for mark in marks})
+    return Figure(
+        id="differences",
+        title=f"Each run minus {reference}",
+        alt=f"Differences in loss of {count} models against the same models of the reference run, with 95% "
+        "intervals. Left of zero the run is better.",
+        traces=forest_traces(marks),
+        layout=forest_layout(marks, "this run"),
+        table=DataTable(
+            ["run", "model", "measure", "difference", "95% interval"],
+            [
+                [
+                    item.run,
+                    item.model,
+                    LOSS_FACES[item.face],
+                    signed(item.value),
+                    f"{signed(item.low)} to {signed(item.high)}",
+                ]
+                for item in differences
+            ],
+        ),
+        height=120 + 56 * count,
     )

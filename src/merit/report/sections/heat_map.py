@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.cluster.hierarchy import dendrogram, linkage
+from scipy.spatial.distance import squareform
 
-from merit.base.words import count, decimal, short_labels
-from merit.conflict.explain import Carrier, Explanation
-from merit.report.figure import DataTable, Figure, Search, View
-from merit.report.figures.split import Tree, grow_tree
-from merit.report.figures.style import column_axis, group_colour, group_symbol
-from merit.report.grouping import Grouping, group_label
+from merit.base.words import decimal, short_labels
+from merit.report.drawing import DataTable, Figure, Search, View, group_colour, group_symbol
+from merit.report.evidence import Grouping, group_label
 from merit.report.page import plotly_text, visible
 
 Matrix = NDArray[np.float64]
-
 _SCALE = [[0, "--fight-2"], [0.25, "--fight-1"], [0.5, "--neutral"], [0.75, "--agree-1"], [1, "--agree-2"]]
 _COSINE = "Cosine"
 _READABLE = 60  # datasets; beyond, names on the axes would overlap
@@ -187,47 +186,25 @@ def _alt(size: int, grouping: Grouping) -> str:
     return f"Heat map of {size} by {size} cosines between mean gradients{order}. Blue pairs agree, orange pairs fight."
 
 
-def layers_figure(explanation: Explanation) -> Figure:
-    """Each layer's share of the whole conflict; the table holds its share of every axis, and the kinds of module."""
-    layers = explanation.layers
-    largest = max(layers, key=lambda layer: layer.share)
-    axes = len(layers[0].axes)
-    return Figure(
-        id="layers",
-        title="Where in the model the conflict is",
-        alt=f"Bar chart of the share of the conflict in {len(layers)} parts of the model; the largest is "
-        f"{largest.name} with {largest.share:.1%}.",
-        traces=[
-            {
-                "type": "bar",
-                "x": list(range(len(layers))),
-                "y": [layer.share for layer in layers],
-                "text": [plotly_text(layer.name) for layer in layers],
-                "textposition": "none",
-                "marker": {"color": "--accent"},
-                "hovertemplate": "%{text}: %{y:.1%}<extra></extra>",
-            }
-        ],
-        layout={
-            "xaxis": {
-                **column_axis([_short(layer.name) for layer in layers]),
-                "title": {"text": "layer" if layers[-1].name.startswith("layer ") else "layer (rest: outside them)"},
-            },
-            "yaxis": {"tickformat": ".0%", "title": {"text": "share of the conflict"}, "rangemode": "tozero"},
-            "bargap": 0.25,
-        },
-        table=DataTable(
-            ["part", "numbers in the sketch", "share of the conflict", *(f"share of PC{k + 1}" for k in range(axes))],
-            [_row(carrier) for carriers in (layers, explanation.kinds) for carrier in carriers],
-        ),
-        height=300,
-    )
+@dataclass(frozen=True)
+class Tree:
+    """Leaves from left to right, as indices into the matrix; branches as polylines over their positions 0, 1, 2 …"""
+
+    order: list[int]
+    x: list[float | None]  # None lifts the pen
+    y: list[float | None]  # 1 − cosine at which two clusters join
 
 
-def _short(name: str) -> str:
-    """For under a narrow bar, where Plotly leaves out what does not fit."""
-    return name.removeprefix("layer ") if name.startswith("layer ") else "rest"
-
-
-def _row(carrier: Carrier) -> Sequence[str]:
-    return [carrier.name, count(carrier.numbers), *(f"{share:.1%}" for share in (carrier.share, *carrier.axes))]
+def grow_tree(cosines: NDArray[np.float64]) -> Tree | None:
+    """None where there is nothing to join, or a cosine is no number."""
+    if len(cosines) < 3 or not np.isfinite(cosines).all():
+        return None
+    distances = np.clip(1 - (cosines + cosines.T) / 2, 0, 2)
+    np.fill_diagonal(distances, 0)
+    found: dict[str, Any] = dendrogram(linkage(squareform(distances, checks=False), "average"), no_plot=True)
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for across, up in zip(found["icoord"], found["dcoord"], strict=True):
+        x += [*((float(value) - 5) / 10 for value in across), None]  # scipy puts leaves at 5, 15, 25 …
+        y += [*(round(float(value), 4) for value in up), None]
+    return Tree([int(leaf) for leaf in found["leaves"]], x, y)
