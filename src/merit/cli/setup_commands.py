@@ -9,10 +9,10 @@ import typer
 
 from merit.cli.console import complain, print_table, say, say_json
 from merit.cli.options import File, Json
-from merit.data.check import CheckReport
-from merit.data.mixture import Rendered
 
 if TYPE_CHECKING:
+    from merit.data.check import CheckReport
+    from merit.data.mixture import Rendered
     from merit.doctor.finding import Diagnosis
 
 
