@@ -86,8 +86,8 @@ def theory(
 ) -> None:
     """Tests the paper's theorems on quadratic tasks, and shows their limits. Needs no run or model."""
     from merit.cli.console import print_table, say, say_json
-    from merit.theory.findings import lab_rows, lab_sentences, split_rows
-    from merit.theory.lab import run_lab
+    from merit.theory.lab import lab_rows, lab_sentences, run_lab
+    from merit.theory.splits import split_rows
 
     result = run_lab(seed=seed, instances=instances, axes=axes)
     if json:
