@@ -43,7 +43,7 @@ def study(
             from merit.study.run import run_study
 
             run_study(opened, progress, seeds=seed, budgets=budget)
-        from merit.study.publish import publish
+        from merit.study.tables import publish
 
         result = publish(opened)
     if json:
@@ -83,7 +83,7 @@ def advise(
     from merit.evaluate.scores import Table
     from merit.run.layout import RunDir
     from merit.study.advice import advise_run, advise_study, parse_trade_off
-    from merit.study.layout import StudyDir
+    from merit.study.spec import StudyDir
     from merit.study.results import Results
 
     weights = parse_trade_off(prefer)

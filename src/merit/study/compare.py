@@ -13,8 +13,6 @@ of freedom in the first case and Satterthwaite's in the second.
 
 from __future__ import annotations
 
-
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,24 +21,47 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from merit.config.merge import PUBLISHED
-from merit.evaluate.scores import DatasetScore
-from merit.evaluate.statistics import half_width, p_value
-from merit.split.splitter import find_splitter
-from merit.study.gather import BASE, BEST, CHOSEN, Contender, face_names
-from merit.study.results import Comparison
-from merit.study.spec import Study
-
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
 from merit.base.errors import StageError
+from merit.base.record import Record
+from merit.config.merge import PUBLISHED
 from merit.config.methods import MethodConfig
 from merit.evaluate.scores import DatasetScore
-from merit.split.splitter import known_splitter
-from merit.study.scores import DRIFT, FACES, Faces, MethodResult, PointResult, PointScores, Summary
+from merit.evaluate.statistics import half_width, p_value
+from merit.split.splitter import find_splitter, known_splitter
+from merit.study.measure import DRIFT, FACES, Faces, MethodResult, PointResult, PointScores, Summary
 from merit.study.spec import Study
+
+
+class Interval(Record):
+    """A mean over seeds and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Comparison(Record):
+    """Loss of `a` minus loss of `b`. Negative: `a` is better."""
+
+    budget: str
+    a: str
+    b: str
+    face: str  # a face, or `average`
+    difference: float
+    low: float
+    high: float
+    p: float
+    holm: float
+    effect: float | None  # Cohen's d over seeds
+    share: float | None  # of what joint training gains on this face over θ0
+    wins: int  # datasets of the face on which a is better
+    datasets: int
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse` or `undecided`: a claim only where the interval excludes zero."""
+        return "better" if self.high < 0 else "worse" if self.low > 0 else "undecided"
+
 
 Values = NDArray[np.float64]
 
@@ -280,6 +301,7 @@ def _wins(a: Contender, b: Contender, face: str) -> tuple[int, int]:
             won += sum(left for left, _ in pairs) < sum(right for _, right in pairs)
             total += 1
     return won, total
+
 
 BASE = "base"
 CHOSEN = "*"

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-
-
-from pydantic import Field
-
-from merit.base.record import Record
-
-
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -16,27 +9,28 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
 from merit.base.errors import InputError
-from merit.base.files import write_text
 from merit.base.kept import kept
 from merit.base.machine import usable_cores
+from merit.base.record import Record
 from merit.jobs.devices import gpu_names
-from merit.study.advice import QuestionResult, answers
-from merit.study.compare import AVERAGE, compare, difference, shared_examples
-from merit.study.gather import Contender, contenders, face_names
-from merit.study.results import Comparison, Interval, Ray, RayPoint, Results, Row
+from merit.study.compare import (
+    AVERAGE,
+    Comparison,
+    Contender,
+    Interval,
+    compare,
+    contenders,
+    difference,
+    face_names,
+    shared_examples,
+)
+from merit.study.measure import PointScores, Summary
+from merit.study.question import Answer, QuestionResult, answers
 from merit.study.run import summary, summary_so_far
-from merit.study.scores import PointScores, Summary
 from merit.study.spec import Study
-from merit.study.tables import html_page, latex_table, markdown
-
-class Interval(Record):
-    """A mean over seeds and its 95% interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Row(Record):
@@ -57,29 +51,6 @@ class Row(Record):
     chosen: list[str]  # what validation chose, seed by seed; empty where there was nothing to choose
 
 
-class Comparison(Record):
-    """Loss of `a` minus loss of `b`. Negative: `a` is better."""
-
-    budget: str
-    a: str
-    b: str
-    face: str  # a face, or `average`
-    difference: float
-    low: float
-    high: float
-    p: float
-    holm: float
-    effect: float | None  # Cohen's d over seeds
-    share: float | None  # of what joint training gains on this face over θ0
-    wins: int  # datasets of the face on which a is better
-    datasets: int
-
-    @property
-    def verdict(self) -> str:
-        """`better`, `worse` or `undecided`: a claim only where the interval excludes zero."""
-        return "better" if self.high < 0 else "worse" if self.low > 0 else "undecided"
-
-
 class RayPoint(Record):
     """One point of a method's ray, mean over seeds."""
 
@@ -95,15 +66,6 @@ class Ray(Record):
     budget: str
     method: str
     points: list[RayPoint]
-
-
-class Answer(Record):
-    """How well one similarity foretells harm: Spearman's correlation of similarity and benefit over pairs."""
-
-    variant: str
-    rank: Interval  # of similarity with the fall of i's loss after tuning on j
-    centred: Interval  # the same without what is common to all pairs of i, and to all of j
-    gain: Interval | None  # `centred` minus that of `raw`, paired; None for `raw` itself
 
 
 class Results(Record):
@@ -130,28 +92,6 @@ class Results(Record):
     def seeds_of(self, budget: str) -> list[int]:
         """The seeds that a budget's tables are of."""
         return self.budget_seeds.get(budget, self.seeds)
-
-def publish(study: Study) -> Results:
-    """Writes results/: results.json, tables.md, table.tex, results.html and the figures.
-
-    Raises:
-        InputError: no job has finished yet.
-        StageError: methods at unequal tokens.
-    """
-    found = collect(study)
-    found.save(study.dir.table)
-    draw(found, study.dir.results)
-    return found
-
-
-def draw(found: Results, folder: Path) -> None:
-    """The tables and figures of results, which may be an earlier study's."""
-    from merit.study.figures import write_figures
-
-    write_figures(found, folder)
-    write_text(folder / "tables.md", markdown(found))
-    write_text(folder / "table.tex", latex_table(found))
-    write_text(folder / "results.html", html_page(found, folder))
 
 
 def collect(study: Study) -> Results:
