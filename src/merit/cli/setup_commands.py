@@ -56,7 +56,7 @@ def plan(
     """Estimates what each stage will cost, beside joint training, and states its assumptions."""
     from merit.cli.console import print_table, say, say_json, show_progress
     from merit.plan.costs import plan_rows
-    from merit.plan.plan import plan_run
+    from merit.plan.estimate import plan_run
 
     with show_progress() as progress:
         result = plan_run(file, tokens_per_second, progress)
