@@ -13,7 +13,7 @@ from merit.cli.options import Json, Run
 
 if TYPE_CHECKING:
     from merit.context import RunContext
-    from merit.train.grow import Cost
+    from merit.train.add_remove import Cost
 
 Baselines = Annotated[bool, typer.Option("--baselines", help="Also train the baselines on the new mixture.")]
 
@@ -35,7 +35,7 @@ def add(
 ) -> None:
     """Adds a dataset: places it on the saved axes, retrains its branch, then merges again."""
     from merit.config.mixture import DatasetConfig
-    from merit.train.grow import add_dataset
+    from merit.train.add_remove import add_dataset
 
     path = str(Path(source).resolve()) if Path(source).exists() else source
     dataset = DatasetConfig(path=path, weight=weight, max_examples=max_examples)
@@ -49,7 +49,7 @@ def remove(
     json: Json = False,
 ) -> None:
     """Removes a dataset: retrains its branch without it, then merges again."""
-    from merit.train.grow import remove_dataset
+    from merit.train.add_remove import remove_dataset
 
     _grow(run, lambda context, go: remove_dataset(context, name, go, baselines=baselines), json=json)
 

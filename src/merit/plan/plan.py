@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from merit.base.errors import InputError, Problems
+from merit.base.machine import visible_gpus
 from merit.base.progress import SILENT, Progress
 from merit.config.model import Role
 from merit.config.train import LoraSection, TrainConfig
@@ -14,7 +15,6 @@ from merit.context import RunContext
 from merit.data.check import CheckReport
 from merit.data.example import IGNORED, Encoded
 from merit.data.mixture import Mixture
-from merit.jobs.devices import visible_gpus
 from merit.models.checkpoint import Checkpoint
 from merit.models.layout import FROZEN, role_of
 from merit.plan.costs import ModelFacts, Plan
@@ -82,7 +82,7 @@ def measure_speed(folder: Path, train: TrainConfig, mixture: Mixture) -> float:
     """Tokens a second of forward and backward on this machine's device: the best of three, after a warm-up."""
     import torch
 
-    from merit.compute.nll import supervised_nll
+    from merit.compute.losses import supervised_nll
     from merit.models.loading import autocast, load_model, pick_precision
 
     model = load_model(folder).train()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
 from merit.config.methods import MethodConfig
@@ -28,7 +28,7 @@ from merit.study.spec import Study
 from merit.train.spec import BranchData, BranchSpec
 
 _SEED_STEP = 1000  # between the training seeds of two study seeds: room for a soup's copies
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class SeedData:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from merit.base.files import atomic_path
-from merit.base.logging import get_logger
 from merit.study.results import Comparison, Ray, Results, Row
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 _COLOURS = {"joint": "#1b6ca8", "merit": "#c0392b", "random": "#7f8c8d", "soup": "#8e44ad", "other": "#2d8a4e"}
 _NAMES = {"in_mixture": "in-mixture", "unseen": "unseen families", "retention": "retention", "average": "average"}
 _SALT = "merit"  # of ids in the SVG: the same results give the same file

@@ -7,6 +7,7 @@ this job or another, is not trained again, and a method that is measured is not 
 from __future__ import annotations
 
 import gc
+import logging
 import shutil
 import time
 from collections import Counter
@@ -14,12 +15,11 @@ from typing import Any
 
 from merit.base.errors import StageError
 from merit.base.kept import Files, kept
-from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress, write_state
 from merit.base.record import fingerprint
 from merit.config.merge import OTHER_RIDGE
 from merit.config.methods import FOREIGN_RULES, MethodConfig
-from merit.jobs.job_side import job_lock
+from merit.jobs.process import job_lock
 from merit.merge.ray import Ray, State, norm
 from merit.merge.rule import Branches, find_rule
 from merit.merge.tensors import merge_tensors
@@ -30,14 +30,14 @@ from merit.study.layout import foreign_step, mergekit
 from merit.study.measure import Examples, drift_set, measure, other_rows
 from merit.study.scores import MethodResult, PointResult, PointScores, Summary
 from merit.study.spec import Study
+from merit.train.branch import train_branch
 from merit.train.rows import training_rows
 from merit.train.spec import BranchResult, BranchSpec
-from merit.train.train import train_branch
 
 VERSION = 1  # raise it when a score would come out differently
 _LONG_RAY = 4  # points; a ray of so many is drawn, so all of it is measured on test examples
 _PATIENCE_SECONDS = 24 * 3600
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def job_mark(study: Study) -> str:

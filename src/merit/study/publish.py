@@ -13,8 +13,7 @@ import numpy as np
 from merit.base.errors import InputError
 from merit.base.files import write_text
 from merit.base.kept import kept
-from merit.base.machine import usable_cores
-from merit.jobs.devices import gpu_names
+from merit.base.machine import gpu_names, usable_cores
 from merit.study.advice import QuestionResult, answers
 from merit.study.compare import AVERAGE, compare, difference, shared_examples
 from merit.study.gather import Contender, contenders, face_names

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from merit.base.markdown import plain
+from merit.base.words import plain
 from merit.study.results import Comparison, Interval, Results, Row
 
 _FACES = {"in_mixture": "in-mixture", "unseen": "unseen", "retention": "retention", "average": "average"}
