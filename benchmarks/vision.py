@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from merit.compute.nll import aligned_batch, length_batches
+from merit.compute.batches import aligned_batch, length_batches
 from merit.config.calibration import CalibrationConfig
 from merit.config.mixture import DatasetConfig
 from merit.config.model import ModelConfig

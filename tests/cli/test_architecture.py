@@ -58,7 +58,7 @@ JOBS_USERS = {
 MAY_CATCH_ALL = {
     "data/image.py",
     "evaluate/exact.py",
-    "jobs/ray_cluster.py",
+    "jobs/engines/ray.py",
     "merge/stream.py",
     "models/loading.py",
     "models/vision.py",
@@ -82,10 +82,9 @@ HOLD_TENSORS = (
     "models/vision.py",
     "study/measure.py",
     "study/warmup.py",
+    "train/branch.py",
     "train/callbacks.py",
-    "train/loss.py",
     "train/rows.py",
-    "train/train.py",
     "train/trainer.py",
     "train/trl_arguments.py",
 )

@@ -11,7 +11,7 @@ from PIL import Image
 from runs import merit
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, LlavaProcessor
 
-from merit.compute.nll import supervised_nll
+from merit.compute.losses import supervised_nll
 from merit.data.store import EncodedDataset
 from merit.diagnose.gate import GateResult
 from merit.evaluate.scores import ModelScores

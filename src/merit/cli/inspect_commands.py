@@ -137,8 +137,8 @@ def advise(
     from merit.evaluate.scores import Table
     from merit.run.layout import RunDir
     from merit.study.advice import advise_run, advise_study, parse_trade_off
-    from merit.study.spec import StudyDir
     from merit.study.results import Results
+    from merit.study.spec import StudyDir
 
     weights = parse_trade_off(prefer)
     # Committed results hold results.json alone, without the rest of the study.
@@ -198,9 +198,8 @@ def theory(
 ) -> None:
     """Tests the paper's theorems on quadratic tasks, and shows their limits. Needs no run or model."""
     from merit.cli.console import print_table, say, say_json
-    from merit.theory.lab import lab_rows, lab_sentences
+    from merit.theory.lab import lab_rows, lab_sentences, run_lab
     from merit.theory.splits import split_rows
-    from merit.theory.lab import run_lab
 
     result = run_lab(seed=seed, instances=instances, axes=axes)
     if json:

@@ -196,7 +196,7 @@ def train(
 
     show_messages()
     if "://" in file:
-        from merit.train.remote_job import run_remote_branch_job
+        from merit.train.staging import run_remote_branch_job
 
         options = ["--processes", str(processes)] if processes > 1 else []
         options += ["--accelerate", str(accelerate)] if accelerate is not None else []

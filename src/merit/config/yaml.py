@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,12 +11,11 @@ import yaml
 from pydantic import ValidationError
 
 from merit.base.errors import InputError, Problems
-from merit.base.logging import get_logger
 from merit.config.explain import explain
 from merit.config.root import RunConfig
 from merit.config.section import Location, Section, rename_keys
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 MAX_BYTES = 4_000_000
 MAX_DEPTH = 30
 MAX_DIGITS = 18

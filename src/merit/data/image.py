@@ -10,6 +10,7 @@ import binascii
 import contextlib
 import hashlib
 import json
+import logging
 import sqlite3
 import stat
 import warnings
@@ -23,7 +24,6 @@ from typing import Any
 
 from merit.base.errors import InputError
 from merit.base.files import write_bytes
-from merit.base.logging import get_logger
 from merit.base.machine import usable_cores
 from merit.data.fetch import fetch
 from merit.data.row import MAX_ROW_BYTES
@@ -282,7 +282,7 @@ def _pillow() -> Any:
 
 
 _VERSION = 1  # of what `inspect` finds
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 Checked = tuple[bytes, ImageFacts]
 

@@ -3,6 +3,7 @@ predicts against the measured one."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merit.base.errors import InputError
-from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Counter, Progress
 from merit.conflict.axes import centred
 from merit.data.example import Encoded
@@ -25,7 +25,7 @@ from merit.diagnose.live import LiveModel
 from merit.diagnose.models import BASE, MERGE, Models
 from merit.theory.quadratic import gain_of_projections
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 RANDOM_VECTORS = 16
 
 

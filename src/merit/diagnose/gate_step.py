@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from pathlib import Path
 from typing import Any
 
 from merit.base.errors import StageError
-from merit.base.logging import get_logger
 from merit.base.record import fingerprint
 from merit.config.prepare import GateConfig
 from merit.context import Method, RunContext, Step
@@ -17,13 +17,13 @@ from merit.diagnose.models import BASE, MERGE
 from merit.run.layout import GATE
 from merit.split.partition import Partition
 from merit.split.splitter import find_splitter
-from merit.train.launch import branch_job
+from merit.train.job import branch_job
 from merit.train.spec import BranchSpec
 from merit.train.step import branch_results, branch_specs, check_branches, drop_surplus, prepare_branch, run_jobs
 
 NAME = "gate"
 _STEPS = 10  # of a pilot, at least: a single step says nothing
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def wanted(context: RunContext) -> bool:

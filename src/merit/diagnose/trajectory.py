@@ -6,17 +6,17 @@ the merge at any moment is the weighted mean of the branches' sketches.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from merit.base.logging import get_logger
 from merit.diagnose.checks.displacement import Trajectories
 from merit.diagnose.models import JOINT, MERGE
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def trajectories(folders: Mapping[str, Path], branches: Sequence[str], weights: Sequence[float]) -> Trajectories | None:

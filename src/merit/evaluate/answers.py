@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from merit.compute.nll import in_dtype, length_batches
+from merit.compute.batches import in_dtype, length_batches
 from merit.models.loading import images_of
 
 

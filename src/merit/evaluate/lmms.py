@@ -10,7 +10,7 @@ from pathlib import Path
 
 from merit.base.errors import InputError, StageError
 from merit.base.files import read_json
-from merit.base.program import PYTHON
+from merit.base.machine import PYTHON
 from merit.base.record import Record
 
 # The eight of the paper → lmms-eval's tasks. LLaVA-W and MM-Vet are judged by a model behind an API: set its key.

@@ -15,7 +15,7 @@ from merit.base.record import fingerprint
 from merit.context import RunContext
 from merit.evaluate.scores import DriftSet, Subject, stored_scores, work_units
 from merit.jobs.job import Job
-from merit.jobs.job_side import die_with_parent
+from merit.jobs.process import die_with_parent
 from merit.merge.step import merged_branches
 from merit.models.source import weights_fingerprint
 from merit.run.events import stage_events

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from merit.base.errors import InputError
-from merit.base.logging import get_logger
 from merit.context import Method, RunContext
 from merit.run.events import stage_events
 from merit.run.guard import run_lock
 from merit.train.step import branch_specs, prepare_branch
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def hand_over(context: RunContext, trainer: str, method: str) -> list[Path]:

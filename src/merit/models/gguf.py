@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import struct
 import warnings
 from importlib import util
@@ -12,9 +13,8 @@ from pathlib import Path
 from merit.base.errors import InputError
 from merit.base.files import safe_name, sha256_file
 from merit.base.kept import made_once
-from merit.base.logging import get_logger
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 # What the reader raises on truncated and damaged files: it trusts the lengths that it finds in them.
 _DAMAGE = (
     *(ValueError, OSError, LookupError, ArithmeticError, TypeError, AttributeError, RuntimeError, MemoryError),

@@ -63,7 +63,7 @@ def measure_speed(folder: Path, train: TrainConfig, mixture: Mixture) -> float:
     """Tokens a second of forward and backward on this machine's device: the best of three, after a warm-up."""
     import torch
 
-    from merit.compute.nll import supervised_nll
+    from merit.compute.losses import supervised_nll
     from merit.models.loading import autocast, load_model, pick_precision
 
     model = load_model(folder).train()

@@ -7,6 +7,7 @@ this job or another, is not trained again, and a method that is measured is not 
 from __future__ import annotations
 
 import gc
+import logging
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,6 @@ from numpy.typing import NDArray
 from merit.base.errors import StageError
 from merit.base.files import write_text
 from merit.base.kept import Files, kept
-from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress, write_state
 from merit.base.record import fingerprint
 from merit.config.merge import OTHER_RIDGE
@@ -34,7 +34,7 @@ from merit.conflict.similarity import half_gram
 from merit.data.build import build_mixture
 from merit.data.mixture import Mixture
 from merit.gradients.collect import Measurement, collect_sketches
-from merit.jobs.job_side import job_lock
+from merit.jobs.process import job_lock
 from merit.merge.ray import Ray, State, norm
 from merit.merge.recipe import other_method_recipe
 from merit.merge.rule import Branches, find_rule
@@ -56,13 +56,13 @@ from merit.study.measure import (
     other_rows,
 )
 from merit.study.spec import VERSION, Study, job_mark
+from merit.train.branch import train_branch
 from merit.train.rows import training_rows
 from merit.train.spec import BranchData, BranchResult, BranchSpec
-from merit.train.train import train_branch
 
 _LONG_RAY = 4  # points; a ray of so many is drawn, so all of it is measured on test examples
 _PATIENCE_SECONDS = 24 * 3600
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class Job:
@@ -260,7 +260,6 @@ class Job:
 
 
 _SEED_STEP = 1000  # between the training seeds of two study seeds: room for a soup's copies
-_log = get_logger(__name__)
 
 
 class SeedData:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from pathlib import Path
 
 from merit.base.errors import InputError
 from merit.base.files import sweep_parts
 from merit.base.kept import kept
-from merit.base.logging import get_logger
-from merit.base.program import merit_command
+from merit.base.machine import merit_command
 from merit.base.progress import SILENT, Progress
 from merit.base.record import Record, fingerprint
 from merit.jobs.drive import RetryPolicy
 from merit.jobs.engine import make_executor
 from merit.jobs.job import Job as LaunchedJob
-from merit.jobs.job_side import die_with_parent, job_lock
+from merit.jobs.process import die_with_parent, job_lock
 from merit.run.events import stage_events
 from merit.run.guard import run_lock
 from merit.run.layout import BranchDir
 from merit.study.measure import Summary
 from merit.study.spec import Study, job_mark
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def run_study(
