@@ -28,7 +28,8 @@ from merit.config.train import TrainConfig
 from merit.conflict.records import AxesResult, ConflictResult
 from merit.data.mixture import Mixture
 from merit.diagnose.check import all_checks
-from merit.evaluate.scores import DriftSet, ModelScores, Table
+from merit.evaluate.drift import DriftSet
+from merit.evaluate.scores import ModelScores, Table
 from merit.jobs import slurm_queue
 from merit.report import page as page_builder
 from merit.report.build import build_report, render_report

@@ -11,7 +11,7 @@ from merit.cli.options import File, Json, Output, Redo
 
 if TYPE_CHECKING:
     from merit.context import RunContext
-    from merit.diagnose.gate import GateResult
+    from merit.gate.step import GateResult
 
 
 def register(app: typer.Typer) -> None:
@@ -46,7 +46,7 @@ def prepare(file: File, output: Output = None, redo: Redo = False, json: Json = 
 
 
 def _result(context: RunContext) -> GateResult | None:
-    from merit.diagnose.gate import GateResult
+    from merit.gate.step import GateResult
 
     return GateResult.load(context.run.gate_record) if context.run.gate_record.is_file() else None
 

@@ -31,8 +31,8 @@ from merit.conflict.similarity import HalfGram, cosines
 from merit.data.example import Encoded
 from merit.data.mixture import Mixture
 from merit.data.store import EncodedDataset
-from merit.evaluate.drift import general_prompts, general_texts
-from merit.evaluate.scores import DatasetScore, DriftSet
+from merit.evaluate.drift import DriftSet, general_prompts, general_texts
+from merit.evaluate.scores import DatasetScore
 from merit.gradients.store import SketchStore
 from merit.models.loading import Precision
 from merit.run.layout import RunDir

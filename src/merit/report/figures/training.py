@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from merit.base.words import count, decimal, duration, shorten, signed
-from merit.diagnose.gate import GateResult
+from merit.gate.step import GateResult
 from merit.report.drawing import between, whiskers
 from merit.report.evidence import BranchEvidence, MethodEvidence
 from merit.report.figure import DataTable, Figure

@@ -6,8 +6,8 @@ from typing import Any
 
 from merit.base.words import NONE, count, decimal, plural
 from merit.config.prepare import GateConfig
-from merit.diagnose.gate import GateResult
 from merit.diagnose.records import with_interval
+from merit.gate.step import GateResult
 from merit.report.evidence import Evidence
 from merit.report.figure import DataTable, Section
 from merit.report.figures.training import barriers_figure
