@@ -183,9 +183,9 @@ def _diagnose(
     inits: list[Path], starts: list[int], folder: Path, steps: int, *, alike: bool = False
 ) -> dict[str, object]:
     """Two branches on data of their own, or both on all of it (`alike`)."""
-    from merit.diagnose.connectivity import connectivity, segment_pairs
-    from merit.diagnose.displacement import displacement, measure_moves
-    from merit.diagnose.gain import merging_gain
+    from merit.diagnose.checks.displacement import displacement, measure_moves
+    from merit.diagnose.checks.gain import merging_gain
+    from merit.diagnose.checks.lmc import connectivity, segment_pairs
     from merit.diagnose.losses import LossSet
 
     branches = []

@@ -13,8 +13,8 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTo
 
 from merit.compute.losses import supervised_nll
 from merit.data.store import EncodedDataset
-from merit.diagnose.gate import GateResult
 from merit.evaluate.scores import ModelScores
+from merit.gate.step import GateResult
 from merit.models.layout import role_of
 from merit.models.loading import load_model
 from merit.run.layout import RunDir

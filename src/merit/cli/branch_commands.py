@@ -117,7 +117,7 @@ def handover(
 
     with show_progress() as progress:
         context = RunContext.open(file, output=output, progress=progress)
-        from merit.handover.step import hand_over
+        from merit.handover.write import hand_over
         from merit.pipeline import run_pipeline
 
         run_pipeline(context, until="split")

@@ -13,7 +13,7 @@ from merit.cli.options import File, Json
 if TYPE_CHECKING:
     from merit.data.check import CheckReport
     from merit.data.mixture import Rendered
-    from merit.doctor.finding import Diagnosis
+    from merit.doctor.checks import Diagnosis
 
 
 def init(
@@ -155,7 +155,7 @@ def doctor(
     """Checks that a model computes the same numbers here alone and batched, padded and packed, in fp32 and bf16, whole
     and sketched. Exits with 1 if it does not."""
     from merit.cli.console import say_json, show_progress
-    from merit.doctor.doctor import DEFAULT, examine_model
+    from merit.doctor.examine import DEFAULT, examine_model
 
     with show_progress() as progress:
         found = examine_model(model or DEFAULT, progress)

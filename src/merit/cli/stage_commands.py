@@ -30,7 +30,7 @@ from merit.cli.run_commands import execute
 
 if TYPE_CHECKING:
     from merit.context import RunContext
-    from merit.diagnose.gate import GateResult
+    from merit.gate.step import GateResult
 
 
 def prepare(file: File, output: Output = None, redo: Redo = False, json: Json = False) -> None:
@@ -60,7 +60,7 @@ def prepare(file: File, output: Output = None, redo: Redo = False, json: Json = 
 
 
 def _result(context: RunContext) -> GateResult | None:
-    from merit.diagnose.gate import GateResult
+    from merit.gate.step import GateResult
 
     return GateResult.load(context.run.gate_record) if context.run.gate_record.is_file() else None
 

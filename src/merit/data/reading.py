@@ -24,7 +24,8 @@ from merit.data.example import Example
 from merit.data.format import RowFormat, choose_format
 from merit.data.image import BadImage
 from merit.data.image_fields import NO_FOLDER, ImageSource
-from merit.data.source import Source, open_source
+from merit.data.row import Source
+from merit.data.source import open_source
 
 _PROBED = 20
 

@@ -20,11 +20,9 @@ from merit.config.calibration import CalibrationConfig
 from merit.config.diagnose import CheckName, DiagnoseConfig
 from merit.data.example import Encoded
 from merit.data.store import EncodedDataset, calibration_rows
-from merit.diagnose.aligned import Aligned
-from merit.diagnose.check import Check, find_check
-from merit.diagnose.displacement import Moves, measure_moves
-from merit.diagnose.journal import Journal
-from merit.diagnose.live import LiveModel
+from merit.diagnose.check import Check, Journal, find_check
+from merit.diagnose.checks.displacement import Moves, measure_moves
+from merit.diagnose.live import Aligned, LiveModel
 from merit.diagnose.losses import LossSet
 from merit.diagnose.models import JOINT, MERGE, Models
 from merit.diagnose.records import CheckResult

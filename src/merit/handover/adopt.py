@@ -11,9 +11,8 @@ from merit.base.files import read_json
 from merit.base.kept import files_below, keep
 from merit.base.record import fingerprint
 from merit.context import RunContext
-from merit.handover.bundle import OUTPUT, Handover
-from merit.handover.step import find_method
-from merit.handover.write import MANIFEST
+from merit.handover.bundle import MANIFEST, OUTPUT, Handover
+from merit.handover.write import find_method
 from merit.jobs.process import job_lock
 from merit.models.adapter import is_adapter
 from merit.models.checkpoint import Checkpoint

@@ -16,8 +16,8 @@ from merit.config.study import MEASURED, FacesConfig
 from merit.data.example import Encoded
 from merit.data.mixture import Mixture
 from merit.data.store import EncodedDataset
-from merit.evaluate.drift import general_prompts, general_texts
-from merit.evaluate.scores import DatasetScore, DriftSet
+from merit.evaluate.drift import DriftSet, general_prompts, general_texts
+from merit.evaluate.scores import DatasetScore
 from merit.models.loading import Precision
 from merit.run.layout import RunDir
 from merit.study.spec import Study
