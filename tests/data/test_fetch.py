@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from merit.config.mixture import DatasetConfig
-from merit.config.root import RunConfig
+from merit.config.run import RunConfig
+from merit.config.sections import DatasetConfig
 from merit.data import fetch as fetch_module
 from merit.data import image
 from merit.data.check import check_mixture

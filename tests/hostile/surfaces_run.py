@@ -23,8 +23,7 @@ from verdict import Escape
 from merit.base.files import inside, safe_name
 from merit.base.record import Record
 from merit.cli.console import print_table
-from merit.config.model import ModelConfig
-from merit.config.train import TrainConfig
+from merit.config.sections import ModelConfig, TrainConfig
 from merit.conflict.records import AxesResult, ConflictResult
 from merit.data.mixture import Mixture
 from merit.diagnose.check import all_checks

@@ -17,7 +17,7 @@ from merit.base.files import disk_errors
 from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
-from merit.config.root import RunConfig
+from merit.config.run import RunConfig
 from merit.data.encode import Encoder
 from merit.data.example import Example
 from merit.data.image import BadImage, ImageChecker

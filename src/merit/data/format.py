@@ -13,7 +13,7 @@ from typing import Any
 
 from merit.base import extensions
 from merit.base.errors import InputError
-from merit.config.mixture import DatasetConfig, FormatName
+from merit.config.sections import DatasetConfig, FormatName
 from merit.data.example import Example, Message
 from merit.data.image_fields import NO_FOLDER, ImageSource, place_images, row_images
 from merit.data.template import text_field

@@ -19,7 +19,7 @@ import numpy as np
 
 from merit.base.errors import InputError
 from merit.base.program import PYTHON
-from merit.config.mixture import DatasetConfig
+from merit.config.sections import DatasetConfig
 from merit.data.row import Row
 
 PREFIX = "reasoning_gym:"

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merit.base.errors import InputError
-from merit.config.mixture import DatasetConfig
+from merit.config.sections import DatasetConfig
 from merit.data import source as hub
 from merit.data.example import Example
 from merit.data.format import RowFormat, choose_format

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from merit.base.errors import InputError
-from merit.config.mixture import DatasetConfig
+from merit.config.sections import DatasetConfig
 from merit.data import files, gym, visual
 from merit.data import source as hub
 from merit.data.row import Row, Source

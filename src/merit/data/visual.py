@@ -11,7 +11,7 @@ from io import BytesIO
 import numpy as np
 
 from merit.base.errors import InputError
-from merit.config.mixture import DatasetConfig
+from merit.config.sections import DatasetConfig
 from merit.data.row import Row
 from merit.demo.visual_tasks import TASKS, VERSION, Made
 

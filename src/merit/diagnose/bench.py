@@ -16,8 +16,8 @@ from merit.base.kept import kept
 from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
-from merit.config.calibration import CalibrationConfig
 from merit.config.diagnose import CheckName, DiagnoseConfig
+from merit.config.sections import CalibrationConfig
 from merit.data.example import Encoded
 from merit.data.store import EncodedDataset, calibration_rows
 from merit.diagnose.aligned import Aligned

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from merit.base import extensions
 from merit.base.errors import InputError
-from merit.config.section import Section
+from merit.config.sections import Section
 from merit.diagnose.records import CheckResult
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from merit.base.record import Record
-from merit.config.prepare import GateConfig
+from merit.config.sections import GateConfig
 from merit.diagnose.records import Segment
 
 

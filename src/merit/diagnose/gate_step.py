@@ -9,7 +9,7 @@ from typing import Any
 from merit.base.errors import StageError
 from merit.base.logging import get_logger
 from merit.base.record import fingerprint
-from merit.config.prepare import GateConfig
+from merit.config.sections import GateConfig
 from merit.context import Method, RunContext, Step
 from merit.data.store import EncodedDataset
 from merit.diagnose.gate import GateResult, judge

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merit.base.progress import SILENT, Progress
-from merit.config.model import ModelConfig
+from merit.config.sections import ModelConfig
 from merit.models.source import EMBEDDED, resolve_model
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from merit.base.machine import free_memory
 from merit.compute.abilities import Abilities
-from merit.config.calibration import CalibrationConfig
+from merit.config.sections import CalibrationConfig
 from merit.data.example import Encoded
 from merit.gradients.engine import GradientEngine
 from merit.gradients.sketch import SketchSpec

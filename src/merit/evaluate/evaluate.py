@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from merit.compute.losses import example_losses
-from merit.config.evaluate import EvaluateConfig
+from merit.config.sections import EvaluateConfig
 from merit.data.example import Encoded
 from merit.data.mixture import DatasetSummary, Mixture
 from merit.data.store import EncodedDataset

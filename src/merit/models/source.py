@@ -13,7 +13,7 @@ from typing import Any
 
 from merit.base.errors import InputError, first_line
 from merit.base.files import read_json
-from merit.config.model import ModelConfig
+from merit.config.sections import ModelConfig
 from merit.demo import tiny_vlm
 from merit.models.checkpoint import INDEX, no_weights, read_entries, read_index
 

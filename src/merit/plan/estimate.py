@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from merit.config import RunConfig
-from merit.config.split import UNSPLIT
+from merit.config.sections import UNSPLIT
 from merit.data.mixture import Mixture
 from merit.gradients.sketch import LEAST
 from merit.gradients.store import HASHED

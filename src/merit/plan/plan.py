@@ -8,8 +8,7 @@ from pathlib import Path
 
 from merit.base.errors import InputError, Problems
 from merit.base.progress import SILENT, Progress
-from merit.config.model import Role
-from merit.config.train import LoraSection, TrainConfig
+from merit.config.sections import LoraSection, Role, TrainConfig
 from merit.context import RunContext
 from merit.data.check import CheckReport
 from merit.data.example import IGNORED, Encoded

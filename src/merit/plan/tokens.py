@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from merit.config.evaluate import EvaluateConfig
+from merit.config.sections import EvaluateConfig
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
 from merit.split.partition import Partition
 from merit.split.splitter import find_splitter

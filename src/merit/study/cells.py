@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
-from merit.config.methods import MethodConfig
-from merit.config.split import UNSPLIT
+from merit.config.sections import UNSPLIT
+from merit.config.study import MethodConfig
 from merit.conflict.measure import measure_conflict
 from merit.conflict.records import AxesResult
 from merit.conflict.similarity import half_gram

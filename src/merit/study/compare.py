@@ -21,7 +21,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from merit.config.merge import PUBLISHED
+from merit.config.sections import PUBLISHED
 from merit.evaluate.scores import DatasetScore
 from merit.evaluate.statistics import half_width, p_value
 from merit.split.splitter import find_splitter

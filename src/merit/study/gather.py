@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from merit.base.errors import StageError
-from merit.config.methods import MethodConfig
+from merit.config.study import MethodConfig
 from merit.evaluate.scores import DatasetScore
 from merit.split.splitter import known_splitter
 from merit.study.scores import DRIFT, FACES, Faces, MethodResult, PointResult, PointScores, Summary

@@ -17,8 +17,8 @@ from merit.base.kept import Files, kept
 from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress, write_state
 from merit.base.record import fingerprint
-from merit.config.merge import OTHER_RIDGE
-from merit.config.methods import FOREIGN_RULES, MethodConfig
+from merit.config.sections import OTHER_RIDGE
+from merit.config.study import FOREIGN_RULES, MethodConfig
 from merit.jobs.job_side import job_lock
 from merit.merge.ray import Ray, State, norm
 from merit.merge.rule import Branches, find_rule

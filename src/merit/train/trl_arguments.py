@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl import SFTConfig
 
 from merit.base.errors import InputError
-from merit.config.train import TrainConfig
+from merit.config.sections import TrainConfig
 from merit.models.loading import pick_precision
 from merit.run.layout import BranchDir, RunDir
 from merit.train.callbacks import group_name, run_name

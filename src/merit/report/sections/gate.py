@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from merit.base.words import NONE, count, decimal, plural
-from merit.config.prepare import GateConfig
+from merit.config.sections import GateConfig
 from merit.diagnose.gate import GateResult
 from merit.diagnose.records import with_interval
 from merit.report.evidence import Evidence
