@@ -77,7 +77,6 @@ HOLD_TENSORS = (
     "gradients/",
     "merge/",
     "models/assemble.py",
-    "models/gguf.py",
     "models/loading.py",
     "models/vision.py",
     "study/init.py",

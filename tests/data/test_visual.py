@@ -9,8 +9,7 @@ import pytest
 from merit.base.errors import InputError
 from merit.config.sections import DatasetConfig
 from merit.data.reading import DatasetReader
-from merit.data.visual import VisualSource
-from merit.demo.visual_tasks import TASKS
+from merit.demo.visual import TASKS, VisualSource
 
 
 @pytest.mark.parametrize("task", TASKS)

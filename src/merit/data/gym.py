@@ -20,7 +20,7 @@ import numpy as np
 from merit.base.errors import InputError
 from merit.base.program import PYTHON
 from merit.config.sections import DatasetConfig
-from merit.data.row import Row
+from merit.data.example import Row
 
 PREFIX = "reasoning_gym:"
 DEFAULT_SIZE = 500
