@@ -81,7 +81,6 @@ HOLD_TENSORS = (
     "gradients/",
     "merge/",
     "models/assemble.py",
-    "models/gguf.py",
     "models/loading.py",
     "models/vision.py",
     "study/measure.py",

@@ -15,7 +15,7 @@ from values import as_json
 
 from merit.base.errors import InputError, Problems
 from merit.base.files import read_json, write_json
-from merit.config.model import ModelConfig
+from merit.config.sections import ModelConfig
 from merit.config.yaml import read_yaml
 from merit.conflict.records import load_similarity
 from merit.data.files import ParquetFile

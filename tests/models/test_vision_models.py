@@ -14,9 +14,7 @@ from transformers import AutoModelForImageTextToText
 from merit.base.errors import InputError
 from merit.compute.abilities import Abilities
 from merit.compute.losses import supervised_nll
-from merit.config.calibration import CalibrationConfig
-from merit.config.model import ModelConfig
-from merit.config.train import LoraSection, TrainConfig
+from merit.config.sections import CalibrationConfig, LoraSection, ModelConfig, TrainConfig
 from merit.data.encode import Encoder
 from merit.data.example import Encoded, Example, Message
 from merit.data.image import ImageRef, decode

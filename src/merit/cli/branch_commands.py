@@ -169,7 +169,7 @@ def add(
     json: Json = False,
 ) -> None:
     """Adds a dataset: places it on the saved axes, retrains its branch, then merges again."""
-    from merit.config.mixture import DatasetConfig
+    from merit.config.sections import DatasetConfig
     from merit.train.add_remove import add_dataset
 
     path = str(Path(source).resolve()) if Path(source).exists() else source

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def prepare(file: File, output: Output = None, redo: Redo = False, json: Json = False) -> None:
     """Trains θ0 jointly until it is merge-ready, then a pilot of every branch: go or no-go. Resumes."""
     from merit.cli.console import say, say_json, show_progress
-    from merit.config.prepare import GateConfig, PrepareConfig
+    from merit.config.sections import GateConfig, PrepareConfig
     from merit.context import RunContext
 
     with show_progress() as progress:

@@ -17,11 +17,10 @@ from merit.base.errors import InputError
 from merit.base.files import disk_errors
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
-from merit.config.root import RunConfig
-from merit.data.encode import Encoder
+from merit.config.run import RunConfig
+from merit.data.encode import Encoder, Look
 from merit.data.example import Example
 from merit.data.image import BadImage, ImageChecker
-from merit.data.image_layout import Look
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
 from merit.data.reading import DatasetReader, Read, Selection, chosen_rows, is_held_out, select
 from merit.data.store import VERSION, EncodedDataset, StoredExample, write_store

@@ -16,8 +16,8 @@ from merit.base.errors import InputError
 from merit.base.kept import kept
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
-from merit.config.calibration import CalibrationConfig
 from merit.config.diagnose import CheckName, DiagnoseConfig
+from merit.config.sections import CalibrationConfig
 from merit.data.example import Encoded
 from merit.data.store import EncodedDataset, calibration_rows
 from merit.diagnose.check import Check, Journal, find_check

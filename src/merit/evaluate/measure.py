@@ -16,7 +16,7 @@ from merit.base.kept import kept
 from merit.base.locks import claim
 from merit.base.progress import Counter, FileProgress
 from merit.base.record import fingerprint
-from merit.config.evaluate import EvaluateConfig
+from merit.config.sections import EvaluateConfig
 from merit.context import RunContext
 from merit.data.example import Encoded
 from merit.data.mixture import DatasetSummary, Mixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from merit.base.kept import kept
 from merit.base.record import Record, Sealed
-from merit.config.evaluate import EvaluateConfig
+from merit.config.sections import EvaluateConfig
 from merit.data.mixture import Mixture
 from merit.run.layout import RunDir
 

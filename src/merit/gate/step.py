@@ -10,7 +10,7 @@ from typing import Any
 
 from merit.base.errors import StageError
 from merit.base.record import Record, fingerprint
-from merit.config.prepare import GateConfig
+from merit.config.sections import GateConfig
 from merit.context import Method, RunContext, Step
 from merit.data.store import EncodedDataset
 from merit.diagnose.models import BASE, MERGE

@@ -15,7 +15,7 @@ from merit.base.errors import InputError, StageError
 from merit.base.files import disk_errors, write_text
 from merit.base.kept import checksums, damaged, files_below
 from merit.base.progress import SILENT, Progress
-from merit.config.merge import MEMORY_BYTES
+from merit.config.sections import MEMORY_BYTES
 from merit.merge.card import CARD, merge_card
 from merit.merge.journal import NAME as JOURNAL
 from merit.merge.journal import Journal

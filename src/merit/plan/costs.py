@@ -8,8 +8,7 @@ from pathlib import Path
 
 from merit.base.record import Record
 from merit.base.words import NONE, compact, data_size, duration
-from merit.config.model import Role
-from merit.config.train import LoraSection, TrainConfig
+from merit.config.sections import LoraSection, Role, TrainConfig
 from merit.data.example import IGNORED, Encoded
 from merit.data.mixture import Mixture
 from merit.models.checkpoint import Checkpoint

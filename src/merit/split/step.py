@@ -11,7 +11,7 @@ import numpy as np
 from merit.base.errors import InputError
 from merit.base.files import sha256_file
 from merit.base.record import fingerprint
-from merit.config.split import UNSPLIT
+from merit.config.sections import UNSPLIT
 from merit.conflict.records import AxesResult, load_similarity
 from merit.conflict.similarity import half_gram
 from merit.conflict.step import wanted as has_conflict

@@ -25,9 +25,8 @@ from merit.base.files import write_text
 from merit.base.kept import Files, kept
 from merit.base.progress import SILENT, Progress, write_state
 from merit.base.record import fingerprint
-from merit.config.merge import OTHER_RIDGE
-from merit.config.methods import FOREIGN_RULES, MethodConfig
-from merit.config.split import UNSPLIT
+from merit.config.sections import OTHER_RIDGE, UNSPLIT
+from merit.config.study import FOREIGN_RULES, MethodConfig
 from merit.conflict.measure import measure_conflict
 from merit.conflict.records import AxesResult
 from merit.conflict.similarity import half_gram

@@ -13,10 +13,8 @@ import yaml
 from merit.base.errors import InputError
 from merit.base.files import write_text
 from merit.base.record import fingerprint
-from merit.config.evaluate import EvaluateConfig
-from merit.config.mixture import DatasetConfig
-from merit.config.model import ModelConfig
-from merit.config.root import RunConfig
+from merit.config.run import RunConfig
+from merit.config.sections import DatasetConfig, EvaluateConfig, ModelConfig
 from merit.config.study import StudyConfig
 from merit.config.yaml import load_section
 from merit.models.source import ModelFolder, resolve_model

@@ -18,8 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from merit.base.files import atomic_dir
 from merit.base.progress import SILENT, Progress
-from merit.config.model import ModelConfig
-from merit.config.root import RunConfig
+from merit.config.run import RunConfig
+from merit.config.sections import ModelConfig
 from merit.config.study import StudyConfig, WarmupConfig
 from merit.data.build import build_mixture, open_readers
 from merit.models.source import resolve_model
