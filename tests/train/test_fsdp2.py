@@ -104,6 +104,8 @@ def test_a_killed_rank_resumes_to_the_same_bits(
     branch, code = shard(alone, configuration, tmp_path / "run", KILL_AFTER_CHECKPOINT="2")
     assert code != 0
     assert not branch.done.exists()
+    parts = branch.training_state / "checkpoint-2" / "pytorch_model_fsdp_0"
+    assert len(list(parts.glob("__*.distcp"))) == 2  # each rank wrote its own shard
     branch, code = shard(alone, configuration, tmp_path / "run")
     assert code == 0
     assert [entry["step"] for entry in steps(branch)] == [entry["step"] for entry in steps(sharded)]

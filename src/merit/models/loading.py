@@ -35,11 +35,13 @@ def load_model(
     trust_remote_code: bool = False,
     dtype: torch.dtype | str = torch.float32,
     freeze: Collection[Role] | None = None,
+    device: torch.device | None = None,
 ) -> PreTrainedModel:
-    """A model on the best device, in `dtype` (`"auto"`: as stored), safetensors only. One that takes images and text
-    carries its `ModelImages`. Tensors that it has no place for are told as a warning.
+    """A model in `dtype` (`"auto"`: as stored), safetensors only. One that takes images and text carries its
+    `ModelImages`. Tensors that it has no place for are told as a warning.
 
     Args:
+        device: where it goes. None: the best device of this machine.
         freeze: roles whose parameters get no gradient. None: the published default, which is the vision tower.
 
     Raises:
@@ -76,7 +78,7 @@ def load_model(
         )
         setattr(model, IMAGE_TOKENS, load_images(folder, tokenizer, trust_remote_code=trust_remote_code))
         freeze_roles(model, FROZEN if freeze is None else freeze)
-    return model.to(best_device())
+    return model.to(device or best_device())
 
 
 def freeze_roles(model: torch.nn.Module, roles: Collection[Role]) -> None:

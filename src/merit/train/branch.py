@@ -24,7 +24,7 @@ from merit.base.record import fingerprint
 from merit.config.sections import LoraSection, Role, TrainConfig
 from merit.data.store import IMAGES
 from merit.models.layout import FROZEN, role_of
-from merit.models.loading import images_of, load_model, load_tokenizer
+from merit.models.loading import best_device, images_of, load_model, load_tokenizer
 from merit.models.source import ModelFolder, resolve_model
 from merit.models.vision import copy_image_files
 from merit.run.layout import BranchDir, RunDir
@@ -67,7 +67,7 @@ def train_branch(run: RunDir, branch: BranchDir, *, base: Path, model: Path | No
         if resumed:
             _log.info("branch %d resumes from %s", spec.branch, resumed[0].name)
         trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
-    whole = _whole_state(trainer)  # a thing that all processes do together
+    whole = _whole_state(trainer)  # a collective: every rank must call it
     if not trainer.accelerator.is_main_process:
         return _no_result(mark)
     _save(trainer, branch, spec.train.lora, theta0.path, whole)
@@ -96,19 +96,22 @@ def _make_trainer(
     counters: Counters,
 ) -> BranchTrainer:
     train = spec.train
+    if train.lora is not None and _is_sharded():
+        raise InputError("LoRA under FSDP or DeepSpeed is not supported; use DDP", field="launch.accelerate")
+    training = Training(run, branch, spec, best_device().type != "cpu", IMAGES in data.column_names)
+    # This joins the processes. It comes before the model, so that of the processes that shard it only one reads it
+    # (`fsdp_cpu_ram_efficient_loading`), and so that each of the others uses its own device.
+    processes = sft_config(training).world_size
     # With LoRA θ0 is frozen and may stay in its own type; trained weights are kept in fp32.
     model = load_model(
         theta0.path,
         trust_remote_code=theta0.trust_remote_code,
         dtype="auto" if train.lora is not None else torch.float32,
         freeze=spec.model.freeze,
+        device=torch.device("cpu") if _is_sharded() else None,  # no device need hold all of it
     )
     template = Path(spec.model.chat_template) if spec.model.chat_template else None
     tokenizer = load_tokenizer(theta0, template)
-    training = Training(run, branch, spec, model.device.type != "cpu", IMAGES in data.column_names)
-    processes = sft_config(training).world_size
-    if train.lora is not None and _is_sharded():
-        raise InputError("LoRA under FSDP or DeepSpeed is not supported; use DDP", field="launch.accelerate")
     batching = plan_batching(lengths, train.batch_tokens, train.micro_batch_tokens, processes)
     if processes > 1:
         data = datasets.concatenate_datasets([data, row_without_loss(data)])
