@@ -1,4 +1,4 @@
-"""A branch whose weights, gradients and optimizer are sharded over processes: FSDP2 as docs/cluster.md configures it."""
+"""A branch whose weights, gradients and optimizer are sharded: FSDP2 as docs/cluster.md configures it."""
 
 from __future__ import annotations
 

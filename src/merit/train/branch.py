@@ -15,6 +15,7 @@ from typing import Any
 
 import datasets
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from merit.base.errors import InputError
@@ -181,6 +182,18 @@ def _whole_state(trainer: BranchTrainer) -> Any:
     return trainer.accelerator.get_state_dict(trainer.model if trainer.is_fsdp_enabled else trainer.deepspeed)
 
 
+def _unsharded(model: PreTrainedModel, state: dict[str, Any]) -> PreTrainedModel:
+    """An ordinary model around gathered weights. transformers leaves a tied head out of the file because it shares the
+    embedding's storage; gathered tensors share none until the model ties them again."""
+    kind = next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
+    with torch.device("meta"):
+        plain: PreTrainedModel = kind(model.config)
+    plain.load_state_dict(state, assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain
+
+
 def _save(trainer: BranchTrainer, branch: BranchDir, lora: LoraSection | None, theta0: Path, whole: Any) -> None:
     """Writes checkpoint/ (and adapter/ for LoRA)."""
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -190,8 +203,10 @@ def _save(trainer: BranchTrainer, branch: BranchDir, lora: LoraSection | None, t
             model.save_pretrained(part)
         # The average of the merged weights is the average of the updates B·A, which averaging A and B is not.
         model = model.to(torch.float32).merge_and_unload()
+    if whole is not None:
+        model = _unsharded(model, whole)
     with atomic_dir(branch.checkpoint) as part:
-        model.save_pretrained(part, state_dict=whole)
+        model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         copy_image_files(theta0, part)
 

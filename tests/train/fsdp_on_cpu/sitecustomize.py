@@ -7,16 +7,16 @@ parallelism. All that it does for the others is what follows here; sharding itse
 import os
 
 if os.environ.get("ACCELERATE_USE_FSDP") == "true" and "RANK" in os.environ:
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 
     plain = AcceleratorState.__init__
 
     def __init__(self, *args, fsdp_plugin=None, **kwargs):  # noqa: N807 — it replaces a method of that name
-        first = not self.initialized
         plain(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-        if first and fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state["distributed_type"] = self.distributed_type
 
     AcceleratorState.__init__ = __init__
 
