@@ -45,7 +45,7 @@ JOBS_MAY_IMPORT = {"base", "config", "run.events", "jobs"}
 JOBS_USERS = {
     "workers",
     "train",
-    "gradients",
+    "conflict",
     "evaluate",
     "handover",
     "diagnose",
@@ -238,9 +238,9 @@ LONG_SIGNATURES = {
     "cli/run_commands.py: execute",
     "gradients/engine.py: GradientEngine.__init__",
     "gradients/fold.py: FoldedLinear.forward",  # autograd gives every input an argument of its own
+    "merge/average.py: add_branch",
     "merge/average.py: merge_checkpoints",
-    "merge/late.py: add_branch",
-    "merge/late.py: remove_branch",
+    "merge/average.py: remove_branch",
 }
 
 

@@ -10,8 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import warm
 from merit.base.program import merit_command
+
+import warm
 from merit.cli.main import run
 
 # To be formatted with `model`; the four files of four_files.py, cut in two.

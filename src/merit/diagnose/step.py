@@ -11,7 +11,7 @@ from merit.base.errors import InputError
 from merit.base.files import sweep_parts
 from merit.base.record import fingerprint
 from merit.config.diagnose import CheckName
-from merit.conflict.records import load_similarity
+from merit.conflict.similarity import load_similarity
 from merit.context import Method, RunContext, Step
 from merit.data.store import EncodedDataset
 from merit.diagnose.models import JOINT, Models
