@@ -38,7 +38,7 @@ class Hessian:
         parameters: Mapping[str, Tensor],
         rows: Sequence[Encoded],
         *,
-        batch_tokens: int = 1024,
+        batch_tokens: int,
         gauss_newton: bool = False,
     ) -> None:
         self._gauss_newton = gauss_newton
@@ -63,6 +63,14 @@ class Hessian:
         if not np.isfinite(out).all():
             raise StageError("a Hessian-vector product is not finite; are the model's weights finite?")
         return out
+
+    def along(self, vector: Flat, advance: Callable[[int], None]) -> float:
+        """vᵀHv, summed in float64.
+
+        Raises:
+            StageError: the product is not finite.
+        """
+        return float(np.dot(vector.astype(np.float64), self.product(vector, advance).astype(np.float64)))
 
     def gradient(self, rows: Sequence[Encoded], batch_tokens: int, advance: Callable[[int], None]) -> Flat:
         """(n,) mean gradient of other rows."""
