@@ -67,12 +67,11 @@ def test_blocks_do_not_matter(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_connectivity_repeats_itself_and_agrees_with_plain_losses(bench: Bench) -> None:
-    sets = {"held_out": bench.held_out, "train": bench.train}
     pairs = segment_pairs(bench.models)
-    found = connectivity(bench.live, pairs, sets, points=5)
+    found = connectivity(bench.live, pairs, bench.sets, points=5)
     assert [(item.a, item.b) for item in found.held_out] == pairs
     assert len(found.train) == len(pairs) == 1 + 2 + 2 + 1
-    again = connectivity(bench.live, pairs[:1], sets, points=5)
+    again = connectivity(bench.live, pairs[:1], bench.sets, points=5)
     assert again.held_out[0] == found.held_out[0]
     middle = load_model(bench.models.base)
     a, b = (weights(bench.models.folders[f"branch {k}"]) for k in range(2))
@@ -87,7 +86,7 @@ def test_displacement_against_whole_tensors(bench: Bench) -> None:
     found = displacement(bench.moves)
     base = weights(bench.models.base)
     flat = {}
-    for label in bench.models.tuned:
+    for label in bench.moves.labels:
         own = weights(bench.models.folders[label])
         flat[label] = torch.cat([(own[name].double() - base[name].double()).flatten() for name in base]).numpy()
     for i, item in enumerate(found.models):
@@ -102,7 +101,7 @@ def test_displacement_against_whole_tensors(bench: Bench) -> None:
 
 
 def test_gain_is_the_difference_of_the_losses(bench: Bench) -> None:
-    found = merging_gain(bench.live, bench.models, bench.held_out, bench.train)
+    found = merging_gain(bench.live, bench.models, bench.sets)
     face = found.held_out
     parts = sum(w * face.losses[f"branch {k}"].value for k, w in enumerate(bench.models.weights))
     assert face.gain.value == pytest.approx(parts - face.losses["merge"].value)
@@ -170,7 +169,7 @@ def test_losses_are_the_engine_s_own(bench: Bench) -> None:
     with torch.no_grad():
         alone = float(supervised_nll(bench.live.model, [bench.held_out.rows[3]]).nll.mean())
     assert losses[3] == pytest.approx(alone, rel=1e-5)
-    assert bench.held_out.datasets == 4
+    assert len(set(bench.held_out.owner)) == 4
     assert len(bench.train.rows) == 16
 
 
@@ -178,7 +177,7 @@ def test_a_dataset_without_rows_is_named(bench: Bench) -> None:
     data = EncodedDataset.open(bench.run.data("copy"))
     data.__dict__["held_out"] = np.zeros(0, np.int64)
     with pytest.raises(InputError, match="no held-out example"):
-        LossSet.of([data], 4, held_out=True)
+        LossSet.of([data], 4, held_out=True, batch_tokens=4096, precision="fp32", seed=0)
 
 
 def test_different_layouts_are_refused(bench: Bench, tmp_path: Path) -> None:

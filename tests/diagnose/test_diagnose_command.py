@@ -109,7 +109,7 @@ def test_the_stage_is_off_unless_checks_are_listed(copy: RunDir) -> None:
     context = RunContext.open(copy.root)
     assert diagnose.wanted(context)
     assert diagnose.run(context) == {"checks": 1}
-    assert [file.name for file in diagnose.files(context)] == ["displacement.json"]
+    assert [file.name for file in diagnose.STEP.files(context)] == ["displacement.json"]
     assert not check_stage(copy, "diagnose", diagnose.depends(context)).fresh
 
 
@@ -202,11 +202,11 @@ def _diagnose(
     models = Models(inits[0], branches, [0.5, 0.5], merge)
     live = LiveModel(live.model, models.folders)
     rows = [*_words(1), *_words(3)]
-    examples = LossSet(rows, [0] * 8 + [1] * 8)
+    examples = LossSet(rows, [0] * 8 + [1] * 8, 4096, "fp32", seed=0)
     pairs = segment_pairs(models)
     return {
         "lmc": connectivity(live, pairs, {"held_out": examples}, points=5),
-        "gain": merging_gain(live, models, examples, examples),
+        "gain": merging_gain(live, models, {"held_out": examples, "train": examples}),
         "displacement": displacement(measure_moves(live.aligned)),
     }
 

@@ -106,6 +106,11 @@ class Bench:
     def train(self) -> LossSet:
         return self._losses(held_out=False)
 
+    @property
+    def sets(self) -> dict[str, LossSet]:
+        """Held-out and training examples, by the names that results give them."""
+        return {"held_out": self.held_out, "train": self.train}
+
     @cached_property
     def moves(self) -> Moves:
         # Headers and weights on disk are enough: no model is loaded for it.

@@ -49,11 +49,6 @@ class Models:
         found = {BASE: self.base, **dict(zip(self.branch_labels, self.branches, strict=True)), MERGE: self.merge}
         return found | ({JOINT: self.joint} if self.joint is not None else {})
 
-    @property
-    def tuned(self) -> list[str]:
-        """All labels but θ0's."""
-        return [label for label in self.folders if label != BASE]
-
 
 def _are(count: int) -> str:
     return "is one" if count == 1 else "are none"

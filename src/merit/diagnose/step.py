@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merit.base.errors import InputError
@@ -49,16 +48,6 @@ def depends(context: RunContext) -> dict[str, str]:
         "diagnose": fingerprint(context.config.diagnose, context.config.train.precision, context.config.seed),
         "conflict": fingerprint(context.config.calibration, context.config.split),
     }
-
-
-def outputs(context: RunContext) -> list[Path]:
-    """What a forced rerun makes anew."""
-    return [context.run.diagnostics]
-
-
-def files(context: RunContext) -> list[Path]:
-    """What must not be damaged."""
-    return [context.run.diagnostic(check) for check in context.config.diagnose.checks]
 
 
 def run(context: RunContext) -> dict[str, Any]:
@@ -196,8 +185,12 @@ def _models_mark(context: RunContext) -> str:
     )
 
 
-def _says(context: RunContext) -> str:
-    return f"checking the merge: {', '.join(context.config.diagnose.checks)}"
-
-
-STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files, wanted=wanted)
+STEP = Step(
+    NAME,
+    run,
+    depends,
+    says=lambda context: f"checking the merge: {', '.join(context.config.diagnose.checks)}",
+    outputs=lambda context: [context.run.diagnostics],
+    files=lambda context: [context.run.diagnostic(check) for check in context.config.diagnose.checks],
+    wanted=wanted,
+)

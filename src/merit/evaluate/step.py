@@ -26,11 +26,6 @@ def depends(context: RunContext) -> dict[str, str]:
     }
 
 
-def outputs(context: RunContext) -> list[Path]:
-    """What a forced rerun makes anew."""
-    return [context.run.evaluations]
-
-
 def files(context: RunContext) -> list[Path]:
     """What must not be damaged."""
     drift = [context.run.drift] if context.config.evaluate.drift else []
@@ -61,8 +56,11 @@ def _write_table(context: RunContext, scores: list[ModelScores]) -> None:
     make_table(scores, facts).save(context.run.table)
 
 
-def _says(context: RunContext) -> str:
-    return "evaluating θ0, branches and merges on held-out examples"
-
-
-STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files)
+STEP = Step(
+    NAME,
+    run,
+    depends,
+    says=lambda _: "evaluating θ0, branches and merges on held-out examples",
+    outputs=lambda context: [context.run.evaluations],
+    files=files,
+)

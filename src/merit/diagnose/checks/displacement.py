@@ -218,11 +218,9 @@ def _plane(paths: Mapping[str, Matrix]) -> tuple[dict[str, list[tuple[float, flo
 
 
 def _rows(result: DisplacementResult) -> list[Row]:
-    by_model = {item.model: item.total for item in result.models}
-    branches = [i for i, item in enumerate(result.models) if item.model not in (MERGE, JOINT)]
-    cosines = [result.cosines[i][j] for i in branches for j in branches if i < j]
-    rows = [[f"‖θ − θ0‖ of {label}", decimal(total), NONE] for label, total in by_model.items()]
-    rows.append(["cosines between branches", f"{decimal(min(cosines), 2)} … {decimal(max(cosines), 2)}", NONE])
+    low, high = _branch_cosines(result)
+    rows = [[f"‖θ − θ0‖ of {item.model}", decimal(item.total), NONE] for item in result.models]
+    rows.append(["cosines between branches", f"{low} … {high}", NONE])
     if result.ratio is not None:
         rows.append(["joint ÷ merge", decimal(result.ratio, 2), "2.4–2.9"])
     if result.trajectories is not None and result.trajectories.ratio:
@@ -232,10 +230,16 @@ def _rows(result: DisplacementResult) -> list[Row]:
     return rows
 
 
-def _reading(result: DisplacementResult) -> Reading:
+def _branch_cosines(result: DisplacementResult) -> tuple[str, str]:
+    """The lowest and the highest cosine between the updates of two branches."""
     branches = [i for i, item in enumerate(result.models) if item.model.startswith("branch")]
     cosines = [result.cosines[i][j] for i in branches for j in branches if i < j]
-    found = f"The updates of two branches have cosines of {decimal(min(cosines), 2)} to {decimal(max(cosines), 2)}."
+    return decimal(min(cosines), 2), decimal(max(cosines), 2)
+
+
+def _reading(result: DisplacementResult) -> Reading:
+    low, high = _branch_cosines(result)
+    found = f"The updates of two branches have cosines of {low} to {high}."
     if result.ratio is not None:
         found += (
             f" The merge stays {decimal(result.ratio, 2)} times closer to θ0 than joint training. "
