@@ -96,17 +96,12 @@ def _machine() -> Section:
 
 def _processor() -> str:
     """The processor's name; `platform` knows only its architecture on Linux."""
-    for line in _lines(Path("/proc/cpuinfo")):
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8", errors="replace").splitlines()
+        said = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return []
+        said = ""
+    name = re.search(r"^model name\s*:\s*(.+)$", said, re.MULTILINE)
+    return name[1] if name else platform.processor() or platform.machine()
 
 
 def _devices() -> Section:
