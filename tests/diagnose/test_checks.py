@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from merit.base import extensions
 from merit.base.errors import InputError, StageError
-from merit.compute.nll import supervised_nll
+from merit.compute.losses import supervised_nll
 from merit.context import RunContext
 from merit.data.store import EncodedDataset
 from merit.diagnose.bench import Bench

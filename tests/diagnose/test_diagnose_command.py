@@ -21,10 +21,9 @@ from merit.diagnose.live import LiveModel
 from merit.diagnose.models import Models
 from merit.diagnose.verdict import verdict
 from merit.merge.step import MethodMerge
-from merit.pipeline import STAGE_NAMES
+from merit.pipeline import STAGE_NAMES, check_stage
 from merit.run.events import read_events
 from merit.run.layout import RunDir
-from merit.run.manifest import check_stage
 
 CHECK_NAMES = extensions.names("checks")
 Capture = pytest.CaptureFixture[str]

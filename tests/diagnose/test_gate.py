@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from merit.config.prepare import GateConfig
+from merit.config.sections import GateConfig
 from merit.diagnose.records import Estimate, Segment
 from merit.gate.step import GateResult, judge
 

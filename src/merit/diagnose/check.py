@@ -15,7 +15,7 @@ from merit.base import extensions
 from merit.base.errors import InputError
 from merit.base.kept import kept
 from merit.base.record import Sealed
-from merit.config.section import Section
+from merit.config.sections import Section
 from merit.diagnose.records import CheckResult
 
 if TYPE_CHECKING:

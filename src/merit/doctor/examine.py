@@ -18,8 +18,7 @@ from merit.base.machine import free_memory
 from merit.base.progress import SILENT, Counter, Progress
 from merit.compute.abilities import Abilities
 from merit.compute.losses import example_losses
-from merit.config.calibration import CalibrationConfig
-from merit.config.model import ModelConfig
+from merit.config.sections import CalibrationConfig, ModelConfig
 from merit.data.example import IGNORED, Encoded
 from merit.doctor import checks
 from merit.doctor.checks import Check, Diagnosis, Finding

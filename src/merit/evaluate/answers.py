@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from merit.base.errors import InputError
-from merit.compute.nll import in_dtype, length_batches
+from merit.compute.batches import in_dtype, length_batches
 from merit.models.loading import images_of
 
 # Their scorers compare the grid that they read from the answer, a tuple of tuples, with the entry's, which JSON has

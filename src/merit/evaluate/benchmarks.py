@@ -16,7 +16,7 @@ from typing import Any
 
 from merit.base.errors import InputError, StageError
 from merit.base.files import read_json
-from merit.base.program import PYTHON
+from merit.base.machine import PYTHON
 from merit.base.record import Record
 
 LOCAL = "merit_local"

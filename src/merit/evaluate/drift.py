@@ -7,7 +7,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from merit.base.record import Sealed
-from merit.config.evaluate import EvaluateConfig
+from merit.config.sections import EvaluateConfig
 from merit.data.example import IGNORED, Encoded, Example, Message
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from merit.data.store import EncodedDataset
 from merit.evaluate.drift import DriftSet, make_drift_set
 from merit.evaluate.scores import DatasetScore, ModelScores
 from merit.jobs.job import Job
-from merit.jobs.job_side import die_with_parent
+from merit.jobs.process import die_with_parent
 from merit.merge.step import merged_branches
 from merit.models.source import weights_fingerprint
 from merit.run.events import stage_events

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
 from typing import Any
 
 from merit.base.errors import StageError
-from merit.base.logging import get_logger
 from merit.base.record import Record, fingerprint
-from merit.config.prepare import GateConfig
+from merit.config.sections import GateConfig
 from merit.context import Method, RunContext, Step
 from merit.data.store import EncodedDataset
 from merit.diagnose.checks.lmc import connectivity
@@ -19,13 +19,13 @@ from merit.diagnose.records import Segment
 from merit.run.layout import GATE
 from merit.split.partition import Partition
 from merit.split.splitter import find_splitter
-from merit.train.launch import branch_job
+from merit.train.job import branch_job
 from merit.train.spec import BranchSpec
 from merit.train.step import branch_results, branch_specs, check_branches, drop_surplus, prepare_branch, run_jobs
 
 NAME = "gate"
 _STEPS = 10  # a pilot takes at least this many: a single step says nothing
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class GateResult(Record):

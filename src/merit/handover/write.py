@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import yaml
 
 from merit.base.errors import InputError, printable
 from merit.base.files import write_text
-from merit.base.logging import get_logger
 from merit.base.record import fingerprint
 from merit.context import Method, RunContext
 from merit.handover.bundle import CONFIG, DATA, MANIFEST, OUTPUT, Bundle, Handover, refuse_images
@@ -20,7 +20,7 @@ from merit.run.layout import RunDir, relative
 from merit.train.spec import BranchSpec
 from merit.train.step import branch_specs, prepare_branch
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def hand_over(context: RunContext, trainer: str, method: str) -> list[Path]:

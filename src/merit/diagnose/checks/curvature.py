@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merit.base.errors import InputError
-from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Counter, Progress
 from merit.base.words import NONE, decimal, plural
 from merit.config.diagnose import DiagnoseConfig
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from merit.diagnose.live import Aligned, LiveModel
 
 _RANDOM_VECTORS = 16
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class CurvatureResult(CheckResult):

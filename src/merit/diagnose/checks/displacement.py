@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merit.base.errors import InputError
-from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
 from merit.base.record import Record
 from merit.base.words import NONE, decimal, plural
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from merit.diagnose.live import Aligned
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class ModelDisplacement(Record):
