@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from merit.base.errors import InputError
 from merit.base.files import sweep_parts
 from merit.base.record import fingerprint
 from merit.config.diagnose import CheckName
-from merit.conflict.records import load_similarity
 from merit.context import Method, RunContext, Step
-from merit.data.store import EncodedDataset
+from merit.diagnose.bench import Bench
 from merit.diagnose.models import JOINT, Models
 from merit.diagnose.records import CheckResult
 from merit.merge.step import MethodMerge, merged_branches
@@ -22,9 +21,6 @@ from merit.run.guard import run_lock
 from merit.run.layout import RunDir
 from merit.split.partition import Partition
 from merit.split.splitter import find_splitter
-
-if TYPE_CHECKING:
-    from merit.diagnose.bench import Bench, Conflict
 
 NAME = "diagnose"
 _log = logging.getLogger(__name__)
@@ -92,28 +88,7 @@ def make_bench(context: RunContext) -> Bench:
     """
     models = run_models(context)
     models.check()
-    from merit.diagnose.bench import Bench
-    from merit.models.loading import load_model, pick_precision
-
-    mixture = context.mixture
-    return Bench(
-        run=context.run,
-        models=models,
-        load=lambda: load_model(
-            context.model.path,
-            trust_remote_code=context.model.trust_remote_code,
-            freeze=context.config.model.freeze,
-        ),
-        names=mixture.names,
-        datasets=[EncodedDataset.open(context.run.data(name)) for name in mixture.names],
-        config=context.config.diagnose,
-        mark=fingerprint(_models_mark(context), context.data_fingerprints()),
-        batch_tokens=context.config.evaluate.batch_tokens,
-        precision=pick_precision(context.config.train.precision),
-        seed=context.config.seed,
-        progress=context.progress,
-        conflict=_conflict(context),
-    )
+    return Bench(context, models, fingerprint(_models_mark(context), context.data_fingerprints()))
 
 
 def run_models(context: RunContext) -> Models:
@@ -140,19 +115,6 @@ def run_models(context: RunContext) -> Models:
         weights=merge.weights,
         merge=main.dir.merged(),
         joint=joint.dir.merged() if joint else None,
-    )
-
-
-def _conflict(context: RunContext) -> Conflict | None:
-    from merit.diagnose.bench import Conflict
-
-    run, split = context.run, context.config.split
-    if not run.similarity.is_file() or len(context.mixture.names) < 2:
-        return None
-    groups = len(Partition.load(context.methods[0].dir.partition).groups)
-    axes = groups.bit_length() - 1 if split.axes == "auto" else split.axes
-    return Conflict(
-        load_similarity(run.similarity), context.mixture.planned_tokens, axes, split.centre, context.config.calibration
     )
 
 
