@@ -69,5 +69,4 @@ def test_padding_is_spared_where_the_model_allows(tiny_model: Path, monkeypatch:
     other = load_model(tiny_model).eval()
     other.set_attn_implementation("eager")
     example_losses(other, ROWS, batch_tokens=10_000, precision="fp32")
-    # Here every example is padded to the longest.
-    assert ran[1:] == [len(ROWS) * max(len(row.input_ids) for row in ROWS)]
+    assert len(ran) == 1
