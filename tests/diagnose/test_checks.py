@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +18,9 @@ from merit.compute.losses import supervised_nll
 from merit.context import RunContext
 from merit.data.store import EncodedDataset
 from merit.diagnose.bench import Bench
+from merit.diagnose.check import find_check
 from merit.diagnose.checks.displacement import displacement
-from merit.diagnose.checks.gain import merging_gain
-from merit.diagnose.checks.landscape import landscape
 from merit.diagnose.checks.lmc import connectivity, segment_pairs
-from merit.diagnose.checks.perturbation import perturbation
 from merit.diagnose.live import LiveModel
 from merit.diagnose.losses import LossSet
 from merit.diagnose.plane import Plane
@@ -32,6 +32,13 @@ from merit.run.layout import RunDir
 @pytest.fixture(scope="module")
 def bench(finished: RunDir) -> Bench:  # noqa: F811
     return make_bench(RunContext.open(finished.root))
+
+
+def measure(bench: Bench, name: str, **settings: Any) -> Any:
+    """A check's result, with other settings of the section `diagnose`, and not stored."""
+    other = copy.copy(bench)
+    other.config = bench.config.model_copy(update=settings)
+    return find_check(name).run(other)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -101,7 +108,7 @@ def test_displacement_against_whole_tensors(bench: Bench) -> None:
 
 
 def test_gain_is_the_difference_of_the_losses(bench: Bench) -> None:
-    found = merging_gain(bench.live, bench.models, bench.sets)
+    found = measure(bench, "gain")
     face = found.held_out
     parts = sum(w * face.losses[f"branch {k}"].value for k, w in enumerate(bench.models.weights))
     assert face.gain.value == pytest.approx(parts - face.losses["merge"].value)
@@ -132,7 +139,8 @@ def test_noise_has_the_norm_of_its_row(bench: Bench) -> None:
 
 
 def test_perturbation_starts_at_zero(bench: Bench) -> None:
-    found = perturbation(bench.live, ["merge", "joint"], bench.held_out, noise=[0.5, 0.1], seeds=2)
+    found = measure(bench, "perturbation", noise=[0.5, 0.1], noise_seeds=2)
+    assert list(found.levels) == ["merge", "joint"]
     for levels in found.levels.values():
         assert [level.sigma for level in levels] == [0.0, 0.1, 0.5]
         assert (levels[0].rise.value, levels[0].rise.low, levels[0].rise.high) == (0, 0, 0)
@@ -144,8 +152,7 @@ def test_perturbation_starts_at_zero(bench: Bench) -> None:
 
 
 def test_landscape_holds_all_models(bench: Bench) -> None:
-    plane = Plane.of(bench.moves.labels, bench.moves.gram)
-    found = landscape(bench.live, plane, bench.held_out, grid=3)
+    found = measure(bench, "landscape", grid=3)
     assert np.array(found.loss).shape == (3, 3)
     for x, y in found.models.values():
         assert found.x[0] < x < found.x[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from merit.base.errors import InputError, StageError
+from merit.base.progress import SILENT
 from merit.config.diagnose import DiagnoseConfig
 from merit.conflict.axes import centred
 from merit.data.example import Encoded
-from merit.diagnose.checks.curvature import CurvatureResult, CurvatureSpec, curvature
+from merit.diagnose.check import Journal
+from merit.diagnose.checks.curvature import CHECK, CurvatureResult
 from merit.diagnose.hessian import Hessian, within_budget
 from merit.diagnose.lanczos import Lanczos
 from merit.diagnose.live import LiveModel
@@ -227,9 +230,20 @@ def run(folder: Path, scale: float, axes: int = 1, **options: Any) -> tuple[Curv
     live, models, deltas = make_models(folder, scale)
     similarity = np.array([[1.0, 0.2, -0.3], [0.2, 1.0, 0.4], [-0.3, 0.4, 1.0]])
     settings = {"eigenpairs": 5, "lanczos_steps": 60, "probes": 4, "hessian_tokens": 10**6, "hessian_batch_tokens": 40}
-    config = DiagnoseConfig().model_copy(update={**settings, **options})
-    spec = CurvatureSpec(DATASETS, similarity, axes, centre=True, folder=folder / "basis", config=config, seed=0)
-    found = curvature(live, models, spec)
+    conflict = SimpleNamespace(similarity=similarity, axes=axes, centre=True)
+    bench: Any = SimpleNamespace(
+        live=live,
+        models=models,
+        config=DiagnoseConfig().model_copy(update={**settings, **options}),
+        datasets=DATASETS,
+        seed=0,
+        journal=Journal(),
+        progress=SILENT,
+        run=SimpleNamespace(diagnostic_progress=lambda _: folder / "basis.json"),
+        measured_conflict=lambda _: conflict,
+        calibration_examples=lambda examples, _: examples,
+    )
+    found = CHECK.run(bench)
     assert not (folder / "basis").exists()
     return found, deltas
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from finished_run import finished, tune  # noqa: F401 — a fixture
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from merit.base import extensions
+from merit.base.progress import SILENT
 from merit.cli.main import run
 from merit.context import RunContext
 from merit.data.example import Encoded
 from merit.diagnose import step as diagnose
+from merit.diagnose.check import Journal, find_check
 from merit.diagnose.checks.lmc import LmcResult
 from merit.diagnose.checks.perturbation import PerturbationResult
 from merit.diagnose.live import LiveModel
@@ -184,7 +188,6 @@ def _diagnose(
 ) -> dict[str, object]:
     """Two branches on data of their own, or both on all of it (`alike`)."""
     from merit.diagnose.checks.displacement import displacement, measure_moves
-    from merit.diagnose.checks.gain import merging_gain
     from merit.diagnose.checks.lmc import connectivity, segment_pairs
     from merit.diagnose.losses import LossSet
 
@@ -202,10 +205,11 @@ def _diagnose(
     live = LiveModel(live.model, models.folders)
     rows = [*_words(1), *_words(3)]
     examples = LossSet(rows, [0] * 8 + [1] * 8, 4096, "fp32", seed=0)
-    pairs = segment_pairs(models)
+    pairs, sets = segment_pairs(models), {"held_out": examples, "train": examples}
+    bench: Any = SimpleNamespace(live=live, models=models, sets=sets, journal=Journal(), progress=SILENT)
     return {
         "lmc": connectivity(live, pairs, {"held_out": examples}, points=5),
-        "gain": merging_gain(live, models, {"held_out": examples, "train": examples}),
+        "gain": find_check("gain").run(bench),
         "displacement": displacement(measure_moves(live.aligned)),
     }
 

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from merit.base.errors import InputError
-from merit.base.progress import SILENT, Counter, Progress
+from merit.base.progress import Counter
 from merit.base.words import NONE, decimal, plural
-from merit.config.diagnose import DiagnoseConfig
 from merit.conflict.axes import centred
-from merit.diagnose.check import Check, Journal, Reading, Row
-from merit.diagnose.losses import Matrix
+from merit.diagnose.check import Check, Reading, Row
 from merit.diagnose.models import BASE, MERGE, Models
 from merit.diagnose.records import CheckResult
 from merit.theory.quadratic import gain_of_projections
 
 if TYPE_CHECKING:
-    from merit.data.example import Encoded
-    from merit.diagnose.bench import Bench
+    from merit.diagnose.bench import Bench, Conflict
     from merit.diagnose.hessian import Flat, Hessian
     from merit.diagnose.lanczos import Ritz
     from merit.diagnose.live import Aligned, LiveModel
@@ -63,65 +58,32 @@ def _depends(bench: Bench) -> Sequence[Any]:
 
 
 def _run(bench: Bench) -> CurvatureResult:
-    conflict = bench.measured_conflict("curvature")
-    spec = CurvatureSpec(
-        datasets=[bench.calibration_examples(dataset, bench.config.examples) for dataset in bench.datasets],
-        similarity=conflict.similarity,
-        axes=conflict.axes,
-        centre=conflict.centre,
-        folder=bench.run.diagnostic_progress("curvature").with_suffix(""),
-        config=bench.config,
-        seed=bench.seed,
-    )
-    return curvature(bench.live, bench.models, spec, journal=bench.journal, progress=bench.progress)
-
-
-@dataclass(frozen=True)
-class CurvatureSpec:
-    """What the Hessian is computed on, and how closely it is examined.
-
-    Attributes:
-        datasets: training rows of each dataset, in the order of `similarity`. The Hessian uses as many of them as
-            `config.hessian_tokens` allows, in turn.
-        similarity: (T, T) cosines of the run.
-        axes: r; the split used the first r axes of `similarity`.
-        centre: whether it was double-centred before.
-        folder: holds the Lanczos basis until the check is done.
-    """
-
-    datasets: Sequence[Sequence[Encoded]]
-    similarity: Matrix
-    axes: int
-    centre: bool
-    folder: Path
-    config: DiagnoseConfig
-    seed: int
-
-
-def curvature(
-    live: LiveModel,
-    models: Models,
-    spec: CurvatureSpec,
-    *,
-    journal: Journal | None = None,
-    progress: Progress = SILENT,
-) -> CurvatureResult:
     """Eigenpairs by Lanczos, their alignment with conflict, the trace, and three readings of the merging gain.
 
     Raises:
-        InputError: more axes or pairs than there are dimensions.
+        InputError: no measured conflict, or more axes or pairs than there are dimensions.
         StageError: a product is not finite.
     """
     from merit.diagnose.hessian import Hessian, within_budget
     from merit.diagnose.lanczos import Lanczos
 
-    journal, config = journal or Journal(), spec.config
+    conflict, config = bench.measured_conflict("curvature"), bench.config
+    live, models, journal = bench.live, bench.models, bench.journal
+    datasets = [bench.calibration_examples(dataset, config.examples) for dataset in bench.datasets]
     live.set({BASE: 1.0})
-    rows, gauss_newton = within_budget(spec.datasets, config.hessian_tokens), config.matrix == "gauss_newton"
+    rows = within_budget(datasets, config.hessian_tokens)
     hessian = Hessian(
-        live.model, live.trained, rows, batch_tokens=config.hessian_batch_tokens, gauss_newton=gauss_newton
+        live.model,
+        live.trained,
+        rows,
+        batch_tokens=config.hessian_batch_tokens,
+        gauss_newton=config.matrix == "gauss_newton",
     )
-    _check_rank(spec, hessian.size)
+    _check_rank(conflict, len(datasets))
+    if config.eigenpairs > hessian.size:
+        raise InputError(
+            f"{config.eigenpairs} eigenpairs of a model of {hessian.size} parameters", field="diagnose.eigenpairs"
+        )
     steps = min(max(config.lanczos_steps, config.eigenpairs), hessian.size)
     _log.info(
         "curvature: %d examples, %d tokens; up to %d products, %.1f GB of disk while it runs",
@@ -131,10 +93,11 @@ def curvature(
         4e-9 * (steps + 1) * hessian.size,
     )
     passes = steps + config.probes + len(models.branches)
-    with progress.bar("curvature", total=passes * len(rows) + sum(map(len, spec.datasets)), unit="example") as bar:
+    with bench.progress.bar("curvature", total=passes * len(rows) + sum(map(len, datasets)), unit="example") as bar:
         counter = Counter(bar)
         product = partial(hessian.product, advance=counter)
-        lanczos = Lanczos(spec.folder, hessian.size, product, seed=spec.seed, fingerprint=journal.fingerprint)
+        folder = bench.run.diagnostic_progress("curvature").with_suffix("")  # holds the basis until the check is done
+        lanczos = Lanczos(folder, hessian.size, product, seed=bench.seed, fingerprint=journal.fingerprint)
         counter(lanczos.steps * len(rows))
         while lanczos.steps < steps and not lanczos.exhausted and not lanczos.converged(config.eigenpairs):
             counter.note(f"eigenpairs, product {lanczos.steps + 1}")
@@ -143,13 +106,14 @@ def curvature(
         counter.note("trace")
 
         def probe(index: int) -> float:
-            signs = np.random.default_rng([spec.seed, 2, index]).integers(0, 2, hessian.size, np.int8)
+            signs = np.random.default_rng([bench.seed, 2, index]).integers(0, 2, hessian.size, np.int8)
             return hessian.along((2 * signs - 1).astype(np.float32), counter)
 
         probes = [journal.get(f"probe {index}", partial(probe, index)) for index in range(config.probes)]
         counter.note("alignment")
-        tasks, axes = _conflict_cosines(hessian, ritz, spec, counter)
-        rng = np.random.default_rng([spec.seed, 1])
+        gradients = (hessian.gradient(rows, config.hessian_batch_tokens, counter) for rows in datasets)
+        tasks, axes = _conflict_cosines(hessian, ritz, gradients, conflict)
+        rng = np.random.default_rng([bench.seed, 1])
         random = [ritz.largest_cosine(rng.standard_normal(hessian.size, np.float32)) for _ in range(_RANDOM_VECTORS)]
         counter.note("gain")
         projections, products = [], []
@@ -184,18 +148,17 @@ def curvature(
 
 
 def _conflict_cosines(
-    hessian: Hessian, ritz: Ritz, spec: CurvatureSpec, counter: Counter
+    hessian: Hessian, ritz: Ritz, gradients: Iterable[Flat], conflict: Conflict
 ) -> tuple[list[float], list[float]]:
     """max_ℓ |cos| with the Hessian's eigenvectors: of every dataset's gradient at θ0, and of every conflict axis.
 
     Conflict axis j lifted to parameter space is Σ_t v_tj g_t / ‖g_t‖, v_j the j-th eigenvector of the similarity.
     """
-    values, vectors = np.linalg.eigh(centred(spec.similarity) if spec.centre else spec.similarity)
-    chosen = vectors[:, np.argsort(values)[::-1][: spec.axes]]  # (T, r)
+    values, vectors = np.linalg.eigh(centred(conflict.similarity) if conflict.centre else conflict.similarity)
+    chosen = vectors[:, np.argsort(values)[::-1][: conflict.axes]]  # (T, r)
     lifted = np.zeros((chosen.shape[1], hessian.size), np.float32)
     tasks = []
-    for t, rows in enumerate(spec.datasets):
-        gradient = hessian.gradient(rows, spec.config.hessian_batch_tokens, counter)
+    for t, gradient in enumerate(gradients):
         tasks.append(ritz.largest_cosine(gradient))
         norm = np.linalg.norm(gradient.astype(np.float64))
         for axis in range(len(lifted) if norm else 0):
@@ -223,17 +186,13 @@ def _measured_gain(live: LiveModel, models: Models, hessian: Hessian) -> float:
     return sum(w * losses[label] for w, label in zip(models.weights, models.branch_labels, strict=True)) - losses[MERGE]
 
 
-def _check_rank(spec: CurvatureSpec, size: int) -> None:
-    rank = len(spec.datasets) - spec.centre
-    if spec.axes > rank:
+def _check_rank(conflict: Conflict, datasets: int) -> None:
+    rank = datasets - conflict.centre
+    if conflict.axes > rank:
         raise InputError(
-            f"{spec.axes} axes of {len(spec.datasets)} datasets: their {'centred ' if spec.centre else ''}similarity "
+            f"{conflict.axes} axes of {datasets} datasets: their {'centred ' if conflict.centre else ''}similarity "
             f"has a rank of {rank} at most",
             field="split.axes",
-        )
-    if spec.config.eigenpairs > size:
-        raise InputError(
-            f"{spec.config.eigenpairs} eigenpairs of a model of {size} parameters", field="diagnose.eigenpairs"
         )
 
 

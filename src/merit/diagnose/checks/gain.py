@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merit.base.progress import SILENT, Counter, Progress
+from merit.base.progress import Counter
 from merit.base.record import Record
 from merit.base.words import NONE, decimal
-from merit.diagnose.check import Check, Journal, Reading, Row
+from merit.diagnose.check import Check, Reading, Row
 from merit.diagnose.losses import LossSet, Vector, interval, losses_at
 from merit.diagnose.models import BASE, JOINT, MERGE, Models
 from merit.diagnose.records import CheckResult, Estimate, than, with_interval
 
 if TYPE_CHECKING:
     from merit.diagnose.bench import Bench
-    from merit.diagnose.live import LiveModel
 
 
 class FaceLosses(Record):
@@ -42,33 +41,16 @@ class GainResult(CheckResult):
 
 
 def _run(bench: Bench) -> GainResult:
-    return merging_gain(bench.live, bench.models, bench.sets, journal=bench.journal, progress=bench.progress)
-
-
-def merging_gain(
-    live: LiveModel,
-    models: Models,
-    sets: Mapping[str, LossSet],
-    *,
-    journal: Journal | None = None,
-    progress: Progress = SILENT,
-) -> GainResult:
-    """Theorem 1 measured, Σ w_i L(θ_i) − L(θ̄) with its interval; and the losses of every model on both sets.
-
-    Args:
-        sets: `held_out` and `train`.
-
-    Raises:
-        StageError: a loss is not finite.
-    """
-    journal = journal or Journal()
+    """Theorem 1 measured, Σ w_i L(θ_i) − L(θ̄) with its interval; and the losses of every model on both sets."""
+    models, sets = bench.models, bench.sets
     labels = list(models.folders)
     found = {}
-    with progress.bar("gain", total=len(labels) * sum(len(item.rows) for item in sets.values()), unit="example") as bar:
+    total = len(labels) * sum(len(item.rows) for item in sets.values())
+    with bench.progress.bar("gain", total=total, unit="example") as bar:
         counter = Counter(bar)
         for label in labels:
             counter.note(label)
-            found[label] = journal.get(label, partial(losses_at, live, {label: 1.0}, label, sets, counter))
+            found[label] = bench.journal.get(label, partial(losses_at, bench.live, {label: 1.0}, label, sets, counter))
     losses = {name: {label: np.array(found[label][name]) for label in labels} for name in sets}
     return GainResult(
         weights=list(models.weights),
