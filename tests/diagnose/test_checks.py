@@ -196,7 +196,7 @@ def test_different_layouts_are_refused(bench: Bench, tmp_path: Path) -> None:
         LiveModel(bench.live.model, {"base": bench.models.base, "merge": folder})
     del tensors["model.norm.weight"]
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(InputError, match="`base` has this tensor, `merge` has not"):
+    with pytest.raises(InputError, match="`base` has this tensor, but `merge` does not"):
         LiveModel(bench.live.model, {"base": bench.models.base, "merge": folder})
 
 

@@ -145,7 +145,7 @@ def test_a_run_of_one_branch_is_one_line(copy: RunDir, capsys: Capture) -> None:
     record.model_copy(update={"weights": [1.0]}).save(copy.method().merge_record)
     code, _, err = call(capsys, "diagnose", copy.root)
     assert code == 2
-    assert err.splitlines() == ["a diagnosis needs two branches at least; the main method of this run has one"]
+    assert err.splitlines() == ["a diagnosis needs at least two branches; the main method of this run has one"]
 
 
 def test_checks_that_cannot_work_are_said_before_anything_runs(copy: RunDir, capsys: Capture) -> None:

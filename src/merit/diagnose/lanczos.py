@@ -1,8 +1,8 @@
 """Lanczos with full reorthogonalisation and its basis on disk: a kill costs one product, memory stays at three vectors.
 
 scipy's `eigsh` keeps 2k + 1 vectors in memory (11 GB for ten eigenpairs of 135M parameters), and cannot be resumed.
-The basis lies in one append-only file of float32 rows, so eigenvectors are never formed: u_ℓ = Σ_j S_jℓ q_j, and all
-that is asked of them are inner products, which need q_jᵀx alone.
+The basis lies in one append-only file of float32 rows. Eigenvectors u_ℓ = Σ_j S_jℓ q_j are never formed: the check needs
+only their inner products with other vectors, and the q_jᵀx give those.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TOLERANCE = 1e-3  # of a residual, relative to the largest eigenvalue
 
 
 class LanczosState(Sealed):
-    """What is known beside the basis."""
+    """The state beside the basis."""
 
     fingerprint: str
     size: int
@@ -64,10 +64,10 @@ class Ritz:
 
 
 class Lanczos:
-    """The Krylov basis of a symmetric matrix, from a start vector that the seed fixes.
+    """The Krylov basis of a symmetric matrix; the seed fixes the start vector.
 
     Args:
-        folder: holds basis.f32 (rows of n float32) and state.json; what another fingerprint left there is removed.
+        folder: holds basis.f32 (rows of n float32) and state.json. Files of another fingerprint are removed.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Lanczos:
         self._save()
 
     def ritz(self, count: int) -> Ritz:
-        """The `count` largest eigenpairs (algebraically), or all there are."""
+        """The `count` algebraically largest eigenpairs, or all if there are fewer."""
         values, vectors = eigh_tridiagonal(np.array(self.state.alphas), np.array(self.state.betas[:-1]))
         order = np.argsort(values)[::-1][:count]
         residuals = np.abs(self.state.betas[-1] * vectors[-1, order])

@@ -27,12 +27,12 @@ _log = logging.getLogger(__name__)
 
 
 def wanted(context: RunContext) -> bool:
-    """Only if the configuration lists checks, and the split made more than one branch of the mixture."""
+    """Only if the configuration lists checks, and the split made more than one branch."""
     if not context.config.diagnose.checks:
         return False
     if len(Partition.load(context.methods[0].dir.partition).groups) > 1:
         return True
-    _log.warning("diagnose: skipped; the mixture was not split, so there is nothing between branches to look at")
+    _log.warning("diagnose: skipped; the mixture was not split, so there are no branches to compare")
     return False
 
 
@@ -81,7 +81,7 @@ def diagnose_run(context: RunContext, checks: Sequence[CheckName], *, redo: bool
 
 
 def make_bench(context: RunContext) -> Bench:
-    """What the checks work on, nothing loaded yet.
+    """What the checks share; nothing is loaded yet.
 
     Raises:
         InputError: as `run_checks`.
@@ -101,7 +101,7 @@ def run_models(context: RunContext) -> Models:
     merge = _merge(context.run, main)
     branches = [k for k in range(len(merge.weights) + len(merge.left_out)) if k not in merge.left_out]
     if len(branches) < 2:
-        raise InputError("a diagnosis needs two branches at least; the main method of this run has one")
+        raise InputError("a diagnosis needs at least two branches; the main method of this run has one")
     joint = next(
         (item for item in baselines if find_splitter(item.config.splitter).one_group and _is_merged(item)), None
     )

@@ -64,11 +64,11 @@ class Check(Measured):
         return self._finding(figure, status, self.fine if status == "ok" else self.otherwise)
 
     def skip(self, why: str) -> Finding:
-        """It does not apply here."""
+        """The finding of a check that does not apply here."""
         return self._finding(None, "skipped", why)
 
     def broken(self, why: str) -> Finding:
-        """It could not be made, which is as bad as a failure."""
+        """The finding of a check that could not be made: as bad as a failure."""
         return self._finding(None, "fail", why)
 
     def _finding(self, figure: float | None, status: Status, advice: str) -> Finding:
@@ -91,14 +91,14 @@ BATCHED_LOSS = Check(
     ok=1e-4,
     fail=1e-2,
     fine="padding changes no loss",
-    otherwise="the model heeds its padding: train and evaluate with batches of one (`train.micro_batch_tokens: 1`, "
-    "`evaluate.batch_tokens: 1`), and report the architecture",
+    otherwise="padding changes this model's results: train and evaluate with batches of one "
+    "(`train.micro_batch_tokens: 1`, `evaluate.batch_tokens: 1`), and report the architecture",
 )
 BATCHED_GRADIENT = _of_gradients(
     "gradient: alone | batched, padded",
     fine="padding changes no gradient",
-    otherwise="the model heeds its padding: measure conflict one example at a time (`calibration.batch_tokens: 1`), "
-    "and report the architecture",
+    otherwise="padding changes this model's results: measure conflict one example at a time "
+    "(`calibration.batch_tokens: 1`), and report the architecture",
 )
 PACKED = _of_gradients(
     "gradient: padded | packed",
@@ -108,9 +108,9 @@ PACKED = _of_gradients(
 )
 INTERCEPTED = _of_gradients(
     "gradient: in full | never formed",
-    fine="the sketch made on the way is that of the full gradient",
-    otherwise="a layer of this model computes otherwise than it seems: use `calibration.sketch: full`, and report the "
-    "architecture with `merit env`",
+    fine="the sketch made during the backward pass equals that of the full gradient",
+    otherwise="a layer of this model does not compute what its class suggests: use `calibration.sketch: full`, and "
+    "report the architecture with `merit env`",
 )
 FOLDED = Check(
     check="similarity: full | folded",

@@ -1,4 +1,4 @@
-"""`merit doctor`: one model, seven comparisons of how merit computes losses and gradients with a plainer way."""
+"""`merit doctor`: seven comparisons of how merit computes one model's losses and gradients with a plainer way."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _losses(model: Any, datasets: Sequence[Sequence[Encoded]], advance: Callable
 
 
 def _gradients(model: Any, gradients: Gradients) -> list[Finding]:
-    """Each way is measured once; what it is compared with is measured before it."""
+    """Measures each way once, and compares it with one measured before."""
     found: list[Finding] = []
 
     def compare(check: Check, distance: Distance, plain: Rows | None, **options: Any) -> Rows | None:

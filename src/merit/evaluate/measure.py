@@ -77,10 +77,10 @@ def missing(context: RunContext) -> list[tuple[Subject, str]]:
 
 
 def measure(context: RunContext, *, share: bool = False) -> int:
-    """Writes evaluation/*.json of what is missing. Returns how many models were measured.
+    """Writes evaluation/*.json for each model that is `missing`. Returns how many models were measured.
 
     Args:
-        share: leave out what another process has in hand.
+        share: skip models that another process is measuring.
     """
     from merit.models.loading import load_model, pick_precision
 
@@ -206,7 +206,7 @@ class _Evaluation:
 
 
 def _settings(context: RunContext) -> str:
-    """What all figures depend on beside the weights."""
+    """Fingerprint of what all scores depend on besides the weights."""
     from merit.models.loading import pick_precision
 
     precision = pick_precision(context.config.train.precision)
@@ -221,7 +221,7 @@ def _mine(context: RunContext, label: str, *, share: bool, wait: bool = False) -
 
 
 def _drift_set(context: RunContext, counter: Counter) -> DriftSet:
-    """θ0's answers to the general prompts: those stored, or fresh ones."""
+    """θ0's answers to the general prompts: the stored ones, or new ones."""
     from merit.data.encode import Encoder
     from merit.models.loading import load_model
 
@@ -244,7 +244,7 @@ def _drift_set(context: RunContext, counter: Counter) -> DriftSet:
 def spread(context: RunContext, models: int) -> None:
     """Measures `models` models with as many workers as there are devices.
 
-    On one CPU that is no quicker than one process with all cores; but it makes the sums of every engine the same.
+    On one CPU this is no faster than one process with all cores, but the sums come out the same with every engine.
 
     Raises:
         InputError, StageError: a worker failed for good.
@@ -253,7 +253,7 @@ def spread(context: RunContext, models: int) -> None:
 
 
 def run_worker(root: Path, worker: int, precision: str | None = None) -> None:
-    """The job: measures models until none is left that no other worker has in hand.
+    """The job of one worker: measures models until every one is measured or in another worker's hands.
 
     Raises:
         InputError: as `open_as_worker`; or the run's models are not merged yet.

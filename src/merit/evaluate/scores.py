@@ -1,4 +1,4 @@
-"""The figures of one evaluated model, and the table of all."""
+"""The scores of one evaluated model, and the table of all models."""
 
 from __future__ import annotations
 

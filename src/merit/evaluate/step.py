@@ -33,7 +33,7 @@ def files(context: RunContext) -> list[Path]:
 
 
 def run(context: RunContext) -> dict[str, Any]:
-    """Writes evaluation/*.json; a model whose figures are there and still hold is not loaded again."""
+    """Writes evaluation/*.json. A model whose scores still hold is not loaded again."""
     todo = len(missing(context))
     spread(context, todo)
     measure(context)

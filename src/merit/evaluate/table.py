@@ -1,4 +1,4 @@
-"""The results table: one row a model, one comparison a pair that matters."""
+"""The results table: a row for each model, a comparison for each pair that matters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FACES = ("in_mixture", "exact", "unseen", "drift")
 
 @dataclass(frozen=True)
 class MethodFacts:
-    """What the table says of a method besides its scores."""
+    """What the table shows of a method besides its scores."""
 
     description: str
     branches: Mapping[int, BranchResult]  # those that were merged

@@ -53,7 +53,7 @@ class GateResult(Record):
 
 
 def depends(context: RunContext) -> dict[str, str]:
-    """All that the branches depend on, and the gate's own settings."""
+    """What the branches depend on, and the gate's own settings."""
     config = context.config
     return {
         "gate": fingerprint(config.gate),
@@ -90,7 +90,7 @@ def run(context: RunContext) -> dict[str, Any]:
     if not result.ready and config.enforce:
         raise StageError(
             f"the gate says no: {'; '.join(result.advice)} (figures: {context.run.gate_record}; "
-            "`gate: {enforce: false}` goes on all the same)"
+            "`gate: {enforce: false}` continues anyway)"
         )
     return {"ready": result.ready, "barrier": result.worst.barrier, "merged_loss": result.merged_loss}
 
@@ -189,7 +189,7 @@ def judge(result: GateResult, max_barrier: float) -> tuple[bool, list[str]]:
 
 
 def _wanted(context: RunContext) -> bool:
-    """Where it is asked for, and where there is more than one branch to merge."""
+    """Only if the configuration has a gate and the splitter makes more than one branch."""
     return context.config.gate is not None and not find_splitter(context.config.split.splitter).one_group
 
 

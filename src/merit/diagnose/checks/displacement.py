@@ -40,7 +40,7 @@ class ModelDisplacement(Record):
 
 
 class Trajectories(Record):
-    """The ways from θ0, from sketches: norms are estimates (about 1% off)."""
+    """The paths from θ0, from sketches: norms are estimates (about 1% off)."""
 
     moments: list[float]  # shares of the training, up to 1
     norms: dict[str, list[float]]  # model → ‖θ − θ0‖ at each moment
@@ -68,7 +68,7 @@ def _run(bench: Bench) -> DisplacementResult:
 
 @dataclass(frozen=True)
 class Moves:
-    """Inner products of all deltas. `gram` is (M, M) in the order of `labels`, one matrix a part of the model."""
+    """Inner products of all deltas δ = θ − θ0: for each part of the model an (M, M) matrix in the order of `labels`."""
 
     labels: list[str]
     parts: Mapping[str, Matrix]
@@ -158,8 +158,10 @@ def _order(item: tuple[str, object]) -> tuple[int, int]:
 
 
 def trajectories(folders: Mapping[str, Path], branches: Sequence[str], weights: Sequence[float]) -> Trajectories | None:
-    """Distances from θ0 and positions on the plane, moment by moment; None where a branch kept no snapshots, or
-    one is damaged: nothing else rests on them, and to train for hours for a figure is the user's choice.
+    """Distances from θ0 and positions on the plane, moment by moment, from the sketches that `train.snapshots` leaves.
+
+    A sketch is linear and a merge is a weighted mean, so the sketch of the merge at any moment is the weighted mean of
+    the branches' sketches. None if a branch kept no snapshots or one is damaged: nothing else depends on them.
 
     Args:
         folders: label → folder of 000.npy, 001.npy, … ; joint training may be among them.
@@ -186,7 +188,7 @@ def trajectories(folders: Mapping[str, Path], branches: Sequence[str], weights: 
 
 
 def _deltas(folder: Path) -> Matrix | None:
-    """(moments, width) sketches of θ − θ0; None without a start, or where one cannot be read."""
+    """(moments, width) sketches of θ − θ0; None if the first is missing or one cannot be read."""
     files = sorted(folder.glob("[0-9][0-9][0-9].npy"))
     if not files or files[0].stem != "000" or len(files) != int(files[-1].stem) + 1:
         return None
@@ -195,10 +197,10 @@ def _deltas(folder: Path) -> Matrix | None:
         try:
             rows.append(np.asarray(np.load(file, allow_pickle=False), dtype=np.float64))
         except (OSError, ValueError, EOFError) as error:
-            _log.warning("%s: a damaged snapshot (%s); the ways of the branches are left out", file, error)
+            _log.warning("%s: a damaged snapshot (%s); the branches' paths are left out", file, error)
             return None
         if rows[-1].shape != rows[0].shape or rows[-1].ndim != 1:
-            _log.warning("%s: no snapshot of this training; the ways of the branches are left out", file)
+            _log.warning("%s: not a snapshot of this training; the branches' paths are left out", file)
             return None
     stacked = np.stack(rows)
     deltas: Matrix = stacked[1:] - stacked[0]
