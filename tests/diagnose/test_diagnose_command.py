@@ -23,6 +23,7 @@ from merit.diagnose.checks.lmc import LmcResult
 from merit.diagnose.checks.perturbation import PerturbationResult
 from merit.diagnose.live import LiveModel
 from merit.diagnose.models import Models
+from merit.diagnose.records import CheckResult
 from merit.diagnose.verdict import verdict
 from merit.merge.step import MethodMerge
 from merit.pipeline import STAGE_NAMES, check_stage
@@ -185,7 +186,7 @@ def inits(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def _diagnose(
     inits: list[Path], starts: list[int], folder: Path, steps: int, *, alike: bool = False
-) -> dict[str, object]:
+) -> dict[str, CheckResult]:
     """Two branches on data of their own, or both on all of it (`alike`)."""
     from merit.diagnose.checks.displacement import displacement, measure_moves
     from merit.diagnose.checks.lmc import connectivity, segment_pairs
@@ -215,7 +216,7 @@ def _diagnose(
 
 
 def test_branches_of_different_inits_are_called_not_merge_ready(inits: list[Path], tmp_path: Path) -> None:
-    found = verdict(_diagnose(inits, [0, 1], tmp_path, 80, alike=True))  # type: ignore[arg-type]
+    found = verdict(_diagnose(inits, [0, 1], tmp_path, 80, alike=True))
     assert found.ready is False
     assert any("A barrier of" in reason and "between branch 0 and branch 1" in reason for reason in found.reasons)
     assert any("Lower the learning rate" in reason for reason in found.reasons)  # what to do about it
@@ -225,13 +226,13 @@ def test_different_inits_are_told_even_where_branches_know_nothing_of_each_other
     inits: list[Path], tmp_path: Path
 ) -> None:
     # Each branch is so sure and so wrong on the other's data that the ignorant midpoint lies below the chord.
-    found = verdict(_diagnose(inits, [0, 1], tmp_path, 60))  # type: ignore[arg-type]
+    found = verdict(_diagnose(inits, [0, 1], tmp_path, 60))
     assert found.ready is False
     assert any("Were they tuned from this θ0" in reason for reason in found.reasons)
 
 
 def test_branches_of_one_init_are_called_merge_ready(inits: list[Path], tmp_path: Path) -> None:
-    found = verdict(_diagnose(inits, [0, 0], tmp_path, 4))  # type: ignore[arg-type]
+    found = verdict(_diagnose(inits, [0, 0], tmp_path, 4))
     assert found.ready is True, found
 
 

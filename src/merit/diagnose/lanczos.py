@@ -1,8 +1,8 @@
 """Lanczos with full reorthogonalisation and its basis on disk: a kill costs one product, memory stays at three vectors.
 
 scipy's `eigsh` keeps 2k + 1 vectors in memory (11 GB for ten eigenpairs of 135M parameters), and cannot be resumed.
-The basis lies in one append-only file of float32 rows. Eigenvectors u_ℓ = Σ_j S_jℓ q_j are never formed: the check needs
-only their inner products with other vectors, and the q_jᵀx give those.
+The basis lies in one append-only file of float32 rows. Eigenvectors u_ℓ = Σ_j S_jℓ q_j are never formed: the check uses
+only their inner products with other vectors, which follow from the q_jᵀx.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from merit.base.machine import free_memory
 from merit.base.progress import SILENT, Counter, Progress
 from merit.compute.abilities import Abilities
 from merit.compute.losses import example_losses
-from merit.config.sections import CalibrationConfig, ModelConfig
+from merit.config.sections import CalibrationConfig, EvaluateConfig, ModelConfig
 from merit.data.example import IGNORED, Encoded
 from merit.doctor import checks
 from merit.doctor.checks import Check, Diagnosis, Finding
@@ -34,7 +34,6 @@ GROUPS = 4  # small datasets, for cosines between them
 EXAMPLES = 6  # a dataset
 _LINES = (1, 3, 2, 5, 1, 4)  # of text, an example
 _MOST = 96  # tokens of an example
-_BATCH = 4096  # tokens
 _LOSSES, _GRADIENTS = 3, 6  # passes over the material
 _BACKWARD = 3  # a forward and backward pass costs about three forward ones
 _SHARE = 0.5  # of the free memory that whole gradients may take
@@ -98,11 +97,12 @@ def _losses(model: Any, datasets: Sequence[Sequence[Encoded]], advance: Callable
         )
         return torch.tensor(found, dtype=torch.float64)
 
-    batched = losses(_BATCH, "fp32")
+    usual = EvaluateConfig().batch_tokens
+    batched = losses(usual, "fp32")
     findings = [checks.BATCHED_LOSS.judge(float((losses(1, "fp32") - batched).abs().max()))]
     if (why := _no_bf16(model)) is not None:
         return [*findings, checks.LOW_LOSS.skip(why)]
-    return [*findings, checks.LOW_LOSS.judge(float((losses(_BATCH, "bf16") - batched).abs().max()))]
+    return [*findings, checks.LOW_LOSS.judge(float((losses(usual, "bf16") - batched).abs().max()))]
 
 
 def _gradients(model: Any, gradients: Gradients) -> list[Finding]:
