@@ -80,6 +80,8 @@ def jobs() -> Iterator[None]:
 def import_everything() -> None:
     """What a run imports on its way. Nothing computes in this process: a fork must find no threads."""
     import datasets
+    import merit.evaluate.evaluate
+    import merit.train.train
     import plotly.offline
     import sklearn.cluster
     import torch
@@ -88,11 +90,9 @@ def import_everything() -> None:
 
     import merit.cli.main
     import merit.diagnose.bench
-    import merit.evaluate.evaluate
     import merit.merge.average
     import merit.pipeline
     import merit.report.page
-    import merit.train.train
 
     # Lazy modules of theirs.
     _ = (datasets.Dataset, torch.nn.Module, transformers.LlamaForCausalLM, transformers.PreTrainedTokenizerFast)
@@ -194,8 +194,8 @@ def _begin(request: dict[str, Any], streams: list[int]) -> NoReturn:
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: PTH123, SIM115
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1, errors="backslashreplace")  # noqa: PTH123, SIM115
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1, errors="backslashreplace")  # noqa: SIM115
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])

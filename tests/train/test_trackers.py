@@ -53,7 +53,6 @@ def variables() -> dict[str, str]:
 
 
 def test_tensorboard(tiny_model: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = train_two(tmp_path, tiny_model, "tensorboard")
