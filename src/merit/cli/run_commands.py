@@ -50,11 +50,12 @@ def execute(
     seconds: float | None = None,
 ) -> None:
     """Runs the pipeline with bars, and prints what came of it: `show`, or else the result of stage `until`."""
-    from merit.cli.console import show_progress
     from merit.context import RunContext
 
-    with show_progress() as progress:
-        context = RunContext.open(file, output=output, progress=progress)
+    context = RunContext.open(file, output=output)
+    from merit.cli.console import show_progress
+
+    with show_progress() as context.progress:
         context.partial = partial
         context.deadline = time.time() + seconds if seconds is not None else None
         # The configuration is fine: only now is it worth the imports of the stages.
