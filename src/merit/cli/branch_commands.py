@@ -14,7 +14,7 @@ from merit.cli.options import Branch, File, Json, Method, Output, Redo, Run, com
 
 if TYPE_CHECKING:
     from merit.context import RunContext
-    from merit.train.grow import Cost
+    from merit.train.add_remove import Cost
     from merit.train.status import BranchStatus
 
 
@@ -117,7 +117,7 @@ def handover(
 
     with show_progress() as progress:
         context = RunContext.open(file, output=output, progress=progress)
-        from merit.handover.step import hand_over
+        from merit.handover.write import hand_over
         from merit.pipeline import run_pipeline
 
         run_pipeline(context, until="split")
@@ -169,8 +169,8 @@ def add(
     json: Json = False,
 ) -> None:
     """Adds a dataset: places it on the saved axes, retrains its branch, then merges again."""
-    from merit.config.mixture import DatasetConfig
-    from merit.train.grow import add_dataset
+    from merit.config.sections import DatasetConfig
+    from merit.train.add_remove import add_dataset
 
     path = str(Path(source).resolve()) if Path(source).exists() else source
     dataset = DatasetConfig(path=path, weight=weight, max_examples=max_examples)
@@ -184,7 +184,7 @@ def remove(
     json: Json = False,
 ) -> None:
     """Removes a dataset: retrains its branch without it, then merges again."""
-    from merit.train.grow import remove_dataset
+    from merit.train.add_remove import remove_dataset
 
     _grow(run, lambda context, go: remove_dataset(context, name, go, baselines=baselines), json=json)
 

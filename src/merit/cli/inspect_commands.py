@@ -97,7 +97,7 @@ def study(
             from merit.study.run import run_study
 
             run_study(opened, progress, seeds=seed, budgets=budget)
-        from merit.study.publish import publish
+        from merit.study.tables import publish
 
         result = publish(opened)
     if json:
@@ -137,8 +137,8 @@ def advise(
     from merit.evaluate.scores import Table
     from merit.run.layout import RunDir
     from merit.study.advice import advise_run, advise_study, parse_trade_off
-    from merit.study.layout import StudyDir
     from merit.study.results import Results
+    from merit.study.spec import StudyDir
 
     weights = parse_trade_off(prefer)
     # Committed results hold results.json alone, without the rest of the study.
@@ -198,8 +198,8 @@ def theory(
 ) -> None:
     """Tests the paper's theorems on quadratic tasks, and shows their limits. Needs no run or model."""
     from merit.cli.console import print_table, say, say_json
-    from merit.theory.findings import lab_rows, lab_sentences, split_rows
-    from merit.theory.lab import run_lab
+    from merit.theory.lab import lab_rows, lab_sentences, run_lab
+    from merit.theory.splits import split_rows
 
     result = run_lab(seed=seed, instances=instances, axes=axes)
     if json:

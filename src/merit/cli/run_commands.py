@@ -148,7 +148,7 @@ def _quick(text: str) -> str:
 def _print_accuracy(output: Path) -> None:
     """Right answers on held-out pictures, task by task, against one who always says the most frequent answer."""
     from merit.cli.console import print_table, say
-    from merit.demo.visual_tasks import TASKS
+    from merit.demo.visual import TASKS
     from merit.evaluate.scores import ModelScores
     from merit.run.layout import RunDir
 

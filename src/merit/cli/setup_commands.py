@@ -12,7 +12,7 @@ from merit.cli.options import File, Json
 if TYPE_CHECKING:
     from merit.data.check import CheckReport
     from merit.data.mixture import Rendered
-    from merit.doctor.finding import Diagnosis
+    from merit.doctor.checks import Diagnosis
 
 
 def init(
@@ -55,7 +55,7 @@ def plan(
     """Estimates what each stage will cost, beside joint training, and states its assumptions."""
     from merit.cli.console import print_table, say, say_json, show_progress
     from merit.plan.costs import plan_rows
-    from merit.plan.plan import plan_run
+    from merit.plan.estimate import plan_run
 
     with show_progress() as progress:
         result = plan_run(file, tokens_per_second, progress)
@@ -160,7 +160,7 @@ def doctor(
     """Checks that a model computes the same numbers here alone and batched, padded and packed, in fp32 and bf16, whole
     and sketched. Exits with 1 if it does not."""
     from merit.cli.console import say_json, show_progress
-    from merit.doctor.doctor import DEFAULT, examine_model
+    from merit.doctor.examine import DEFAULT, examine_model
 
     with show_progress() as progress:
         found = examine_model(model or DEFAULT, progress)

@@ -30,13 +30,13 @@ from merit.cli.run_commands import Part, execute
 
 if TYPE_CHECKING:
     from merit.context import RunContext
-    from merit.diagnose.gate import GateResult
+    from merit.gate.step import GateResult
 
 
 def prepare(file: File, output: Output = None, redo: Redo = False, json: Json = False) -> None:
     """Trains θ0 jointly until it is merge-ready, then a pilot of every branch: go or no-go. Resumes."""
     from merit.cli.console import say, say_json, show_progress
-    from merit.config.prepare import GateConfig, PrepareConfig
+    from merit.config.sections import GateConfig, PrepareConfig
     from merit.context import RunContext
 
     with show_progress() as progress:
@@ -60,7 +60,7 @@ def prepare(file: File, output: Output = None, redo: Redo = False, json: Json = 
 
 
 def _result(context: RunContext) -> GateResult | None:
-    from merit.diagnose.gate import GateResult
+    from merit.gate.step import GateResult
 
     return GateResult.load(context.run.gate_record) if context.run.gate_record.is_file() else None
 
@@ -194,7 +194,7 @@ def train(
 
     show_messages()
     if "://" in file:
-        from merit.train.remote_job import run_remote_branch_job
+        from merit.train.staging import run_remote_branch_job
 
         options = ["--processes", str(processes)] if processes > 1 else []
         options += ["--accelerate", str(accelerate)] if accelerate is not None else []

@@ -18,8 +18,9 @@ from merit.config.yaml import read_yaml
 from merit.conflict.explain import Explanation
 from merit.conflict.records import AxesResult, ConflictResult, load_similarity
 from merit.data.mixture import Mixture
-from merit.diagnose.gate import GateResult
-from merit.evaluate.scores import DriftSet, ModelScores, Table
+from merit.evaluate.drift import DriftSet
+from merit.evaluate.scores import ModelScores, Table
+from merit.gate.step import GateResult
 from merit.report.fit import LARGEST, plausible, refuse_misfit
 from merit.run.events import read_events
 from merit.run.layout import MAIN_METHOD, BranchDir, MethodDir, RunDir

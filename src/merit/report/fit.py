@@ -15,8 +15,8 @@ from merit.base.record import Record
 from merit.conflict.explain import Explanation
 from merit.conflict.records import AxesResult, ConflictResult
 from merit.data.mixture import Mixture
-from merit.diagnose.gate import GateResult
 from merit.evaluate.scores import ModelScores
+from merit.gate.step import GateResult
 from merit.split.partition import Partition
 
 LARGEST = 1e15  # no count, loss or time of a run comes near; sums and products of such figures stay finite

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from merit.base.words import NONE, count, decimal, plural, signed
-from merit.config.prepare import GateConfig
+from merit.config.sections import GateConfig
 from merit.diagnose.check import Part, Reading, all_checks, result_rows
-from merit.diagnose.gate import GateResult
 from merit.diagnose.records import CheckResult, with_interval
 from merit.diagnose.verdict import verdict
+from merit.gate.step import GateResult
 from merit.report import drawing
 from merit.report.drawing import (
     DataTable,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -19,25 +20,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from merit.base.errors import InputError
 from merit.base.files import atomic_dir
 from merit.base.kept import files_below, keep
-from merit.base.logging import get_logger
 from merit.base.record import fingerprint
-from merit.config.model import Role
-from merit.config.train import LoraSection, TrainConfig
+from merit.config.sections import LoraSection, Role, TrainConfig
 from merit.data.store import IMAGES
 from merit.models.layout import FROZEN, role_of
 from merit.models.loading import images_of, load_model, load_tokenizer
 from merit.models.source import ModelFolder, resolve_model
 from merit.models.vision import copy_image_files
 from merit.run.layout import BranchDir, RunDir
-from merit.train.callbacks import BranchCallback, TrajectoryCallback, tracked
+from merit.train.callbacks import BranchCallback, PullCallback, TrajectoryCallback
 from merit.train.checkpoints import Counters, newest_checkpoint
-from merit.train.loss import PullCallback
 from merit.train.rows import branch_rows, plan_batching, row_without_loss
 from merit.train.spec import BranchResult, BranchSpec, finished_branch
 from merit.train.trainer import BranchTrainer
-from merit.train.trl_arguments import Training, sft_config
+from merit.train.trl_arguments import Training, sft_config, tracked
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def train_branch(run: RunDir, branch: BranchDir, *, base: Path, model: Path | None = None) -> BranchResult:

@@ -9,17 +9,27 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from merit.base import extensions
-from merit.config.calibration import CalibrationConfig
 from merit.config.diagnose import DiagnoseConfig
-from merit.config.evaluate import EvaluateConfig
 from merit.config.launch import LaunchConfig
-from merit.config.merge import MergeConfig, Scale
-from merit.config.mixture import DatasetConfig
-from merit.config.model import ModelConfig
-from merit.config.prepare import GateConfig, PrepareConfig
-from merit.config.section import Location, Section, Seed, refused
-from merit.config.split import UNSPLIT, AxesCount, SplitConfig, SplitterName
-from merit.config.train import TrainConfig
+from merit.config.sections import (
+    UNSPLIT,
+    AxesCount,
+    CalibrationConfig,
+    DatasetConfig,
+    EvaluateConfig,
+    GateConfig,
+    Location,
+    MergeConfig,
+    ModelConfig,
+    PrepareConfig,
+    Scale,
+    Section,
+    Seed,
+    SplitConfig,
+    SplitterName,
+    TrainConfig,
+    refused,
+)
 
 MAIN_METHOD = "merit"
 MAX_NAME = 200
