@@ -234,8 +234,6 @@ def test_only_training_imports_trl():
 
 # More than seven parameters; to be shortened, never lengthened.
 LONG_SIGNATURES = {
-    "cli/merge_command.py: merge_models",
-    "cli/run_commands.py: execute",
     "gradients/engine.py: GradientEngine.__init__",
     "gradients/fold.py: FoldedLinear.forward",  # autograd gives every input an argument of its own
     "merge/average.py: add_branch",
