@@ -18,11 +18,11 @@ from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
 from merit.config.run import RunConfig
-from merit.data.encode import Encoder, Look
-from merit.data.example import Example
-from merit.data.image import BadImage, ImageChecker
+from merit.data.encode import Encoder, Layout
+from merit.data.example import Example, Row
+from merit.data.image import BadImage, ImageChecker, Look
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
-from merit.data.reading import DatasetReader, Read, Selection, chosen_rows, is_held_out, select
+from merit.data.reading import DatasetReader, Selection, chosen_rows, is_held_out, select
 from merit.data.store import VERSION, EncodedDataset, StoredExample, write_store
 from merit.models.source import cache_folder
 from merit.run.layout import RunDir
@@ -217,22 +217,23 @@ class Tally:
         self._shown: list[tuple[str, Example]] = []
 
     def add(self, stored: StoredExample, example: Example) -> None:
-        length = len(stored.input_ids)
+        encoded = stored.encoded
+        length = len(encoded.input_ids)
         self.lengths.append(length)
-        self.truncated += stored.truncated
-        self.images += len(stored.pictures)
+        self.truncated += encoded.truncated
+        self.images += len(encoded.images)
         self.answers |= stored.reference is not None
-        for index, value in enumerate((1, length, stored.supervised)):
+        for index, value in enumerate((1, length, encoded.supervised)):
             self.counts[stored.held_out][index] += value
         self._content = (self._content + _digest(stored)) % 2**128
         # Those with the smallest content hash: the same ones whatever the order of the file.
         self._shown = sorted([*self._shown, (stored.id, example)], key=lambda item: item[0])[:_RENDERED]
 
-    def see(self, read: Read, look: Look) -> None:
-        """The images of a row, before its example is encoded."""
-        for ref, (_, facts) in zip(_example(read).images, look, strict=True):
+    def see(self, row: Row, look: Look) -> None:
+        """Counts what is done to the images of a row."""
+        for ref, (_, facts) in zip(row.value.images, look, strict=True):
             for note in (*facts.notes, *(["misnamed"] if facts.misnamed(ref.name) else [])):
-                count, first = self.seen.get(note, (0, read.number))
+                count, first = self.seen.get(note, (0, row.number))
                 self.seen[note] = (count + 1, first)
 
     def drop(self, number: int) -> None:
@@ -317,48 +318,36 @@ def encoded_rows(
     rows = chosen_rows(reader, selection)
     checker = ImageChecker(reader.config.max_pixels, cache_folder() / "images.sqlite")
     while chunk := list(islice(rows, _CHUNK)):
-        placed = []
-        looks = encoder.look([_example(read) for read in chunk], checker)
-        for read, look in zip(chunk, looks, strict=True):
+        placed: list[tuple[Row, Layout]] = []
+        for row, look in zip(chunk, checker.look([row.value.images for row in chunk]), strict=True):
             try:
                 if isinstance(look, BadImage):
                     raise look
-                placed.append((read, encoder.layout(_example(read), look)))
-                tally.see(read, look)
+                placed.append((row, encoder.layout(row.value, look)))
+                tally.see(row, look)
             except InputError as error:
                 tally.bad_images += isinstance(error, BadImage)
-                on_error(type(error)(error.message, file=reader.source.place, line=read.number, field=error.field))
+                on_error(type(error)(error.message, file=reader.source.place, line=row.number, field=error.field))
         layouts = [layout for _, layout in placed]
-        for (read, layout), (encoded, prompt_ids) in zip(placed, encoder.encode_layouts(layouts), strict=True):
+        for (row, layout), (encoded, prompt_ids) in zip(placed, encoder.encode_layouts(layouts), strict=True):
             if encoded.supervised == 0:
-                tally.drop(read.number)
+                tally.drop(row.number)
                 continue
-            example = _example(read)
-            stored = StoredExample.of(
-                example.id,
-                encoded,
-                held_out=reader.unseen or is_held_out(example.id, held_out_fraction),
-                prompt_ids=prompt_ids,
-                prompt_text=layout.prompt,
-                reference=example.reference,
-                verifier=example.verifier,
+            example: Example = row.value
+            held_out = reader.unseen or is_held_out(example.id, held_out_fraction)
+            stored = StoredExample(
+                example.id, encoded, held_out, prompt_ids, layout.prompt, example.reference, example.verifier
             )
             tally.add(stored, example)
             yield stored
         on_progress(chunk[-1].done)
 
 
-def _example(read: Read) -> Example:
-    if read.example is None:  # chosen rows have one
-        raise TypeError("a chosen row without an example")
-    return read.example
-
-
 def _digest(stored: StoredExample) -> int:
     digest = hashlib.sha256(f"{stored.id}{stored.held_out}{stored.reference}{stored.verifier}".encode())
-    for numbers in (stored.input_ids, stored.labels, stored.prompt_ids):
+    for numbers in (stored.encoded.input_ids, stored.encoded.labels, stored.prompt_ids):
         digest.update(np.asarray(numbers, "<i4").tobytes())
         digest.update(b";")
-    for picture in stored.pictures:
-        digest.update(hashlib.sha256(picture).digest())
+    for image in stored.encoded.images:
+        digest.update(hashlib.sha256(image).digest())
     return int.from_bytes(digest.digest()[:16], "big")

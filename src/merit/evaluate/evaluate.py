@@ -109,7 +109,7 @@ def _exact(
         model,
         on.tokenizer,
         [example.prompt_ids for _, example in examples],
-        [example.pictures[: example.prompt_images] for _, example in examples],
+        [example.encoded.images[: example.encoded.prompt_images] for _, example in examples],
         max_new_tokens=on.config.max_new_tokens,
         batch_tokens=on.config.batch_tokens,
         advance=on.advance,
