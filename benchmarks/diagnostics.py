@@ -26,7 +26,7 @@ import torch
 
 from merit.config.sections import ModelConfig
 from merit.data.example import Encoded
-from merit.diagnose.connectivity import connectivity
+from merit.diagnose.checks.lmc import connectivity
 from merit.diagnose.hessian import Hessian, within_budget
 from merit.diagnose.lanczos import Lanczos
 from merit.diagnose.live import LiveModel

@@ -81,8 +81,8 @@ def count_branch_bytes(quick: bool) -> dict[str, float]:
     from merit.context import RunContext
     from merit.models.checkpoint import Checkpoint
     from merit.pipeline import run_pipeline
+    from merit.plan.costs import model_facts
     from merit.plan.estimate import plan
-    from merit.plan.plan import model_facts
 
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)

@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from merit.compute.nll import aligned_batch, length_batches
+from merit.compute.batches import aligned_batch, length_batches
 from merit.config.run import RunConfig
 from merit.config.sections import CalibrationConfig, DatasetConfig, ModelConfig
 from merit.data.check import check_mixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 
-from merit.cli.demo_command import _print_accuracy
+from merit.cli.run_commands import _print_accuracy
 from merit.config import load_config
 from merit.demo.visual import TASKS
 from merit.evaluate.scores import DatasetScore, ModelScores

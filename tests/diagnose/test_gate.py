@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from merit.config.sections import GateConfig
-from merit.diagnose.gate import judge
 from merit.diagnose.records import Estimate, Segment
+from merit.gate.step import judge
 
 
 def segment(barrier: float, low: float) -> Segment:

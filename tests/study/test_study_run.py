@@ -14,14 +14,12 @@ from merit.base.errors import InputError, StageError
 from merit.evaluate.drift import general_texts
 from merit.merge.average import merge_checkpoints
 from merit.merge.ray import read_state
-from merit.study import layout as foreign
-from merit.study.cells import cell_mark
-from merit.study.gather import check_tokens, contenders
-from merit.study.job import Job
-from merit.study.publish import publish
+from merit.study.compare import check_tokens, contenders
+from merit.study.job import Job, cell_mark, mergekit
+from merit.study.measure import PointScores, Summary
 from merit.study.run import run_init, run_job, run_study, summary
-from merit.study.scores import PointScores, Summary
 from merit.study.spec import Study
+from merit.study.tables import publish
 from merit.train.spec import BranchResult
 
 
@@ -155,7 +153,7 @@ def test_results(finished):
     labels = [row.label for row in results.rows]
     assert labels[0] == "base"
     assert {"joint", "joint*", "best:joint", "merit-1d", "merit-1d*"} <= set(labels)
-    assert "merit-1d-ties" not in labels or foreign.mergekit()
+    assert "merit-1d-ties" not in labels or mergekit()
     base, joint = (next(row for row in results.rows if row.label == label) for label in ("base", "joint"))
     assert joint.faces["in_mixture"].value < base.faces["in_mixture"].value, "it has learned something"
     point = PointScores.load(study.dir.point(found[0].methods["joint"].points[1].mark))

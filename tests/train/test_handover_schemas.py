@@ -20,7 +20,7 @@ import yaml
 
 from merit.config.sections import LoraSection, ModelConfig, TrainConfig
 from merit.handover.bundle import CONFIG, Bundle
-from merit.handover.write import TRAINERS
+from merit.handover.trainers import TRAINERS
 from merit.train.rows import plan_batching
 from merit.train.spec import BranchSpec
 

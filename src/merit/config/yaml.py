@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +13,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from merit.base.errors import InputError, Problems
-from merit.base.logging import get_logger
 from merit.config.run import RunConfig
 from merit.config.sections import REFUSED, Location, Section
 
 # Old name → new name of keys that were renamed in 0.1.0. The next version refuses the old names.
 RENAMED: dict[Location, Location] = {("launch", "losses"): ("launch", "preemption_retries")}
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 MAX_BYTES = 4_000_000
 MAX_DEPTH = 30
 MAX_DIGITS = 18

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 from array import array
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -14,7 +15,6 @@ import numpy as np
 
 from merit.base.errors import InputError
 from merit.base.files import disk_errors
-from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
 from merit.config.run import RunConfig
@@ -27,7 +27,7 @@ from merit.data.store import VERSION, EncodedDataset, StoredExample, write_store
 from merit.models.source import cache_folder
 from merit.run.layout import RunDir
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 def build_mixture(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from merit.base.errors import InputError
-from merit.base.program import PYTHON
+from merit.base.machine import PYTHON
 from merit.config.sections import DatasetConfig
 from merit.data.example import Row
 

@@ -10,6 +10,7 @@ import binascii
 import contextlib
 import hashlib
 import json
+import logging
 import sqlite3
 import stat
 import time
@@ -28,7 +29,6 @@ from urllib.error import HTTPError, URLError
 
 from merit.base.errors import InputError
 from merit.base.files import write_bytes
-from merit.base.logging import get_logger
 from merit.base.machine import usable_cores
 from merit.models.source import cache_folder
 
@@ -286,7 +286,7 @@ def _pillow() -> Any:
 
 
 _VERSION = 1  # of what `inspect` finds
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 Look = list[tuple[bytes, ImageFacts]]  # the files of an example's images, and what is known of them
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import operator
 import os
 import struct
@@ -18,7 +19,6 @@ from typing import Any
 from merit.base.errors import InputError, first_line
 from merit.base.files import read_json, safe_name, sha256_file
 from merit.base.kept import made_once
-from merit.base.logging import get_logger
 from merit.config.sections import ModelConfig
 from merit.demo import tiny_vlm
 from merit.models.checkpoint import INDEX, no_weights, read_entries, read_index
@@ -194,7 +194,7 @@ def _from_hub(config: ModelConfig) -> Path:
     raise InputError(message, field="model.path")
 
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 # What the reader raises on truncated and damaged files: it trusts the lengths that it finds in them.
 _DAMAGE = (
     *(ValueError, OSError, LookupError, ArithmeticError, TypeError, AttributeError, RuntimeError, MemoryError),

@@ -1,10 +1,23 @@
-"""What planning knows of a model, and what it says of a run."""
+"""What planning knows of a model, what it says of a run, and the table of it."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
 from merit.base.record import Record
 from merit.base.words import NONE, compact, data_size, duration
+from merit.config.sections import LoraSection, Role, TrainConfig
+from merit.data.example import IGNORED, Encoded
+from merit.data.mixture import Mixture
+from merit.models.checkpoint import Checkpoint
+from merit.models.layout import FROZEN, role_of
 from merit.split.splitter import find_splitter
+
+_SHAPE = ("hidden_size", "num_hidden_layers", "vocab_size")
+_MEASURED_TOKENS = 1024
+_REPEATS = 3
 
 
 class ModelFacts(Record):
@@ -18,6 +31,58 @@ class ModelFacts(Record):
     trainable: int  # all of them in full fine-tuning, the adapters' with LoRA
     bytes_per_parameter: int  # as stored on disk
     hidden: dict[str, int]
+
+
+def model_facts(checkpoint: Checkpoint, lora: LoraSection | None, freeze: Sequence[Role] | None = None) -> ModelFacts:
+    """Size and shape of a model, from its headers and its config.json; of a vision-language model, its language part's
+    shape, and only what is not frozen counts as trained."""
+    parameters = checkpoint.elements
+    frozen: set[Role] = set()
+    if "vision_config" in checkpoint.config:
+        frozen = set(FROZEN if freeze is None else freeze)
+    names = [name for name in checkpoint.tensors if role_of(name) not in frozen] if frozen else [*checkpoint.tensors]
+    trainable = sum(checkpoint.info(name).elements for name in names) if frozen else parameters
+    if lora is not None:
+        # PEFT's `all-linear`: every weight matrix but embeddings and head.
+        apart = {checkpoint.embedding, checkpoint.head}
+        shapes = [checkpoint.info(name).shape for name in names if name not in apart]
+        trainable = sum(lora.r * (shape[0] + shape[1]) for shape in shapes if len(shape) == 2)
+    text = checkpoint.config.get("text_config")
+    config = text if isinstance(text, dict) and "hidden_size" not in checkpoint.config else checkpoint.config
+    shape = {key: value for key in _SHAPE if isinstance(value := config.get(key), int)}
+    return ModelFacts(
+        parameters=parameters,
+        trainable=trainable,
+        bytes_per_parameter=round(checkpoint.nbytes / parameters),
+        hidden=shape,
+    )
+
+
+def measure_speed(folder: Path, train: TrainConfig, mixture: Mixture) -> float:
+    """Tokens a second of forward and backward on this machine's device: the best of three, after a warm-up."""
+    import torch
+
+    from merit.compute.losses import supervised_nll
+    from merit.models.loading import autocast, load_model, pick_precision
+
+    model = load_model(folder).train()
+    precision = pick_precision(train.precision)
+    counts = [item.train for item in mixture.datasets]
+    length = max(2, round(sum(item.tokens for item in counts) / sum(item.examples for item in counts)))
+    share = sum(item.supervised_tokens for item in counts) / sum(item.tokens for item in counts)
+    supervised = max(1, round(length * share))
+    ids = torch.randint(0, model.config.get_text_config().vocab_size, (length,)).tolist()
+    row = Encoded(ids, [IGNORED] * (length - supervised) + ids[length - supervised :])
+    rows = [row] * max(1, _MEASURED_TOKENS // length)
+    best = 0.0
+    for _ in range(_REPEATS + 1):
+        started = time.perf_counter()
+        with autocast(precision):
+            loss = supervised_nll(model, rows).nll.mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        model.zero_grad()
+        best = max(best, len(rows) * length / (time.perf_counter() - started))
+    return best
 
 
 class BranchCost(Record):

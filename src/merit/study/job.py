@@ -7,58 +7,61 @@ this job or another, is not trained again, and a method that is measured is not 
 from __future__ import annotations
 
 import gc
+import logging
 import shutil
+import subprocess
+import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from merit.base.errors import StageError
+from merit.base.files import write_text
 from merit.base.kept import Files, kept
-from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress, write_state
 from merit.base.record import fingerprint
-from merit.config.sections import OTHER_RIDGE
+from merit.config.sections import OTHER_RIDGE, UNSPLIT
 from merit.config.study import FOREIGN_RULES, MethodConfig
-from merit.jobs.job_side import job_lock
+from merit.conflict.measure import measure_conflict
+from merit.conflict.records import AxesResult
+from merit.conflict.similarity import half_gram
+from merit.data.build import build_mixture
+from merit.data.mixture import Mixture
+from merit.gradients.collect import Measurement, collect_sketches
+from merit.jobs.process import job_lock
 from merit.merge.ray import Ray, State, norm
+from merit.merge.recipe import other_method_recipe
 from merit.merge.rule import Branches, find_rule
 from merit.merge.tensors import merge_tensors
 from merit.models.loading import load_model, pick_precision
-from merit.run.layout import BranchDir
-from merit.study.cells import SeedData, cell_mark
-from merit.study.layout import foreign_step, mergekit
-from merit.study.measure import Examples, drift_set, measure, other_rows
-from merit.study.scores import MethodResult, PointResult, PointScores, Summary
-from merit.study.spec import Study
+from merit.run.layout import BranchDir, relative
+from merit.split.evidence import AxesEvidence, weigh_axes
+from merit.split.make import make_partition
+from merit.split.partition import Partition
+from merit.split.splitter import SplitRequest
+from merit.study.measure import (
+    Examples,
+    MethodResult,
+    PointResult,
+    PointScores,
+    Summary,
+    drift_set,
+    measure,
+    other_rows,
+)
+from merit.study.spec import VERSION, Study, job_mark
+from merit.train.branch import train_branch
 from merit.train.rows import training_rows
-from merit.train.spec import BranchResult, BranchSpec
-from merit.train.train import train_branch
+from merit.train.spec import BranchData, BranchResult, BranchSpec
 
-VERSION = 1  # raise it when a score would come out differently
 _LONG_RAY = 4  # points; a ray of so many is drawn, so all of it is measured on test examples
 _PATIENCE_SECONDS = 24 * 3600
-_log = get_logger(__name__)
-
-
-def job_mark(study: Study) -> str:
-    """What a job's summary depends on besides its seed and budget. Fields at their default are left out, so that a
-    new version's new field makes no finished job stale; the methods are not, since their default may grow."""
-    left = {
-        "seeds",
-        "budgets",
-        "draws",
-        "launch",
-        "keep",
-        "question",
-        "reference",
-        "subjects",
-        "name",
-        "output",
-        "methods",
-    }
-    config = study.config.model_dump(mode="json", exclude=left, exclude_defaults=True)
-    methods = {name: item.model_dump(mode="json", exclude_defaults=True) for name, item in study.config.methods.items()}
-    return fingerprint(VERSION, config, methods, study.theta0.fingerprint)
+_log = logging.getLogger(__name__)
 
 
 class Job:
@@ -253,3 +256,150 @@ class Job:
         folder = self.study.dir.job(self.seed, self.budget)
         folder.mkdir(parents=True, exist_ok=True)
         write_state(folder / "progress.json", done, max(1, total), note)
+
+
+_SEED_STEP = 1000  # between the training seeds of two study seeds: room for a soup's copies
+
+
+class SeedData:
+    """One seed: its data, and its conflict, which is measured once for all methods and budgets.
+
+    Attributes:
+        evidence: how many axes the data support.
+    """
+
+    def __init__(self, study: Study, seed: int, progress: Progress = SILENT) -> None:
+        """Reads and measures what is not there yet.
+
+        Raises:
+            InputError: a dataset cannot be read or measured.
+        """
+        self.study, self.seed = study, seed
+        self.run = study.dir.seed(seed)
+        config = study.run_config(seed)
+        self.mixture: Mixture = build_mixture(config, study.base, self.run, study.tokenizer, progress)
+        theta0 = study.theta0
+        measurement = Measurement(
+            self.run,
+            self.mixture,
+            lambda: load_model(theta0.path, trust_remote_code=theta0.trust_remote_code),
+            config.calibration,
+            theta0.fingerprint,
+            pick_precision(config.train.precision),
+            progress,
+        )
+        self.store = collect_sketches(measurement)
+        most = max(2, *(item.axes for item in study.config.methods.values() if isinstance(item.axes, int)))
+        most = min(most, len(self.mixture.names))
+        _, axes, similarity = measure_conflict(self.run, self.mixture, self.store, most, study.config.centre)
+        self.axes: AxesResult = axes
+        self.similarity: NDArray[np.float64] = similarity
+        self.halves = half_gram(self.store.companion, self.mixture.names)
+        self.evidence: AxesEvidence = weigh_axes(self.halves, self.mixture.planned_tokens, centre=study.config.centre)
+
+    def partition(self, method: MethodConfig) -> Partition:
+        """The method's groups. A soup's are copies of the whole; no axis worth a cut is joint training."""
+        splitter, axes = method.splitter, 1
+        if isinstance(method.axes, int):
+            axes = method.axes
+        else:
+            axes = min(self.evidence.recommended, len(self.axes.scores[0]))
+            if axes == 0:
+                splitter, axes = UNSPLIT, 1
+        partition = make_partition(
+            splitter,
+            SplitRequest(
+                self.mixture.planned_tokens, r=axes, seed=self.seed, axes=self.axes, similarity=self.similarity
+            ),
+        )
+        if method.copies is not None:
+            return partition.model_copy(update={"groups": [partition.groups[0]] * method.copies})
+        return partition
+
+    def specs(self, method: MethodConfig, budget: float) -> list[BranchSpec]:
+        """One a branch."""
+        return [
+            self.spec(
+                group.datasets,
+                budget,
+                epochs=method.epochs,
+                rate=method.rate,
+                pull=method.pull,
+                copy=k if method.copies is not None else 0,
+            )
+            for k, group in enumerate(self.partition(method).groups)
+        ]
+
+    def spec(
+        self, names: Sequence[str], budget: float, *, epochs: float, rate: float, pull: float = 0.0, copy: int = 0
+    ) -> BranchSpec:
+        """The training on `names`. Nothing in it says which method asked."""
+        study, train = self.study, self.study.config.train
+        summaries = {item.name: item for item in self.mixture.datasets}
+        order = sorted(names)  # the same group is the same cell, however it was found
+        data = [
+            BranchData(
+                name=name,
+                data=relative(self.run.data(name), study.dir.root),
+                weight=summaries[name].weight * budget,
+                fingerprint=summaries[name].fingerprint,
+            )
+            for name in order
+        ]
+        recipe = train.model_copy(
+            update={"epochs": train.epochs * epochs, "learning_rate": train.learning_rate * rate, "pull": pull}
+        )
+        planned = sum(summaries[name].planned_tokens for name in order) * budget * recipe.epochs
+        return BranchSpec(
+            method="study",
+            branch=0,
+            model=study.model,
+            model_fingerprint=study.theta0.fingerprint,
+            train=recipe,
+            data=data,
+            max_length=self.mixture.max_length,
+            planned_tokens=round(planned),
+            seed=self.seed * _SEED_STEP + copy,
+        )
+
+
+def cell_mark(spec: BranchSpec) -> str:
+    """The cell's name."""
+    return fingerprint(spec)
+
+
+_SECONDS = 3600
+
+
+def mergekit() -> str | None:
+    """mergekit's program, beside this Python or on the path."""
+    beside = Path(sys.executable).with_name("mergekit-yaml")
+    return str(beside) if beside.is_file() else shutil.which("mergekit-yaml")
+
+
+def foreign_step(
+    ray: Ray, method: str, folders: Sequence[Path], tokens: Sequence[int], base: Path, work: Path
+) -> State:
+    """The step from θ0 that mergekit's `method` makes of the branches, at its own defaults.
+
+    Raises:
+        StageError: mergekit is not installed, took too long, or failed; says what it printed last.
+    """
+    program = mergekit()
+    if program is None:
+        raise StageError("mergekit is not installed")
+    recipe, out = work / "recipe.yaml", work / "out"
+    shutil.rmtree(work, ignore_errors=True)
+    models = [str(folder) for folder in folders]
+    write_text(recipe, other_method_recipe(method, models, [float(n) for n in tokens], str(base), "float32"))
+    command = [program, str(recipe), str(out), "--no-copy-tokenizer", "--random-seed", "0"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise StageError(f"mergekit-yaml has not finished {recipe} within {_SECONDS} s") from None
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["nothing"])[-1][:300]
+        raise StageError(f"mergekit-yaml failed on {recipe}: {said}")
+    step = ray.step(out)
+    shutil.rmtree(work, ignore_errors=True)
+    return step

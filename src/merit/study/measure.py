@@ -1,98 +1,108 @@
-"""Ways to say how alike two datasets' gradients are; the study asks which of them foretells harm.
-
-raw             cosine of the mean gradients, as published
-disattenuated   as between the true means: divided by √(reliability · reliability)
-matrices        without norm weights and biases, which hold much of the energy in few coordinates
-adam            gradients divided by √RMS of the mixture's: the inner product ⟨g_i, g_j / RMS⟩, what AdamW's step on j
-                does to i in first order
-rms             gradients divided by the RMS: every coordinate counts alike (the diagonal Fisher's inverse as metric)
-curvature       the same with damping: ⟨g_i, (F + λ)⁻¹ g_j⟩, F the mixture's mean squared gradient, λ its mean
-
-RMS and F are taken over the half-set means of all datasets, coordinate by coordinate of what the sketch keeps: exact
-for a full sketch, sums of a hundred coordinates for a fold.
-"""
+"""One model on the held-out examples of a seed: those that choose, and those that are reported."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+from pydantic import Field
 
 from merit.base.errors import InputError
 from merit.base.kept import kept
-from merit.base.record import fingerprint
+from merit.base.record import Record, fingerprint
 from merit.compute.losses import example_scores
-from merit.config.study import FacesConfig
-from merit.conflict.reliability import disattenuated
-from merit.conflict.similarity import HalfGram, cosines
+from merit.config.study import MEASURED, FacesConfig
 from merit.data.example import Encoded
 from merit.data.mixture import Mixture
 from merit.data.store import EncodedDataset
-from merit.evaluate.drift import general_prompts, general_texts
-from merit.evaluate.scores import DatasetScore, DriftSet
-from merit.gradients.store import SketchStore
+from merit.evaluate.drift import DriftSet, general_prompts, general_texts
+from merit.evaluate.scores import DatasetScore
 from merit.models.loading import Precision
 from merit.run.layout import RunDir
-from merit.study.scores import DRIFT, TEXT, Face, Faces
 from merit.study.spec import Study
 
-Matrix = NDArray[np.float64]
-VARIANTS = ("raw", "disattenuated", "matrices", "adam", "rms", "curvature")
-_COLUMNS = 1 << 17
+Face = Literal["in_mixture", "unseen", "retention"]
+FACES: tuple[Face, ...] = ("in_mixture", "unseen", "retention")
+DRIFT, TEXT = MEASURED
 
 
-def similarities(store: SketchStore, halves: HalfGram, names: Sequence[str]) -> dict[str, Matrix]:
-    """Variant → (T, T). Reads the store twice.
+class Faces(Record):
+    """One model on one part of the held-out examples, dataset by dataset. Retention holds drift and text, too."""
 
-    Raises:
-        InputError: a row is missing or truncated.
-    """
-    tokens = np.array([row.tokens for row in store.rows(names)], dtype=np.float64)  # (T, 2)
-    matrix = _matrix_columns(store)
-    level = sum(float(second.sum()) for _, _, second in _blocks(store, names, tokens)) / max(1, store.numbers)
-    found = {name: np.zeros((len(names), len(names))) for name in VARIANTS if name != "disattenuated"}
-    for start, means, second in _blocks(store, names, tokens):
-        live = second > 0
-        means, second = means[:, live], second[live]
-        kept = matrix[start : start + len(live)][live]
-        scaled = {
-            "raw": means,
-            "matrices": means[:, kept],
-            "adam": means / second**0.25,
-            "rms": means / second**0.5,
-            "curvature": means / (second + level) ** 0.5,
-        }
-        for name, part in scaled.items():
-            found[name] += part @ part.T
-    result = {name: cosines(products) for name, products in found.items()}
-    result["disattenuated"] = np.nan_to_num(disattenuated(halves, result["raw"]), nan=0.0)
-    return {name: result[name] for name in VARIANTS}
+    in_mixture: list[DatasetScore]
+    unseen: list[DatasetScore]
+    retention: list[DatasetScore]
+
+    def face(self, name: Face) -> list[DatasetScore]:
+        found: list[DatasetScore] = getattr(self, name)
+        return found
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Face → unweighted mean over its datasets; a face without datasets is left out."""
+        found = {name: self.face(name) for name in FACES}
+        return {name: sum(s.loss for s in scores) / len(scores) for name, scores in found.items() if scores}
+
+    @property
+    def average(self) -> float:
+        """Unweighted mean of the faces, as the paper averages benchmarks."""
+        losses = self.losses
+        return sum(losses.values()) / len(losses)
 
 
-def _blocks(
-    store: SketchStore, names: Sequence[str], tokens: NDArray[np.float64]
-) -> Iterator[tuple[int, Matrix, NDArray[np.float64]]]:
-    """First column; mean gradients (T, columns); mean square (columns,) over datasets and half-sets."""
-    for start in range(0, store.numbers, _COLUMNS):
-        stop = min(start + _COLUMNS, store.numbers)
-        sums = np.stack([store.read_halves(name, start, stop) for name in names]).astype(np.float64)  # (T, 2, columns)
-        means = sums.sum(axis=1) / tokens.sum(axis=1)[:, None]
-        halves = sums / np.maximum(tokens, 1)[:, :, None]
-        yield start, means, (halves**2).mean(axis=(0, 1))
+class PointScores(Record):
+    """`points/<mark>.json`. Validation chooses; test is reported, and only measured where it will be."""
+
+    mark: str
+    validation: Faces
+    test: Faces | None = None
 
 
-def _matrix_columns(store: SketchStore) -> NDArray[np.bool_]:
-    """(numbers,) which columns are of matrices; all of a hashed row, where parameters are mixed."""
-    layout = store.info.layout
-    found = np.ones(store.numbers, np.bool_)
-    if not layout.spec.hashed:
-        for tensor in layout.tensors:
-            if len(tensor.shape) < 2:
-                found[tensor.start : tensor.stop] = False
-    return found
+class PointResult(Record):
+    """One point of a method's ray."""
+
+    scale: float
+    ridge: float | None  # of a curvature-aware merge
+    mark: str
+    validation: dict[str, float]  # face → loss
+    average: float  # of them
+    distance: float  # ‖θ − θ0‖
+
+
+class MethodResult(Record):
+    """What one method came to on one seed and budget."""
+
+    name: str
+    mark: str
+    groups: list[list[str]]
+    supervised_tokens: int  # really trained on, over all branches
+    branch_tokens: list[int]
+    steps: list[int]
+    seconds: float  # of training, over all branches
+    branch_distance: list[float]  # ‖θ_k − θ0‖
+    points: list[PointResult]
+    plain: int  # the point that the method's name stands for: scale 1, ridge by validation
+    chosen: int  # the point with the best validation average
+    notes: list[str] = Field(default_factory=list)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The scores of its points. A point is named by its fingerprint, so being there is enough."""
+        return {f"{item.mark}.json": "" for item in self.points}
+
+
+class Summary(Record):
+    """`jobs/<seed>-<budget>/summary.json`."""
+
+    mark: str
+    seed: int
+    budget: str
+    base: str  # mark of θ0's scores
+    methods: dict[str, MethodResult]
+    skipped: dict[str, str]  # method → why it could not run
+    parameters: int
+    seconds: float
 
 
 _DIGITS = 6  # of a loss, as it is kept

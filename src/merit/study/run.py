@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from pathlib import Path
 
 from merit.base.errors import InputError
 from merit.base.files import sweep_parts
 from merit.base.kept import kept
-from merit.base.logging import get_logger
-from merit.base.program import merit_command
+from merit.base.machine import merit_command
 from merit.base.progress import SILENT, Progress
 from merit.base.record import Record, fingerprint
 from merit.jobs.drive import RetryPolicy
 from merit.jobs.engine import make_executor
 from merit.jobs.job import Job as LaunchedJob
-from merit.jobs.job_side import die_with_parent, job_lock
+from merit.jobs.process import die_with_parent, job_lock
 from merit.run.events import stage_events
 from merit.run.guard import run_lock
 from merit.run.layout import BranchDir
-from merit.study.scores import Summary
-from merit.study.spec import Study
+from merit.study.measure import Summary
+from merit.study.spec import Study, job_mark
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def run_study(
@@ -76,8 +76,6 @@ def summary_so_far(study: Study, seed: int, budget: str) -> Summary | None:
 
 
 def _load_summary(study: Study, path: Path) -> Summary | None:
-    from merit.study.job import job_mark
-
     return kept(path, Summary, {"mark": job_mark(study)}).record
 
 
@@ -90,7 +88,7 @@ def run_init(root: Path) -> None:
     """
     die_with_parent()
     study = Study.open(root)
-    from merit.study.init import make_init
+    from merit.study.warmup import make_init
 
     with job_lock(study.dir.init / "lock"), stage_events(study.dir.run.events, "init"):
         make_init(study)
@@ -120,8 +118,8 @@ def run_job(root: Path, seed: int, budget: str) -> Summary:
     study = Study.open(root)
     if seed not in study.config.seeds or budget not in study.config.budgets:
         raise InputError(f"no seed {seed} or no budget {budget!r} in this study", file=study.dir.config)
-    from merit.study.advice import ask
     from merit.study.job import Job
+    from merit.study.question import ask
 
     folder = study.dir.job(seed, budget)
     with job_lock(folder / "lock"), stage_events(study.dir.run.events, f"study {seed} {budget}") as facts:

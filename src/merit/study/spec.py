@@ -1,4 +1,4 @@
-"""A study in memory: its configuration, its directory, and θ0."""
+"""A study: its configuration, its directory, and θ0."""
 
 from __future__ import annotations
 
@@ -12,19 +12,90 @@ import yaml
 
 from merit.base.errors import InputError
 from merit.base.files import write_text
+from merit.base.record import fingerprint
 from merit.config.run import RunConfig
 from merit.config.sections import DatasetConfig, EvaluateConfig, ModelConfig
 from merit.config.study import StudyConfig
 from merit.config.yaml import load_section
 from merit.models.source import ModelFolder, resolve_model
 from merit.run.guard import refuse_links
-from merit.study.layout import StudyDir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
+from merit.run.layout import BranchDir, RunDir
+
+VERSION = 1  # raise it when a score would come out differently
 _EXAMPLE = "`mixture: …`, `seeds: [0, 1, 2]`"
 _STEP = 1_000_003  # between the generator seeds of two study seeds
+
+
+@dataclass(frozen=True)
+class StudyDir:
+    """A study. Cells and points are named by the fingerprint of all that they depend on, so what is shared is there
+    once, and what is there is right."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "study.yaml"
+
+    @property
+    def init(self) -> Path:
+        """θ0 that was made here, its random start, and the data of its warm-up."""
+        return self.root / "init"
+
+    @property
+    def init_done(self) -> Path:
+        """Says of what settings `init` is the result; written last."""
+        return self.init / "init.json"
+
+    @property
+    def run(self) -> RunDir:
+        """The study as a run directory: its lock and its events."""
+        return RunDir(self.root)
+
+    def seed(self, seed: int) -> RunDir:
+        """One seed's data, gradients and conflict."""
+        return RunDir(self.root / "seeds" / str(seed))
+
+    def cell(self, mark: str) -> BranchDir:
+        """One training."""
+        return BranchDir(self.root / "cells" / mark)
+
+    def point(self, mark: str) -> Path:
+        """The scores of one model."""
+        return self.root / "points" / f"{mark}.json"
+
+    def drift(self, seed: int) -> Path:
+        """θ0's own answers to this seed's prompts."""
+        return self.root / "seeds" / str(seed) / "drift.json"
+
+    def job(self, seed: int, budget: str) -> Path:
+        return self.root / "jobs" / f"{seed}-{budget}"
+
+    def summary(self, seed: int, budget: str) -> Path:
+        """What one seed and budget have come to: written by their job, read by the tables."""
+        return self.job(seed, budget) / "summary.json"
+
+    def so_far(self, seed: int, budget: str) -> Path:
+        """The same of a job that has not finished: the methods that it has measured."""
+        return self.job(seed, budget) / "so_far.json"
+
+    def question(self, seed: int) -> Path:
+        """Similarities and measured harm of one seed."""
+        return self.root / "seeds" / str(seed) / "question.json"
+
+    @property
+    def results(self) -> Path:
+        """Tables and figures."""
+        return self.root / "results"
+
+    @property
+    def table(self) -> Path:
+        return self.results / "results.json"
 
 
 @dataclass
@@ -124,3 +195,24 @@ def resolve_study(config: StudyConfig, base: Path) -> StudyConfig:
     if config.model is not None:
         update["model"] = config.model.model_copy(update={"path": local(config.model.path)})
     return config.model_copy(update=update)
+
+
+def job_mark(study: Study) -> str:
+    """What a job's summary depends on besides its seed and budget. Fields at their default are left out, so that a
+    new version's new field makes no finished job stale; the methods are not, since their default may grow."""
+    left = {
+        "seeds",
+        "budgets",
+        "draws",
+        "launch",
+        "keep",
+        "question",
+        "reference",
+        "subjects",
+        "name",
+        "output",
+        "methods",
+    }
+    config = study.config.model_dump(mode="json", exclude=left, exclude_defaults=True)
+    methods = {name: item.model_dump(mode="json", exclude_defaults=True) for name, item in study.config.methods.items()}
+    return fingerprint(VERSION, config, methods, study.theta0.fingerprint)

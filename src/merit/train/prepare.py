@@ -7,7 +7,7 @@ from typing import Any
 
 from merit.base.errors import InputError
 from merit.base.kept import made_once
-from merit.base.program import merit_command
+from merit.base.machine import merit_command
 from merit.base.record import fingerprint
 from merit.config.run import RunConfig
 from merit.config.sections import EvaluateConfig, PrepareConfig, PrepareStage
