@@ -50,8 +50,8 @@ def encoded(folder: Path, count: int) -> list[Encoded]:
     for task in ("count", "position", "colour", "word"):
         config = DatasetConfig(path=f"visual:{task}", max_examples=count // 4)
         for read in DatasetReader.open(task, config, folder).read():
-            if read.example is not None:
-                found.append(encoder.encode(read.example))
+            if read.value is not None:
+                found.append(encoder.encode(read.value))
     return found
 
 

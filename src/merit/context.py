@@ -14,8 +14,7 @@ from merit.base.errors import InputError
 from merit.base.files import read_json
 from merit.base.progress import SILENT, Progress
 from merit.config import RunConfig, load_config
-from merit.config.resolve import resolve_paths
-from merit.config.run import BaselineConfig
+from merit.config.run import BaselineConfig, resolve_paths
 from merit.config.sections import ModelConfig, PrepareStage
 from merit.data.mixture import Mixture
 from merit.models.source import ModelFolder, resolve_model

@@ -14,7 +14,7 @@ from merit.base.errors import InputError
 from merit.base.files import sweep_parts, write_text
 from merit.base.kept import Files, Kept, keep, kept
 from merit.base.record import Record
-from merit.config.resolve import dump_config
+from merit.config.run import dump_config
 from merit.conflict import step as conflict
 from merit.context import RunContext, Step
 from merit.data import step as mixture
