@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merit.compute.attention import packed, packed_model
-from merit.compute.batches import aligned_batch, counts_positions, packed_task
+from merit.compute.batches import packed_task, padded, segmented
 from merit.compute.head import Tail, find_tail
 from merit.compute.packing import Packed, Segment
 from merit.data.example import IGNORED, Encoded
@@ -88,7 +87,7 @@ def _packs(model: Any, ids: Tensor) -> bool:
     segments = (Segment(0, 3), Segment(3, 8, 0, 3), Segment(8, 12, 0, 3))
     positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 3, 4, 5, 6]], device=ids.device)
     with torch.no_grad():
-        with packed_model(model), packed(segments, ids.device):
+        with segmented(model, segments, ids.device):
             together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0].float()
         first = model(input_ids=ids[:, :8], use_cache=False).logits[0].float()
         second = model(input_ids=torch.cat([ids[:, :3], ids[:, 8:]], dim=1), use_cache=False).logits[0].float()
@@ -98,7 +97,7 @@ def _packs(model: Any, ids: Tensor) -> bool:
 def _packs_images(model: Any, device: torch.device) -> bool:
     """The same of two examples that show two different images after a common text."""
     vision = images_of(model)
-    if vision is None or counts_positions(model):
+    if vision is None or _counts_positions(model):
         return False
     tokenize = partial(vision.processor.tokenizer, add_special_tokens=False)
     picture = vision.expansions([(_SIDE, _SIDE)])[0]
@@ -118,17 +117,21 @@ def _packs_images(model: Any, device: torch.device) -> bool:
     with torch.no_grad():
         alone: list[Tensor] = []
         for ids, images in zip(own, row.images, strict=True):
-            batch = aligned_batch(
-                model, [Encoded([*prefix, *ids], [IGNORED] * (len(prefix) + len(ids)), images=images)]
-            )
-            del batch["labels"], batch["position_ids"]
+            example = Encoded([*prefix, *ids], [IGNORED] * (len(prefix) + len(ids)), images=images)
+            batch = padded([example], model)
+            del batch["labels"]
             alone.append(_logits(model, batch, device)[len(alone) and start :])
         try:
-            with packed_model(model), packed(segments, device):
+            with segmented(model, segments, device):
                 together = _logits(model, packed_task(row, model).inputs, device)
         except (ValueError, RuntimeError, IndexError, TypeError):
             return False  # it insists on a row an example
     return _close(together, torch.cat(alone), model.dtype)
+
+
+def _counts_positions(model: Any) -> bool:
+    """Whether positions are more than a count of tokens (Qwen-VL's have three parts), which the model must make."""
+    return hasattr(model, "get_rope_index") or hasattr(getattr(model, "model", None), "get_rope_index")
 
 
 def _logits(model: Any, inputs: dict[str, Tensor], device: torch.device) -> Tensor:

@@ -10,30 +10,53 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from merit.data.example import IGNORED
+
 Tail = Callable[[Tensor], Tensor]
 LOGIT_BYTES = 16 * 2**20  # of one chunk's float32 logits
 MIN_ROWS = 64
+_OURS = ("labels", "segments", "examples")  # of a batch; the model does not take them
 
 
 @dataclass(frozen=True)
 class Task:
-    """One forward pass. `inputs` are the model's; `keep` (M,) int64 indexes its flattened positions."""
+    """One forward pass.
+
+    Attributes:
+        inputs: what the model takes.
+        keep: (M,) int64, the flattened positions that predict a supervised token.
+        targets: (M,) int64, the label that each of them predicts.
+        owner: (M,) int64 on the CPU, the example that each belongs to, by its place in the batch or among those packed.
+        tokens: how many the examples had before they were trimmed.
+    """
 
     inputs: dict[str, Tensor]
     keep: Tensor
-    targets: Tensor  # (M,) int64: the label that each kept position predicts
-    tokens: int  # of the examples, as they were before trimming
+    targets: Tensor
+    owner: Tensor
+    tokens: int = 0
 
     def to(self, device: torch.device) -> Task:
         inputs = {name: value.to(device) for name, value in self.inputs.items()}
-        return Task(inputs, self.keep.to(device), self.targets.to(device), self.tokens)
+        return Task(inputs, self.keep.to(device), self.targets.to(device), self.owner, self.tokens)
+
+
+def task_of(batch: Mapping[str, Tensor], *, tokens: int = 0) -> Task:
+    """A collated batch as a task: position i predicts `labels[:, i + 1]`. What else it holds, the model takes."""
+    ids, shifted = batch["input_ids"], batch["labels"][:, 1 : batch["input_ids"].shape[1] + 1]
+    targets = torch.full_like(ids, IGNORED)
+    targets[:, : shifted.shape[1]] = shifted
+    where = (targets != IGNORED).nonzero()
+    keep = where[:, 0] * targets.shape[1] + where[:, 1]
+    inputs = {name: value for name, value in batch.items() if name not in _OURS}
+    return Task(inputs, keep, targets.flatten()[keep], where[:, 0].cpu(), tokens)
 
 
 def find_tail(model: Any, inputs: dict[str, Tensor]) -> Tail | None:
@@ -146,13 +169,22 @@ def only_positions(model: Any, keep: Tensor, *, first_only: bool = False) -> Ite
         handle.remove()
 
 
-def logits_at(model: nn.Module, inputs: dict[str, Tensor], keep: Tensor) -> Tensor:
-    """(M, vocabulary) float32 logits at `keep` (M,), positions of the flattened batch. Only these are projected."""
-    with only_positions(innermost(model), keep) as kept:
-        logits: Tensor = model(**inputs, use_cache=False).logits.flatten(0, 1)
+def task_logits(model: nn.Module, task: Task) -> Tensor:
+    """(M, vocabulary) float32: the logits of the task's positions. Gradients flow if they are enabled.
+
+    The head projects these alone: for short answers a few positions of a hundred, and the head is a third of a small
+    model's work.
+    """
+    with only_positions(innermost(model), task.keep) as kept:
+        logits: Tensor = model(**task.inputs, use_cache=False).logits.flatten(0, 1)
     if not kept:  # the head was not called as a module
-        logits = logits[keep]
+        logits = logits[task.keep]
     return logits.float()
+
+
+def task_nll(model: nn.Module, task: Task) -> Tensor:
+    """(M,) float32, nats: −log p of the task's targets. Gradients flow if they are enabled."""
+    return nn.functional.cross_entropy(task_logits(model, task), task.targets, reduction="none")
 
 
 def innermost(model: nn.Module) -> nn.Module:
