@@ -225,6 +225,20 @@ class Drive:
 
 
 @dataclass(frozen=True)
+class DrivenExecutor:
+    """An executor that drives a backend, made anew at each call of `run`."""
+
+    backend: Callable[[], Backend]
+    policy: RetryPolicy
+
+    def run(self, jobs: Sequence[Job], progress: Progress = SILENT) -> None:
+        """Runs those jobs to their end that are not done; see `Executor.run`."""
+        todo = [job for job in jobs if not job.done.exists()]
+        if todo:
+            Drive(self.backend(), self.policy, progress).run(todo)
+
+
+@dataclass(frozen=True)
 class Slot:
     """Room for one job at a time.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from pydantic import BaseModel
 
@@ -18,56 +17,43 @@ from merit.jobs.drive import RetryPolicy
 from merit.jobs.job import Executor, JobRecord
 
 
-class QueuedJob(Protocol):
-    """A job as a queue sees it: `over`, or it `waits` for a `reason`, or it runs on `nodes`."""
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job as its queue sees it.
 
-    @property
-    def state(self) -> str: ...
+    Attributes:
+        state: in the queue's own words.
+        reason: why it waits.
+        nodes: where it runs.
+        over: whether it has ended, however it ended.
+        waits: whether it has not begun.
+    """
 
-    @property
-    def reason(self) -> str: ...
-
-    @property
-    def nodes(self) -> str: ...
-
-    @property
-    def over(self) -> bool: ...
-
-    @property
-    def waits(self) -> bool: ...
+    state: str
+    reason: str
+    nodes: str
+    over: bool
+    waits: bool
 
 
-class Queue(Protocol):
-    """A queue whose jobs go on when the process that started them has ended. Ids come from files: a stranger's, too.
+@dataclass(frozen=True)
+class Queue:
+    """A queue whose jobs go on after the process that started them has ended. Job ids are read from files, which may
+    come from a stranger. `read`, `cancel` and `end` raise StageError if the queue does not answer.
 
-    `title` is what the user calls it.
+    Attributes:
+        title: what the user calls it.
+        installed: whether this machine can ask the queue.
+        read: job ids → {id: job}, of those that the queue still knows.
+        cancel: takes jobs out of the queue, running or not.
+        end: takes one job out of the queue, and returns when it has ended.
     """
 
     title: str
-
-    def installed(self) -> bool:
-        """Whether this machine can ask the queue."""
-        ...
-
-    def read(self, ids: Iterable[str]) -> Mapping[str, QueuedJob]:
-        """Job id → job, of those that the queue still knows.
-
-        Raises:
-            StageError: the queue does not answer.
-        """
-        ...
-
-    def cancel(self, ids: Iterable[str]) -> None:
-        """Takes jobs out of the queue, running or not.
-
-        Raises:
-            StageError: the queue does not answer.
-        """
-        ...
-
-    def end(self, ident: str) -> None:
-        """Takes one job out of the queue, and returns when it has ended."""
-        ...
+    installed: Callable[[], bool]
+    read: Callable[[Iterable[str]], Mapping[str, QueuedJob]]
+    cancel: Callable[[Iterable[str]], None]
+    end: Callable[[str], None]
 
 
 @dataclass(frozen=True)

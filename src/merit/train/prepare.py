@@ -76,7 +76,7 @@ def run(context: RunContext) -> dict[str, Any]:
             policy = RetryPolicy(retries=launch.retries, preemption_retries=launch.preemption_retries)
             make_executor(here, policy, context.run.engine).run([job], context.progress)
             trained += 1
-        if finished_branch(branch, fingerprint(spec)) is None:
+        if finished_branch(branch, fingerprint(BranchSpec.load(branch.spec))) is None:
             raise InputError("changed while it was trained; run again", file=branch.root)
     results = [BranchResult.load(home.method().branch(number).done) for number in range(len(rounds))]
     return {"rounds": len(rounds), "trained": trained, "losses": [result.final_loss for result in results]}

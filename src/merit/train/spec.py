@@ -35,6 +35,11 @@ class BranchSpec(Record):
     planned_tokens: int  # supervised tokens over all epochs
     seed: int
 
+    def same_training(self, other: BranchSpec) -> bool:
+        """Whether both train the same branch. θ0 counts by what it is, `model_fingerprint`, not by where it lies."""
+        place = {"path": other.model.path, "revision": other.model.revision}
+        return self.model_copy(update={"model": self.model.model_copy(update=place)}) == other
+
 
 class CheckpointMarker(Sealed):
     """`merit.json` in a training checkpoint: what had been trained on, and what the checkpoint's files hold."""

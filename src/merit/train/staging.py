@@ -244,7 +244,7 @@ class Staging:
                 incoming = branch.root / "spec.store"
                 known = kept(incoming, BranchSpec).record if self.store.get(name, incoming) else None
                 incoming.unlink(missing_ok=True)
-                if known is None or fingerprint(known) != fingerprint(spec):
+                if known is None or not known.same_training(spec):
                     self.store.remove(relative(branch.root, run.root))
                 for item in spec.data:
                     mark = f"{item.data}.{item.fingerprint}"  # an empty file that says which content is there

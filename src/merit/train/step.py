@@ -153,15 +153,14 @@ def left_out(method: Method) -> list[int]:
 
 
 def prepare_branch(branch: BranchDir, spec: BranchSpec) -> bool:
-    """Writes the spec; False if the branch is already whole. What another spec left behind is removed."""
-    mark = fingerprint(spec)
+    """Writes the spec; False if the branch is already trained. Removes what a different training left behind."""
     known = kept(branch.spec, BranchSpec).record
-    if known is None or fingerprint(known) != mark:
+    if known is None or not known.same_training(spec):
         release(branch.job)
         shutil.rmtree(branch.root, ignore_errors=True)
     else:
         stale = branch.done.exists()  # looked at first: a job in a queue may finish at any moment
-        if finished_branch(branch, mark) is not None:
+        if finished_branch(branch, fingerprint(known)) is not None:
             return False
         if stale:
             branch.done.unlink(missing_ok=True)

@@ -21,9 +21,8 @@ from typing import Any
 
 from merit.base.errors import InputError, StageError, first_line
 from merit.base.machine import thread_environment
-from merit.base.progress import SILENT, Progress
 from merit.config.launch import LaunchConfig, RayConfig, RayPool
-from merit.jobs.drive import Drive, RetryPolicy, Slot
+from merit.jobs.drive import DrivenExecutor, RetryPolicy, Slot
 from merit.jobs.engine import Engine
 from merit.jobs.job import End, Job, last_line
 from merit.jobs.process import ended, read_progress, start_process, stop_processes
@@ -40,23 +39,14 @@ _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class RayExecutor:
-    """Starts each job as a task on the cluster; a task whose machine goes away starts again elsewhere."""
+class RayExecutor(DrivenExecutor):
+    """Starts each job as a task on the cluster; a task whose machine goes away starts again elsewhere.
+
+    `run` also raises InputError: Ray is not installed or not reachable.
+    """
 
     def __init__(self, launch: LaunchConfig, policy: RetryPolicy) -> None:
-        self._launch, self._policy = launch, policy
-
-    def run(self, jobs: Sequence[Job], progress: Progress = SILENT) -> None:
-        """Runs all jobs to their end, the longest on the fastest pool.
-
-        Raises:
-            InputError: Ray is not installed or not reachable, no machine can ever hold a job; or bad input failed one.
-            StageError: names each job that failed, and the end of what it printed.
-        """
-        todo = [job for job in jobs if not job.done.exists()]
-        if todo:
-            with RayBackend(self._launch) as backend:
-                Drive(backend, self._policy, progress).run(todo)
+        super().__init__(lambda: RayBackend(launch), policy)
 
 
 class RayBackend:
@@ -71,10 +61,9 @@ class RayBackend:
         self._tasks: dict[str, tuple[Any, Slot, int]] = {}  # job → reference, slot, bytes printed before
         self._about: dict[str, tuple[str, str]] = {}  # job → Ray's id of its task, and where it is
 
-    def __enter__(self) -> RayBackend:
         self._ray, self._started = connect(self._config)
         with contextlib.ExitStack() as stack:
-            stack.callback(self.__exit__)
+            stack.callback(self._leave)
             self._head = head_of(self._ray, self._config)
             self._pools = pools_of(self._config)
             there = self._ray.cluster_resources()
@@ -82,9 +71,8 @@ class RayBackend:
             self._slots = self._make_slots(there)
             self._task = self._ray.remote(run_job)
             stack.pop_all()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def _leave(self) -> None:
         if self._started:
             self._ray.shutdown()
 
@@ -148,11 +136,14 @@ class RayBackend:
 
     def close(self, cancel: bool) -> None:
         references = [reference for reference, _, _ in self._tasks.values()]
-        for reference in references:
-            self._ray.cancel(reference, force=False)
-        if references:
-            self._ray.wait(references, num_returns=len(references), timeout=15)
-        self._tasks.clear()
+        try:
+            for reference in references:
+                self._ray.cancel(reference, force=False)
+            if references:
+                self._ray.wait(references, num_returns=len(references), timeout=15)
+            self._tasks.clear()
+        finally:
+            self._leave()
 
     def pause(self) -> None:
         references = [reference for reference, _, _ in self._tasks.values()]

@@ -23,10 +23,9 @@ from typing import Any
 from merit.base.errors import InputError, StageError, first_line
 from merit.base.files import read_json, safe_name, write_json
 from merit.base.machine import thread_environment
-from merit.base.progress import SILENT, Progress
 from merit.config.launch import LaunchConfig, SlurmConfig
-from merit.jobs.drive import Drive, RetryPolicy, Slot
-from merit.jobs.engine import Engine
+from merit.jobs.drive import DrivenExecutor, RetryPolicy, Slot
+from merit.jobs.engine import Engine, Queue, QueuedJob
 from merit.jobs.job import End, Job, JobRecord, last_line
 from merit.jobs.process import ended, read_progress, start_process, stop_processes
 
@@ -66,23 +65,15 @@ _UNANSWERED = re.compile(
 )
 
 
-class SlurmExecutor:
-    """Submits jobs and watches the queue."""
+class SlurmExecutor(DrivenExecutor):
+    """Submits jobs and watches the queue.
+
+    `run` also raises InputError: no Slurm or submitit here, or Slurm refuses the options; StageError: Slurm does not
+    answer.
+    """
 
     def __init__(self, launch: LaunchConfig, policy: RetryPolicy, folder: Path) -> None:
-        self._launch, self._policy, self._folder = launch, policy, folder
-
-    def run(self, jobs: Sequence[Job], progress: Progress = SILENT) -> None:
-        """Runs all jobs to their end.
-
-        Raises:
-            InputError: no Slurm or submitit here, Slurm refuses the options; or bad input failed a job.
-            StageError: Slurm does not answer; or names each job that failed, and the end of what it printed.
-        """
-        todo = [job for job in jobs if not job.done.exists()]
-        if todo:
-            backend = SlurmBackend(self._launch, self._folder, self._policy.preemption_retries)
-            Drive(backend, self._policy, progress).run(todo)
+        super().__init__(lambda: SlurmBackend(launch, folder, policy.preemption_retries), policy)
 
 
 class SlurmBackend:
@@ -99,7 +90,7 @@ class SlurmBackend:
         self._ids: dict[str, str] = {}  # of every job that was started
         self._open: set[str] = set()  # names of those that have not ended
         self._printed: dict[str, int] = {}
-        self._queue: dict[str, Queued] = {}
+        self._queue: dict[str, QueuedJob] = {}
         self._asked = self._answered = time.monotonic()
         self._gone: dict[str, int] = {}  # job → how many answers in a row did not have it
         self._fresh = False
@@ -198,11 +189,11 @@ class SlurmBackend:
     def _tell_stuck(self) -> None:
         """Says once of each reason why jobs will not start: without a terminal nobody sees the bars' notes."""
         for line in self._queue.values():
-            if line.stuck is not None and line.reason not in self._told:
+            if line.waits and line.reason in _STUCK and line.reason not in self._told:
                 self._told.add(line.reason)
-                _log.warning("Slurm does not start a job (%s): %s", line.reason, line.stuck)
+                _log.warning("Slurm does not start a job (%s): %s", line.reason, _STUCK[line.reason])
 
-    def _why(self, job: Job, line: Queued | None) -> End:
+    def _why(self, job: Job, line: QueuedJob | None) -> End:
         with contextlib.suppress(InputError, TypeError):
             return End(**read_json(self._exit_file(job)))
         # Where the job printed nothing, it may never have begun: Slurm's own log says why (srun, the setup's commands).
@@ -314,36 +305,14 @@ def _about() -> str:
     return f"submitit {version}" + (f"; not on this machine: {', '.join(missing)}" if missing else "")
 
 
-@dataclass(frozen=True)
-class Queued:
-    """One line of the queue."""
-
-    state: str
-    reason: str
-    nodes: str
-
-    @property
-    def over(self) -> bool:
-        return self.state in _OVER
-
-    @property
-    def waits(self) -> bool:
-        return self.state not in _OVER and self.state not in ("RUNNING", "COMPLETING")
-
-    @property
-    def stuck(self) -> str | None:
-        """Why this job will not start by itself, and what the user can do; None if it runs or may start."""
-        return _STUCK.get(self.reason) if self.waits else None
+def _queued(state: str, reason: str, nodes: str) -> QueuedJob:
+    over = state in _OVER
+    return QueuedJob(state, reason, nodes, over, waits=not over and state not in ("RUNNING", "COMPLETING"))
 
 
 def missing_commands() -> list[str]:
     """Those of Slurm's commands that are needed and not on this machine."""
     return [name for name in _COMMANDS if shutil.which(name) is None]
-
-
-def installed() -> bool:
-    """Whether this machine has Slurm's commands."""
-    return not missing_commands()
 
 
 def unanswered(said: str) -> bool:
@@ -358,7 +327,7 @@ def spoken(stderr: str) -> str:
     return "; ".join(re.sub(r"^(\w+: )*(error|fatal): ", "", line) for line in told[-3:])[:300]
 
 
-def read_queue(ids: Iterable[str]) -> dict[str, Queued]:
+def read_queue(ids: Iterable[str]) -> dict[str, QueuedJob]:
     """Job id → its line, of those that Slurm still knows; finished ones stay known for some minutes.
 
     Raises:
@@ -376,7 +345,7 @@ def read_queue(ids: Iterable[str]) -> dict[str, Queued]:
     for line in result.stdout.splitlines():
         name, _, rest = line.partition("|")
         if name in wanted and len(parts := rest.split("|")) == 3:
-            found[name] = Queued(*parts)
+            found[name] = _queued(*parts)
     return found
 
 
@@ -411,24 +380,6 @@ def recorded_id(record: Path | None) -> str | None:
     return known.id if known is not None and known.engine == NAME and known.id else None
 
 
-class SlurmQueue:
-    """Slurm's queue, as a run's status and `merit cancel` ask it."""
-
-    title = "Slurm"
-
-    def installed(self) -> bool:
-        return installed()
-
-    def read(self, ids: Iterable[str]) -> dict[str, Queued]:
-        return read_queue(ids)
-
-    def cancel(self, ids: Iterable[str]) -> None:
-        cancel_jobs(ids)
-
-    def end(self, ident: str) -> None:
-        cancel_and_wait(ident)
-
-
 def _job_ids(ids: Iterable[str]) -> list[str]:
     """Those that are ids: a run's files may be a stranger's, and `--user=…` would be an option."""
     return sorted({name for name in ids if re.fullmatch(r"[0-9]{1,12}(_[0-9]{1,9})?", name)})
@@ -444,7 +395,7 @@ def _call(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 ENGINE = Engine(
-    executor=lambda launch, policy, folder: SlurmExecutor(launch, policy, folder),
+    executor=SlurmExecutor,
     about=_about,
-    queue=SlurmQueue(),
+    queue=Queue("Slurm", lambda: not missing_commands(), read_queue, cancel_jobs, cancel_and_wait),
 )
