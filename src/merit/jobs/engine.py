@@ -1,6 +1,6 @@
-"""An engine: where jobs run. It is one file that defines `ENGINE`.
+"""An engine: where jobs run. One file defines one engine, as `ENGINE`.
 
-merit's own engines lie in `merit.jobs.engines`, anyone's in `merit_ext/engines/`.
+merit's own engines are in `merit.jobs.engines`, yours in `merit_ext/engines/`.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ class Queue:
 
 @dataclass(frozen=True)
 class Engine:
-    """What a file of engines defines.
+    """What an engine's file defines.
 
     Attributes:
-        executor: (launch, policy, folder for files of the engine's own) → executor. Raises InputError where what the
-            engine needs is not installed, or it refuses its options.
-        about: what `merit env` says of the engine on this machine; which package is missing, for example.
-        on_this_machine: whether jobs are processes of this machine, which share its files and devices.
-        queue: of an engine whose jobs outlive the process that started them.
-        settings: the model of `launch.settings.NAME`; None if the engine takes none.
+        executor: (launch, policy, folder for the engine's own files) → executor. Raises InputError if the engine is not
+            installed or refuses its options.
+        about: what `merit env` says about the engine on this machine, for example which package is missing.
+        on_this_machine: whether jobs are processes of this machine and share its files and devices.
+        queue: its queue, if jobs outlive the process that started them.
+        settings: the pydantic model of `launch.settings.NAME`; None if the engine takes no settings.
     """
 
     executor: Callable[[LaunchConfig, RetryPolicy, Path], Executor]
@@ -87,21 +87,21 @@ def engine_named(name: str) -> Engine:
 
 
 def make_executor(launch: LaunchConfig, policy: RetryPolicy, folder: Path) -> Executor:
-    """The executor that the configuration asks for; `folder` is for files of the engine's own.
+    """The executor that the configuration asks for; `folder` is for the engine's own files.
 
     Raises:
-        InputError: what the engine needs is not installed, or the engine refuses its options.
+        InputError: the engine is not installed, or it refuses its options.
     """
     return engine_named(launch.engine).executor(launch, policy, folder)
 
 
 def queue_of(name: str) -> Queue | None:
-    """The queue of the engine that a job's record names; None if it has none, or there is no such engine here."""
+    """The queue of the engine that a job's record names; None if it has no queue, or this merit has no such engine."""
     return engine_named(name).queue if name in extensions.names("engines") else None
 
 
 def release(record: Path) -> None:
-    """Ends what an earlier driver left in a queue, before the job's files are touched."""
+    """Ends the job that an earlier driver left in a queue. Call it before you touch the job's files."""
     known = JobRecord.load(record)
     queue = queue_of(known.engine) if known is not None and known.id else None
     if known is not None and queue is not None and queue.installed():

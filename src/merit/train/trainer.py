@@ -1,4 +1,4 @@
-"""SFTTrainer with our order of examples, a count of what it really trained on, and a head that is cheap on CPU."""
+"""SFTTrainer with merit's order of examples, a count of what it trained on, and on CPU rows without padding."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from merit.train.rows import Batching, StepSampler
 
 
 class BranchTrainer(SFTTrainer):
-    """What trains a branch.
+    """Trains a branch.
 
-    TRL's fused head scores supervised positions only where Triton runs; elsewhere it projects every position, in
-    fp32, and again in the backward pass. On CPU the loss is therefore ours: the same sum over the same tokens, of rows
-    without padding where the model takes them.
+    TRL's fused head computes supervised positions alone only where Triton runs. Elsewhere it projects every position,
+    in fp32, and again in the backward pass. So on CPU merit computes the loss: the same sum over the same tokens, of
+    rows without padding if the model takes them.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class BranchTrainer(SFTTrainer):
         self._counters = counters
         super().__init__(*args, **kwargs)
         own = self.args.device.type == "cpu" and self.args.loss_type == "nll" and not self.args.label_smoothing_factor
-        # TRL would process images itself, and refuses most of what is asked of it here: with images the loss is ours.
+        # TRL would process images itself, and refuses most of these settings: with images merit computes the loss.
         vision = images_of(self.model) is not None
         self._own_loss = (own or vision) and not self.aux_loss_enabled
         packs = own and self._own_loss and not self.args.torch_compile
@@ -76,7 +76,7 @@ class BranchTrainer(SFTTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         nll = task_nll(model, task_of(inputs))
         total = num_items_in_batch if num_items_in_batch is not None else max(1, len(nll))
-        # DDP averages gradients over processes; the total already counts the tokens of all.
+        # DDP averages gradients over processes, and the total already counts the tokens of all.
         return nll.sum() / total * self.accelerator.num_processes
 
 
@@ -85,9 +85,9 @@ def _encoded(row: Any) -> Encoded:
 
 
 def may_pack(model: Any, device: torch.device) -> bool:
-    """Whether packed rows train `model` as examples alone would.
+    """Whether packed rows train `model` as separate examples would.
 
-    With dropout they would not: a shared prefix runs once, and so would draw one mask for all.
+    With dropout they would not: a shared prefix runs once, and would draw one mask for all its examples.
     """
     config = model.config.get_text_config()
     drops = getattr(config, "attention_dropout", 0) or any(
@@ -97,14 +97,14 @@ def may_pack(model: Any, device: torch.device) -> bool:
 
 
 def collate(rows: Sequence[Encoded]) -> dict[str, Tensor] | None:
-    """A micro-batch of text as one row without padding, in which what prompts have in common runs once.
+    """A micro-batch of text as one row without padding, in which a prefix that prompts share runs once.
 
     Returns:
         input_ids, position_ids: (1, N) int64.
         segments: (S, 4) int64, the fields of each `Segment`.
-        labels: (1, N + 1) int64; place i + 1 holds what position i predicts, or IGNORED. Trainers count these.
+        labels: (1, N + 1) int64; position i predicts `labels[0, i + 1]`, or IGNORED. The Trainer counts these.
         examples: () int64, how many rows have a supervised token.
-        None where no row has one.
+        None if no row has one.
     """
     row = next(pack(rows, sys.maxsize), None)
     if row is None:
@@ -121,7 +121,7 @@ def collate(rows: Sequence[Encoded]) -> dict[str, Tensor] | None:
 
 
 def attending(model: nn.Module, batch: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-    """Inside, `model` attends as a batch of `collate` asks; of another batch it attends as ever."""
+    """Inside, `model` attends within the segments of a batch of `collate`; for another batch nothing changes."""
     if "segments" not in batch:
         return contextlib.nullcontext()
     return segmented(model, [Segment(*numbers) for numbers in batch["segments"].tolist()], batch["input_ids"].device)
