@@ -1,4 +1,4 @@
-"""What a model can be asked to do, found by trying it on a dozen tokens rather than from a list of architectures."""
+"""What a model can do, found by a trial on a dozen tokens rather than from a list of architectures."""
 
 from __future__ import annotations
 
@@ -21,17 +21,23 @@ from merit.compute.packing import Packed, Segment
 from merit.data.example import IGNORED, Encoded
 from merit.models.loading import images_of
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-_SIDE = 64  # pixels of a picture that is tried out
+_SIDE = 64  # pixels of a test picture
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the largest logit
 
 
 @dataclass(frozen=True)
 class Abilities:
-    """`packed`: packed rows give what examples give alone; `packed_images`: so they do with images among their tokens,
-    which some models let attend in both directions, or give places of their own. `tail`: see `find_tail`."""
+    """What a model can do.
+
+    Attributes:
+        packed: packed rows give the same as separate examples.
+        packed_images: they do with images, too. Some models let image tokens attend in both directions, or number
+            their positions differently.
+        tail: see `find_tail`.
+    """
 
     packed: bool
     packed_images: bool
@@ -39,17 +45,17 @@ class Abilities:
 
     @classmethod
     def of(cls, model: Any, device: torch.device) -> Abilities:
-        """Tries the model out, in evaluation mode."""
+        """Tests the model, in evaluation mode."""
         ids = _some_tokens(model, device)
         with _evaluating(model):
             packs = _packs(model, ids)
             abilities = cls(packs, packs and _packs_images(model, device), find_tail(model, {"input_ids": ids}))
         if not abilities.packed:
-            logger.info("this model cannot take packed rows; its calibration batches are padded")
+            _log.info("this model does not support packed rows, so merit pads its calibration batches")
         elif images_of(model) is not None and not abilities.packed_images:
-            logger.info("this model cannot take packed rows with images; such calibration batches are padded")
+            _log.info("this model does not support packed rows with images, so merit pads such calibration batches")
         if abilities.tail is None:
-            logger.info("this model's output head cannot be run by itself; its logits are made a batch at a time")
+            _log.info("this model's output head does not run by itself, so merit computes the logits of a whole batch")
         return abilities
 
 
@@ -75,7 +81,7 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 def _packs(model: Any, ids: Tensor) -> bool:
-    """Compares a row of two examples with a common prefix of 3 tokens against the two alone."""
+    """Compares a row of two examples that share a prefix of 3 tokens with the two examples alone."""
     config = model.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or [])
     if (
@@ -95,7 +101,7 @@ def _packs(model: Any, ids: Tensor) -> bool:
 
 
 def _packs_images(model: Any, device: torch.device) -> bool:
-    """The same of two examples that show two different images after a common text."""
+    """Does the same with two examples that show two different images after a common text."""
     vision = images_of(model)
     if vision is None or _counts_positions(model):
         return False
@@ -125,12 +131,12 @@ def _packs_images(model: Any, device: torch.device) -> bool:
             with segmented(model, segments, device):
                 together = _logits(model, packed_task(row, model).inputs, device)
         except (ValueError, RuntimeError, IndexError, TypeError):
-            return False  # it insists on a row an example
+            return False  # it needs one row per example
     return _close(together, torch.cat(alone), model.dtype)
 
 
 def _counts_positions(model: Any) -> bool:
-    """Whether positions are more than a count of tokens (Qwen-VL's have three parts), which the model must make."""
+    """Whether positions are more than token counts (Qwen-VL's have three parts), so that the model must make them."""
     return hasattr(model, "get_rope_index") or hasattr(getattr(model, "model", None), "get_rope_index")
 
 

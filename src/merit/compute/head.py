@@ -1,8 +1,8 @@
-"""The loss at supervised positions only, the vocabulary's logits a chunk of positions at a time.
+"""The loss at supervised positions only, with the logits of a few positions at a time.
 
-The model runs with its output head fed a single position; the hidden states of the supervised ones are taken aside.
-Head, loss and their backward pass then run over chunks of these, so that no more than a few megabytes of logits ever
-exist, and last the rest of the model runs backward once.
+The model runs with its output head fed a single position, and a hook keeps the hidden states of the supervised ones.
+Head, loss and their backward pass then run over chunks of these, so that only a few megabytes of logits exist at any
+time. At the end the rest of the model runs backward once.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Task:
 
 
 def task_of(batch: Mapping[str, Tensor], *, tokens: int = 0) -> Task:
-    """A collated batch as a task: position i predicts `labels[:, i + 1]`. What else it holds, the model takes."""
+    """A collated batch as a task: position i predicts `labels[:, i + 1]`. The model takes everything else in it."""
     ids, shifted = batch["input_ids"], batch["labels"][:, 1 : batch["input_ids"].shape[1] + 1]
     targets = torch.full_like(ids, IGNORED)
     targets[:, : shifted.shape[1]] = shifted
@@ -60,10 +60,10 @@ def task_of(batch: Mapping[str, Tensor], *, tokens: int = 0) -> Task:
 
 
 def find_tail(model: Any, inputs: dict[str, Tensor]) -> Tail | None:
-    """What the model does to the head's output before it calls it logits, tried out on `inputs`.
+    """What the model does to the head's output to get its logits, tested on `inputs`.
 
-    One of nothing, soft-capping (Gemma 2), multiplying (Cohere) or dividing (Granite). None if it is something else, or
-    the head is not a module: then the model itself must make all logits at once.
+    It is nothing, soft-capping (Gemma 2), multiplying (Cohere) or dividing (Granite). None if it is something else, or
+    if the head is not a module: then the model itself must compute all logits at once.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Module):
@@ -83,7 +83,7 @@ def find_tail(model: Any, inputs: dict[str, Tensor]) -> Tail | None:
 
 
 def _tails(config: Any) -> Iterator[Tail]:
-    """What the configuration declares comes first: a cap leaves small logits nearly as they are."""
+    """The candidates. What the configuration declares comes first, because a cap hardly changes small logits."""
     cap = getattr(config, "final_logit_softcapping", None)
     if cap:
         yield lambda x: torch.tanh(x / cap) * cap
@@ -100,7 +100,8 @@ def _same(a: Tensor, b: Tensor, tolerance: float) -> bool:
 def backward(model: Any, task: Task, tail: Tail | None, autocast: Callable[[], Any], *, weight: float = 1.0) -> Tensor:
     """Runs forward and backward of Σ −log p over the task's targets; returns that sum, float32, without gradient.
 
-    Both are multiplied by `weight`: 0 lets a rank with nothing left to do take part in the others' communication.
+    Loss and gradient are multiplied by `weight`. With 0, a rank without examples takes part in the collectives of the
+    others.
     """
     count = len(task.targets)
     with only_positions(model, task.keep, first_only=tail is not None) as kept, autocast():
@@ -145,10 +146,10 @@ def _loss_and_slope(logits: Tensor, targets: Tensor, weight: float) -> tuple[Ten
 
 @contextlib.contextmanager
 def only_positions(model: Any, keep: Tensor, *, first_only: bool = False) -> Iterator[list[Tensor]]:
-    """While open, the head of `model` sees only the positions in `keep`, as (1, M, width), or the first of them.
+    """Inside, the head of `model` gets only the positions in `keep`, as (1, M, width), or the first of them.
 
     `keep` (M,) int64 indexes the flattened positions of the batch. Yields a list that receives the hidden states of all
-    kept positions, (M, width), when the head is called; it stays empty where the head is not a module.
+    kept positions, (M, width), when the head is called. It stays empty if the head is not a module.
     """
     kept: list[Tensor] = []
 
@@ -188,7 +189,7 @@ def task_nll(model: nn.Module, task: Task) -> Tensor:
 
 
 def innermost(model: nn.Module) -> nn.Module:
-    """The model itself, behind wrappers of DDP and PEFT."""
+    """The model inside the wrappers of DDP and PEFT."""
     while isinstance(inner := getattr(model, "module", None), nn.Module):
         model = inner
     if callable(base := getattr(model, "get_base_model", None)):

@@ -18,7 +18,7 @@ from merit.compute.packing import pack
 from merit.data.example import Encoded
 from merit.models.loading import Precision, autocast
 
-# Asked once a model: its weights may change under it, which must not change how its losses are computed.
+# Tested once per model: its weights may change later, and that must not change how its losses are computed.
 _packs: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
@@ -50,10 +50,10 @@ def example_losses(
     advance: Callable[[int], None] = lambda _: None,
     packing: bool = True,
 ) -> tuple[list[float], list[int]]:
-    """Mean loss (nats a supervised token) and number of supervised tokens of each example, in the order of `rows`.
+    """Mean loss (nats per supervised token) and number of supervised tokens of each example, in the order of `rows`.
 
-    `advance` is called with the number of examples of each batch that is done. On a CPU batches have no padding, and
-    what prompts have in common runs once, where the model can take such rows; `packing=False` pads them all the same.
+    `advance` is called with the number of examples after each batch. On a CPU batches have no padding, and a prefix
+    that prompts share runs once, if the model supports such rows; `packing=False` pads them in any case.
     """
     return example_scores(
         model, rows, batch_tokens=batch_tokens, precision=precision, advance=advance, packing=packing
@@ -70,11 +70,11 @@ def example_scores(
     advance: Callable[[int], None] = lambda _: None,
     packing: bool = True,
 ) -> tuple[list[float], list[int], list[float]]:
-    """As `example_losses`, and of each example whether greedy decoding would give the reference answer (1 or 0).
+    """As `example_losses`, and whether greedy decoding would give each example's reference answer (1 or 0).
 
-    Greedy decoding writes the reference, its end included, exactly when every reference token is the most likely one
-    after those before it. So one pass tells it, and nothing has to be generated; an answer that is right in other
-    words counts as wrong.
+    Greedy decoding writes the reference, including its end, exactly if every reference token is the most likely one
+    after the tokens before it. So one pass is enough, and nothing is generated. A right answer in other words counts as
+    wrong.
     """
     sums, misses, counts = torch.zeros((3, len(rows)), dtype=torch.float64)
     done = 0
@@ -94,7 +94,7 @@ def example_scores(
 
 
 def _tasks(model: PreTrainedModel, rows: Sequence[Encoded], batch_tokens: int, packing: bool) -> Iterator[Task]:
-    """All rows with a supervised token; `owner` is the place in `rows`. Run each before the next is asked for."""
+    """All rows with a supervised token; `owner` is the place in `rows`. Run each task before you take the next."""
     if packing and _may_pack(model, rows):
         for row in pack(rows, batch_tokens):
             with segmented(model, row.segments, model.device):
@@ -110,7 +110,7 @@ def _padded_task(model: Any, rows: Sequence[Encoded]) -> Task:
 
 
 def _may_pack(model: PreTrainedModel, rows: Sequence[Encoded]) -> bool:
-    """A GPU computes a prefix again sooner than it calls attention once more."""
+    """Only on a CPU: a GPU recomputes a prefix faster than it calls attention once more."""
     if model.device.type != "cpu" or any(row.images for row in rows):
         return False
     if model not in _packs:
