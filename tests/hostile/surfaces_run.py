@@ -148,7 +148,7 @@ def show_run(folder: Path) -> None:
 
     with (
         _WITHOUT_PLOTLY,
-        patch.object(slurm, "installed", lambda: True),
+        patch.object(slurm, "missing_commands", lambda: []),
         patch.object(slurm, "_call", _only_ids),
     ):
         build_report(folder)
