@@ -115,9 +115,8 @@ class _Nursery:
         """This process's own, which ends with it; started at the first call."""
         if cls._ours is None or cls._ours._owner != os.getpid():
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            program = (
-                f"import sys; sys.path.append({_HERE!r}); import warm; sys.path.pop(); warm.serve({theirs.fileno()})"
-            )
+            find = f"import sys; sys.path.append({_HERE!r}); import warm; sys.path.pop()"
+            program = f"{find}; warm.serve({theirs.fileno()})"
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", program],
                 pass_fds=[theirs.fileno()],
