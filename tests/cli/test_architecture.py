@@ -27,9 +27,9 @@ ORDER = [
     {"evaluate"},
     {"diagnose", "doctor"},
     {"report", "push"},
-    {"study"},
     {"plan"},
     {"pipeline"},
+    {"study"},
     {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

@@ -38,7 +38,9 @@ def test_equal_tokens_by_the_logs(finished):
     study, found, _ = finished
     for item in found:
         counts = {name: result.supervised_tokens for name, result in item.methods.items()}
-        logs = [BranchResult.load(path).supervised_tokens for path in study.dir.root.glob("cells/*/DONE")]
+        logs = [
+            BranchResult.load(path).supervised_tokens for path in study.dir.root.glob("baselines/*/branches/00/DONE")
+        ]
         assert counts["joint"] in logs
         assert counts["joint"] == counts["random-2"] == counts["merit-1d"] == counts["merit-1d-regmean"]
         assert counts["soup-2"] == 2 * counts["joint"] == counts["joint-2ep"]
@@ -62,7 +64,7 @@ def test_cells_are_shared(finished):
         assert marks["soup-2"][0] == marks["joint"][0] != marks["soup-2"][1]
         assert marks["merit-1d"] == marks["merit-1d-regmean"]
         asked = [mark for found in marks.values() for mark in found]
-        there = {path.parent.name for path in study.dir.root.glob("cells/*/DONE")}
+        there = {path.parents[2].name for path in study.dir.root.glob("baselines/*/branches/00/DONE")}
         assert set(asked) <= there
         assert len(set(asked)) <= len(asked) - 1 - 2 * 2
 
@@ -71,12 +73,11 @@ def test_the_merge_is_the_engines(finished, tmp_path):
     study, found, _ = finished
     job = _job(study, 0)
     specs = job.data.specs(study.config.methods["merit-1d"], 0.5)
-    branches = [job.train(spec) for spec in specs]
-    tokens = [result.supervised_tokens for _, result in branches]
-    step, distances = job.ray.mean([branch.checkpoint for branch, _ in branches], tokens)
-    merge = merge_checkpoints(
-        [branch.checkpoint for branch, _ in branches], tokens, {1.5: tmp_path / "m"}, base=study.theta0.path
-    )
+    cells = [job.train(spec) for spec in specs]
+    tokens = [cell.result.supervised_tokens for cell in cells]
+    folders = [cell.branch.checkpoint for cell in cells]
+    step, distances = job.ray.mean(folders, tokens)
+    merge = merge_checkpoints(folders, tokens, {1.5: tmp_path / "m"}, base=study.theta0.path)
     state = read_state(tmp_path / "m")
     for name, start in job.ray.theta0.items():
         torch.testing.assert_close(start + 1.5 * step[name], state[name], atol=1e-6, rtol=1e-5)
@@ -110,7 +111,7 @@ def test_what_retention_is_measured_on(finished):
     parts = {part.name: part.rows for part in job.examples.test if part.face == "retention"}
     assert set(parts) - {"drift"} == {"equations", "general text"}  # this θ0 answers too little for drift
     texts = general_texts(6)
-    assert [study.tokenizer.decode(row.input_ids) for row in parts["general text"]] == texts[1::2]
+    assert [job.data.context.tokenizer.decode(row.input_ids) for row in parts["general text"]] == texts[1::2]
     scores = PointScores.load(study.dir.point(job._mark("base"))).test.retention
     (text,) = (score for score in scores if score.name == "general text")
     assert text.tokens == [len(row.input_ids) - 1 for row in parts["general text"]]
