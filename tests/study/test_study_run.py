@@ -11,16 +11,18 @@ import torch
 from tiny_study import write_study
 
 from merit.base.errors import InputError, StageError
+from merit.context import RunContext
 from merit.evaluate.drift import general_texts
 from merit.merge.average import merge_checkpoints
 from merit.merge.ray import read_state
+from merit.split.partition import Partition
 from merit.study.compare import check_tokens, contenders
-from merit.study.job import Job, cell_mark, mergekit
+from merit.study.job import Job, SeedData, cell_mark, mergekit
 from merit.study.measure import PointScores, Summary
-from merit.study.run import run_init, run_job, run_study, summary
+from merit.study.run import run_init, run_job, run_study, summary, train_cells
 from merit.study.spec import Study
 from merit.study.tables import publish
-from merit.train.spec import BranchResult
+from merit.train.spec import BranchResult, damaged_files
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,44 @@ def test_resumes_after_losses(finished):
     assert after.methods["joint"].points == kept
     for name, result in before.methods.items():
         assert after.methods[name].points == result.points, name
+
+
+def test_with_a_store_each_cell_is_a_branch_job(finished, tmp_path):
+    """A cell that is gone comes back from `merit train STORE --method CELL`, as a run's branches do."""
+    study, _, _ = finished
+    launch = study.config.launch.model_copy(update={"store": f"{tmp_path}/store"})
+    apart = Study(study.config.model_copy(update={"launch": launch}), study.base, study.dir)
+    assert (apart.trains_apart, study.trains_apart) == (True, False)
+    mark = cell_mark(SeedData(study, 0).specs(study.config.methods["joint"], 0.5)[0])
+    cell = study.dir.cell(mark)
+    before = BranchResult.load(cell.done)
+    study.dir.summary(0, "half").rename(tmp_path / "summary.json")
+    shutil.rmtree(cell.root)
+    train_cells(apart, 0, "half")
+    assert BranchResult.load(cell.done).supervised_tokens == before.supervised_tokens
+    assert damaged_files(cell) == []
+    assert (tmp_path / "store" / "out" / "baselines" / mark / "branches" / "00" / "DONE").is_file()
+    (tmp_path / "summary.json").rename(study.dir.summary(0, "half"))
+
+
+def test_a_damaged_cell_is_trained_again(finished):
+    study, _, _ = finished
+    job = _job(study, 1)
+    spec = job.data.specs(study.config.methods["joint"], 0.5)[0]
+    weights = study.dir.cell(cell_mark(spec)).checkpoint / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4] + b"\0\0\0\0")
+    job.train(spec)
+    assert weights.read_bytes() == whole
+
+
+def test_a_seed_is_a_run(finished):
+    """Every command reads it."""
+    study, _, _ = finished
+    context = RunContext.open(study.dir.seed(0).root)
+    assert context.config.baselines == study.seed_run(0).config.baselines
+    assert "partition" in context.run.report.read_text()
+    assert Partition.load(context.run.method("random-1").partition).splitter == "random"
 
 
 def test_a_finished_study_does_nothing(finished, monkeypatch):
