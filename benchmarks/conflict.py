@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from merit.config.model import ModelConfig
+from merit.config.sections import ModelConfig
 from merit.conflict.axes import principal_axes
 from merit.conflict.similarity import cosines, gram
 from merit.data.example import IGNORED, Encoded

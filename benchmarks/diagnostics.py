@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from merit.config.model import ModelConfig
+from merit.config.sections import ModelConfig
 from merit.data.example import Encoded
-from merit.diagnose.connectivity import connectivity
+from merit.diagnose.checks.lmc import connectivity
 from merit.diagnose.hessian import Hessian, within_budget
 from merit.diagnose.lanczos import Lanczos
 from merit.diagnose.live import LiveModel

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from merit.jobs.drive import Drive, RetryPolicy
+from merit.jobs.drive import Drive, RetryPolicy, Slot
 from merit.jobs.job import End, Job
-from merit.jobs.schedule import Slot
 
 HOUR = 3600.0
 CHECKPOINT = 600.0  # seconds between checkpoints

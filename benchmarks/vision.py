@@ -27,11 +27,9 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from merit.compute.nll import aligned_batch, length_batches
-from merit.config.calibration import CalibrationConfig
-from merit.config.mixture import DatasetConfig
-from merit.config.model import ModelConfig
-from merit.config.root import RunConfig
+from merit.compute.batches import aligned_batch, length_batches
+from merit.config.run import RunConfig
+from merit.config.sections import CalibrationConfig, DatasetConfig, ModelConfig
 from merit.data.check import check_mixture
 from merit.data.encode import Encoder
 from merit.data.example import Encoded

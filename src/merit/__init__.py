@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from merit.report.build import build_report
     from merit.split.make import make_partition
     from merit.split.splitter import SplitRequest
-    from merit.train.train import train_branch
+    from merit.train.branch import train_branch
 
 __version__ = "0.1.0"
 
@@ -36,7 +36,7 @@ _HOME = {
     "measure_conflict": "merit.conflict.measure",
     "merge_checkpoints": "merit.merge.average",
     "run_pipeline": "merit.pipeline",
-    "train_branch": "merit.train.train",
+    "train_branch": "merit.train.branch",
 }
 
 __all__ = [

@@ -1,35 +1,37 @@
-"""The order of the steps. Nothing else knows it."""
+"""The order of the steps, and which of them are up to date. Nothing else knows either."""
 
 from __future__ import annotations
 
 import difflib
+import logging
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from pydantic import Field
 
 from merit.base.errors import InputError
 from merit.base.files import sweep_parts, write_text
-from merit.base.logging import get_logger
+from merit.base.kept import Files, Kept, keep, kept
+from merit.base.record import Record
 from merit.config.resolve import dump_config
 from merit.conflict import step as conflict
 from merit.context import RunContext, Step
 from merit.data import step as mixture
-from merit.diagnose import gate_step as gate
 from merit.diagnose import step as diagnose
 from merit.evaluate import step as evaluate
+from merit.gate import step as gate
 from merit.merge import step as merge
 from merit.plan.preflight import preflight
 from merit.report import step as report
 from merit.run.events import stage_events
 from merit.run.guard import Before, run_lock
-from merit.run.layout import JOB
-from merit.run.manifest import check_stage, finish_stage, forget_stage
+from merit.run.layout import JOB, RunDir
 from merit.split import step as split
 from merit.train import prepare
 from merit.train import step as train
 
-_log = get_logger(__name__)
-
-
+_log = logging.getLogger(__name__)
 STEPS = (
     prepare.STEP,
     mixture.STEP,
@@ -128,3 +130,30 @@ def _index(name: str, option: str) -> int:
         hint = f"did you mean `{near[0]}`?" if near else f"the stages are {', '.join(STAGE_NAMES)}"
         raise InputError(f"no stage {name!r}; {hint}", field=option)
     return STAGE_NAMES.index(name)
+
+
+class StageRecord(Record):
+    """One finished stage. `depends` maps what it depends on (`train`, `mixture`, …) to its fingerprint."""
+
+    stage: str
+    depends: dict[str, str]
+    files: dict[str, str] = Field(default_factory=dict)  # results, relative to the run → sha256
+
+
+def check_stage(run: RunDir, stage: str, depends: Mapping[str, str]) -> Kept[StageRecord]:
+    """Compares the record of `stage` with what it depends on now."""
+    return kept(run.stage(stage), StageRecord, {"depends": depends}, Files(run.root, always=True))
+
+
+def finish_stage(run: RunDir, stage: str, depends: Mapping[str, str], files: Sequence[Path] = ()) -> None:
+    """Records that `stage` is whole. Call it after everything the stage wrote is on disk.
+
+    Args:
+        files: results whose damage would otherwise go unnoticed; their checksums are recorded.
+    """
+    keep(run.stage(stage), StageRecord(stage=stage, depends=dict(depends)), run.root, files)
+
+
+def forget_stage(run: RunDir, stage: str) -> None:
+    """Removes the record, before the stage's files are touched."""
+    run.stage(stage).unlink(missing_ok=True)

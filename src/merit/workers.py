@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from merit.base.errors import InputError
-from merit.base.program import merit_command
+from merit.base.machine import local_slots, merit_command
 from merit.context import RunContext
-from merit.jobs.devices import local_slots
 from merit.jobs.drive import RetryPolicy
 from merit.jobs.engine import engine_named, make_executor
 from merit.jobs.job import Job

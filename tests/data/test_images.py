@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from merit.base.errors import InputError
-from merit.config.mixture import DatasetConfig
-from merit.config.root import RunConfig
+from merit.config.run import RunConfig
+from merit.config.sections import DatasetConfig
 from merit.data.build import build_mixture
 from merit.data.check import check_mixture
 from merit.data.encode import IMAGE_TOKENS, Encoder

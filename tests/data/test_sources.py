@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merit.base.errors import InputError
-from merit.config.mixture import DatasetConfig
+from merit.config.sections import DatasetConfig
 from merit.data import files as json_stream
 from merit.data.gym import settled_entries
 from merit.data.source import open_source
@@ -244,7 +244,7 @@ def test_reasoning_gym_families_are_the_same_in_every_process(tmp_path):
     pytest.importorskip("reasoning_gym")
     paths = ["reasoning_gym:isomorphic_strings", "reasoning_gym:list_functions"]
     code = (
-        "import json, pathlib; from merit.config.mixture import DatasetConfig; "
+        "import json, pathlib; from merit.config.sections import DatasetConfig; "
         "from merit.data.source import open_source; "
         f"found = [open_source(DatasetConfig(path=path, max_examples=6), pathlib.Path(), 'd') for path in {paths}]; "
         "print(json.dumps([[row.value for row in item.rows()] for item in found]))"

@@ -7,10 +7,9 @@ from collections import Counter
 import pytest
 
 from merit.base.errors import InputError
-from merit.config.mixture import DatasetConfig
+from merit.config.sections import DatasetConfig
 from merit.data.reading import DatasetReader
-from merit.data.visual import VisualSource
-from merit.demo.visual_tasks import TASKS
+from merit.demo.visual import TASKS, VisualSource
 
 
 @pytest.mark.parametrize("task", TASKS)

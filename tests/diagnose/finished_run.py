@@ -117,7 +117,7 @@ def tune(model: Any, rows: list[Any], *, steps: int, rate: float) -> float:
     """Full-batch AdamW; returns the last loss."""
     import torch
 
-    from merit.compute.nll import supervised_nll
+    from merit.compute.losses import supervised_nll
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     for _ in range(steps):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from merit.compute.nll import supervised_nll
+from merit.compute.losses import supervised_nll
 from merit.data.example import Encoded
-from merit.diagnose.calibration import calibration, calibration_sizes
+from merit.diagnose.checks.calibration import calibration, calibration_sizes
 from merit.gradients.engine import GradientEngine
 from merit.gradients.sketch import SketchSpec
 

@@ -12,17 +12,17 @@ from safetensors.torch import load_file, save_file
 
 from merit.base import extensions
 from merit.base.errors import InputError, StageError
-from merit.compute.nll import supervised_nll
+from merit.compute.losses import supervised_nll
 from merit.context import RunContext
 from merit.data.store import EncodedDataset
 from merit.diagnose.bench import Bench
-from merit.diagnose.connectivity import connectivity, segment_pairs
-from merit.diagnose.displacement import displacement
-from merit.diagnose.gain import merging_gain
-from merit.diagnose.landscape import landscape
+from merit.diagnose.checks.displacement import displacement
+from merit.diagnose.checks.gain import merging_gain
+from merit.diagnose.checks.landscape import landscape
+from merit.diagnose.checks.lmc import connectivity, segment_pairs
+from merit.diagnose.checks.perturbation import perturbation
 from merit.diagnose.live import LiveModel
 from merit.diagnose.losses import LossSet
-from merit.diagnose.perturbation import perturbation
 from merit.diagnose.plane import Plane
 from merit.diagnose.step import make_bench
 from merit.models.loading import load_model
@@ -195,8 +195,8 @@ def test_different_layouts_are_refused(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_a_branch_that_has_not_moved_is_named(bench: Bench) -> None:
-    from merit.diagnose.aligned import Aligned
-    from merit.diagnose.displacement import measure_moves
+    from merit.diagnose.checks.displacement import measure_moves
+    from merit.diagnose.live import Aligned
 
     aligned = Aligned({"base": bench.models.base, "branch 0": bench.models.base})
     with pytest.raises(InputError, match="`branch 0` has not moved from θ0"):

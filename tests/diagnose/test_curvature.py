@@ -17,8 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from merit.base.errors import InputError, StageError
 from merit.conflict.axes import centred
 from merit.data.example import Encoded
-from merit.diagnose.checks.curvature import CurvatureResult
-from merit.diagnose.curvature import CurvatureSpec, curvature
+from merit.diagnose.checks.curvature import CurvatureResult, CurvatureSpec, curvature
 from merit.diagnose.hessian import Hessian, within_budget
 from merit.diagnose.lanczos import Lanczos
 from merit.diagnose.live import LiveModel

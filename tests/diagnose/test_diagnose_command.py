@@ -21,10 +21,9 @@ from merit.diagnose.live import LiveModel
 from merit.diagnose.models import Models
 from merit.diagnose.verdict import verdict
 from merit.merge.step import MethodMerge
-from merit.pipeline import STAGE_NAMES
+from merit.pipeline import STAGE_NAMES, check_stage
 from merit.run.events import read_events
 from merit.run.layout import RunDir
-from merit.run.manifest import check_stage
 
 CHECK_NAMES = extensions.names("checks")
 Capture = pytest.CaptureFixture[str]
@@ -184,9 +183,9 @@ def _diagnose(
     inits: list[Path], starts: list[int], folder: Path, steps: int, *, alike: bool = False
 ) -> dict[str, object]:
     """Two branches on data of their own, or both on all of it (`alike`)."""
-    from merit.diagnose.connectivity import connectivity, segment_pairs
-    from merit.diagnose.displacement import displacement, measure_moves
-    from merit.diagnose.gain import merging_gain
+    from merit.diagnose.checks.displacement import displacement, measure_moves
+    from merit.diagnose.checks.gain import merging_gain
+    from merit.diagnose.checks.lmc import connectivity, segment_pairs
     from merit.diagnose.losses import LossSet
 
     branches = []

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from merit.config.prepare import GateConfig
-from merit.diagnose.gate import judge
+from merit.config.sections import GateConfig
 from merit.diagnose.records import Estimate, Segment
+from merit.gate.step import judge
 
 
 def segment(barrier: float, low: float) -> Segment:

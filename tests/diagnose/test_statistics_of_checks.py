@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from merit.base.errors import InputError
-from merit.diagnose.connectivity import describe_segment, segment_pairs
-from merit.diagnose.displacement import part_of
-from merit.diagnose.journal import Journal
+from merit.diagnose.check import Journal
+from merit.diagnose.checks.displacement import part_of
+from merit.diagnose.checks.lmc import describe_segment, segment_pairs
+from merit.diagnose.losses import Resampler
 from merit.diagnose.models import Models
 from merit.diagnose.plane import Plane
-from merit.diagnose.resample import Resampler
 
 
 def test_mean_is_token_weighted_within_and_unweighted_over_datasets() -> None:

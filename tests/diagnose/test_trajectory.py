@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from merit.diagnose.trajectory import trajectories
+from merit.diagnose.checks.displacement import trajectories
 from merit.train.callbacks import WIDTH, sketch_weights
 
 

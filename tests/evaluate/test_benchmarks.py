@@ -62,4 +62,4 @@ def test_offline_task_scores_as_the_model_does(tiny_model):
 )
 def test_bad_names(tmp_path, names, said):
     with pytest.raises(InputError, match=said):
-        run_benchmarks(tmp_path, names)
+        run_benchmarks(tmp_path, names, batch_size=4)

@@ -8,7 +8,7 @@ from importlib import resources
 import pytest
 import yaml
 
-from merit.evaluate.exact import score_answer
+from merit.evaluate.answers import score_answer
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 from merit.base.errors import StageError
 from merit.base.progress import SILENT
 from merit.jobs.engine import Engine
-from merit.jobs.record import JobRecord
+from merit.jobs.job import JobRecord
 
 
 class Settings(BaseModel, extra="forbid"):

@@ -28,11 +28,12 @@ def import_everything() -> None:
 
     import merit.cli.main
     import merit.diagnose.bench
-    import merit.evaluate.evaluate
+    import merit.evaluate.answers
+    import merit.evaluate.measure
     import merit.merge.average
     import merit.pipeline
     import merit.report.page
-    import merit.train.train
+    import merit.train.branch
 
     # The figures' library is the same 4 MB on every page, and takes a second to compress: the campaign does without.
     merit.report.page._plotly = lambda: ""  # type: ignore[assignment]
@@ -192,7 +193,7 @@ class _Subprocess:
 
     @staticmethod
     def Popen(command: Sequence[str], *, stdout: Any, env: dict[str, str], **_: Any) -> Forked:  # noqa: N802
-        from merit.base.program import merit_command
+        from merit.base.machine import merit_command
 
         head = merit_command()
         assert list(command[: len(head)]) == head

@@ -19,7 +19,7 @@ from values import TEXTS, as_json, broken, mutated, values
 from verdict import Escape
 
 from merit.base.errors import InputError
-from merit.cli.check_output import print_report
+from merit.cli.setup_commands import print_report
 from merit.config import RunConfig
 from merit.data.check import check_mixture
 from merit.data.image import ImageRef, decode, inspect, thumbnail

@@ -15,14 +15,14 @@ from values import as_json
 
 from merit.base.errors import InputError, Problems
 from merit.base.files import read_json, write_json
-from merit.config.model import ModelConfig
+from merit.config.sections import ModelConfig
 from merit.config.yaml import read_yaml
 from merit.conflict.records import load_similarity
 from merit.data.files import ParquetFile
 from merit.data.image import BadImage
 from merit.data.image_fields import ImageSource
-from merit.jobs import slurm_queue
-from merit.jobs.record import JobRecord
+from merit.jobs.engines import slurm
+from merit.jobs.job import JobRecord
 from merit.merge.inputs import open_inputs
 from merit.merge.journal import NAME, Journal
 from merit.merge.recipe import read_mergekit
@@ -31,10 +31,10 @@ from merit.models.adapter import Adapter
 from merit.models.checkpoint import Checkpoint, read_header
 from merit.models.source import resolve_model
 from merit.models.vision import copy_image_files
+from merit.pipeline import check_stage, finish_stage
 from merit.run.events import read_events
 from merit.run.guard import refuse_foreign, refuse_links
 from merit.run.layout import RunDir
-from merit.run.manifest import check_stage, finish_stage
 from merit.split.partition import Group, Partition
 from merit.split.splitters.manual import manual_partition
 
@@ -267,10 +267,10 @@ def test_slurm_is_told_ids_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> 
         told.append(command)
         return type("Ran", (), {"returncode": 0, "stdout": "", "stderr": ""})
 
-    monkeypatch.setattr(slurm_queue, "_call", call)
-    slurm_queue.cancel_jobs(["--user=me", "-u", "7", "8_1", "9;id", "", "1" * 99])
-    slurm_queue.cancel_jobs(["--user=me"])
-    slurm_queue.read_queue(["--me", "all"])
+    monkeypatch.setattr(slurm, "_call", call)
+    slurm.cancel_jobs(["--user=me", "-u", "7", "8_1", "9;id", "", "1" * 99])
+    slurm.cancel_jobs(["--user=me"])
+    slurm.read_queue(["--me", "all"])
     assert told == [["scancel", "--quiet", "7", "8_1"]]
 
 

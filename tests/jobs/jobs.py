@@ -11,7 +11,7 @@ HEAD = "import json, os, signal, sys, time\nfrom pathlib import Path\nhere = Pat
 DONE = "(here / 'DONE').touch()\n"
 # A job with checkpoints: counts up to `steps`, a tenth of a second each, and goes on where it was killed.
 COUNTING = """
-from merit.jobs.job_side import die_with_parent
+from merit.jobs.process import die_with_parent
 die_with_parent()
 steps, count = int(sys.argv[2]), here / 'count'
 (here / 'starts').open('a').write('start\\n')

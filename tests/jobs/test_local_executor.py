@@ -16,12 +16,11 @@ from types import SimpleNamespace
 import pytest
 
 from merit.base.errors import InputError, StageError
-from merit.base.machine import usable_cores
-from merit.jobs.devices import gpu_names, slot_environments, visible_gpus
+from merit.base.machine import gpu_names, slot_environments, usable_cores, visible_gpus
 from merit.jobs.drive import RetryPolicy
 from merit.jobs.engines.local import LocalExecutor
 from merit.jobs.job import Job
-from merit.jobs.job_side import job_lock
+from merit.jobs.process import job_lock
 
 HEAD = "import json, os, signal, sys, time\nfrom pathlib import Path\nhere = Path(sys.argv[1])\n"
 DONE = "(here / 'DONE').touch()\n"
@@ -255,7 +254,7 @@ program = '''
 import os, subprocess, sys, time
 from pathlib import Path
 from merit.jobs.drive import RetryPolicy
-from merit.jobs.job_side import die_with_parent
+from merit.jobs.process import die_with_parent
 die_with_parent()
 helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 Path(sys.argv[1], "pids.part").write_text(f"{os.getpid()} {helper.pid}")

@@ -22,8 +22,7 @@ from merit.base.errors import StageError
 from merit.cli.main import answer
 from merit.config.launch import LaunchConfig, RayConfig, RayPool
 from merit.jobs.drive import RetryPolicy
-from merit.jobs.job import Job
-from merit.jobs.record import JobRecord
+from merit.jobs.job import Job, JobRecord
 
 pytest.importorskip("ray", reason="needs the extra `ray`")
 
@@ -149,9 +148,9 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from jobs import counting
 from merit.cli.main import answer
-from merit.jobs import ray_cluster
+from merit.jobs.engines import ray
 from test_ray_executor import executor
-ray_cluster._ASK_SECONDS = ray_cluster._SILENT_SECONDS = 1
+ray._ASK_SECONDS = ray._SILENT_SECONDS = 1
 sys.exit(answer(lambda: executor({address!r}).run([counting(Path(sys.argv[1]), "a", 6000)])))
 """
 
@@ -244,7 +243,7 @@ def test_an_address_without_its_port(tmp_path, capfd):
 @pytest.mark.parametrize("client", ["", "ray://"])
 def test_another_server_at_the_address(words, client, tmp_path, capfd, monkeypatch):
     """One that is silent, one that hangs up, one of the web."""
-    monkeypatch.setattr("merit.jobs.ray_cluster._KNOCK_SECONDS", 0.5)
+    monkeypatch.setattr("merit.jobs.engines.ray._KNOCK_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from merit.base.errors import StageError
-from merit.jobs.drive import Drive, RetryPolicy
+from merit.jobs.drive import Drive, RetryPolicy, Slot, move, place
 from merit.jobs.job import End, Job
-from merit.jobs.schedule import Slot, move, place
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from fleet import simulate
@@ -122,7 +121,7 @@ def test_too_often(ends, message):
 def test_cancelled(tmp_path):
     from dataclasses import replace
 
-    from merit.jobs.record import JobRecord
+    from merit.jobs.job import JobRecord
 
     engine = Script([])
     policy = RetryPolicy(stop=lambda: "cancelled; run again to resume" if engine.clock > 3 else None)

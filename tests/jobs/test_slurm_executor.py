@@ -20,8 +20,8 @@ from merit.base.errors import InputError, StageError
 from merit.cli.main import answer
 from merit.config.launch import LaunchConfig, SlurmConfig
 from merit.jobs.drive import RetryPolicy
-from merit.jobs.record import JobRecord
-from merit.jobs.slurm_queue import cancel_jobs
+from merit.jobs.engines.slurm import cancel_jobs
+from merit.jobs.job import JobRecord
 
 pytest.importorskip("submitit", reason="needs the extra `slurm`")
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, CLIPVisionModel
 
 from merit.base.errors import InputError
-from merit.compute.nll import supervised_nll
+from merit.compute.losses import supervised_nll
 from merit.context import RunContext
 from merit.data.encode import Encoder
 from merit.data.example import Example, Message

@@ -6,7 +6,8 @@ import pytest
 import torch
 import transformers
 
-from merit.compute.nll import length_batches, right_aligned, supervised_nll
+from merit.compute.batches import length_batches, right_aligned
+from merit.compute.losses import supervised_nll
 from merit.data.example import Encoded
 
 VOCABULARY = 61

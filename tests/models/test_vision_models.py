@@ -13,10 +13,8 @@ from transformers import AutoModelForImageTextToText
 
 from merit.base.errors import InputError
 from merit.compute.abilities import Abilities
-from merit.compute.nll import supervised_nll
-from merit.config.calibration import CalibrationConfig
-from merit.config.model import ModelConfig
-from merit.config.train import LoraSection, TrainConfig
+from merit.compute.losses import supervised_nll
+from merit.config.sections import CalibrationConfig, LoraSection, ModelConfig, TrainConfig
 from merit.data.encode import Encoder
 from merit.data.example import Encoded, Example, Message
 from merit.data.image import ImageRef, decode
@@ -29,8 +27,8 @@ from merit.models.layout import role_of
 from merit.models.loading import images_of, load_model, load_tokenizer
 from merit.models.source import ModelFolder, resolve_model
 from merit.run.layout import RunDir
+from merit.train.branch import train_branch
 from merit.train.spec import BranchData, BranchSpec
-from merit.train.train import train_branch
 from pictures import png
 from vision_models import KINDS, write_tiny_vlm
 

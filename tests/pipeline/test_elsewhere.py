@@ -39,7 +39,7 @@ evaluate: {{held_out: 4, generate: 1, max_new_tokens: 4, drift: 2, branches: fal
 
 
 @pytest.fixture(scope="module")
-def merged(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def merged(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, warm_jobs: None) -> Path:
     """A whole run. Copy it before changing it."""
     folder = tmp_path_factory.mktemp("elsewhere")
     write_four_files(folder)

@@ -203,7 +203,7 @@ def test_another_machine_goes_on_from_the_store(
 ) -> None:
     """Both branches are killed midway, and all that the first machine had is gone: its run, its scratch folder."""
     (tmp_path / "often").mkdir()
-    often = "import merit.train.remote_job as job\njob._SYNC_SECONDS = 0.2\n"
+    often = "import merit.train.staging as job\njob._SYNC_SECONDS = 0.2\n"
     (tmp_path / "often" / "sitecustomize.py").write_text(often)
     path = os.pathsep.join([str(tmp_path / "often"), *filter(None, [os.environ.get("PYTHONPATH")])])
     store = tmp_path / "store" / "run"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from merit.base.markdown import code_cell, plain
+from merit.base.words import code_cell, plain
 
 
 def test_what_markdown_and_html_know_is_escaped() -> None:

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import merit
-from merit.base.program import PYTHON, merit_command
+from merit.base.machine import PYTHON, merit_command
 
 
 def test_nothing_is_imported_from_the_current_folder(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_every_command_is_made_that_way() -> None:
         f"{path.name}: {line.strip()}"
         for path in Path(merit.__file__).parent.rglob("*.py")
         for line in path.read_text(encoding="utf-8").splitlines()
-        if re.search(r"sys\.executable,\s*\"-", line) and path.name != "program.py"
+        if re.search(r"sys\.executable,\s*\"-", line) and path.name != "machine.py"
     ]
     assert found == []
 

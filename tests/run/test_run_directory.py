@@ -17,9 +17,9 @@ from merit.base.errors import InputError, StageError
 from merit.base.files import write_json
 from merit.base.kept import Kept
 from merit.base.record import Record, Sealed, fingerprint
+from merit.pipeline import check_stage, finish_stage, forget_stage
 from merit.run.guard import Before, run_lock
 from merit.run.layout import RunDir, relative
-from merit.run.manifest import check_stage, finish_stage, forget_stage
 
 HOSTILE = ["../../etc/passwd", "/etc/passwd", "..", "a/b", "\x00", "x" * 1000, "é", ""]
 

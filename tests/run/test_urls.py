@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from merit.base.errors import InputError
-from merit.base.urls import is_url, open_url, url_errors, url_of
+from merit.base.files import is_url, open_url, url_errors, url_of
 
 
 def test_a_url_that_went_through_a_path() -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from merit.base.errors import InputError
-from merit.config.model import ModelConfig
-from merit.config.train import TrainConfig
+from merit.config.sections import ModelConfig, TrainConfig
 from merit.data.example import Encoded
 from merit.data.store import StoredExample, write_store
 from merit.handover.bundle import Bundle, refuse_images

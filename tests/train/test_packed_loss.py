@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from merit.compute.nll import batch_nll, right_aligned
+from merit.compute.batches import right_aligned
+from merit.compute.losses import batch_nll
 from merit.data.example import IGNORED, Encoded
 from merit.models.loading import load_model
-from merit.train.loss import collate, may_pack, packed_task, task_nll
+from merit.train.trainer import collate, may_pack, packed_task, task_nll
 from prompted import PROMPT, prompted
 
 CPU = torch.device("cpu")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from merit.config.train import TrainConfig
-from merit.train.loss import PullCallback
+from merit.config.sections import TrainConfig
+from merit.train.callbacks import PullCallback
 
 
 def test_one_step_by_the_formula():

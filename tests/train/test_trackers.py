@@ -15,9 +15,9 @@ from merit.data import step as mixture_stage
 from merit.run.layout import RunDir
 from merit.split.make import make_partition
 from merit.split.splitter import SplitRequest
-from merit.train import train
+from merit.train import branch
+from merit.train.branch import train_branch
 from merit.train.step import branch_specs
-from merit.train.train import train_branch
 
 CONFIG = """
 model: {model}
@@ -84,7 +84,7 @@ def test_wandb(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (file,) = run.method().branch(k).root.glob("wandb/offline-run-*/*.wandb")
         assert file.name == f"run-{ident}.wandb"
     # Started again after a kill, a branch goes on in the run that it had.
-    monkeypatch.setattr(train, "finished_branch", lambda *_: None)
+    monkeypatch.setattr(branch, "finished_branch", lambda *_: None)
     train_branch(run, run.method().branch(1), base=tmp_path)
     assert started[2] == started[1] != started[0]
 
@@ -102,7 +102,7 @@ def test_mlflow(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     assert [item.info.run_name for item in runs()] == NAMES
     # Started again after a kill, a branch has a second run of its name.
-    monkeypatch.setattr(train, "finished_branch", lambda *_: None)
+    monkeypatch.setattr(branch, "finished_branch", lambda *_: None)
     train_branch(run, run.method().branch(1), base=tmp_path)
     assert [item.info.run_name for item in runs()] == [*NAMES, NAMES[1]]
     assert {item.info.status for item in runs()} == {"FINISHED"}

@@ -17,9 +17,9 @@ from merit.data.store import EncodedDataset
 from merit.models.loading import load_model
 from merit.run.layout import RunDir
 from merit.train import trainer
+from merit.train.branch import train_branch
 from merit.train.spec import BranchResult
 from merit.train.step import branch_specs
-from merit.train.train import train_branch
 
 CONFIG = """
 model: {model}

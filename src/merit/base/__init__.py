@@ -1,1 +1,1 @@
-"""What everything rests on: errors, files, records, locks, the machine, URLs, words, progress, extensions."""
+"""What everything rests on: errors, files, records, locks, the machine, words, progress, extensions."""

@@ -1,4 +1,4 @@
-"""Atomic writes, hashes and safe names: a reader never sees half a file, a name never leaves its folder."""
+"""Files: atomic writes, hashes, safe names, places elsewhere. Nobody sees half a file; no name leaves its folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from merit.base.errors import InputError, StageError
+from merit.base.errors import InputError, StageError, first_line
 
 HALF_WRITTEN = ".part"
 _UNUSABLE = (
@@ -214,3 +214,42 @@ def inside(root: Path, relative: str) -> Path:
     if not path.is_relative_to(root.resolve()):
         raise InputError(f"the path {relative!r} leaves the run directory", file=root)
     return path
+
+
+def is_url(text: str) -> bool:
+    """Whether `text` is a URL; one that went through `Path` and lost a slash counts."""
+    return re.match(r"^[a-z][a-z0-9+.\-]+:/", text) is not None
+
+
+def url_of(text: str) -> str:
+    """The URL with all its slashes."""
+    protocol, rest = text.split(":/", 1)
+    if rest.startswith("/"):
+        return text
+    return f"{protocol}://{'/' if protocol == 'file' else ''}{rest}"
+
+
+def open_url(url: str, *, field: str | None = None) -> tuple[Any, str]:
+    """fsspec's file system of a URL (or of a local folder), and the path in it. `field` is the setting that names it.
+
+    Raises:
+        InputError: not a URL that fsspec knows, or its driver (s3fs, gcsfs, …) is not installed.
+    """
+    import fsspec
+
+    refused: tuple[type[Exception], ...] = (ImportError, ValueError, *url_errors())
+    try:
+        system, root = fsspec.core.url_to_fs(url_of(url) if is_url(url) else url)
+    except refused as error:
+        raise InputError(f"cannot be opened: {first_line(error)}", file=url, field=field) from error
+    return system, str(root)
+
+
+def url_errors() -> tuple[type[Exception], ...]:
+    """What a file system of fsspec raises when the place or the way there fails: the system's errors, and those of the
+    HTTP client below it."""
+    try:
+        from aiohttp import ClientError
+    except ImportError:
+        return (OSError,)
+    return (OSError, ClientError)

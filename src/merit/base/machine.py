@@ -1,11 +1,18 @@
-"""How much memory this machine has, and how many of its cores are ours.
+"""This machine: its memory, cores and GPUs, how jobs share them, and how they are started.
 
-psutil is imported where it is asked: `merit --help` does without it.
+psutil is imported where it is asked: `merit --help` does without it, and nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import subprocess
+import sys
+
+# `-m` alone would look for modules in the current folder first, which may hold a stranger's `torch.py` beside the data.
+PYTHON = (sys.executable, "-P")
 
 
 def total_memory() -> int:
@@ -25,3 +32,61 @@ def free_memory() -> int:
 def usable_cores() -> int:
     """Cores that this process may use: a scheduler or `taskset` may allow fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def merit_command(*arguments: str) -> list[str]:
+    """`merit ARGUMENTS`, whatever is on the PATH, with this interpreter."""
+    return [*PYTHON, "-m", "merit", *arguments]
+
+
+def visible_gpus() -> list[str]:
+    """Identifiers of the GPUs that jobs may use, as CUDA_VISIBLE_DEVICES takes them; empty on a CPU machine."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [item.strip() for item in chosen.split(",") if item.strip() not in ("", "-1")]
+    return [str(index) for index, _ in enumerate(gpu_names())]
+
+
+def gpu_names() -> list[str]:
+    """The model of every GPU of this machine, as NVIDIA's driver names it."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", listing, re.MULTILINE)
+
+
+def slot_environments(parallel: int | None, gpus: list[str], cores: int) -> list[dict[str, str]]:
+    """One environment a job that runs at once.
+
+    With GPUs: one job each, unless `parallel` says fewer. On CPU: one job with all cores by default; with more, the
+    cores are divided.
+    """
+    count = parallel or max(1, len(gpus))
+    slots = []
+    for index in range(count):
+        env = thread_environment(max(1, cores // count))
+        if gpus:
+            env["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
+        slots.append(env)
+    return slots
+
+
+def local_slots(parallel: int | None) -> int:
+    """How many jobs run on this machine at once."""
+    return len(slot_environments(parallel, visible_gpus(), usable_cores()))
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Variables for a job that may use `threads` cores.
+
+    Idle OpenMP threads spin only for microseconds before they sleep: threads that spin on slow down whatever else runs
+    on the machine more than tenfold, threads that sleep at once cost a step a quarter of its time.
+    """
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "passive",
+        "GOMP_SPINCOUNT": "20000",
+    }

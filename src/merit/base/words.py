@@ -1,10 +1,13 @@
-"""Numbers, times and lists as a person would say them. One formatting for every page, table and terminal line."""
+"""Numbers, times, lists and text from outside as a person reads them: one formatting for pages, tables, terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from merit.base.errors import printable
+
 NONE = "–"
+_POWERFUL = "\\`*_|<>[]"
 
 
 def count(number: float) -> str:
@@ -99,3 +102,14 @@ def short_labels(names: Sequence[str], width: int) -> list[str]:
             number += 1
         labels.append(label)
     return labels
+
+
+def plain(text: str) -> str:
+    """Text from outside in a sentence or in the cell of a table, without power over Markdown or HTML."""
+    return "".join(f"\\{char}" if char in _POWERFUL else char for char in printable(text))
+
+
+def code_cell(text: str) -> str:
+    """Text from outside as code in the cell of a table, where a backslash escapes nothing but `|`."""
+    code = printable(text).replace("`", "'").replace("|", "\\|")
+    return f"`{code}`"

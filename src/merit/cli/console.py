@@ -21,7 +21,6 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from merit.base.errors import printable
-from merit.base.logging import add_handler
 from merit.base.progress import Bar, Progress
 
 _PLAIN_SECONDS = 15
@@ -207,7 +206,9 @@ class _Handler(logging.Handler):
 def show_messages() -> None:
     """Shows merit's own messages on stderr."""
     if not logging.getLogger("merit").handlers:
-        add_handler(_Handler())
+        logger = logging.getLogger("merit")  # the root logger and other libraries' are never touched
+        logger.addHandler(_Handler())
+        logger.setLevel(logging.INFO)
 
 
 def _lines(text: str) -> Text:

@@ -10,10 +10,9 @@ from typing import cast, get_args
 
 from merit.base import extensions
 from merit.base.errors import InputError
+from merit.base.files import is_url, url_of
 from merit.base.progress import SILENT, Progress
-from merit.base.urls import is_url, url_of
-from merit.config.merge import MEMORY_BYTES, DtypeName
-from merit.config.model import ModelConfig
+from merit.config.sections import MEMORY_BYTES, DtypeName, ModelConfig
 from merit.merge.average import merge_checkpoints
 from merit.merge.lora import merge_adapters
 from merit.merge.names import short_names

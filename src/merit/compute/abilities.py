@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,16 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merit.base.logging import get_logger
 from merit.compute.attention import packed, packed_model
-from merit.compute.batches import packed_task
+from merit.compute.batches import aligned_batch, counts_positions, packed_task
 from merit.compute.head import Tail, find_tail
-from merit.compute.nll import aligned_batch, counts_positions
 from merit.compute.packing import Packed, Segment
 from merit.data.example import IGNORED, Encoded
 from merit.models.loading import images_of
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _SIDE = 64  # pixels of a picture that is tried out
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}

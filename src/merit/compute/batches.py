@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from merit.compute.attention import packed, packed_model
-from merit.compute.head import Task
-from merit.compute.nll import in_dtype, innermost
+from merit.compute.head import Task, innermost
 from merit.compute.packing import Packed
 from merit.data.example import IGNORED, Encoded
 from merit.models.loading import images_of
@@ -75,3 +74,54 @@ def _pad(examples: Sequence[Encoded]) -> Task:
     flat = targets.reshape(-1)
     keep = torch.nonzero(flat != IGNORED).reshape(-1)
     return Task({"input_ids": ids, "attention_mask": mask}, keep, flat[keep], int(mask.sum()))
+
+
+def right_aligned(rows: Sequence[Encoded], pad_token: int = 0) -> dict[str, Tensor]:
+    """input_ids, labels, attention_mask, position_ids, each (rows, longest) int64, padded at the left."""
+    width = max(len(row.input_ids) for row in rows)
+    ids = torch.full((len(rows), width), pad_token, dtype=torch.long)
+    labels = torch.full((len(rows), width), IGNORED, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for index, row in enumerate(rows):
+        start = width - len(row.input_ids)
+        ids[index, start:] = torch.as_tensor(row.input_ids)
+        labels[index, start + 1 :] = torch.as_tensor(row.labels[1:])  # nothing predicts the first token
+        mask[index, start:] = 1
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask, "position_ids": positions}
+
+
+def aligned_batch(model: Any, rows: Sequence[Encoded], pad_token: int = 0) -> dict[str, Tensor]:
+    """`right_aligned`, and for a vision-language model what its forward pass takes for the rows' images."""
+    batch = right_aligned(rows, pad_token)
+    images = images_of(model)
+    if images is not None:
+        found = images.inputs(batch["input_ids"], [row.images for row in rows])
+        batch |= {name: in_dtype(value, model) for name, value in found.items()}
+    return batch
+
+
+def in_dtype(value: Tensor, model: Any) -> Tensor:
+    """Pixels in the weights' type, which convolutions insist on; whole numbers as they are."""
+    return value.to(model.dtype) if value.is_floating_point() else value
+
+
+def counts_positions(model: nn.Module) -> bool:
+    """Whether positions are more than a count of tokens (Qwen-VL's have three parts), which the model must make."""
+    whole = innermost(model)
+    return hasattr(whole, "get_rope_index") or hasattr(getattr(whole, "model", None), "get_rope_index")
+
+
+def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, at most `batch_tokens` tokens each with padding (always one row).
+
+    Longest first: if memory does not suffice, it shows at once.
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 Tail = Callable[[Tensor], Tensor]
-
 LOGIT_BYTES = 16 * 2**20  # of one chunk's float32 logits
 MIN_ROWS = 64
 
@@ -145,3 +144,21 @@ def only_positions(model: Any, keep: Tensor, *, first_only: bool = False) -> Ite
         yield kept
     finally:
         handle.remove()
+
+
+def logits_at(model: nn.Module, inputs: dict[str, Tensor], keep: Tensor) -> Tensor:
+    """(M, vocabulary) float32 logits at `keep` (M,), positions of the flattened batch. Only these are projected."""
+    with only_positions(innermost(model), keep) as kept:
+        logits: Tensor = model(**inputs, use_cache=False).logits.flatten(0, 1)
+    if not kept:  # the head was not called as a module
+        logits = logits[keep]
+    return logits.float()
+
+
+def innermost(model: nn.Module) -> nn.Module:
+    """The model itself, behind wrappers of DDP and PEFT."""
+    while isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner
+    if callable(base := getattr(model, "get_base_model", None)):
+        model = base()
+    return model

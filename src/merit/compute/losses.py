@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from merit.compute.abilities import takes_packed_rows
-from merit.compute.batches import one_row
-from merit.compute.nll import BatchLogits, length_batches, logits_at, supervised_logits
+from merit.compute.batches import aligned_batch, counts_positions, length_batches, one_row
+from merit.compute.head import innermost, logits_at
 from merit.compute.packing import pack
-from merit.data.example import Encoded
+from merit.data.example import IGNORED, Encoded
 from merit.models.loading import Precision, autocast
 
 # Asked once a model: its weights may change under it, which must not change how its losses are computed.
 _packs: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+_TEXT = ("input_ids", "attention_mask", "position_ids", "labels")
 
 
 def example_losses(
@@ -93,3 +98,59 @@ def _may_pack(model: PreTrainedModel, rows: Sequence[Encoded]) -> bool:
     if model not in _packs:
         _packs[model] = takes_packed_rows(model, model.device)
     return _packs[model]
+
+
+@dataclass(frozen=True)
+class BatchNll:
+    """Losses of one batch's supervised tokens, in nats, float32."""
+
+    nll: Tensor  # (n,)
+    row: Tensor  # (n,) int64 on the CPU: the batch's row each token belongs to
+
+
+@dataclass(frozen=True)
+class BatchLogits:
+    """What the model says at one batch's supervised tokens."""
+
+    logits: Tensor  # (n, vocabulary) float32
+    targets: Tensor  # (n,) int64
+    row: Tensor  # (n,) int64 on the CPU
+
+
+def batch_nll(model: nn.Module, batch: dict[str, Tensor]) -> BatchNll:
+    """Loss of every supervised token of a batch made by `right_aligned`. Gradients flow if they are enabled."""
+    found = batch_logits(model, batch)
+    nll = nn.functional.cross_entropy(found.logits, found.targets, reduction="none")
+    return BatchNll(nll, found.row)
+
+
+def batch_logits(model: nn.Module, batch: dict[str, Tensor]) -> BatchLogits:
+    """Logits of every supervised token of a batch made by `right_aligned`.
+
+    The head projects these alone: for short answers a few positions of a hundred, and the head is a third of a small
+    model's work.
+    """
+    targets = torch.full_like(batch["labels"], IGNORED)
+    targets[:, :-1] = batch["labels"][:, 1:]
+    where = (targets != IGNORED).nonzero()
+    keep = where[:, 0] * targets.shape[1] + where[:, 1]
+    inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    inputs |= {name: value for name, value in batch.items() if name not in _TEXT}
+    if "position_ids" in _forward_arguments(model) and not counts_positions(model):
+        inputs["position_ids"] = batch["position_ids"]
+    return BatchLogits(logits_at(model, inputs, keep), targets.flatten()[keep], where[:, 0].cpu())
+
+
+def supervised_nll(model: Any, rows: Sequence[Encoded]) -> BatchNll:
+    """`batch_nll` of `rows`, on the model's device."""
+    return batch_nll(model, {name: value.to(model.device) for name, value in aligned_batch(model, rows).items()})
+
+
+def supervised_logits(model: Any, rows: Sequence[Encoded]) -> BatchLogits:
+    """`batch_logits` of `rows`, on the model's device."""
+    return batch_logits(model, {name: value.to(model.device) for name, value in aligned_batch(model, rows).items()})
+
+
+def _forward_arguments(model: nn.Module) -> set[str]:
+    """What the innermost model's forward accepts; wrappers accept anything."""
+    return set(inspect.signature(type(innermost(model)).forward).parameters)

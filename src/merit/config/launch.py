@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from merit.base import extensions
 from merit.base.errors import InputError
-from merit.config.section import Location, Section, refused
+from merit.config.sections import Location, Section, refused
 
 if TYPE_CHECKING:
     EngineName = str

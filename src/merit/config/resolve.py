@@ -10,9 +10,8 @@ from typing import Any
 
 import yaml
 
-from merit.config.mixture import DatasetConfig
-from merit.config.model import ModelConfig
-from merit.config.root import RunConfig
+from merit.config.run import RunConfig
+from merit.config.sections import DatasetConfig, ModelConfig
 
 _VERSIONS = ("merit-tuning", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from merit.base.logging import get_logger
 from merit.base.record import fingerprint
 from merit.conflict.similarity import half_gram
 from merit.context import RunContext, Step
@@ -17,7 +17,7 @@ from merit.split.evidence import most_axes
 from merit.split.stability import stability
 
 NAME = "conflict"
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def wanted(context: RunContext) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 from array import array
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -14,21 +15,19 @@ import numpy as np
 
 from merit.base.errors import InputError
 from merit.base.files import disk_errors
-from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
-from merit.config.root import RunConfig
-from merit.data.encode import Encoder
+from merit.config.run import RunConfig
+from merit.data.encode import Encoder, Look
 from merit.data.example import Example
 from merit.data.image import BadImage, ImageChecker
-from merit.data.image_layout import Look
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
 from merit.data.reading import DatasetReader, Read, Selection, chosen_rows, is_held_out, select
 from merit.data.store import VERSION, EncodedDataset, StoredExample, write_store
 from merit.models.source import cache_folder
 from merit.run.layout import RunDir
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 def build_mixture(

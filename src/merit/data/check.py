@@ -13,8 +13,8 @@ from pydantic import Field
 from merit.base.errors import InputError
 from merit.base.progress import SILENT, Progress
 from merit.base.record import Record
-from merit.config.mixture import DatasetConfig
-from merit.config.root import RunConfig
+from merit.config.run import RunConfig
+from merit.config.sections import DatasetConfig
 from merit.data.build import Tally, encoded_rows
 from merit.data.encode import Encoder
 from merit.data.image import BadImage

@@ -1,4 +1,4 @@
-"""The canonical example, and the encoded one."""
+"""What a row becomes: the row as its source holds it, the canonical example, and the encoded example."""
 
 from __future__ import annotations
 
@@ -6,12 +6,28 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from merit.base.errors import InputError
 from merit.data.image import ImageRef
 
 Role = Literal["system", "user", "assistant", "tool"]
 IGNORED = -100  # label of a token that carries no loss, as in torch's cross entropy
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as the source holds it.
+
+    `number` is the 1-based line of a text file and the 1-based row of any other source. `done` is the share of the
+    source, 0 to 1, that was read up to here. A row that cannot be read has an `error` and no `value`: the caller may
+    stop, as a run does, or go on, as `merit check` does.
+    """
+
+    number: int
+    done: float
+    value: Any = None
+    error: InputError | None = None
 
 
 @dataclass(frozen=True)

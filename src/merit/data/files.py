@@ -14,8 +14,9 @@ from typing import IO, Any
 
 from merit.base.errors import InputError, out_of_memory
 from merit.base.files import sha256_file
-from merit.data.row import MAX_ROW_BYTES, Row
+from merit.data.example import Row
 
+MAX_ROW_BYTES = 64 * 2**20  # one row larger than this is a mistake, and would be the one thing that fills memory
 _BATCH = 128  # rows of a Parquet file decoded at once
 _GROUP_BYTES = 256 * 2**20
 _BOM = b"\xef\xbb\xbf"

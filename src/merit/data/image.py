@@ -10,25 +10,28 @@ import binascii
 import contextlib
 import hashlib
 import json
+import logging
 import sqlite3
 import stat
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
+from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib import request
+from urllib.error import HTTPError, URLError
 
 from merit.base.errors import InputError
 from merit.base.files import write_bytes
-from merit.base.logging import get_logger
 from merit.base.machine import usable_cores
-from merit.data.fetch import fetch
-from merit.data.row import MAX_ROW_BYTES
 from merit.models.source import cache_folder
 
+MAX_IMAGE_BYTES = 64 * 2**20
 # What Pillow may open. Left out: formats that run other programs (EPS), that hold no pixels, or that nobody tunes on.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
 _ENDINGS = {
@@ -77,8 +80,8 @@ class ImageRef:
             content = _read_file(self)
         if not content:
             raise self.bad("has no bytes")
-        if len(content) > MAX_ROW_BYTES:
-            raise self.bad(f"is larger than {MAX_ROW_BYTES:,} bytes")
+        if len(content) > MAX_IMAGE_BYTES:
+            raise self.bad(f"is larger than {MAX_IMAGE_BYTES:,} bytes")
         return content
 
     @cached_property
@@ -100,8 +103,8 @@ def _read_file(ref: ImageRef) -> bytes:
     try:
         if not stat.S_ISREG((facts := ref.path.stat()).st_mode):
             raise ref.bad("is no plain file")
-        if facts.st_size > MAX_ROW_BYTES:
-            raise ref.bad(f"is larger than {MAX_ROW_BYTES:,} bytes")
+        if facts.st_size > MAX_IMAGE_BYTES:
+            raise ref.bad(f"is larger than {MAX_IMAGE_BYTES:,} bytes")
         return ref.path.read_bytes()
     except FileNotFoundError:
         raise ref.bad("is missing: no such file") from None
@@ -116,11 +119,11 @@ def _fetch(ref: ImageRef, url: str) -> bytes:
     if kept.is_file():
         return kept.read_bytes()
     try:
-        content = fetch(url, MAX_ROW_BYTES)
+        content = fetch(url, MAX_IMAGE_BYTES)
     except OSError as error:
         raise ref.bad(f"cannot be fetched: {error}") from None
     # A page that says "try again later" comes with a good status, too, and must not be kept for ever.
-    if len(content) <= MAX_ROW_BYTES and _is_image(content):
+    if len(content) <= MAX_IMAGE_BYTES and _is_image(content):
         write_bytes(kept, content)
     return content
 
@@ -282,7 +285,7 @@ def _pillow() -> Any:
 
 
 _VERSION = 1  # of what `inspect` finds
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 Checked = tuple[bytes, ImageFacts]
 
@@ -395,3 +398,67 @@ def _parse(text: str) -> ImageFacts | str:
     if isinstance(value, str):
         return value
     return ImageFacts(int(value["width"]), int(value["height"]), str(value["kind"]), tuple(value["notes"]))
+
+
+SILENCE = 20.0  # seconds without a byte
+WHOLE = 300.0  # seconds for all of it: a server that drips would never be silent
+_TRIES = 3
+_PAUSE = 1.0  # seconds before the second try, twice that before the third
+_BUSY = {429, 500, 502, 503, 504}  # what passes
+_PIECE = 2**18
+
+
+def fetch(url: str, limit: int, *, silence: float = SILENCE, whole: float = WHOLE) -> bytes:
+    """The bytes at an `http` or `https` address, no more than `limit` + 1 of them.
+
+    Redirections are followed to such addresses only: one to `file:` would read this machine.
+
+    Raises:
+        OSError: it cannot be had; the text says why.
+    """
+    for attempt in range(_TRIES):
+        time.sleep(_PAUSE * attempt)
+        try:
+            return _get(url, limit, silence, whole)
+        except HTTPError as error:
+            error.close()
+            if error.code not in _BUSY or attempt == _TRIES - 1:
+                raise
+        except (ConnectionError, URLError) as error:
+            passing = isinstance(error, ConnectionError) or isinstance(error.reason, ConnectionError)
+            if not passing or attempt == _TRIES - 1:
+                raise
+        except (HTTPException, ValueError) as error:
+            raise OSError(str(error) or type(error).__name__) from error
+    raise AssertionError("the last try returns or raises")
+
+
+def _get(url: str, limit: int, silence: float, whole: float) -> bytes:
+    end = time.monotonic() + whole
+    found = bytearray()
+    with _opener().open(url, timeout=silence) as answer:
+        while piece := answer.read1(min(_PIECE, limit + 1 - len(found))):
+            found += piece
+            if time.monotonic() > end:
+                raise TimeoutError(f"not whole after {whole:g} seconds")
+        if answer.length and len(found) <= limit:
+            raise ConnectionError(f"cut short after {len(found):,} bytes")
+    return bytes(found)
+
+
+@cache
+def _opener() -> request.OpenerDirector:
+    """Knows http, https and the environment's proxies, and nothing else: urllib's own would read `file:` and `ftp:`."""
+    opener = request.OpenerDirector()
+    opener.addheaders = [("User-Agent", "merit")]
+    for handler in (
+        request.ProxyHandler,
+        request.UnknownHandler,
+        request.HTTPHandler,
+        request.HTTPSHandler,
+        request.HTTPDefaultErrorHandler,
+        request.HTTPRedirectHandler,
+        request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    return opener

@@ -18,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merit.base.errors import InputError
-from merit.config.mixture import DatasetConfig
-from merit.data import source as hub
+from merit.config.sections import DatasetConfig
 from merit.data.example import Example
 from merit.data.format import RowFormat, choose_format
 from merit.data.image import BadImage
 from merit.data.image_fields import NO_FOLDER, ImageSource
-from merit.data.source import Source, open_source
+from merit.data.source import HubSource, Source, cache_folders, open_source
 
 _PROBED = 20
 
@@ -63,7 +62,7 @@ class DatasetReader:
             if not folder.is_dir():
                 at = f"{field_of(name, unseen=unseen)}.image_folder"
                 raise InputError("no such folder", file=config.image_folder, field=at)
-        caches = hub.cache_folders() if isinstance(source, hub.HubSource) else ()
+        caches = cache_folders() if isinstance(source, HubSource) else ()
         return cls(name, config, source, unseen, ImageSource(folder, config.image_urls, caches))
 
     @property

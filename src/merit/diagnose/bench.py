@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,25 +14,22 @@ from numpy.typing import NDArray
 
 from merit.base.errors import InputError
 from merit.base.kept import kept
-from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
-from merit.config.calibration import CalibrationConfig
 from merit.config.diagnose import CheckName, DiagnoseConfig
+from merit.config.sections import CalibrationConfig
 from merit.data.example import Encoded
 from merit.data.store import EncodedDataset, calibration_rows
-from merit.diagnose.aligned import Aligned
-from merit.diagnose.check import Check, find_check
-from merit.diagnose.displacement import Moves, measure_moves
-from merit.diagnose.journal import Journal
-from merit.diagnose.live import LiveModel
+from merit.diagnose.check import Check, Journal, find_check
+from merit.diagnose.checks.displacement import Moves, measure_moves
+from merit.diagnose.live import Aligned, LiveModel
 from merit.diagnose.losses import LossSet
 from merit.diagnose.models import JOINT, MERGE, Models
 from merit.diagnose.records import CheckResult
 from merit.models.loading import Precision
 from merit.run.layout import RunDir
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

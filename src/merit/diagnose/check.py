@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from merit.base import extensions
 from merit.base.errors import InputError
-from merit.config.section import Section
+from merit.base.kept import kept
+from merit.base.record import Sealed
+from merit.config.sections import Section
 from merit.diagnose.records import CheckResult
 
 if TYPE_CHECKING:
@@ -75,6 +78,41 @@ class Check(Part[R]):
     settings: type[Section] | None = None
     also: Sequence[Part[R]] = ()
     order: int = 100
+
+
+class _Pieces(Sealed):
+    """The file: finished pieces by name."""
+
+    fingerprint: str
+    done: dict[str, Any]
+
+
+class Journal:
+    """A JSON file of finished pieces, for one fingerprint. Without a path nothing is kept."""
+
+    def __init__(self, path: Path | None = None, fingerprint: str = "") -> None:
+        self._path = path
+        found = kept(path, _Pieces, {"fingerprint": fingerprint}).record if path is not None else None
+        self._pieces = found or _Pieces(fingerprint=fingerprint, done={})
+
+    @property
+    def fingerprint(self) -> str:
+        """What the pieces depend on."""
+        return self._pieces.fingerprint
+
+    def get(self, name: str, measure: Callable[[], Any]) -> Any:
+        """The piece `name`, a JSON value: as it was measured, or measured now and kept."""
+        done = self._pieces.done
+        if name not in done:
+            done[name] = measure()
+            if self._path is not None:
+                self._pieces.save(self._path)
+        return done[name]
+
+    def close(self) -> None:
+        """Removes the file, once the result is written."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
 
 def find_check(name: str) -> Check[Any]:

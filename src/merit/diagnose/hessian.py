@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from merit.base.errors import StageError
-from merit.compute.nll import length_batches, supervised_logits, supervised_nll
+from merit.compute.batches import length_batches
+from merit.compute.losses import supervised_logits, supervised_nll
 from merit.data.example import Encoded
 
 Flat = NDArray[np.float32]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merit.base.errors import InputError
 from merit.base.files import sweep_parts
-from merit.base.logging import get_logger
 from merit.base.record import fingerprint
 from merit.config.diagnose import CheckName
 from merit.conflict.records import load_similarity
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from merit.diagnose.bench import Bench, Conflict
 
 NAME = "diagnose"
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def wanted(context: RunContext) -> bool:

@@ -14,8 +14,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from merit.base import extensions
-from merit.base.machine import free_memory, total_memory, usable_cores
-from merit.jobs.devices import visible_gpus
+from merit.base.machine import free_memory, total_memory, usable_cores, visible_gpus
 from merit.jobs.engine import engine_named
 from merit.models.source import EMBEDDED, cache_folder
 

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from merit.base.files import write_text
 from merit.base.kept import kept
 from merit.base.locks import claim
 from merit.base.progress import Counter, FileProgress
 from merit.base.record import fingerprint
+from merit.config.sections import EvaluateConfig
 from merit.context import RunContext
-from merit.evaluate.scores import DriftSet, Subject, stored_scores, work_units
+from merit.data.example import Encoded
+from merit.data.mixture import DatasetSummary, Mixture
+from merit.data.store import EncodedDataset
+from merit.evaluate.drift import DriftSet, make_drift_set
+from merit.evaluate.scores import DatasetScore, ModelScores, Subject, stored_scores, work_units
 from merit.jobs.job import Job
-from merit.jobs.job_side import die_with_parent
+from merit.jobs.process import die_with_parent
 from merit.merge.step import merged_branches
 from merit.models.source import weights_fingerprint
 from merit.run.events import stage_events
-from merit.run.layout import MAIN_METHOD
+from merit.run.layout import MAIN_METHOD, RunDir
 from merit.workers import open_as_worker, run_workers, worker_job
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from merit.models.loading import Precision
 
 BASE = "base"
 _DRIFT = "drift-set"
@@ -56,7 +70,6 @@ def measure(context: RunContext, *, share: bool = False) -> int:
     Args:
         share: leave out what another process has in hand.
     """
-    from merit.evaluate.evaluate import Evaluation, evaluate_model
     from merit.models.loading import load_model, pick_precision
 
     config, mixture, run = context.config.evaluate, context.mixture, context.run
@@ -102,7 +115,6 @@ def _mine(context: RunContext, label: str, *, share: bool, wait: bool = False) -
 def _drift_set(context: RunContext, counter: Counter) -> DriftSet:
     """θ0's answers to the general prompts: those stored, or fresh ones."""
     from merit.data.encode import Encoder
-    from merit.evaluate.drift import general_prompts, make_drift_set
     from merit.models.loading import load_model
 
     config, settings = context.config.evaluate, _settings(context)
@@ -112,13 +124,10 @@ def _drift_set(context: RunContext, counter: Counter) -> DriftSet:
         return stored
     made = make_drift_set(
         load_model(context.model.path, trust_remote_code=context.model.trust_remote_code).eval(),
-        context.tokenizer,
         Encoder(context.tokenizer, context.mixture.max_length),
-        prompts=general_prompts(config.drift),
-        max_new_tokens=config.max_new_tokens,
-        batch_tokens=config.batch_tokens,
-        fingerprint=settings,
-        advance=counter,
+        config,
+        settings,
+        counter,
     )
     made.save(context.run.drift)
     return made
@@ -153,3 +162,112 @@ def run_worker(root: Path, worker: int, precision: str | None = None) -> None:
 def _job(context: RunContext, worker: int) -> Job:
     arguments = ("evaluate", str(context.run.root.resolve()))
     return worker_job(context, context.run.evaluations / "jobs", "evaluation", "example", worker, arguments)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What every model of a run is evaluated on, and how.
+
+    Attributes:
+        drift: θ0's answers to general prompts, if drift is measured.
+        advance: told the number of examples that are done.
+    """
+
+    run: RunDir
+    mixture: Mixture
+    tokenizer: PreTrainedTokenizerBase
+    config: EvaluateConfig
+    drift: DriftSet | None
+    precision: Precision
+    advance: Callable[[int], None] = lambda _: None
+
+
+def evaluate_model(on: Evaluation, subject: Subject, model: PreTrainedModel, *, fingerprint: str) -> ModelScores:
+    """Held-out loss on every dataset, exact match where it can be scored, drift; written to evaluation/<label>.json.
+
+    A branch is measured by its losses alone: it is a part, not a result.
+    """
+    started = time.monotonic()
+    generate = on.config.generate if subject.kind != "branch" else 0
+
+    def measure(datasets: Sequence[DatasetSummary]) -> list[DatasetScore]:
+        losses = _losses(on, model, datasets)
+        exact = _exact(on, model, datasets, generate)
+        return [score.model_copy(update={"exact": exact.get(score.name)}) for score in losses]
+
+    scores = ModelScores(
+        label=subject.label,
+        method=subject.method,
+        kind=subject.kind,
+        scale=subject.scale,
+        fingerprint=fingerprint,
+        in_mixture=measure(on.mixture.datasets),
+        unseen=measure(on.mixture.unseen),
+        drift=_drift(on, model, on.drift) if on.drift else None,
+        seconds=0,
+    )
+    scores = scores.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
+    scores.save(on.run.evaluation(subject.label))
+    return scores
+
+
+def _losses(on: Evaluation, model: PreTrainedModel, datasets: Sequence[DatasetSummary]) -> list[DatasetScore]:
+    rows, owners = [], []
+    for index, dataset in enumerate(datasets):
+        stored = EncodedDataset.open(on.run.data(dataset.name))
+        for row in stored.held_out[: on.config.held_out]:
+            example = stored[int(row)]
+            rows.append(example.encoded)
+            owners.append(index)
+    # One pool over all datasets: batches of like length leave the least padding.
+    losses, tokens = _score(on, model, rows)
+    scores = []
+    for index, dataset in enumerate(datasets):
+        mine = [position for position, owner in enumerate(owners) if owner == index]
+        scores.append(
+            DatasetScore(
+                name=dataset.name,
+                losses=[losses[position] for position in mine],
+                tokens=[tokens[position] for position in mine],
+                exact=None,
+            )
+        )
+    return scores
+
+
+def _score(on: Evaluation, model: PreTrainedModel, rows: Sequence[Encoded]) -> tuple[list[float], list[int]]:
+    from merit.compute.losses import example_losses
+
+    return example_losses(model, rows, batch_tokens=on.config.batch_tokens, precision=on.precision, advance=on.advance)
+
+
+def _exact(
+    on: Evaluation, model: PreTrainedModel, datasets: Sequence[DatasetSummary], generate: int
+) -> dict[str, list[float]]:
+    from merit.evaluate.answers import greedy_answers, score_answer
+
+    examples = []
+    for dataset in datasets if generate else ():
+        if dataset.scoring:
+            stored = EncodedDataset.open(on.run.data(dataset.name))
+            examples += [(dataset.name, stored[int(row)]) for row in stored.held_out[:generate]]
+    answers = greedy_answers(
+        model,
+        on.tokenizer,
+        [example.prompt_ids for _, example in examples],
+        [example.pictures[: example.prompt_images] for _, example in examples],
+        max_new_tokens=on.config.max_new_tokens,
+        batch_tokens=on.config.batch_tokens,
+        advance=on.advance,
+    )
+    exact: dict[str, list[float]] = {}
+    for (name, example), answer in zip(examples, answers, strict=True):
+        text = on.tokenizer.decode(answer, skip_special_tokens=True)
+        score = score_answer(text, reference=example.reference, verifier=example.verifier)
+        exact.setdefault(name, []).append(score)
+    return exact
+
+
+def _drift(on: Evaluation, model: PreTrainedModel, drift: DriftSet) -> DatasetScore:
+    losses, tokens = _score(on, model, drift.encoded)
+    return DatasetScore(name="drift", losses=losses, tokens=tokens, exact=None)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from merit.base.kept import kept
 from merit.base.record import Record, Sealed
-from merit.config.evaluate import EvaluateConfig
-from merit.data.example import Encoded
+from merit.config.sections import EvaluateConfig
 from merit.data.mixture import Mixture
 from merit.run.layout import RunDir
 
@@ -111,18 +110,3 @@ def work_units(mixture: Mixture, config: EvaluateConfig, kind: str) -> int:
     scored = [dataset for dataset in datasets if dataset.scoring]
     answers = 0 if kind == "branch" else sum(min(config.generate, item.held_out.examples) for item in scored)
     return losses + answers + config.drift
-
-
-class DriftSet(Sealed):
-    """θ0's own greedy answers. A model's loss on them is its drift: θ0's own is the lowest there can be, nearly."""
-
-    fingerprint: str
-    prompts: list[str]
-    answers: list[str]
-    input_ids: list[list[int]]
-    labels: list[list[int]]
-
-    @property
-    def encoded(self) -> list[Encoded]:
-        """Prompts and answers, of which the answers are supervised."""
-        return [Encoded(ids, labels) for ids, labels in zip(self.input_ids, self.labels, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +10,9 @@ from typing import Any
 
 from merit.base.errors import InputError
 from merit.base.locks import claim
-from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
-from merit.config.calibration import CalibrationConfig
+from merit.config.sections import CalibrationConfig
 from merit.data.example import Encoded
 from merit.data.mixture import DatasetSummary, Mixture
 from merit.data.store import EncodedDataset, calibration_rows
@@ -22,7 +22,7 @@ from merit.gradients.store import RowInfo, SketchStore, StoreInfo
 from merit.models.loading import Precision
 from merit.run.layout import RunDir
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 FIRST_ROUND = 32  # examples; even, so that the next ones go on alternating between the halves
 

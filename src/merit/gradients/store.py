@@ -10,6 +10,7 @@ gradients/hashed/              the same again, of rows hashed to 65,536 numbers:
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,11 +23,10 @@ from pydantic import Field
 from merit.base.errors import InputError
 from merit.base.files import atomic_path, safe_name, sha256_file
 from merit.base.kept import Files, Kept, kept
-from merit.base.logging import get_logger
 from merit.base.record import Sealed
 from merit.gradients.sketch import SketchLayout, SketchSpec
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 HASHED = 65_536  # numbers of a companion's row
 _FLOAT = np.dtype("<f4")

@@ -10,7 +10,7 @@ from merit.base.files import write_text
 from merit.base.progress import FileProgress
 from merit.context import RunContext
 from merit.jobs.job import Job
-from merit.jobs.job_side import die_with_parent
+from merit.jobs.process import die_with_parent
 from merit.run.events import stage_events
 from merit.workers import open_as_worker, run_workers, worker_job
 

@@ -11,16 +11,14 @@ from merit.base.files import read_json
 from merit.base.kept import files_below, keep
 from merit.base.record import fingerprint
 from merit.context import RunContext
-from merit.handover.bundle import OUTPUT, Handover
-from merit.handover.step import find_method
-from merit.handover.write import MANIFEST
-from merit.jobs.job_side import job_lock
+from merit.handover.bundle import MANIFEST, OUTPUT, Handover
+from merit.handover.write import find_method
+from merit.jobs.process import job_lock
 from merit.models.adapter import is_adapter
 from merit.models.checkpoint import Checkpoint
 from merit.run.events import append_event
 from merit.run.guard import run_lock
 from merit.run.layout import BranchDir
-from merit.run.manifest import forget_stage
 from merit.train import step as train
 from merit.train.spec import BranchResult, BranchSpec, finished_branch
 
@@ -70,7 +68,7 @@ def adopt_branch(
         steps = _check_finished(source, said=tokens is not None)
         counted = _tokens(tokens, manifest, spec, source, any_budget=any_budget)
         _bring_in(context, branch, source)
-        forget_stage(context.run, train.NAME)
+        context.run.stage(train.NAME).unlink(missing_ok=True)
         result = BranchResult(
             fingerprint=fingerprint(spec),
             supervised_tokens=counted,

@@ -19,6 +19,7 @@ from merit.train.spec import BranchSpec
 DATA = "data"
 OUTPUT = "output"  # where the trainer leaves the model, below the branch's folder
 CONFIG = "config.yaml"
+MANIFEST = "handover.json"
 
 
 class Handover(Record):
@@ -97,7 +98,18 @@ class Bundle:
             "report_to": "none",
         }
 
-    def write_parquet(self, folder: Path, *, mask: bool) -> None:
+    @property
+    def lora(self) -> dict[str, Any]:
+        """Size and dropout of the adapter by the names that most trainers use; empty where all weights are trained."""
+        lora = self.spec.train.lora
+        return {"lora_r": lora.r, "lora_alpha": round(lora.alpha), "lora_dropout": lora.dropout} if lora else {}
+
+    def revision(self, key: str) -> dict[str, Any]:
+        """The pinned revision under the trainer's `key`; empty where θ0 is a folder, or is not pinned."""
+        model = self.spec.model
+        return {key: model.revision} if model.revision and self.model == model.path else {}
+
+    def write_parquet(self, folder: Path, *, mask: bool = False) -> None:
         """DATA/train.parquet with the token ids and labels that merit itself would train on; `mask`: and a mask."""
         with atomic_dir(folder / DATA) as part:
             self._rows(mask).to_parquet(part / "train.parquet")

@@ -6,20 +6,17 @@ It sees an engine through `Backend`, which also has the clock: a simulated fleet
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from merit.base.errors import StageError
-from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Bar, Progress
-from merit.jobs.failure import Failure, failed_jobs
-from merit.jobs.job import End, Job
-from merit.jobs.record import JobRecord
-from merit.jobs.schedule import Slot, move, place
+from merit.jobs.job import End, Failure, Job, JobRecord, failed_jobs
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
@@ -225,3 +222,58 @@ class Drive:
             ident, where = self.backend.about(job)
             tally = self.tally[job.name]
             JobRecord(self.backend.engine, state, ident, where, tally.starts, said).save(job.record)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Room for one job at a time.
+
+    Attributes:
+        pool: the machines that it belongs to.
+        index: which of the pool's slots.
+        speed: work a unit of time, relative to the other pools.
+    """
+
+    pool: str
+    index: int
+    speed: float = 1.0
+
+
+def place(waiting: Sequence[float], busy: Sequence[float | None], speeds: Sequence[float]) -> list[tuple[int, int]]:
+    """The jobs to start now, as pairs (position in `waiting`, position of a slot), longest first.
+
+    Args:
+        waiting: work left of each waiting job.
+        busy: work left of the job that runs on each slot; None where the slot is free.
+        speeds: of the slots.
+    """
+    ends = [0.0 if left is None else left / speed for left, speed in zip(busy, speeds, strict=True)]
+    free = {slot for slot, left in enumerate(busy) if left is None}
+    started = []
+    for job in sorted(range(len(waiting)), key=lambda job: -waiting[job]):
+        if not free:
+            break
+        best = min(range(len(ends)), key=lambda slot: (ends[slot] + waiting[job] / speeds[slot], ends[slot]))
+        ends[best] += waiting[job] / speeds[best]
+        if best in free:
+            free.remove(best)
+            started.append((job, best))
+    return started
+
+
+def move(busy: Sequence[float | None], speeds: Sequence[float], loss: Sequence[float]) -> tuple[int, int] | None:
+    """A running job that would end sooner on a faster free slot, as (its slot, the free slot); None if none would.
+
+    Call it when nothing waits. What a move costs is the work since the last checkpoint, `loss` at most; it must win a
+    tenth of the time that is left, since estimates are rough.
+    """
+    best: tuple[float, int, int] | None = None
+    for free in (slot for slot, left in enumerate(busy) if left is None):
+        for slot, left in enumerate(busy):
+            if left is None or speeds[free] <= speeds[slot]:
+                continue
+            stays = left / speeds[slot]
+            won = stays - (left + loss[slot]) / speeds[free]
+            if won > 0.1 * stays and (best is None or stays > best[0]):
+                best = (stays, slot, free)
+    return best[1:] if best else None

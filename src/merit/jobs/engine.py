@@ -15,8 +15,7 @@ from pydantic import BaseModel
 from merit.base import extensions
 from merit.config.launch import LaunchConfig
 from merit.jobs.drive import RetryPolicy
-from merit.jobs.job import Executor
-from merit.jobs.record import JobRecord
+from merit.jobs.job import Executor, JobRecord
 
 
 class QueuedJob(Protocol):

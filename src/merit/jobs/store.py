@@ -6,6 +6,7 @@ whole when its marker, put last, is there.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -13,12 +14,11 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from merit.base.errors import InputError, StageError, first_line
-from merit.base.logging import get_logger
-from merit.base.urls import open_url, url_errors
+from merit.base.files import open_url, url_errors
 
 _TRIES = 6
 _FIRST_SECONDS = 0.5  # doubled each time: half a minute in all
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from merit.base.errors import InputError
 from merit.base.progress import SILENT, Progress
-from merit.config.merge import MEMORY_BYTES, SHARD_BYTES, DtypeName
+from merit.config.sections import MEMORY_BYTES, SHARD_BYTES, DtypeName
 from merit.merge.execute import execute_merge
 from merit.merge.plan import MergeOptions, Output, Rounding, WeightRule
 from merit.merge.record import MergeResult

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import time
@@ -13,9 +14,8 @@ from pathlib import Path
 from merit.base.errors import InputError, StageError
 from merit.base.files import disk_errors, write_text
 from merit.base.kept import checksums, damaged, files_below
-from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
-from merit.config.merge import MEMORY_BYTES
+from merit.config.sections import MEMORY_BYTES
 from merit.merge.card import CARD, merge_card
 from merit.merge.journal import NAME as JOURNAL
 from merit.merge.journal import Journal
@@ -29,7 +29,7 @@ from merit.merge.stream import BlockStream, split_memory
 
 _ROUNDING_WARNING = 0.05  # of ‖θ_out − θ0‖
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def execute_merge(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from merit.base.errors import InputError
 from merit.base.progress import SILENT, Progress
-from merit.config.merge import MEMORY_BYTES, SHARD_BYTES, DtypeName
+from merit.config.sections import MEMORY_BYTES, SHARD_BYTES, DtypeName
 from merit.merge.execute import execute_merge
 from merit.merge.inputs import open_inputs
 from merit.merge.plan import MergeOptions, Output, TensorPlan, pick_dtype

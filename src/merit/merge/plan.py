@@ -11,7 +11,7 @@ from typing import Literal
 
 from merit.base.errors import InputError
 from merit.base.record import Record
-from merit.config.merge import SHARD_BYTES, DtypeName
+from merit.config.sections import SHARD_BYTES, DtypeName
 from merit.merge.source import Source
 from merit.merge.weights import check_weights, exact_factors
 from merit.models.checkpoint import TensorInfo

@@ -14,7 +14,7 @@ from typing import Any, cast, get_args
 import yaml
 
 from merit.base.errors import InputError
-from merit.config.merge import DtypeName
+from merit.config.sections import DtypeName
 from merit.config.yaml import read_yaml
 from merit.merge.record import MergeRecord
 from merit.merge.weights import check_weights, normalised

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from merit.base.errors import InputError
 from merit.base.record import Record
-from merit.config.merge import DtypeName
+from merit.config.sections import DtypeName
 from merit.merge.plan import Rounding, WeightRule
 
 RECORD = "merit_merge.json"

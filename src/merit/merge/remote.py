@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from merit.base.errors import InputError, StageError
+from merit.base.files import open_url, url_errors
 from merit.base.kept import made_once
 from merit.base.progress import Progress
 from merit.base.record import fingerprint
-from merit.base.urls import open_url, url_errors
 from merit.merge.record import MergeResult, load_record
 from merit.models.source import cache_folder
 

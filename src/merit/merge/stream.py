@@ -8,6 +8,7 @@ threads keep disk and cores busy at once. No file is mapped: peak memory is the 
 from __future__ import annotations
 
 import hashlib
+import logging
 import queue
 import threading
 import time
@@ -18,7 +19,6 @@ import numpy as np
 
 from merit.base.errors import InputError
 from merit.base.files import disk_errors
-from merit.base.logging import get_logger
 from merit.base.machine import usable_cores
 from merit.base.progress import Bar
 from merit.merge.accumulate import BYTES_AN_ELEMENT, Accumulator
@@ -33,7 +33,7 @@ JOURNAL_SECONDS = 1.0  # what a kill loses at most
 _MAX_THREADS = 8
 _BACKLOG = 64  # finished blocks that may wait to be hashed
 _HASH_BYTES = 1 << 20
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def split_memory(memory_bytes: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import torch
 
 from merit.base.errors import StageError
 from merit.base.files import atomic_dir
-from merit.config.merge import SHARD_BYTES
+from merit.config.sections import SHARD_BYTES
 from merit.merge.codec import Scratch
 from merit.merge.inputs import OpenedInputs, open_inputs
 from merit.merge.rule import Branches, MergeRule, TensorSteps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +18,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from merit.base.errors import InputError, first_line, out_of_memory
-from merit.base.logging import get_logger
-from merit.config.model import Role
+from merit.config.sections import Role
 from merit.data.encode import IMAGE_TOKENS
 from merit.models.layout import FROZEN, role_of
 from merit.models.source import ModelFolder, check_model_folder
@@ -26,7 +26,7 @@ from merit.models.vision import ModelImages, is_vision_model, load_images
 
 Precision = Literal["bf16", "fp32"]
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def load_model(

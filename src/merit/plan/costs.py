@@ -8,8 +8,7 @@ from pathlib import Path
 
 from merit.base.record import Record
 from merit.base.words import NONE, compact, data_size, duration
-from merit.config.model import Role
-from merit.config.train import LoraSection, TrainConfig
+from merit.config.sections import LoraSection, Role, TrainConfig
 from merit.data.example import IGNORED, Encoded
 from merit.data.mixture import Mixture
 from merit.models.checkpoint import Checkpoint
@@ -63,7 +62,7 @@ def measure_speed(folder: Path, train: TrainConfig, mixture: Mixture) -> float:
     """Tokens a second of forward and backward on this machine's device: the best of three, after a warm-up."""
     import torch
 
-    from merit.compute.nll import supervised_nll
+    from merit.compute.losses import supervised_nll
     from merit.models.loading import autocast, load_model, pick_precision
 
     model = load_model(folder).train()

@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from merit.base.errors import InputError, Problems
+from merit.base.machine import visible_gpus
 from merit.base.progress import SILENT, Progress
 from merit.config import RunConfig
-from merit.config.evaluate import EvaluateConfig
-from merit.config.split import UNSPLIT
+from merit.config.sections import UNSPLIT, EvaluateConfig
 from merit.context import RunContext
 from merit.data.check import CheckReport
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
 from merit.gradients.sketch import LEAST
 from merit.gradients.store import HASHED
-from merit.jobs.devices import visible_gpus
 from merit.models.checkpoint import Checkpoint
 from merit.plan.costs import (
     BranchCost,

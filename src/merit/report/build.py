@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from merit.base.errors import InputError
 from merit.base.files import write_text
-from merit.base.words import compact
+from merit.base.words import compact, duration, plural
 from merit.report.evidence import Evidence, read_evidence
-from merit.report.figure import Section
 from merit.report.misfit import refusing_misfits
-from merit.report.now import running_now
-from merit.report.page import render_page
-from merit.report.sections.asked import asked
+from merit.report.page import Section, render_page
+from merit.report.sections.asked import asked, reproduce
+from merit.report.sections.basin import diagnostics, gate
 from merit.report.sections.conflict import conflict
 from merit.report.sections.cost import cost
-from merit.report.sections.diagnostics import diagnostics
 from merit.report.sections.gains import gains
-from merit.report.sections.gate import gate
-from merit.report.sections.reproduce import reproduce
 from merit.report.sections.split import split
 from merit.report.sections.training import training
 from merit.report.verdict import Verdict, reach_verdict
+from merit.run.events import is_job
 from merit.run.layout import RunDir
 
 
@@ -104,3 +103,38 @@ def _measures(evidence: Evidence, verdict: Verdict | None) -> list[tuple[str, st
         if verdict.merge.unseen is not None:
             found.append((f"{verdict.merge.unseen:.3f}", "loss on unseen datasets"))
     return found
+
+
+def running_now(events: Sequence[dict[str, Any]], moment: float) -> str:
+    """One sentence. Events cannot tell a stage that runs from one whose process was killed: it says since when."""
+    open_stages: dict[str, dict[str, Any]] = {}
+    last: dict[str, Any] | None = None
+    for event in events:
+        name, kind = event.get("stage"), event.get("event")
+        if not isinstance(name, str) or kind not in ("start", "end", "failed"):
+            continue
+        last = event
+        if kind == "start":
+            open_stages[name] = event
+        else:
+            open_stages.pop(name, None)
+    if last is None:
+        return "Nothing has begun yet."
+    stages = {name: event for name, event in open_stages.items() if not is_job(name)}
+    if stages:
+        name, event = list(stages.items())[-1]
+        branches = sum(job.startswith("train ") for job in open_stages)
+        workers = len(open_stages) - len(stages) - branches
+        jobs = [plural(branches, "branch", "branches")] * bool(branches) + [plural(workers, "worker")] * bool(workers)
+        return f"Running: `{name}`{''.join(f', {told} at once' for told in jobs)}{_since(event, moment)}."
+    if last["event"] == "failed":
+        return f"`{last['stage']}` failed{_since(last, moment)}; the same command resumes."
+    return f"Nothing is running; `{last['stage']}` was done last{_since(last, moment)}."
+
+
+def _since(event: dict[str, Any], now: float) -> str:
+    moment = event.get("time")
+    if not isinstance(moment, int | float) or isinstance(moment, bool) or now < moment:
+        return ""
+    told = duration(max(10.0, now - moment))  # whole seconds
+    return f", for {told}" if event.get("event") == "start" else f", {told} ago"

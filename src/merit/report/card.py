@@ -9,8 +9,7 @@ from typing import Any
 
 from merit.base.errors import printable
 from merit.base.files import write_text
-from merit.base.markdown import plain
-from merit.base.words import count, duration, plural
+from merit.base.words import count, duration, plain, plural
 from merit.evaluate.scores import TableRow
 from merit.merge.names import hub_id
 from merit.report.evidence import Evidence, read_evidence

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +14,14 @@ from numpy.typing import NDArray
 
 from merit.base.errors import InputError
 from merit.base.files import read_json
-from merit.base.record import Record
+from merit.base.record import Record, whole
 from merit.config.yaml import read_yaml
 from merit.conflict.explain import Explanation
 from merit.conflict.records import AxesResult, ConflictResult, load_similarity
 from merit.data.mixture import Mixture
-from merit.diagnose.gate import GateResult
-from merit.evaluate.scores import DriftSet, ModelScores, Table
-from merit.report.now import LogLine, read_log
+from merit.evaluate.drift import DriftSet
+from merit.evaluate.scores import ModelScores, Table
+from merit.gate.step import GateResult
 from merit.run.events import read_events
 from merit.run.layout import MAIN_METHOD, BranchDir, MethodDir, RunDir
 from merit.split.evidence import AxesEvidence
@@ -204,3 +206,91 @@ def _similarity(reader: Reader, path: Path, size: int) -> NDArray[np.float64] | 
         reader.problem(path, f"its shape is {matrix.shape}, not {(size, size)}")
         return None
     return matrix
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One logged step."""
+
+    step: int
+    loss: float
+    supervised_tokens: int | None
+    seconds: float | None
+
+
+def read_log(path: Path) -> list[LogLine]:
+    """The steps that have a finite loss, in order; a kill may have torn the last line, a resume repeated some."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    lines: dict[int, LogLine] = {}
+    for raw in text.splitlines():
+        try:
+            value = json.loads(raw, parse_int=whole)
+        except (ValueError, RecursionError):
+            continue
+        line = _line(value)
+        if line is not None:
+            lines[line.step] = line
+    return [lines[step] for step in sorted(lines)]
+
+
+def _line(value: Any) -> LogLine | None:
+    if not isinstance(value, dict):
+        return None
+    step, loss = _number(value.get("step")), _number(value.get("loss"))
+    if step is None or loss is None:
+        return None
+    tokens = _number(value.get("supervised_tokens"))
+    return LogLine(int(step), loss, None if tokens is None else int(tokens), _number(value.get("seconds")))
+
+
+def _number(value: Any) -> float | None:
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Datasets in drawing order. `group` is None where there is no split yet, or where every branch has them all."""
+
+    names: Sequence[str]
+    group: dict[str, int | None]
+    count: int
+
+    @property
+    def spans(self) -> list[tuple[int, int, int]]:
+        """(group, first position, last position) of the runs of one group in drawing order."""
+        found: list[tuple[int, int, int]] = []
+        for position, name in enumerate(self.names):
+            k = self.group[name]
+            if k is None:
+                continue
+            if found and found[-1][0] == k:
+                found[-1] = (k, found[-1][1], position)
+            else:
+                found.append((k, position, position))
+        return found
+
+
+def group_label(k: int) -> str:
+    """Groups are counted from 0, as the folders of their branches are."""
+    return f"group {k}"
+
+
+def find_grouping(evidence: Evidence, names: Sequence[str]) -> Grouping:
+    """Groups one after the other, and within a group along the first axis, so that neighbours are alike."""
+    partition = evidence.main.partition
+    axes = evidence.axes
+    first = dict(zip(axes.names, (row[0] if row else 0.0 for row in axes.scores), strict=False)) if axes else {}
+    groups: dict[str, int | None] = dict.fromkeys(names)
+    if partition and sum(len(group.datasets) for group in partition.groups) == len(partition.group_of):
+        groups = {name: partition.group_of.get(name) for name in names}
+    order = sorted(names, key=lambda name: (_last(groups[name]), first.get(name, 0.0), name))
+    count = len({k for k in groups.values() if k is not None})
+    return Grouping(order, groups, count)
+
+
+def _last(k: int | None) -> tuple[bool, int]:
+    return (k is None, k or 0)

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from merit.base.errors import printable
-from merit.base.markdown import plain
-from merit.base.words import compact, decimal, duration, with_error
+from merit.base.words import compact, decimal, duration, plain, with_error
 from merit.evaluate.scores import Table, TableRow
 
 BEST = "★"

@@ -1,1 +1,1 @@
-"""The run directory: every path, stage records, fingerprints, lock, events."""
+"""The run directory: every path, what a run may touch, its lock, its events."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from merit.config.split import SplitterName
+from merit.config.sections import SplitterName
 from merit.split.partition import Partition
 from merit.split.splitter import SplitRequest, find_splitter
 

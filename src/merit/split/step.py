@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,8 @@ import numpy as np
 
 from merit.base.errors import InputError
 from merit.base.files import sha256_file
-from merit.base.logging import get_logger
 from merit.base.record import fingerprint
-from merit.config.split import UNSPLIT
+from merit.config.sections import UNSPLIT
 from merit.conflict.records import AxesResult, load_similarity
 from merit.conflict.similarity import half_gram
 from merit.conflict.step import wanted as has_conflict
@@ -24,7 +24,7 @@ from merit.split.partition import Partition
 from merit.split.splitter import SplitRequest, known_splitter
 
 NAME = "split"
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def depends(context: RunContext) -> dict[str, str]:

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from merit.base.errors import StageError
 from merit.base.record import Record
-from merit.config.merge import PUBLISHED
-from merit.config.methods import MethodConfig
+from merit.config.sections import PUBLISHED
+from merit.config.study import MethodConfig
 from merit.evaluate.scores import DatasetScore
 from merit.evaluate.statistics import half_width, p_value
 from merit.split.splitter import find_splitter, known_splitter

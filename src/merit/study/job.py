@@ -22,10 +22,9 @@ from merit.base.files import write_text
 from merit.base.kept import Files, kept
 from merit.base.progress import SILENT, Progress, write_state
 from merit.base.record import fingerprint
-from merit.config.merge import OTHER_RIDGE
-from merit.config.methods import FOREIGN_RULES, MethodConfig
-from merit.config.train import TrainConfig
-from merit.jobs.job_side import job_lock
+from merit.config.sections import OTHER_RIDGE, TrainConfig
+from merit.config.study import FOREIGN_RULES, MethodConfig
+from merit.jobs.process import job_lock
 from merit.merge.ray import Ray, State, norm
 from merit.merge.recipe import other_method_recipe
 from merit.merge.rule import Branches, MergeRule, find_rule
@@ -37,10 +36,10 @@ from merit.split import step as split
 from merit.split.partition import Partition
 from merit.study.measure import Examples, MethodResult, PointResult, PointScores, Summary, drift_set, measure
 from merit.study.spec import VERSION, Study, job_mark
+from merit.train.branch import train_branch
 from merit.train.rows import training_rows
 from merit.train.spec import BranchData, BranchResult, BranchSpec, damaged_files
 from merit.train.step import prepare_branch
-from merit.train.train import train_branch
 
 _LONG_RAY = 4  # points; a figure shows a ray of this length, so all its points are measured on test examples
 _SEED_STEP = 1000  # between the training seeds of two study seeds: room for a soup's copies

@@ -18,7 +18,8 @@ from merit.config.study import MEASURED
 from merit.context import RunContext
 from merit.data.example import IGNORED, Encoded, Example, Message
 from merit.data.store import EncodedDataset
-from merit.evaluate.scores import DatasetScore, DriftSet
+from merit.evaluate.drift import DriftSet
+from merit.evaluate.scores import DatasetScore
 from merit.study.spec import Study
 
 if TYPE_CHECKING:

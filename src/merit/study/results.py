@@ -13,9 +13,8 @@ from pydantic import Field
 
 from merit.base.errors import InputError
 from merit.base.kept import kept
-from merit.base.machine import usable_cores
+from merit.base.machine import gpu_names, usable_cores
 from merit.base.record import Record
-from merit.jobs.devices import gpu_names
 from merit.study.compare import (
     AVERAGE,
     Comparison,

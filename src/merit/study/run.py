@@ -8,15 +8,15 @@ from pathlib import Path
 from merit.base.errors import InputError
 from merit.base.files import sweep_parts
 from merit.base.kept import kept
-from merit.base.program import merit_command
+from merit.base.machine import merit_command
 from merit.base.progress import SILENT, Progress
 from merit.base.record import Record, fingerprint
-from merit.config.root import BaselineConfig
+from merit.config.run import BaselineConfig
 from merit.context import Method
 from merit.jobs.drive import RetryPolicy
 from merit.jobs.engine import make_executor
 from merit.jobs.job import Job as LaunchedJob
-from merit.jobs.job_side import die_with_parent, job_lock
+from merit.jobs.process import die_with_parent, job_lock
 from merit.run.events import stage_events
 from merit.run.guard import run_lock
 from merit.run.layout import BranchDir
@@ -78,7 +78,7 @@ def train_cells(study: Study, seed: int, budget: str, progress: Progress = SILEN
         InputError, StageError: as `merit.train.step.run_jobs`.
     """
     from merit.study.job import SeedData, cell_mark
-    from merit.train.launch import branch_job
+    from merit.train.job import branch_job
     from merit.train.step import prepare_branch, run_jobs
 
     known = summary_so_far(study, seed, budget)

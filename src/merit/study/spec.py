@@ -13,15 +13,11 @@ from merit.base.errors import InputError
 from merit.base.files import write_text
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
-from merit.config.evaluate import EvaluateConfig
 from merit.config.launch import LaunchConfig
-from merit.config.methods import MethodConfig
-from merit.config.mixture import DatasetConfig
-from merit.config.model import ModelConfig
 from merit.config.resolve import resolve_paths
-from merit.config.root import BaselineConfig, RunConfig
-from merit.config.split import SplitConfig
-from merit.config.study import StudyConfig
+from merit.config.run import BaselineConfig, RunConfig
+from merit.config.sections import DatasetConfig, EvaluateConfig, ModelConfig, SplitConfig
+from merit.config.study import MethodConfig, StudyConfig
 from merit.config.yaml import load_section
 from merit.context import RunContext
 from merit.models.source import ModelFolder, resolve_model

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import html
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from merit.base.files import atomic_path, write_text
-from merit.base.logging import get_logger
-from merit.base.markdown import plain
+from merit.base.words import plain
 from merit.study.compare import Comparison, Interval
 from merit.study.results import Ray, Results, Row, collect
 from merit.study.spec import Study
@@ -249,7 +249,7 @@ def _tex(text: str) -> str:
     return text
 
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 _COLOURS = {"joint": "#1b6ca8", "merit": "#c0392b", "random": "#7f8c8d", "soup": "#8e44ad", "other": "#2d8a4e"}
 _NAMES = {"in_mixture": "in-mixture", "unseen": "unseen families", "retention": "retention", "average": "average"}
 _SALT = "merit"  # of ids in the SVG: the same results give the same file

@@ -7,6 +7,7 @@ fixed wording becomes a few tokens; digits stay apart, so that numbers can be co
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from merit.base.files import atomic_dir
-from merit.base.logging import get_logger
 from merit.base.progress import SILENT, Progress
-from merit.config.model import ModelConfig
-from merit.config.root import RunConfig
+from merit.config.run import RunConfig
+from merit.config.sections import ModelConfig
 from merit.config.study import StudyConfig, WarmupConfig
 from merit.data.build import build_mixture, open_readers
 from merit.models.source import resolve_model
 from merit.run.layout import BranchDir, RunDir, relative
 from merit.study.spec import Study, reseeded
+from merit.train.branch import train_branch
 from merit.train.spec import BranchData, BranchResult, BranchSpec
-from merit.train.train import train_branch
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
@@ -36,7 +36,7 @@ _SPECIAL = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 _LONGEST_TOKEN = 48  # characters
 _CONTEXT = 1024
 _HELD_OUT = 10  # examples a dataset, about: a mixture holds some out, though nobody looks at these
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def make_init(study: Study, progress: Progress = SILENT) -> BranchResult | None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+import logging
 import math
-import os
-import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from merit.base.errors import StageError
+from merit.base.errors import InputError, StageError
 from merit.base.files import atomic_path, write_text
-from merit.base.logging import get_logger
 from merit.base.progress import write_state
-from merit.base.record import fingerprint
-from merit.run.layout import BranchDir, RunDir
+from merit.run.layout import BranchDir
 from merit.train.checkpoints import Counters, drop_older, mark_whole
-from merit.train.spec import BranchSpec
+
+WIDTH = 65_536
+_BLOCK = 256 * WIDTH  # elements whose signs are drawn at once
+_SEED = 0  # the same for all branches of all runs: their sketches must be comparable
+_log = logging.getLogger(__name__)
 
 
 class BranchCallback(TrainerCallback):
@@ -118,12 +118,6 @@ def _cut_log(log: Path, step: int) -> None:
     write_text(log, "".join(line + "\n" for line in kept))
 
 
-WIDTH = 65_536
-_BLOCK = 256 * WIDTH  # elements whose signs are drawn at once
-_SEED = 0  # the same for all branches of all runs: their sketches must be comparable
-_log = get_logger(__name__)
-
-
 def sketch_weights(parameters: Iterable[tuple[str, Tensor]]) -> NDArray[np.float64]:
     """(WIDTH,) float64 sketch of named parameters laid end to end."""
     out = torch.zeros(WIDTH, dtype=torch.float64)
@@ -178,40 +172,27 @@ class TrajectoryCallback(TrainerCallback):
             np.save(handle, sketch_weights(parameters))
 
 
-def group_name(run: RunDir) -> str:
-    """What the branches of a run have in common: a project, a group or an experiment of this name."""
-    return run.root.resolve().name
+class PullCallback(TrainerCallback):
+    """After each optimizer step θ ← θ − rate · pull · (θ − θ0), decoupled from the gradient as AdamW's decay is.
 
-
-def run_name(run: RunDir, branch: BranchDir, spec: BranchSpec) -> str:
-    """The branch's name in its group. A study's cells are told apart by their folder: its methods come many times."""
-    name = f"{spec.method}-{spec.branch:02d}"
-    return name if branch == run.method(spec.method).branch(spec.branch) else f"{name}-{branch.root.name}"
-
-
-@contextlib.contextmanager
-def tracked(run: RunDir, branch: BranchDir, spec: BranchSpec) -> Iterator[None]:
-    """Sets what trackers read from the environment, unless the user has. More branches may follow in this process.
-
-    A branch that resumes goes on in the same run of Weights & Biases: its id is made from what the branch is.
+    Keeps a copy of θ0 in memory, taken before any checkpoint is loaded into the model.
     """
-    group = group_name(run)
-    values = {
-        "WANDB_RUN_GROUP": group,
-        "WANDB_RUN_ID": fingerprint(group, run_name(run, branch, spec), spec),
-        "WANDB_RESUME": "allow",
-        "WANDB_DIR": str(branch.root),
-        "MLFLOW_EXPERIMENT_NAME": group,
-        "TENSORBOARD_LOGGING_DIR": str(branch.tensorboard),
-    }
-    ours = {key: value for key, value in values.items() if key not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for key in ours:
-            os.environ.pop(key, None)
-        if "wandb" in sys.modules:
-            # transformers leaves its run open, and wandb reads the environment once: the next branch would go on in it.
-            sys.modules["wandb"].finish()
-            sys.modules["wandb"].teardown()
+
+    def __init__(self, model: Any, pull: float) -> None:
+        self.pull = pull
+        self._start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        rates = {id(p): group["lr"] for group in kwargs["optimizer"].param_groups for p in group["params"]}
+        for name, parameter in kwargs["model"].named_parameters():
+            start = self._start.get(name.removeprefix("module."))
+            if start is None or id(parameter) not in rates:
+                continue
+            if start.shape != parameter.shape:
+                raise InputError("weights in shards cannot be pulled to θ0; leave it 0", field="train.pull")
+            if start.device != parameter.device:
+                start = self._start[name.removeprefix("module.")] = start.to(parameter.device)
+            parameter.lerp_(start.to(parameter.dtype), min(1.0, rates[id(parameter)] * self.pull))

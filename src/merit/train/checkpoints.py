@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from pathlib import Path
@@ -10,13 +11,12 @@ from typing import Any
 import xxhash
 
 from merit.base.kept import Files, files_below, keep, kept
-from merit.base.logging import get_logger
 from merit.run.layout import BranchDir
 from merit.train.spec import MARKER, CheckpointMarker
 
 _KEPT = 2  # a crash of the machine may take what the newest has not yet got onto the disk
 _CHUNK = 1 << 22  # bytes
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class Counters:

@@ -10,13 +10,16 @@ from pathlib import Path
 
 from merit.base.errors import InputError, StageError
 from merit.base.files import sweep_parts
-from merit.base.program import PYTHON
+from merit.base.machine import PYTHON, merit_command
 from merit.base.record import fingerprint
-from merit.jobs.job_side import die_with_parent, job_lock
+from merit.context import Method, RunContext
+from merit.jobs.job import Job
+from merit.jobs.process import die_with_parent, job_lock
 from merit.run.events import stage_events
 from merit.run.guard import refuse_links
 from merit.run.layout import BranchDir, RunDir
 from merit.train.spec import BranchResult, BranchSpec, finished_branch
+from merit.train.staging import store_url
 
 RANKED = "MERIT_RANKED"  # set for the processes that train one branch together
 
@@ -50,7 +53,7 @@ def run_branch_job(
     branch = run.method(method).branch(k)
     if os.environ.get(RANKED):
         die_with_parent(os.getppid())  # the launcher, which gives each process a session of its own
-        from merit.train.train import train_branch
+        from merit.train.branch import train_branch
 
         return train_branch(run, branch, base=root, model=model)
     die_with_parent()
@@ -64,7 +67,7 @@ def run_branch_job(
             arguments += ["--model", str(model)] if model is not None else []
             result = train_with_ranks(branch, arguments, ranks)
         else:
-            from merit.train.train import train_branch
+            from merit.train.branch import train_branch
 
             result = train_branch(run, branch, base=root, model=model)
         facts |= {"supervised_tokens": result.supervised_tokens, "steps": result.steps}
@@ -125,3 +128,24 @@ def _has_gpu() -> bool:
     from torch import cuda
 
     return cuda.is_available()
+
+
+def branch_job(context: RunContext, method: Method, branch: BranchDir, spec: BranchSpec) -> Job:
+    """`merit train RUN --branch k --method NAME`, with the devices that the configuration gives a branch."""
+    launch = context.config.launch
+    root = store_url(context) if launch.store is not None else str(context.run.root.resolve())
+    command = merit_command("train", root, "--branch", str(spec.branch), "--method", method.name)
+    if launch.processes > 1:
+        command += ["--processes", str(launch.processes)]
+    if launch.accelerate is not None:
+        command += ["--accelerate", launch.accelerate]
+    return Job(
+        name=f"{method.name} branch {spec.branch}",
+        command=tuple(command),
+        done=branch.done,
+        progress=branch.progress,
+        output=branch.output,
+        weight=spec.planned_tokens,
+        env=launch.env,
+        record=branch.job,
+    )

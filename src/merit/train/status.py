@@ -12,7 +12,7 @@ from merit.base.errors import InputError, StageError
 from merit.base.files import read_json, write_text
 from merit.base.locks import is_locked
 from merit.jobs.engine import QueuedJob, queue_of
-from merit.jobs.record import JobRecord
+from merit.jobs.job import JobRecord
 from merit.run.guard import refuse_links
 from merit.run.layout import BranchDir, RunDir
 from merit.train.spec import BranchResult, BranchSpec

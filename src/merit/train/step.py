@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Sequence
@@ -10,7 +11,6 @@ from typing import Any
 
 from merit.base.errors import InputError, StageError
 from merit.base.kept import kept
-from merit.base.logging import get_logger
 from merit.base.record import fingerprint
 from merit.context import Method, RunContext, Step
 from merit.jobs.drive import RetryPolicy
@@ -19,13 +19,14 @@ from merit.jobs.job import Job
 from merit.run.layout import BranchDir, relative
 from merit.split.partition import Partition
 from merit.split.splitter import find_splitter
-from merit.train.launch import Staging, branch_job
+from merit.train.job import branch_job
 from merit.train.spec import BranchData, BranchResult, BranchSpec, damaged_files, finished_branch
+from merit.train.staging import Staging
 
 NAME = "train"
 _FEW_STEPS = 10  # fewer, and warm-up and schedule mean nothing
 _ARRIVALS = 2  # how often a checkpoint may arrive damaged
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def depends(context: RunContext) -> dict[str, str]:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from trl import SFTTrainer
 
-from merit.compute.head import Task
-from merit.compute.nll import aligned_batch, batch_nll, innermost
+from merit.compute.abilities import takes_packed_rows
+from merit.compute.attention import packed, packed_model
+from merit.compute.batches import aligned_batch
+from merit.compute.head import Task, innermost, logits_at
+from merit.compute.losses import batch_nll
+from merit.compute.packing import Segment, pack
 from merit.data.example import IGNORED, Encoded
 from merit.data.store import IMAGES
 from merit.models.loading import images_of
 from merit.train.checkpoints import Counters
-from merit.train.loss import collate, may_pack, packed_task, task_nll
 from merit.train.rows import Batching, StepSampler
 
 
@@ -79,3 +85,57 @@ class BranchTrainer(SFTTrainer):
 
 def _encoded(row: Any) -> Encoded:
     return Encoded(row["input_ids"], row["labels"], images=row.get(IMAGES) or ())
+
+
+def may_pack(model: Any, device: torch.device) -> bool:
+    """Whether packed rows train `model` as examples alone would.
+
+    With dropout they would not: a shared prefix runs once, and so would draw one mask for all.
+    """
+    config = model.config.get_text_config()
+    drops = getattr(config, "attention_dropout", 0) or any(
+        module.p for module in model.modules() if isinstance(module, nn.Dropout)
+    )
+    return not drops and takes_packed_rows(model, device)
+
+
+def collate(rows: Sequence[Encoded]) -> dict[str, Tensor] | None:
+    """A micro-batch of text as one row without padding, in which what prompts have in common runs once.
+
+    Returns:
+        input_ids, position_ids: (1, N) int64.
+        segments: (S, 4) int64, the fields of each `Segment`.
+        labels: (1, N + 1) int64; place i + 1 holds what position i predicts, or IGNORED. Trainers count these.
+        examples: () int64, how many rows have a supervised token.
+        None where no row has one.
+    """
+    row = next(pack(rows, sys.maxsize), None)
+    if row is None:
+        return None
+    labels = torch.full((1, row.input_ids.shape[1] + 1), IGNORED)
+    labels[0, row.keep + 1] = row.targets
+    return {
+        "input_ids": row.input_ids,
+        "position_ids": row.position_ids,
+        "segments": torch.tensor([dataclasses.astuple(segment) for segment in row.segments]),
+        "labels": labels,
+        "examples": torch.tensor(sum(example.supervised > 0 for example in rows)),
+    }
+
+
+@contextlib.contextmanager
+def packed_task(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[Task]:
+    """A batch of `collate` as a task. Forward and backward pass both belong inside: with checkpointing the backward
+    pass runs layers again."""
+    ids = batch["input_ids"]
+    targets = batch["labels"][0, 1:]
+    keep = torch.nonzero(targets != IGNORED).reshape(-1)
+    segments = [Segment(*numbers) for numbers in batch["segments"].tolist()]
+    with packed_model(innermost(model)), packed(segments, ids.device):
+        inputs = {"input_ids": ids, "position_ids": batch["position_ids"]}
+        yield Task(inputs, keep, targets[keep], ids.shape[1])
+
+
+def task_nll(model: nn.Module, task: Task) -> Tensor:
+    """(M,) float32: −log p of the task's targets. Gradients flow if they are enabled."""
+    return nn.functional.cross_entropy(logits_at(model, task.inputs, task.keep), task.targets, reduction="none")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import os
+import sys
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -13,11 +16,15 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl import SFTConfig
 
 from merit.base.errors import InputError
-from merit.config.train import TrainConfig
+from merit.base.record import fingerprint
+from merit.config.sections import TrainConfig
 from merit.models.loading import pick_precision
 from merit.run.layout import BranchDir, RunDir
-from merit.train.callbacks import group_name, run_name
 from merit.train.spec import BranchSpec
+
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+# Whether these can be met is for the machine that trains to say, which need not be this one.
+_HARDWARE = ("tf32", "deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config", "use_cpu")
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,7 @@ OWNED: dict[str, _Owned] = {
     "trust_remote_code": _Owned("set `model.trust_remote_code`"),
     "push_to_hub": _Owned("push the merged model when it is done"),
 }
+
 # Where merit only prefers another default than TRL's, `train.trl` has the last word.
 PREFERRED: dict[str, Callable[[Training], Any]] = {
     "report_to": lambda t: "none",
@@ -96,10 +104,6 @@ PREFERRED: dict[str, Callable[[Training], Any]] = {
     # A micro-batch of text alone leaves the projector without a gradient, which DDP must be told to expect.
     "ddp_find_unused_parameters": lambda t: True if t.images else None,
 }
-
-_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
-# Whether these can be met is for the machine that trains to say, which need not be this one.
-_HARDWARE = ("tf32", "deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config", "use_cpu")
 
 
 def check_trl(config: TrainConfig) -> None:
@@ -143,3 +147,42 @@ def sft_config(training: Training) -> SFTConfig:
     owned = {key: item.value(training) for key, item in OWNED.items() if item.value is not None}
     preferred = {key: value(training) for key, value in PREFERRED.items()}
     return SFTConfig(**{**preferred, **training.spec.train.trl, **owned})
+
+
+def group_name(run: RunDir) -> str:
+    """What the branches of a run have in common: a project, a group or an experiment of this name."""
+    return run.root.resolve().name
+
+
+def run_name(run: RunDir, branch: BranchDir, spec: BranchSpec) -> str:
+    """The branch's name in its group. A study's cells are told apart by their folder: its methods come many times."""
+    name = f"{spec.method}-{spec.branch:02d}"
+    return name if branch == run.method(spec.method).branch(spec.branch) else f"{name}-{branch.root.name}"
+
+
+@contextlib.contextmanager
+def tracked(run: RunDir, branch: BranchDir, spec: BranchSpec) -> Iterator[None]:
+    """Sets what trackers read from the environment, unless the user has. More branches may follow in this process.
+
+    A branch that resumes goes on in the same run of Weights & Biases: its id is made from what the branch is.
+    """
+    group = group_name(run)
+    values = {
+        "WANDB_RUN_GROUP": group,
+        "WANDB_RUN_ID": fingerprint(group, run_name(run, branch, spec), spec),
+        "WANDB_RESUME": "allow",
+        "WANDB_DIR": str(branch.root),
+        "MLFLOW_EXPERIMENT_NAME": group,
+        "TENSORBOARD_LOGGING_DIR": str(branch.tensorboard),
+    }
+    ours = {key: value for key, value in values.items() if key not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for key in ours:
+            os.environ.pop(key, None)
+        if "wandb" in sys.modules:
+            # transformers leaves its run open, and wandb reads the environment once: the next branch would go on in it.
+            sys.modules["wandb"].finish()
+            sys.modules["wandb"].teardown()

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from merit.base.files import disk_errors
-from merit.base.machine import usable_cores
+from merit.base.machine import local_slots, slot_environments, usable_cores, visible_gpus
 from merit.base.progress import SILENT, Progress
-from merit.jobs.devices import local_slots, slot_environments, visible_gpus
-from merit.jobs.drive import Drive, RetryPolicy
+from merit.jobs.drive import Drive, RetryPolicy, Slot
 from merit.jobs.engine import Engine
 from merit.jobs.job import End, Job
 from merit.jobs.process import JobProcess, ended, read_progress, start_process, stop_processes
-from merit.jobs.schedule import Slot
 
 _POLL_SECONDS = 0.2
 

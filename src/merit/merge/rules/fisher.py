@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from merit.compute.nll import supervised_nll
+from merit.compute.losses import supervised_nll
 from merit.data.example import Encoded
 from merit.merge.curvature import CurvatureMerge
 from merit.merge.ray import zeros

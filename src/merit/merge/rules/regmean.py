@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from merit.compute.nll import length_batches, supervised_nll
-from merit.config.merge import CURVATURE_BATCH_TOKENS
+from merit.compute.batches import length_batches
+from merit.compute.losses import supervised_nll
+from merit.config.sections import CURVATURE_BATCH_TOKENS
 from merit.data.example import Encoded
 from merit.merge.curvature import CurvatureMerge, accumulate
 from merit.merge.rule import MergeRule

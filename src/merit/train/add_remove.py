@@ -1,0 +1,112 @@
+"""`merit add` and `merit remove`: the mixture of a finished run changes; one branch is trained again, not all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from merit.base.errors import InputError
+from merit.base.files import read_json, write_bytes, write_text
+from merit.config import RunConfig
+from merit.config.resolve import dump_config
+from merit.config.sections import DatasetConfig
+from merit.config.yaml import load_config
+from merit.context import RunContext
+from merit.run.guard import run_lock
+from merit.run.layout import MethodDir, RunDir
+from merit.train.spec import BranchResult
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a change cost. Tokens are supervised tokens trained on."""
+
+    branches: list[int]  # trained again
+    tokens: int
+    all_tokens: int  # of all branches: what retraining everything would have taken
+    dropped: list[str]  # baselines that the new mixture has not
+
+
+def add_dataset(
+    context: RunContext, name: str, dataset: DatasetConfig, run: Callable[[RunContext], None], *, baselines: bool
+) -> Cost:
+    """Adds a dataset to the run's mixture, and runs the run again.
+
+    Args:
+        run: the pipeline.
+        baselines: train the configured baselines on the new mixture, too; without, they are dropped.
+
+    Raises:
+        InputError: the name is taken, the data is bad, or the run is not split yet; the run is as it was then.
+    """
+    if name in context.config.mixture or name in context.config.evaluate.unseen:
+        raise InputError(f"this run has a dataset {name!r} already", field="NAME")
+    return _change(context, {**context.config.mixture, name: dataset}, run, baselines=baselines)
+
+
+def remove_dataset(context: RunContext, name: str, run: Callable[[RunContext], None], *, baselines: bool) -> Cost:
+    """Takes a dataset out of the run's mixture, and runs the run again; as `add_dataset`."""
+    if name not in context.config.mixture:
+        raise InputError(f"this run has no dataset {name!r}; it has {', '.join(context.config.mixture)}", field="NAME")
+    rest = {key: item for key, item in context.config.mixture.items() if key != name}
+    return _change(context, rest, run, baselines=baselines)
+
+
+def _change(
+    context: RunContext, mixture: dict[str, DatasetConfig], run: Callable[[RunContext], None], *, baselines: bool
+) -> Cost:
+    method = context.run.method()
+    if not method.partition.is_file():
+        raise InputError("this run is not split yet; `merit run` first", file=context.run.root)
+    dropped = [] if baselines else sorted(context.config.baselines)
+    config = context.config.model_copy(
+        update={
+            "mixture": mixture,
+            "split": context.config.split.model_copy(update={"keep": True}),
+            "baselines": context.config.baselines if baselines else {},
+        }
+    )
+    before = context.run.config.read_bytes()
+    old = _results(method)
+    with run_lock(context.run):
+        _keep(context.run, method, first=not context.config.split.keep)
+        write_text(context.run.config, dump_config(config, context.base))
+    try:
+        changed: RunConfig = load_config(context.run.config)
+        run(RunContext(changed, context.base, context.run, context.progress))
+    except InputError:
+        if set(_read_names(context)) != set(mixture):  # the data never got in
+            write_bytes(context.run.config, before)
+        raise
+    new = _results(method)
+    branches = [k for k, result in new.items() if old.get(k) is None or old[k].fingerprint != result.fingerprint]
+    for name in dropped:
+        shutil.rmtree(context.run.method(name).root, ignore_errors=True)
+    return Cost(
+        branches=branches,
+        tokens=sum(new[k].supervised_tokens for k in branches),
+        all_tokens=sum(result.supervised_tokens for result in new.values()),
+        dropped=dropped,
+    )
+
+
+def _keep(run: RunDir, method: MethodDir, *, first: bool) -> None:
+    """The axes of the first split stay; the partition is the one of today."""
+    method.kept_partition.parent.mkdir(parents=True, exist_ok=True)
+    if first and run.axes.is_file():
+        write_bytes(method.kept_axes, run.axes.read_bytes())
+    write_bytes(method.kept_partition, method.partition.read_bytes())
+
+
+def _results(method: MethodDir) -> dict[int, BranchResult]:
+    found = {}
+    for path in sorted(method.branches.glob("*/DONE")):
+        found[int(path.parent.name)] = BranchResult.load(path)
+    return found
+
+
+def _read_names(context: RunContext) -> list[str]:
+    path: Path = context.run.mixture
+    return [item["name"] for item in read_json(path)["datasets"]] if path.is_file() else []

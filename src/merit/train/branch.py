@@ -1,0 +1,200 @@
+"""Trains one branch with TRL. Only trainer.py and trl_arguments.py import trl.
+
+`train_branch` is the whole of a branch job: idempotent, resumable, and self-contained given the run directory.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from merit.base.errors import InputError
+from merit.base.files import atomic_dir
+from merit.base.kept import files_below, keep
+from merit.base.record import fingerprint
+from merit.config.sections import LoraSection, Role, TrainConfig
+from merit.data.store import IMAGES
+from merit.models.layout import FROZEN, role_of
+from merit.models.loading import images_of, load_model, load_tokenizer
+from merit.models.source import ModelFolder, resolve_model
+from merit.models.vision import copy_image_files
+from merit.run.layout import BranchDir, RunDir
+from merit.train.callbacks import BranchCallback, PullCallback, TrajectoryCallback
+from merit.train.checkpoints import Counters, newest_checkpoint
+from merit.train.rows import branch_rows, plan_batching, row_without_loss
+from merit.train.spec import BranchResult, BranchSpec, finished_branch
+from merit.train.trainer import BranchTrainer
+from merit.train.trl_arguments import Training, sft_config, tracked
+
+_log = logging.getLogger(__name__)
+
+
+def train_branch(run: RunDir, branch: BranchDir, *, base: Path, model: Path | None = None) -> BranchResult:
+    """Trains `branch` from θ0 as its spec.json says, or returns what an earlier call finished.
+
+    A killed call loses at most `train.checkpoint_minutes`; the resumed weights are bit-identical to an undisturbed
+    run's on the same machine with the same number of threads. `base` is the folder that a relative model path in the
+    spec is relative to; `model` is where θ0 lies on this machine, if not there.
+
+    Raises:
+        InputError: the spec, the data or θ0 is damaged or not what the spec was made for.
+        StageError: the loss became NaN or infinite.
+    """
+    spec = BranchSpec.load(branch.spec)
+    mark = fingerprint(spec)
+    done = finished_branch(branch, mark)
+    if done is not None:
+        return done
+    place = spec.model if model is None else spec.model.model_copy(update={"path": str(model), "revision": None})
+    theta0 = resolve_model(place, base)
+    if theta0.fingerprint != spec.model_fingerprint:
+        raise InputError("θ0 is not the model that this branch was planned with", file=theta0.path)
+    data = branch_rows(run, spec)
+    resumed = newest_checkpoint(branch)
+    counters = resumed[1] if resumed else Counters()
+    lengths = [len(ids) for ids in data["input_ids"]]
+    with tracked(run, branch, spec):
+        trainer = _make_trainer(run, spec, branch, theta0, data, lengths, counters)
+        if resumed:
+            _log.info("branch %d resumes from %s", spec.branch, resumed[0].name)
+        trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
+    whole = _whole_state(trainer)  # a thing that all processes do together
+    if not trainer.accelerator.is_main_process:
+        return _no_result(mark)
+    _save(trainer, branch, spec.train.lora, theta0.path, whole)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    result = BranchResult(
+        fingerprint=mark,
+        supervised_tokens=counters.supervised_tokens,
+        examples=counters.examples,
+        steps=trainer.state.global_step,
+        seconds=round(counters.seconds, 3),
+        final_loss=losses[-1] if losses else None,
+        files={},
+    )
+    result = keep(branch.done, result, branch.root, files_below(branch.checkpoint))
+    shutil.rmtree(branch.training_state, ignore_errors=True)
+    return result
+
+
+def _make_trainer(
+    run: RunDir,
+    spec: BranchSpec,
+    branch: BranchDir,
+    theta0: ModelFolder,
+    data: datasets.Dataset,
+    lengths: list[int],
+    counters: Counters,
+) -> BranchTrainer:
+    train = spec.train
+    # With LoRA θ0 is frozen and may stay in its own type; trained weights are kept in fp32.
+    model = load_model(
+        theta0.path,
+        trust_remote_code=theta0.trust_remote_code,
+        dtype="auto" if train.lora is not None else torch.float32,
+        freeze=spec.model.freeze,
+    )
+    template = Path(spec.model.chat_template) if spec.model.chat_template else None
+    tokenizer = load_tokenizer(theta0, template)
+    training = Training(run, branch, spec, model.device.type != "cpu", IMAGES in data.column_names)
+    processes = sft_config(training).world_size
+    if train.lora is not None and _is_sharded():
+        raise InputError("LoRA under FSDP or DeepSpeed is not supported; use DDP", field="launch.accelerate")
+    batching = plan_batching(lengths, train.batch_tokens, train.micro_batch_tokens, processes)
+    if processes > 1:
+        data = datasets.concatenate_datasets([data, row_without_loss(data)])
+    steps = batching.steps(len(lengths), train.epochs)
+    training = replace(
+        training,
+        micro=batching.micro,
+        accumulation=batching.accumulation,
+        warmup_steps=round(steps * train.warmup_ratio),
+    )
+    return BranchTrainer(
+        model=model,
+        args=sft_config(training),
+        train_dataset=data,
+        processing_class=tokenizer,
+        peft_config=_peft_config(train.lora, model, spec.model.freeze),
+        callbacks=_callbacks(branch, counters, train, model),
+        lengths=lengths,
+        batching=batching,
+        counters=counters,
+    )
+
+
+def _callbacks(
+    branch: BranchDir, counters: Counters, train: TrainConfig, model: PreTrainedModel
+) -> list[TrainerCallback]:
+    found: list[TrainerCallback] = [BranchCallback(branch, counters, train.checkpoint_minutes)]
+    if train.pull:
+        found.append(PullCallback(model, train.pull))
+    if train.snapshots and train.lora is None:
+        found.append(TrajectoryCallback(branch, train.snapshots))
+    elif train.snapshots:
+        _log.warning("`train.snapshots` are of full fine-tuning; with LoRA none are taken")
+    return found
+
+
+def _peft_config(lora: LoraSection | None, model: PreTrainedModel, freeze: Sequence[Role] | None) -> Any:
+    if lora is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        exclude_modules=_frozen_modules(model, FROZEN if freeze is None else freeze),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _frozen_modules(model: PreTrainedModel, freeze: Sequence[Role]) -> list[str] | None:
+    """Names of the modules that get no adapter because their role is frozen."""
+    if images_of(model) is None or not freeze:
+        return None
+    return [name for name, module in model.named_modules() if name and role_of(name) in freeze] or None
+
+
+def _is_sharded() -> bool:
+    return any(os.environ.get(name) == "true" for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
+
+
+def _whole_state(trainer: BranchTrainer) -> Any:
+    """The trained weights gathered from all processes, where each holds a part of them; else None."""
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        return None
+    return trainer.accelerator.get_state_dict(trainer.model if trainer.is_fsdp_enabled else trainer.deepspeed)
+
+
+def _save(trainer: BranchTrainer, branch: BranchDir, lora: LoraSection | None, theta0: Path, whole: Any) -> None:
+    """Writes checkpoint/ (and adapter/ for LoRA)."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    tokenizer: PreTrainedTokenizerBase = trainer.processing_class
+    if lora is not None:
+        with atomic_dir(branch.root / "adapter") as part:
+            model.save_pretrained(part)
+        # The average of the merged weights is the average of the updates B·A, which averaging A and B is not.
+        model = model.to(torch.float32).merge_and_unload()
+    with atomic_dir(branch.checkpoint) as part:
+        model.save_pretrained(part, state_dict=whole)
+        tokenizer.save_pretrained(part)
+        copy_image_files(theta0, part)
+
+
+def _no_result(mark: str) -> BranchResult:
+    """What a helper process of a multi-process branch returns; only the main process knows the result."""
+    return BranchResult(
+        fingerprint=mark, supervised_tokens=0, examples=0, steps=0, seconds=0, final_loss=None, files={}
+    )
