@@ -31,14 +31,14 @@ from merit.merge.rule import Branches, MergeRule, find_rule
 from merit.merge.tensors import merge_tensors
 from merit.models.loading import load_model, pick_precision
 from merit.pipeline import run_pipeline
-from merit.run.layout import BranchDir, relative
+from merit.run.layout import BranchDir
 from merit.split import step as split
 from merit.split.partition import Partition
 from merit.study.measure import Examples, MethodResult, PointResult, PointScores, Summary, drift_set, measure
-from merit.study.spec import VERSION, Study, job_mark
+from merit.study.spec import VERSION, Study, branch_data, job_mark
 from merit.train.branch import train_branch
 from merit.train.rows import training_rows
-from merit.train.spec import BranchData, BranchResult, BranchSpec, damaged_files
+from merit.train.spec import BranchResult, BranchSpec, damaged_files
 from merit.train.step import prepare_branch
 
 _LONG_RAY = 4  # points; a figure shows a ray of this length, so all its points are measured on test examples
@@ -86,15 +86,7 @@ class SeedData:
             model=self.study.model,
             model_fingerprint=self.study.theta0.fingerprint,
             train=recipe,
-            data=[
-                BranchData(
-                    name=item.name,
-                    data=relative(self.context.run.data(item.name), self.study.dir.root),
-                    weight=item.weight * budget,
-                    fingerprint=item.fingerprint,
-                )
-                for item in data
-            ],
+            data=branch_data(data, self.context.run, self.study.dir.root, share=budget),
             max_length=self.mixture.max_length,
             planned_tokens=round(sum(item.planned_tokens for item in data) * budget * recipe.epochs),
             seed=self.seed * _SEED_STEP + copy,

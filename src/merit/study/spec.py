@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +21,11 @@ from merit.config.sections import DatasetConfig, EvaluateConfig, ModelConfig, Sp
 from merit.config.study import MethodConfig, StudyConfig
 from merit.config.yaml import load_section
 from merit.context import RunContext
+from merit.data.mixture import DatasetSummary
 from merit.models.source import ModelFolder, resolve_model
 from merit.run.guard import refuse_links
-from merit.run.layout import BranchDir, MethodDir, RunDir
+from merit.run.layout import BranchDir, MethodDir, RunDir, relative
+from merit.train.spec import BranchData
 
 VERSION = 1  # raise it when a score would come out differently
 _EXAMPLE = "`mixture: …`, `seeds: [0, 1, 2]`"
@@ -203,6 +206,19 @@ def reseeded(config: DatasetConfig, number: int) -> DatasetConfig:
     seed = config.options.get("seed", 0)
     start = seed if isinstance(seed, int) else 0  # the generator says what is wrong with any other
     return config.model_copy(update={"options": {**config.options, "seed": start + number * _STEP}})
+
+
+def branch_data(datasets: Iterable[DatasetSummary], run: RunDir, root: Path, *, share: float = 1.0) -> list[BranchData]:
+    """The datasets of a training: a `share` of each one's examples, which `run` holds. Paths are relative to `root`."""
+    return [
+        BranchData(
+            name=item.name,
+            data=relative(run.data(item.name), root),
+            weight=item.weight * share,
+            fingerprint=item.fingerprint,
+        )
+        for item in datasets
+    ]
 
 
 def job_mark(study: Study) -> str:
