@@ -17,6 +17,7 @@ from merit.config import RunConfig, load_config
 from merit.config.run import BaselineConfig, resolve_paths
 from merit.config.sections import ModelConfig, PrepareStage
 from merit.data.mixture import Mixture
+from merit.models.layout import FROZEN
 from merit.models.source import ModelFolder, resolve_model
 from merit.run.guard import refuse_foreign, refuse_links
 from merit.run.layout import MAIN_METHOD, BranchDir, MethodDir, RunDir, relative
@@ -122,9 +123,19 @@ class RunContext:
         """The rounds of preparation."""
         if self.config.prepare is None:
             return []
-        value = read_json(self.origin.path / "config.json")
-        vision = self.config.prepare.vision_tower is not None or "vision_config" in value
-        return self.config.prepare.rounds(vision=vision)
+        return self.config.prepare.rounds(vision=self._takes_images)
+
+    @property
+    def _takes_images(self) -> bool:
+        tower = self.config.prepare is not None and self.config.prepare.vision_tower is not None
+        return tower or "vision_config" in read_json(self.origin.path / "config.json")
+
+    def settle_freeze(self) -> None:
+        """Writes the default of `model.freeze` out where θ0 has parts to freeze, so that the run's configuration says
+        what is trained."""
+        if self.config.model.freeze is None and self._takes_images:
+            model = self.config.model.model_copy(update={"freeze": list(FROZEN)})
+            self.config = self.config.model_copy(update={"model": model})
 
     @property
     def prepared_branch(self) -> BranchDir:

@@ -65,6 +65,7 @@ def run_pipeline(context: RunContext, *, start: str | None = None, until: str | 
     if first > last and start is not None:
         raise InputError(f"the stage `{start}` comes after `{until}`", field="--from")
     preflight(context)
+    context.settle_freeze()
     run = context.run
     before = Before.of(run, run.config, run.mixture, run.stage(mixture.NAME))
     with run_lock(run):

@@ -29,7 +29,7 @@ def yaml_of(**more: object) -> str:
 def test_defaults(tmp_path):
     config = parse(tmp_path, yaml_of())
     assert config == RunConfig.model_validate(SMALL)
-    assert (config.split.splitter, config.split.centre, config.train.epochs, config.seed) == ("pca", True, 1, 0)
+    assert (config.split.splitter, config.split.centre, config.train.epochs, config.seed) == ("pca", "columns", 1, 0)
     assert (config.held_out_fraction, config.merge.weights, config.launch.engine) == (0.1, "tokens", "local")
     assert config.merge.scales == [1.0]
     assert config.baselines == {}
@@ -199,3 +199,64 @@ def test_the_schema_describes_every_field():
     assert len(fields) > 50
     assert not [(title, name) for title, name, field in fields if not field.get("description")]
     assert all(section["additionalProperties"] is False for section in sections)
+
+
+PUBLISHED = """
+method: published
+model: m
+mixture: {a: {path: a.jsonl}, b: {path: b.jsonl}}
+"""
+
+
+def test_published_sets_everything_and_survives_its_own_dump(tmp_path):
+    file = tmp_path / "merit.yaml"
+    file.write_text(PUBLISHED + "split: {axes: 1}\ncalibration: {stride: 5}\n")
+    config = load_config(file)
+    calibration, split = config.calibration, config.split
+    assert (calibration.examples, calibration.sketch, calibration.stride) == (200, "flat", 5)
+    assert (split.splitter, split.axes, split.centre, split.balance) == ("pca", 1, "columns", "samples")
+    assert (config.merge.weights, config.merge.scales, config.diagnose.points) == ("tokens", [1.0], 21)
+    file.write_text(dump_config(config, tmp_path))
+    assert "stride: 5" in file.read_text()
+    assert load_config(file) == config
+
+
+@pytest.mark.parametrize(
+    ("lines", "field", "says"),
+    [
+        ("calibration: {sketch: fold}", "calibration.sketch", "which sets flat"),
+        ("calibration:\n  examples: auto", "calibration.examples", "which sets 200"),
+        ("split: {axes: 4}", "split.axes", "which has 1, 2 or 3 axes"),
+        ("split: {balance: tokens}", "split.balance", "which sets samples"),
+        ("merge: {scales: [0.5]}", "merge.scales", r"which sets \[1.0\]"),
+        ("train: {pull: 1.0}", "train.pull", "which sets 0.0"),
+    ],
+)
+def test_a_key_that_contradicts_published_is_one_line(tmp_path, lines, field, says):
+    file = tmp_path / "merit.yaml"
+    file.write_text(PUBLISHED + lines + "\n")
+    with pytest.raises(InputError, match=rf"contradicts `method: published`, {says}") as error:
+        load_config(file)
+    assert error.value.field == field
+    assert error.value.line == PUBLISHED.count("\n") + 1 + lines.count("\n")
+
+
+def test_balance_needs_two_datasets_and_a_run_of_one_is_read_again(tmp_path):
+    file = tmp_path / "merit.yaml"
+    file.write_text("model: m\nmixture: {a: {path: a.jsonl}}\nsplit: {splitter: single, balance: tokens}\n")
+    with pytest.raises(InputError, match=r"`split\.balance`: one dataset leaves nothing to balance"):
+        load_config(file)
+    file.write_text("model: m\nmixture: {a: {path: a.jsonl}}\nsplit: {splitter: single}\n")
+    file.write_text(dump_config(load_config(file), tmp_path))
+    assert load_config(file).split.splitter == "single"
+
+
+def test_what_the_first_version_wrote_means_what_it_meant(tmp_path, caplog):
+    file = tmp_path / "config.yaml"
+    text = "model: m\nmixture: {a: {path: a.jsonl}, b: {path: b.jsonl}}\nsplit:\n  centre: true\n"
+    file.write_text(text + "versions: {merit: 0.1.0}\n")
+    split = load_config(file).split
+    assert (split.centre, split.balance) == ("both", "tokens")
+    assert f"{file}:4: `split.centre`: `true` is now called `both`" in caplog.text
+    file.write_text(text)  # a user's own file, which follows the defaults
+    assert load_config(file).split.balance == "samples"

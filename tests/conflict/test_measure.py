@@ -43,7 +43,7 @@ def test_files_agree_with_what_is_returned(tmp_path):
     run = RunDir(tmp_path)
     names = ["d3", "d0", "d5", "d1", "d2", "d4"]
     store, _ = noisy_store(run.gradients)
-    result, axes, similarity = measure_conflict(run, mixture_of(names), store, 2, True)
+    result, axes, similarity = measure_conflict(run, mixture_of(names), store, 2, "columns")
     assert np.array_equal(np.load(run.similarity), similarity)
     assert similarity.dtype == np.float64
     assert ConflictResult.load(run.conflict) == result
@@ -66,7 +66,7 @@ def test_notes_name_what_cannot_be_trusted(tmp_path):
         "noisy": (np.array([[1.0, 0, 0], [0, 0, 1.0]]), (2, 2)),
         "one": (np.array([[0, 1.0, 1], [0, 0, 0]]), (2, 0)),
     }
-    result, _, _ = measure_conflict(run, mixture_of(list(rows)), store_of(run.gradients, rows), 1, True)
+    result, _, _ = measure_conflict(run, mixture_of(list(rows)), store_of(run.gradients, rows), 1, "columns")
     assert result.reliability[3] is None
     assert len(result.notes) == 3
     assert "`noisy`: most of its gradient is noise" in result.notes[0]

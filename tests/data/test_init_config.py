@@ -116,3 +116,14 @@ def test_a_folder_without_data(tmp_path):
 @pytest.mark.parametrize(("size", "expected"), [(1, 512), (600_000, 512), (1_300_000, 2048), (1_000_000_000, 16_384)])
 def test_the_batch_follows_the_size_of_the_data(size, expected):
     assert _batch_tokens(size) == expected
+
+
+def test_the_published_method(tmp_path):
+    write(tmp_path / "one.jsonl", qa(20))
+    with pytest.raises(InputError, match="the published method splits a mixture"):
+        propose_config(tmp_path, published=True)
+    write(tmp_path / "two.jsonl", qa(20))
+    (tmp_path / "merit.yaml").write_text(propose_config(tmp_path, published=True), encoding="utf-8")
+    config = load_config(tmp_path / "merit.yaml")
+    assert config.method == "published"
+    assert config.calibration.sketch == "flat"

@@ -44,7 +44,7 @@ def test_cosines_of_nested_means(tmp_path: Path) -> None:
     data = {name: _examples(seed, 8) for seed, name in enumerate("abcd")}
     data["d"] = data["d"][:3]  # fewer than the largest: its later cosines are 1
     engine = GradientEngine(model, SketchSpec(kind="full"), batch_tokens=64)
-    conflict = Conflict(np.eye(4), dict.fromkeys(data, 10), axes=1, centre=True, calibration=CalibrationConfig())
+    conflict = Conflict(np.eye(4), dict.fromkeys(data, 10), axes=1, centre="both", calibration=CalibrationConfig())
     found = calibration(engine, data, conflict)
     assert [point.examples for point in found.points] == [2, 4, 6, 8]
     assert found.points[-1].cosine == pytest.approx(1)

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from merit.base.errors import InputError, StageError
 from merit.base.progress import SILENT
 from merit.config.diagnose import DiagnoseConfig
-from merit.conflict.axes import centred
+from merit.conflict.axes import centre_matrix
 from merit.data.example import Encoded
 from merit.diagnose.check import Journal
 from merit.diagnose.checks.curvature import CHECK, CurvatureResult
@@ -230,7 +230,7 @@ def run(folder: Path, scale: float, axes: int = 1, **options: Any) -> tuple[Curv
     live, models, deltas = make_models(folder, scale)
     similarity = np.array([[1.0, 0.2, -0.3], [0.2, 1.0, 0.4], [-0.3, 0.4, 1.0]])
     settings = {"eigenpairs": 5, "lanczos_steps": 60, "probes": 4, "hessian_tokens": 10**6, "hessian_batch_tokens": 40}
-    conflict = SimpleNamespace(similarity=similarity, axes=axes, centre=True)
+    conflict = SimpleNamespace(similarity=similarity, axes=axes, centre="both")
     bench: Any = SimpleNamespace(
         live=live,
         models=models,
@@ -273,7 +273,7 @@ def test_alignment_with_dense_eigenvectors(tmp_path: Path, dense: NDArray[np.flo
     unit = np.array([gradient / np.linalg.norm(gradient) for gradient in gradients])
     np.testing.assert_allclose(found.tasks, np.abs(unit @ top).max(1), rtol=2e-3)
     similarity = np.array([[1.0, 0.2, -0.3], [0.2, 1.0, 0.4], [-0.3, 0.4, 1.0]])
-    axis = np.linalg.eigh(centred(similarity))[1][:, -1] @ unit
+    axis = np.linalg.eigh(centre_matrix(similarity))[1][:, -1] @ unit
     np.testing.assert_allclose(found.axes, [np.abs(axis @ top).max() / np.linalg.norm(axis)], rtol=2e-3)
     assert 0 < np.mean(found.random) < 0.2  # about √(2 ln 10 / n)
     assert found.z_tasks is not None

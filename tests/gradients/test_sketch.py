@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from merit.base.errors import InputError
 from merit.config.sections import CalibrationConfig
 from merit.gradients.fold import Sketcher
 from merit.gradients.sketch import SketchLayout, SketchSpec, signs_and_buckets
@@ -147,3 +148,10 @@ def test_hash_is_linear_and_unbiased():
     error = np.std(values) / len(values) ** 0.5
     assert abs(np.mean(values) - true) < 4 * error
     assert error < 0.02 * true
+
+
+def test_a_stride_over_whole_parameters_is_refused():
+    parameters = [("w", [8, 16], 1), ("norm", [8], 0), ("temperature", [1], 0)]
+    with pytest.raises(InputError, match=r"`calibration\.stride`: 9 steps over whole parameters: `norm` has 8 numbers"):
+        SketchLayout.plan(SketchSpec(kind="flat", stride=9), parameters)
+    assert SketchLayout.plan(SketchSpec(kind="flat", stride=8), parameters).width == 18

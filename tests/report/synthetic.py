@@ -159,9 +159,13 @@ def _write_conflict(
         noise=rng.uniform(0.01, 0.05, size).tolist(),
         notes=[f"`{names[0]}`: most of its gradient is noise (reliability 0.41); use more examples"],
     ).save(run.conflict)
-    AxesResult(names=list(names), centred=True, eigenvalues=values[::-1].tolist(), scores=scores.tolist()).save(
-        run.axes
-    )
+    AxesResult(
+        names=list(names),
+        centre="both",
+        eigenvalues=values[::-1].tolist(),
+        scores=scores.tolist(),
+        directions=scores.tolist(),
+    ).save(run.axes)
     return {name: row.tolist() for name, row in zip(names, scores, strict=True)}
 
 
@@ -178,8 +182,8 @@ def _partition(names: Sequence[str], tokens: dict[str, int], scores: dict[str, l
                     axis=axis,
                     group=order,
                     threshold=(scores[order[half - 1]][axis] + scores[order[half]][axis]) / 2,
-                    tokens_low=low,
-                    tokens_high=sum(tokens[name] for name in order) - low,
+                    low=low,
+                    high=sum(tokens[name] for name in order) - low,
                     margins={name: 4.0 * (i - half + 0.75) for i, name in enumerate(order)},
                     note="`gsm8k` holds 71% of this group's tokens: the cut cannot balance it" if axis else None,
                 )

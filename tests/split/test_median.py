@@ -32,7 +32,7 @@ def test_tokens_weigh():
     scores = {"a": 0.0, "b": 1.0, "c": 2.0, "d": 3.0}
     low, high, cut = cut_group(scores, {"a": 10, "b": 10, "c": 10, "d": 30}, axis=0)
     assert (low, high) == (["a", "b", "c"], ["d"])
-    assert (cut.tokens_low, cut.tokens_high) == (30, 30)
+    assert (cut.low, cut.high) == (30, 30)
     assert cut.threshold == 2.5
 
 
@@ -94,11 +94,11 @@ def test_properties(mixture, axes, random):
         # Balance as the rule says: a freely placed cut is off by no more than the heaviest dataset it sits beside.
         if cut.note is None:
             heaviest = max(tokens[name] for name in cut.group)
-            assert abs(cut.tokens_low - cut.tokens_high) <= heaviest
+            assert abs(cut.low - cut.high) <= heaviest
         low = [name for name in cut.group if scores[name][cut.axis] < cut.threshold]
         high = [name for name in cut.group if scores[name][cut.axis] > cut.threshold]
-        assert sum(tokens[name] for name in low) <= cut.tokens_low
-        assert sum(tokens[name] for name in high) <= cut.tokens_high
+        assert sum(tokens[name] for name in low) <= cut.low
+        assert sum(tokens[name] for name in high) <= cut.high
     order = list(mixture)
     random.shuffle(order)
     again = median_partition("pca", {n: scores[n] for n in order}, {n: tokens[n] for n in order}, axes=axes)

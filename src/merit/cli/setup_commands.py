@@ -19,6 +19,7 @@ def init(
     folder: Annotated[Path, typer.Argument(help="A folder of .jsonl, .json, .parquet or .csv files.")],
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Default: merit.yaml in the folder.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    published: Annotated[bool, typer.Option("--published", help="Set everything as in the paper.")] = False,
 ) -> None:
     """Writes a commented merit.yaml for a folder of data files: one dataset per file."""
     from merit.base.errors import InputError
@@ -29,7 +30,7 @@ def init(
     target = output or folder / "merit.yaml"
     if target.exists() and not force:
         raise InputError("there already; --force replaces it", file=target)
-    write_text(target, propose_config(folder))
+    write_text(target, propose_config(folder, published=published))
     say(f"wrote {target}\nnext: merit check {target}   then: merit run {target}")
 
 

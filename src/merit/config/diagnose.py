@@ -50,7 +50,7 @@ class DiagnoseConfig(Section):
 
     checks: list[CheckName] = Field(default_factory=list, description="Checks that `merit run` runs after `evaluate`.")
     examples: int = Field(default=16, ge=2, description="Held-out examples per dataset, and as many training examples.")
-    points: int = Field(default=11, ge=3, le=101, description="Points on each line between two models, ends included.")
+    points: int = Field(default=21, ge=3, le=101, description="Points on each line between two models, ends included.")
     noise: list[Sigma] = Field(
         default_factory=lambda: [0.0, 0.01, 0.05, 0.1],
         min_length=2,

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from merit.base import extensions
 from merit.config.diagnose import DiagnoseConfig
 from merit.config.launch import LaunchConfig
+from merit.config.published import apply_published
 from merit.config.sections import (
     LOCAL,
     LOCAL_IF_THERE,
@@ -68,6 +69,11 @@ class BaselineConfig(Section):
 class RunConfig(Section):
     """What `merit.yaml` holds. Paths are relative to the file's own folder."""
 
+    method: Literal["published"] | None = Field(
+        default=None,
+        description="`published` sets everything as in the paper, and refuses keys that contradict it. Default: the "
+        "defaults below, which differ from the paper in the sketch alone.",
+    )
     model: ModelConfig = Field(description="θ0, the shared init.")
     mixture: dict[str, DatasetConfig] = Field(min_length=1, description="The datasets, by name.")
     prepare: PrepareConfig | None = Field(
@@ -89,6 +95,11 @@ class RunConfig(Section):
     diagnose: DiagnoseConfig = Field(default_factory=DiagnoseConfig, description="Checks of the basin and the theory.")
     seed: Seed = Field(default=0, description="Seed of splitters and training.")
     output: str | None = Field(default=None, description="The run directory. Default: runs/<name of this file>.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_published(cls, value: Any) -> Any:
+        return apply_published(value) if isinstance(value, dict) and value.get("method") == "published" else value
 
     @model_validator(mode="after")
     def _across_fields(self) -> RunConfig:
@@ -127,6 +138,8 @@ class RunConfig(Section):
 
     def _wrong_splits(self) -> Iterator[Problem]:
         count = len(self.mixture)
+        if count == 1 and self.method is None and "balance" in self.split.model_fields_set:
+            yield ("split", "balance"), "one dataset leaves nothing to balance; remove this key, or add a dataset"
         wanted: list[tuple[Location, str, int | Literal["auto"], str | None]] = [
             (("split",), self.split.splitter, self.split.axes, self.split.file)
         ]
@@ -187,6 +200,8 @@ def _exists(path: Path) -> bool:
 def dump_config(config: RunConfig, base: Path) -> str:
     """YAML of the configuration, with the versions it ran with under `versions` (ignored when it is read again)."""
     values: dict[str, Any] = config.model_dump(mode="json")
+    if len(config.mixture) == 1:
+        del values["split"]["balance"]  # which is refused where there is nothing to balance
     return yaml.safe_dump({**values, "versions": versions(base)}, sort_keys=False, allow_unicode=True, width=120)
 
 

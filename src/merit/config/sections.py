@@ -48,7 +48,7 @@ class ModelConfig(Section):
     freeze: list[Role] | None = Field(
         default=None,
         description="Parts of a vision-language model to freeze, from [vision, projector, language]: merit measures no "
-        "gradient there, and the merge keeps their bits. Default, as published: [vision].",
+        "gradient there, and the merge keeps their bits. Default, as published: [vision, projector].",
     )
     chat_template: LocalPath | None = Field(
         default=None, description="A Jinja file that replaces the tokenizer's chat template."
@@ -193,7 +193,7 @@ class CalibrationConfig(Section):
     fold: int = Field(
         default=100, ge=1, description="How many input columns to sum, with random signs, into one (sketch: fold)."
     )
-    stride: int = Field(default=100, ge=1, description="Keep every s-th coordinate (sketch: flat).")
+    stride: int = Field(default=5, ge=1, description="Keep every s-th coordinate (sketch: flat; published: 5).")
     offset: int = Field(default=0, ge=0, description="First coordinate kept (sketch: flat).")
     seed: Seed = Field(default=0, description="Seed of the fold's signs and buckets.")
     parameters: Annotated[str, AfterValidator(_regex)] | None = Field(
@@ -244,6 +244,10 @@ def _axes(value: Any) -> Any:
 AxesCount = Annotated[int | Literal["auto"], BeforeValidator(_axes)]
 
 
+Centre = Literal["columns", "both", "none"]
+Balance = Literal["samples", "tokens"]
+
+
 class SplitConfig(Section):
     """The splitter and its size: K = 2^axes groups."""
 
@@ -253,12 +257,32 @@ class SplitConfig(Section):
         description="r conflict axes make K = 2^r groups (`single` has one group). `auto`: as many axes as capture "
         "more conflict than a random cut on fresh examples; with none, one group.",
     )
-    centre: bool = Field(default=True, description="Centre the similarity matrix before taking eigenvectors.")
+    centre: Centre = Field(
+        default="columns",
+        description="How to centre the similarity matrix before its axes are taken: `columns` as published, `both` "
+        "rows and columns (a PCA of the unit gradients), or `none`.",
+    )
+    balance: Balance = Field(
+        default="samples",
+        description="What a cut halves: each dataset weighs its number of examples, as published (`samples`), or its "
+        "supervised tokens (`tokens`).",
+    )
     keep: bool = Field(
         default=False,
         description="Keep the groups in `split/kept/`, and place new datasets on their axes (`merit add` sets it).",
     )
     file: LocalPath | None = Field(default=None, description="JSON or YAML {group: [dataset, …]} for `manual`.")
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """What fingerprints hold of it: what merit 0.1.0 would, so that its runs stay as they are."""
+        left = {"balance"} if self.balance == "tokens" else set()
+        return self.model_dump(mode="json", exclude=left) | {"centre": centre_mark(self.centre)}
+
+
+def centre_mark(centre: Centre) -> bool | str:
+    """A centring in fingerprints: merit 0.1.0 knew true (`both`) and false (`none`)."""
+    return "columns" if centre == "columns" else centre == "both"
 
 
 class LoraSection(Section):

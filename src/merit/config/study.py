@@ -12,7 +12,9 @@ from merit.base import extensions
 from merit.config.launch import LaunchConfig
 from merit.config.sections import (
     PUBLISHED,
+    Balance,
     CalibrationConfig,
+    Centre,
     DatasetConfig,
     Location,
     ModelConfig,
@@ -216,7 +218,8 @@ class StudyConfig(Section):
     held_out_fraction: float = Field(default=0.2, gt=0, lt=1, description="Share of each dataset's rows held out.")
     train: TrainConfig = Field(default_factory=TrainConfig, description="The recipe that every method shares.")
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig, description="Gradients and sketches.")
-    centre: bool = Field(default=True, description="Centre the similarity matrix before its eigenvectors are taken.")
+    centre: Centre = Field(default="columns", description="How to centre the similarity matrix, as `split.centre`.")
+    balance: Balance = Field(default="samples", description="What a cut halves, as `split.balance`.")
     seeds: list[Seed] = Field(
         default_factory=lambda: [0, 1, 2, 3, 4],
         min_length=1,

@@ -18,6 +18,9 @@ from merit.config.sections import REFUSED, Location, Section
 
 # Old name → new name of keys that were renamed in 0.1.0. The next version refuses the old names.
 RENAMED: dict[Location, Location] = {("launch", "losses"): ("launch", "preemption_retries")}
+# Setting → old value → new value: of a run's configuration, and of a study's.
+_CENTRES = {True: "both", False: "none"}
+RENAMED_VALUES: dict[Location, dict[bool, str]] = {("split", "centre"): _CENTRES, ("centre",): _CENTRES}
 _log = logging.getLogger(__name__)
 MAX_BYTES = 4_000_000
 MAX_DEPTH = 30
@@ -163,9 +166,14 @@ def load_section(path: Path, kind: type[_Kind], example: str) -> _Kind:
     if value is None:
         raise InputError("the file is empty; `merit init FOLDER` writes a filled one", file=path)
     if isinstance(value, dict):
-        value.pop("versions", None)  # what a run directory's config.yaml says of its making
+        made = value.pop("versions", None)  # what a run directory's config.yaml says of its making
+        if made is not None and isinstance(value.get("split"), dict):
+            value["split"].setdefault("balance", "tokens")  # as merit 0.1.0, which had no other, has split it
     else:
         raise InputError(f"the file must hold a mapping such as {example}", file=path, line=1)
+    for place, was, now in rename_values(value):
+        message = f"`{was}` is now called `{now}`; the next version refuses the old value"
+        _log.warning("%s", InputError(message, file=path, line=lines[place], field=_dotted(place)))
     for old, new in rename_keys(value):
         lines |= {(*new, *at[len(old) :]): line for at, line in lines.items() if at[: len(old)] == old}
         message = f"is now called `{_dotted(new)}`; the next version refuses the old name"
@@ -175,6 +183,18 @@ def load_section(path: Path, kind: type[_Kind], example: str) -> _Kind:
     except ValidationError as error:
         problems = explain(path, error, lines, kind)
         raise problems[0] if len(problems) == 1 else Problems(problems) from None
+
+
+def rename_values(value: dict[str, Any]) -> list[tuple[Location, str, str]]:
+    """Gives settings, in place, the present names of their values; where, old and new of each that was renamed."""
+    done = []
+    for at, names in RENAMED_VALUES.items():
+        section = _parent(value, at)
+        old = section.get(str(at[-1])) if section is not None else None
+        if section is not None and isinstance(old, bool):
+            section[str(at[-1])] = names[old]
+            done.append((at, str(old).lower(), names[old]))
+    return done
 
 
 def rename_keys(value: dict[str, Any]) -> list[tuple[Location, Location]]:

@@ -1,7 +1,7 @@
 """Where the conflict is: which pairs fight, which layers and kinds of module carry it, which datasets are the same.
 
-The conflict along axis k is its eigenvalue λ_k = ‖Σ_i U_ik û_i‖², a sum over parameters: each one's share is exact. The
-conflict as a whole is Σ_i ‖û_i − ū‖², a sum over parameters as well.
+Axis k's scores lifted to the parameters are Σ_t z_tk û_t. Its squared length is a sum over parameters, so each one's
+share is exact. The conflict as a whole is Σ_i ‖û_i − ū‖², a sum over parameters as well.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from merit.base.errors import InputError
 from merit.base.record import Record
-from merit.conflict.axes import AxesResult, centred
+from merit.conflict.axes import AxesResult, centre_matrix
 from merit.conflict.similarity import DUPLICATE
 from merit.gradients.sketch import TensorSketch
 from merit.gradients.store import SketchStore
@@ -73,7 +73,7 @@ def explain(
     ranked = _pairs(axes.names, similarity)
     total, along = _shares(store, axes)
     tensors = store.info.layout.tensors
-    spread = float(np.trace(centred(similarity)))
+    spread = sum(max(value, 0.0) for value in axes.eigenvalues)
     return Explanation(
         pairs=ranked[:pairs],
         duplicates=sorted((p for p in ranked if p.cosine > DUPLICATE), key=lambda p: -p.cosine),
@@ -99,7 +99,7 @@ def kind_of(name: str) -> str:
 
 
 def _pairs(names: list[str], similarity: NDArray[np.float64]) -> list[Pair]:
-    left = centred(similarity)
+    left = centre_matrix(similarity)
     pairs = [
         Pair(first=names[i], second=names[j], cosine=float(similarity[i, j]), centred=float(left[i, j]))
         for i in range(len(names))
@@ -120,8 +120,7 @@ def _shares(store: SketchStore, axes: AxesResult) -> tuple[NDArray[np.float64], 
     names = axes.names
     squares = np.zeros(len(names))
     tensors = store.info.layout.tensors
-    scores = np.array(axes.scores)
-    mixing = np.hstack([np.eye(len(names)) - 1 / len(names), scores])  # (T, T + axes)
+    mixing = np.hstack([np.eye(len(names)) - 1 / len(names), np.array(axes.scores)])  # (T, T + axes)
     power = np.zeros((len(tensors), mixing.shape[1]))
     # Norms are not stored with the rows, so they come from a first pass over the same blocks.
     for _, block in _blocks(store, names):

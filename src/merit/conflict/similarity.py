@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from merit.base.errors import InputError
 from merit.base.record import Record
-from merit.conflict.axes import AxesResult
+from merit.conflict.axes import AxesResult, principal_axes
 from merit.gradients.store import SketchStore
 
 DUPLICATE = 0.98  # cosine above which two datasets teach the same
@@ -208,12 +208,17 @@ def noise(gram: HalfGram) -> Vector:
 def score_noise(gram: HalfGram, axes: AxesResult) -> Matrix:
     """(T, axes kept): standard errors of the scores; NaN where a half is empty.
 
-    Axis k is the unit direction w_k = Σ_j U_jk û_j / √λ_k, so d_i moves score i by its part along w_k. One difference
-    gives one draw a dataset and axis; the estimate is the product model s_ik² = (mean over k)_i (mean over i)_k / mean.
+    The noise of all gradients, drawn once as in `noise`, moves cos_ij by its parts from i and from j. How far the
+    scores of the matrix so moved lie from these is one draw a dataset and axis; the estimate is the product model
+    s_ik² = (mean over k)_i (mean over i)_k / mean.
     """
+    shift = _shifts(gram)
+    np.fill_diagonal(shift, 0)
     scores = np.array(axes.scores)
-    values = np.maximum(np.array(axes.eigenvalues[: scores.shape[1]]), 1e-12)
-    draws = (_shifts(gram) @ (scores / values)) ** 2  # U √λ / λ = U / √λ
+    moved = principal_axes(gram.names, gram.cosines + shift + shift.T, axes=scores.shape[1], centre=axes.centre)
+    again = np.array(moved.scores)
+    again *= np.where((again * scores).sum(0) < 0, -1, 1)  # a sign is a convention
+    draws = (again - scores) ** 2
     known = gram.tokens.min(1) > 0
     by_axis = draws[known].mean(0) if known.any() else draws.mean(0) * np.nan
     s: Matrix = np.sqrt(np.outer(draws.mean(1), by_axis) / max(float(by_axis.mean()), 1e-300))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from merit.base.files import atomic_path, write_text
 from merit.base.progress import FileProgress
 from merit.base.record import fingerprint
+from merit.config.sections import Centre, centre_mark
 from merit.conflict.axes import AxesResult, principal_axes
 from merit.conflict.similarity import (
     DUPLICATE,
@@ -57,7 +58,7 @@ def depends(context: RunContext) -> dict[str, str]:
     config = context.config
     return {
         "calibration": fingerprint(config.calibration, config.train.precision),
-        "axes": fingerprint(_axes(context), config.split.centre),
+        "axes": fingerprint(_axes(context), centre_mark(config.split.centre)),
         "mixture": fingerprint(context.data_fingerprints(), context.mixture.names),
         "model": fingerprint(context.measured_model.fingerprint, context.config.model.freeze),
     }
@@ -100,7 +101,8 @@ def _enough(context: RunContext) -> Callable[[SketchStore], bool]:
     r = min(2, most_axes(len(mixture.names))) if split.axes == "auto" else split.axes
 
     def enough(store: SketchStore) -> bool:
-        found = stability(half_gram(store.companion, mixture.names), mixture.planned_tokens, r=r, centre=split.centre)
+        halves = half_gram(store.companion, mixture.names)
+        found = stability(halves, mixture.sizes(split.balance), r=r, centre=split.centre)
         _log.info("stability of the partition: %.2f (target %.2f)", found, until)
         return found >= until
 
@@ -118,7 +120,7 @@ def _says(context: RunContext) -> str:
 
 
 def measure_conflict(
-    run: RunDir, mixture: Mixture, store: SketchStore, axes: int, centre: bool
+    run: RunDir, mixture: Mixture, store: SketchStore, axes: int, centre: Centre
 ) -> tuple[ConflictResult, AxesResult, NDArray[np.float64]]:
     """Similarity (T×T cosines, float64), its axes and its reliability, in the mixture's order.
 

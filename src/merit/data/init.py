@@ -22,13 +22,13 @@ _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_\-]*")
 _WORDS = {"yes", "no", "on", "off", "true", "false", "null", "y", "n"}
 
 
-def propose_config(folder: Path) -> str:
+def propose_config(folder: Path, *, published: bool = False) -> str:
     """A commented `merit.yaml` to put into `folder`: one dataset a data file, in the order of their names.
 
     A file whose first rows have no known format becomes a comment that says why.
 
     Raises:
-        InputError: no such folder, or not one usable data file in it.
+        InputError: no such folder, or not one usable data file in it; only one, for the published method.
     """
     if not folder.is_dir():
         raise InputError("no such folder", file=folder)
@@ -58,7 +58,9 @@ def propose_config(folder: Path) -> str:
         lines.append(f"{entry}  # format: {comment}")
     if not taken:
         raise problem or InputError("no usable data file", file=folder)
-    return "\n".join([*_head(), *lines, *_tail(len(taken), size)]) + "\n"
+    if published and len(taken) < 2:
+        raise InputError("the published method splits a mixture; there is only one usable data file", file=folder)
+    return "\n".join([*_head(published), *lines, *_tail(len(taken), size)]) + "\n"
 
 
 def _format_of(file: Path, name: str) -> RowFormat:
@@ -84,7 +86,7 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _head() -> list[str]:
+def _head(published: bool) -> list[str]:
     if importlib.util.find_spec(_EMBEDDED_PACKAGE) is not None:
         model, remark = _EMBEDDED_MODEL, f"comes with a package; {_HUB_MODEL} is the same one"
     else:
@@ -93,6 +95,11 @@ def _head() -> list[str]:
         "# Written by `merit init`. Every field is optional but `model` and `mixture`; `merit schema` lists them all.",
         "# Next: `merit check FILE` reads all data and tells what is wrong; `merit run FILE` does the whole run.",
         "",
+        *(
+            ["method: published  # every setting of the paper; a key that contradicts it is refused"]
+            if published
+            else []
+        ),
         f"model: {model}  # θ0, the shared start: {remark}",
         "",
         "# The datasets, by name. Also: format, columns: {prompt: …, completion: …}, max_examples, weight, system.",

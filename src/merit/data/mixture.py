@@ -7,6 +7,7 @@ from functools import cached_property
 from pydantic import Field
 
 from merit.base.record import Record
+from merit.config.sections import Balance
 
 
 class SplitCounts(Record):
@@ -56,8 +57,13 @@ class DatasetSummary(Record):
 
     @property
     def planned_tokens(self) -> int:
-        """Supervised tokens that one epoch trains on, weight applied: what splitters balance."""
+        """Supervised tokens that one epoch trains on, weight applied: what a branch weighs in the merge."""
         return round(self.train.supervised_tokens * self.weight)
+
+    @property
+    def planned_examples(self) -> int:
+        """Examples that one epoch trains on, weight applied."""
+        return round(self.train.examples * self.weight)
 
 
 class Mixture(Record):
@@ -75,3 +81,11 @@ class Mixture(Record):
     @property
     def planned_tokens(self) -> dict[str, int]:
         return {dataset.name: dataset.planned_tokens for dataset in self.datasets}
+
+    @property
+    def planned_examples(self) -> dict[str, int]:
+        return {dataset.name: dataset.planned_examples for dataset in self.datasets}
+
+    def sizes(self, balance: Balance) -> dict[str, int]:
+        """Dataset → what it weighs in a cut."""
+        return self.planned_examples if balance == "samples" else self.planned_tokens

@@ -16,6 +16,7 @@ from merit.base.errors import InputError
 from merit.base.kept import kept
 from merit.base.record import fingerprint
 from merit.config.diagnose import CheckName
+from merit.config.sections import Centre
 from merit.conflict.similarity import load_similarity
 from merit.context import RunContext
 from merit.data.store import EncodedDataset, calibration_rows
@@ -40,9 +41,9 @@ class Conflict:
     """What the conflict stage found and was told."""
 
     similarity: NDArray[np.float64]  # (T, T) cosines, in the mixture's order
-    tokens: Mapping[str, int]  # planned, by dataset
+    sizes: Mapping[str, int]  # dataset → what it weighs in a cut
     axes: int
-    centre: bool
+    centre: Centre
     calibration: CalibrationConfig
 
 
@@ -149,7 +150,7 @@ class Bench:
         groups = len(Partition.load(self.context.methods[0].dir.partition).groups)
         return Conflict(
             similarity=load_similarity(self.run.similarity),
-            tokens=mixture.planned_tokens,
+            sizes=mixture.sizes(config.split.balance),
             axes=groups.bit_length() - 1 if config.split.axes == "auto" else config.split.axes,
             centre=config.split.centre,
             calibration=config.calibration,

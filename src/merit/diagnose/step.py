@@ -42,7 +42,7 @@ def depends(context: RunContext) -> dict[str, str]:
         "models": _models_mark(context),
         "mixture": fingerprint(context.data_fingerprints()),
         "diagnose": fingerprint(context.config.diagnose, context.config.train.precision, context.config.seed),
-        "conflict": fingerprint(context.config.calibration, context.config.split),
+        "conflict": fingerprint(context.config.calibration, context.config.split.mark),
     }
 
 

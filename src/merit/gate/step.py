@@ -57,7 +57,7 @@ def depends(context: RunContext) -> dict[str, str]:
     config = context.config
     return {
         "gate": fingerprint(config.gate),
-        "split": fingerprint(Partition.load(context.methods[0].dir.partition)),
+        "split": fingerprint(Partition.load(context.methods[0].dir.partition).mark),
         "train": fingerprint(config.train, config.model.freeze),
         "model": context.model.fingerprint,
         "mixture": fingerprint(context.data_fingerprints()),

@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from merit.base.errors import InputError
 from merit.base.record import Record
 from merit.config.sections import CalibrationConfig
 
@@ -96,7 +97,17 @@ class SketchLayout(Record):
 
     @classmethod
     def plan(cls, spec: SketchSpec, parameters: list[tuple[str, list[int], int]]) -> SketchLayout:
-        """Lays out `parameters`: (name, shape, input axis) in model order."""
+        """Lays out `parameters`: (name, shape, input axis) in model order.
+
+        Raises:
+            InputError: a stride (flat) that steps over whole parameters.
+        """
+        if spec.kind == "flat" and parameters:
+            # A single number that is left out, such as a temperature, is no loss.
+            numbers, name = min((math.prod(shape), name) for name, shape, _ in parameters if math.prod(shape) != 1)
+            if spec.stride > numbers:
+                message = f"{spec.stride} steps over whole parameters: `{name}` has {numbers:,} numbers"
+                raise InputError(message, field="calibration.stride")
         tensors: list[TensorSketch] = []
         coordinate = row = 0  # in the full gradient; in the sketch
         for name, shape, axis in parameters:

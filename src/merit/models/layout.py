@@ -62,7 +62,7 @@ def find_layout(names: Iterable[str]) -> Layout:
     return Layout(generation, common)
 
 
-FROZEN: tuple[Role, ...] = ("vision",)  # the published recipe: the vision tower stays as it is
+FROZEN: tuple[Role, ...] = ("vision", "projector")  # the published recipe trains the language model alone
 # Asked first: some projectors live inside the tower (Qwen-VL's `visual.merger`).
 _PROJECTOR = re.compile(
     r"(^|\.)(multi_modal_projector|mm_projector|connector|merger|deepstack_merger_list|image_newline|modality_projection"

@@ -42,7 +42,7 @@ def load_model(
 
     Args:
         device: where it goes. None: the best device of this machine.
-        freeze: roles whose parameters get no gradient. None: the published default, which is the vision tower.
+        freeze: roles whose parameters get no gradient. None: as published, the vision tower and the projector.
 
     Raises:
         InputError: the folder is not loadable, tensors are missing in it, or nothing is left to train.

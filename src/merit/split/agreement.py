@@ -11,6 +11,8 @@ from sklearn.metrics import adjusted_rand_score
 
 from merit.base.errors import InputError
 from merit.base.record import Record
+from merit.config.sections import Centre
+from merit.config.yaml import load_config
 from merit.conflict.axes import AxesResult, principal_axes
 from merit.conflict.similarity import load_similarity
 from merit.data.mixture import Mixture
@@ -35,10 +37,10 @@ def agreement(
     names: Sequence[str],
     reference: NDArray[np.float64],
     other: NDArray[np.float64],
-    tokens: Mapping[str, int],
+    sizes: Mapping[str, int],
     *,
     r: int,
-    centre: bool = True,
+    centre: Centre,
 ) -> Agreement:
     """Compares two (T, T) similarity matrices in the order of `names`, and the partitions that follow from them.
 
@@ -47,8 +49,7 @@ def agreement(
     """
     correlation, p = mantel(reference, other)
     partitions = [
-        pca_partition(principal_axes(names, matrix, axes=r, centre=centre), tokens, r=r)
-        for matrix in (reference, other)
+        pca_partition(principal_axes(names, matrix, axes=r, centre=centre), sizes, r=r) for matrix in (reference, other)
     ]
     labels = [[partition.group_of[name] for name in names] for partition in partitions]
     first, second = (partition.indices(names) for partition in partitions)
@@ -95,16 +96,16 @@ def compare_runs(reference: Path, other: Path, *, axes: int | None = None) -> tu
         partition = RunDir(reference).method().partition
         groups = len(Partition.load(partition).groups) if partition.is_file() else 2
         axes = max(1, groups.bit_length() - 1)
-    tokens = Mixture.load(RunDir(reference).mixture).planned_tokens
+    sizes = Mixture.load(RunDir(reference).mixture).sizes(load_config(RunDir(reference).config).split.balance)
     return names, agreement(
-        names, first.of(names), second.of(names), {name: tokens[name] for name in names}, r=axes, centre=first.centred
+        names, first.of(names), second.of(names), {name: sizes[name] for name in names}, r=axes, centre=first.centre
     )
 
 
 class _Measured:
     def __init__(self, run: RunDir) -> None:
         found = AxesResult.load(run.axes)
-        self.names, self.centred = found.names, found.centred
+        self.names, self.centre = found.names, found.centre
         self._cosines = load_similarity(run.similarity)
         if self._cosines.shape != (len(self.names),) * 2:
             raise InputError("not the similarity of this run's datasets", file=run.similarity)

@@ -4,7 +4,7 @@
 Σ_i w_i ‖û_i − ū‖². By Theorem 1 the merging gain is ½ Σ_k w_k (δ_k − δ̄)ᵀH(δ_k − δ̄); with branches that move along their
 mean gradient, δ_k ∝ −ḡ_k, and the identity in place of the Hessian H, the share is that gain up to a constant. The
 identity is a proxy: it ranks cuts, and predicts no loss. Every dataset counts once (w_k ∝ datasets), as it does for the
-axes: with token weights one large dataset would decide alone. Cuts are at token-weighted medians all the same.
+axes: with token weights one large dataset would decide alone. Cuts are at weighted medians all the same.
 
 **How many axes?** A partition found on one half-set is judged on the other, whose noise is independent. The next axis
 is worth its cut if it captures more than cutting the same groups at random would: 95 in 100 times. The first axis that
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from merit.base.errors import InputError
 from merit.base.record import Record
+from merit.config.sections import Centre
 from merit.conflict.axes import principal_axes
 from merit.conflict.similarity import HalfGram, cosines
 from merit.split.partition import median_partition
@@ -58,12 +59,12 @@ def most_axes(datasets: int) -> int:
     return min(MAX_AXES, datasets.bit_length() - 1)
 
 
-def weigh_axes(halves: HalfGram, tokens: Mapping[str, int], *, centre: bool = True) -> AxesEvidence:
+def weigh_axes(halves: HalfGram, sizes: Mapping[str, int], *, centre: Centre) -> AxesEvidence:
     """Judges 1, 2, … axes as far as T allows.
 
     Args:
         halves: products of the half-set gradients.
-        tokens: dataset → planned supervised tokens, which place the cuts.
+        sizes: dataset → planned examples or tokens, which place the cuts.
 
     Raises:
         InputError: a dataset has a single calibration example, so there is no second half to judge on.
@@ -74,7 +75,7 @@ def weigh_axes(halves: HalfGram, tokens: Mapping[str, int], *, centre: bool = Tr
     most = most_axes(len(halves.names))
     evidence: list[AxisEvidence] = []
     for axes in range(1, most + 1):
-        found, chance = _judge(halves, tokens, axes, centre)
+        found, chance = _judge(halves, sizes, axes, centre)
         p = float((1 + (chance >= found).sum()) / (1 + len(chance)))
         evidence.append(AxisEvidence(axes=axes, groups=2**axes, share=found, random_share=float(chance.mean()), p=p))
         if p > LEVEL:
@@ -83,7 +84,7 @@ def weigh_axes(halves: HalfGram, tokens: Mapping[str, int], *, centre: bool = Tr
     return AxesEvidence(recommended=recommended, axes=evidence, reason=_reason(recommended, evidence))
 
 
-def _judge(halves: HalfGram, tokens: Mapping[str, int], axes: int, centre: bool) -> tuple[float, NDArray[np.float64]]:
+def _judge(halves: HalfGram, sizes: Mapping[str, int], axes: int, centre: Centre) -> tuple[float, NDArray[np.float64]]:
     """Share of the conflict with this many axes, and (DRAWS,) shares with a random last cut; means over the halves."""
     names = list(halves.names)
     shares = []
@@ -101,7 +102,7 @@ def _judge(halves: HalfGram, tokens: Mapping[str, int], axes: int, centre: bool)
             columns.append(np.hstack([scores[:, : axes - 1], last]))
         captured = []
         for column in columns:
-            parts = median_partition("pca", dict(zip(names, column.tolist(), strict=True)), tokens, axes=axes)
+            parts = median_partition("pca", dict(zip(names, column.tolist(), strict=True)), sizes, axes=axes)
             captured.append(between_variance(judge, parts.indices(names), weights) / total)
         shares.append(captured[0])
         chances.append(captured[1:])
@@ -123,7 +124,7 @@ def _reason(recommended: int, evidence: list[AxisEvidence]) -> str:
     return text + (" (an estimate: noise can carry it past 100%)" if max(item.share for item in shown) > 1 else "")
 
 
-def stability(halves: HalfGram, tokens: Mapping[str, int], *, r: int, centre: bool = True) -> float:
+def stability(halves: HalfGram, sizes: Mapping[str, int], *, r: int, centre: Centre) -> float:
     """Conflict captured across the halves ÷ conflict captured by the whole in itself, both above chance.
 
     Near 1: settled, and that with half of the examples already. Near 0: the cuts follow noise. NaN where a dataset has
@@ -138,7 +139,7 @@ def stability(halves: HalfGram, tokens: Mapping[str, int], *, r: int, centre: bo
     weights = [1.0] * len(names)  # as for the axes
 
     def groups(products: np.ndarray) -> list[list[int]]:
-        partition = pca_partition(principal_axes(names, cosines(products), axes=r, centre=centre), tokens, r=r)
+        partition = pca_partition(principal_axes(names, cosines(products), axes=r, centre=centre), sizes, r=r)
         return partition.indices(names)
 
     across = [

@@ -1,22 +1,23 @@
 """The partition: which datasets train together. A person can read it, and write one for the `manual` splitter.
 
-Here are also the rule that cuts groups (the recursive token-weighted median: axis after axis, every group is cut where
-its tokens halve), and what keeps a partition while its mixture changes: datasets come and go, the others keep their
-branches. A new dataset's coordinate on a saved axis is what a PCA gives a point that it was not fitted on: with
-S = U Λ Uᵀ of the old datasets and c the new one's (double-centred) cosines with them, its score is Uᵀc / √Λ. For an old
-dataset that is its own score. The saved cuts then say which group it belongs to.
+Here are also the rule that cuts groups (the recursive weighted median: axis after axis, every group is cut where its
+examples, or its tokens, halve), and what keeps a partition while its mixture changes: datasets come and go, the others
+keep their branches. A new dataset's coordinate on a saved axis is what a PCA gives a point that it was not fitted on:
+its centred cosines with the old datasets, times the axis's directions. For an old dataset that is its own score. The
+saved cuts then say which group it belongs to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
 from merit.base.errors import InputError
 from merit.base.record import Record
+from merit.config.sections import Balance
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from merit.conflict.axes import AxesResult
 
 FRAGILE = 2.0  # standard errors
+_SIDES = ("tokens_low", "tokens_high")
 
 
 class Cut(Record):
@@ -33,12 +35,21 @@ class Cut(Record):
     axis: int  # 0-based
     group: list[str]  # the datasets that were cut, in order of their score
     threshold: float  # halfway between the last score below and the first above
-    tokens_low: int
-    tokens_high: int
+    low: int  # examples or tokens below the threshold
+    high: int
+    balance: Balance = "tokens"  # which of the two the cut halves
     margins: dict[str, float] = Field(
         default_factory=dict
     )  # dataset → how many standard errors its score is away from the threshold
     note: str | None = None  # e.g. "`flan` holds 71% of this group's tokens: the cut cannot balance it"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_first_version(cls, value: Any) -> Any:
+        """merit 0.1.0 balanced tokens only, and called the sides so."""
+        if not isinstance(value, dict):
+            return value
+        return {key.removeprefix("tokens_") if key in _SIDES else key: item for key, item in value.items()}
 
 
 class Group(Record):
@@ -69,6 +80,16 @@ class Partition(Record):
         return [[position[name] for name in group.datasets] for group in self.groups]
 
     @property
+    def mark(self) -> dict[str, Any]:
+        """What fingerprints hold of it: what merit 0.1.0 would, so that its branches stay trained."""
+        values = self.model_dump(mode="json")
+        for cut in values["cuts"]:
+            if cut["balance"] == "tokens":
+                del cut["balance"]
+                cut |= {old: cut.pop(old.removeprefix("tokens_")) for old in _SIDES}
+        return values
+
+    @property
     def fragile(self) -> list[str]:
         """Datasets that the noise of their gradient could well have put on the other side of a cut, by name."""
         return sorted({name for cut in self.cuts for name, z in cut.margins.items() if abs(z) < FRAGILE})
@@ -82,16 +103,17 @@ class Partition(Record):
 def median_partition(
     splitter: str,
     scores: Mapping[str, Sequence[float]],
-    tokens: Mapping[str, int],
+    sizes: Mapping[str, int],
     *,
     axes: int,
     seed: int | None = None,
+    balance: Balance = "tokens",
 ) -> Partition:
-    """K = 2^axes groups of near-equal tokens. Group k's binary digits, axis 0 first, say low (0) or high (1).
+    """K = 2^axes groups of near-equal size. Group k's binary digits, axis 0 first, say low (0) or high (1).
 
     Args:
         scores: dataset → its coordinate on each axis (`axes` of them at least).
-        tokens: dataset → planned supervised tokens.
+        sizes: dataset → planned examples or tokens, as `balance` says.
 
     Raises:
         InputError: fewer datasets than groups.
@@ -107,15 +129,14 @@ def median_partition(
     for axis in range(axes):
         halves: list[list[str]] = []
         for group in groups:
-            low, high, cut = cut_group(
-                {name: scores[name][axis] for name in group}, tokens, axis=axis, keep=2 ** (axes - axis - 1)
-            )
+            along = {name: scores[name][axis] for name in group}
+            low, high, cut = cut_group(along, sizes, axis=axis, keep=2 ** (axes - axis - 1), balance=balance)
             halves += [low, high]
             cuts.append(cut)
         groups = halves
     return Partition(
         splitter=splitter,
-        groups=[Group(datasets=sorted(group), tokens=sum(tokens[name] for name in group)) for group in groups],
+        groups=[Group(datasets=sorted(group), tokens=sum(sizes[name] for name in group)) for group in groups],
         scores={name: list(map(float, values)) for name, values in scores.items()},
         cuts=cuts,
         seed=seed,
@@ -123,22 +144,22 @@ def median_partition(
 
 
 def cut_group(
-    scores: Mapping[str, float], tokens: Mapping[str, int], *, axis: int, keep: int = 1
+    scores: Mapping[str, float], sizes: Mapping[str, int], *, axis: int, keep: int = 1, balance: Balance = "tokens"
 ) -> tuple[list[str], list[str], Cut]:
     """Cuts one group in two.
 
     **The rule.** Datasets stand in order of (score, name). Among the cuts that leave at least `keep` datasets on either
-    side (as many as the remaining axes need), the one with the smallest |tokens low − tokens high| is taken; of two
+    side (as many as the remaining axes need), the one with the smallest |low − high| is taken; of two
     equally good cuts, the one that gives the low side more.
     """
     order = sorted(scores, key=lambda name: (scores[name], name))
-    total = sum(tokens[name] for name in order)
-    low_tokens = [0]
+    below = [0]
     for name in order:
-        low_tokens.append(low_tokens[-1] + tokens[name])
+        below.append(below[-1] + sizes[name])
+    total = below[-1]
 
     def imbalance(cut: int) -> int:
-        return abs(2 * low_tokens[cut] - total)
+        return abs(2 * below[cut] - total)
 
     best = min(range(keep, len(order) - keep + 1), key=lambda cut: (imbalance(cut), -cut))
     freest = min(range(1, len(order)), key=lambda cut: (imbalance(cut), -cut))
@@ -146,19 +167,20 @@ def cut_group(
         axis=axis,
         group=order,
         threshold=(scores[order[best - 1]] + scores[order[best]]) / 2,
-        tokens_low=low_tokens[best],
-        tokens_high=total - low_tokens[best],
-        note=_note(order, tokens, total, keep if best != freest else 0),
+        low=below[best],
+        high=total - below[best],
+        balance=balance,
+        note=_note(order, sizes, keep if best != freest else 0, "examples" if balance == "samples" else "tokens"),
     )
     return order[:best], order[best:], cut
 
 
-def _note(order: Sequence[str], tokens: Mapping[str, int], total: int, kept: int) -> str | None:
+def _note(order: Sequence[str], sizes: Mapping[str, int], kept: int, unit: str) -> str | None:
     notes = []
-    heaviest = max(order, key=lambda name: tokens[name])
-    if 2 * tokens[heaviest] > total:
-        share = tokens[heaviest] / total
-        notes.append(f"`{heaviest}` holds {share:.0%} of this group's tokens: the cut cannot balance it")
+    heaviest, total = max(order, key=lambda name: sizes[name]), sum(sizes[name] for name in order)
+    if 2 * sizes[heaviest] > total:
+        share = sizes[heaviest] / total
+        notes.append(f"`{heaviest}` holds {share:.0%} of this group's {unit}: the cut cannot balance it")
     if kept:
         notes.append(f"each side must keep {kept} datasets for the axes that follow: the cut is moved off the median")
     return "; ".join(notes) or None
@@ -209,11 +231,11 @@ def project(axes: AxesResult, names: list[str], similarity: NDArray[np.float64],
     here = [names.index(item) for item in old]
     square = similarity[np.ix_(here, here)]
     cosines = similarity[names.index(name), here]
-    if axes.centred:
-        cosines = cosines - cosines.mean() - square.mean(axis=0) + square.mean()
-    scores = np.asarray(axes.scores, np.float64)[rows]
-    values = np.asarray(axes.eigenvalues[: scores.shape[1]], np.float64)
-    found: list[float] = np.where(values > 0, scores.T @ cosines / np.where(values > 0, values, 1.0), 0.0).tolist()
+    if axes.centre != "none":
+        cosines = cosines - square.mean(axis=0)
+    if axes.centre == "both":
+        cosines = cosines - cosines.mean()
+    found: list[float] = (cosines @ np.asarray(axes.directions, np.float64)[rows]).tolist()
     return found
 
 

@@ -19,13 +19,13 @@ The configuration asks a splitter before it says that a file is right, so a spli
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from merit.base import extensions
 from merit.base.errors import InputError, StageError
-from merit.config.sections import SplitterName
+from merit.config.sections import Balance, SplitterName
 from merit.split.partition import Group, Partition
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class SplitRequest:
         tokens: dataset → planned supervised tokens, in the mixture's order.
         r: 2^r groups are wanted.
         seed: of whatever is random.
+        examples: dataset → planned examples.
+        balance: which of the two the groups should have equally many of.
         axes: what the conflict stage found, in the mixture's order, where it has run.
         similarity: (T, T) float64, the cosines of the same.
         file: the user's own file (`split.file`).
@@ -51,9 +53,16 @@ class SplitRequest:
     tokens: Mapping[str, int]
     r: int
     seed: int
+    examples: Mapping[str, int] = field(default_factory=dict)
+    balance: Balance = "tokens"
     axes: AxesResult | None = None
     similarity: NDArray[np.float64] | None = None
     file: Path | None = None
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Dataset → what it weighs in a cut."""
+        return self.examples if self.balance == "samples" else self.tokens
 
     def measured_axes(self) -> AxesResult:
         """The conflict axes, r of them at least.
@@ -155,4 +164,7 @@ def make_partition(splitter: SplitterName, request: SplitRequest) -> Partition:
         InputError: no such splitter; fewer datasets than groups; a wrong or missing file.
         StageError: the splitter needs the conflict stage, which belongs to another mixture or has not run.
     """
-    return find_splitter(splitter).partition(request).model_copy(update={"splitter": splitter})
+    made = find_splitter(splitter).partition(request)
+    # A splitter may have counted examples; what a branch trains on, and weighs in the merge, is its tokens.
+    groups = request.partition([group.datasets for group in made.groups]).groups
+    return made.model_copy(update={"splitter": splitter, "groups": groups})

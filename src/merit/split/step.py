@@ -27,13 +27,15 @@ _log = logging.getLogger(__name__)
 
 
 def depends(context: RunContext) -> dict[str, str]:
-    """The splitters, the planned tokens, and the axes."""
-    run = context.run
+    """The splitters, what the cuts balance, and the axes."""
+    run, mixture, balance = context.run, context.mixture, context.config.split.balance
     files = [Path(method.config.file) for method in context.methods if method.config.file]
     return {
         "split": fingerprint([[m.name, m.config.splitter, m.config.axes, m.config.file] for m in context.methods]),
         "files": fingerprint([sha256_file(file) if file.is_file() else None for file in files]),
-        "tokens": fingerprint(context.mixture.planned_tokens),
+        "tokens": fingerprint(mixture.planned_tokens)
+        if balance == "tokens"
+        else fingerprint(mixture.planned_tokens, mixture.planned_examples),
         "conflict": fingerprint([sha256_file(file) for file in (run.axes, run.similarity, run.conflict)])
         if has_conflict(context)
         else "-",
@@ -74,6 +76,8 @@ def run(context: RunContext) -> dict[str, Any]:
             method.config.splitter if r > 0 else UNSPLIT,
             SplitRequest(
                 context.mixture.planned_tokens,
+                examples=context.mixture.planned_examples,
+                balance=context.config.split.balance,
                 r=r,
                 seed=context.config.seed,
                 axes=axes,
@@ -92,7 +96,7 @@ def _weigh(context: RunContext, axes: AxesResult) -> AxesEvidence | None:
     if halves.tokens.min() == 0:
         context.run.axes_evidence.unlink(missing_ok=True)  # of an earlier, larger calibration set
         return None
-    evidence = weigh_axes(halves, context.mixture.planned_tokens, centre=axes.centred)
+    evidence = weigh_axes(halves, context.mixture.sizes(context.config.split.balance), centre=axes.centre)
     evidence.save(context.run.axes_evidence)
     _log.info("%s", evidence.reason)
     return evidence

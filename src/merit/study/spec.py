@@ -16,7 +16,7 @@ from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
 from merit.config.launch import LaunchConfig
 from merit.config.run import BaselineConfig, RunConfig, resolve_paths
-from merit.config.sections import DatasetConfig, EvaluateConfig, ModelConfig, SplitConfig
+from merit.config.sections import DatasetConfig, EvaluateConfig, ModelConfig, SplitConfig, centre_mark
 from merit.config.study import MethodConfig, StudyConfig
 from merit.config.yaml import load_section
 from merit.context import RunContext
@@ -182,7 +182,7 @@ class Study:
             held_out_fraction=config.held_out_fraction,
             train=config.train,
             calibration=config.calibration,
-            split=SplitConfig(axes="auto", centre=config.centre),
+            split=SplitConfig(axes="auto", centre=config.centre, balance=config.balance),
             baselines={
                 _partition_name(item): BaselineConfig(splitter=item.splitter, axes=item.axes)
                 for item in config.methods.values()
@@ -240,6 +240,9 @@ def job_mark(study: Study) -> str:
         "methods",
     }
     config = study.config.model_dump(mode="json", exclude=left, exclude_defaults=True)
+    # What merit 0.1.0 always did is what it did not write; its finished jobs stay.
+    config |= {"centre": centre_mark(study.config.centre), "balance": study.config.balance}
+    config = {key: item for key, item in config.items() if (key, item) not in (("centre", True), ("balance", "tokens"))}
     methods = {name: item.model_dump(mode="json", exclude_defaults=True) for name, item in study.config.methods.items()}
     return fingerprint(VERSION, config, methods, study.theta0.fingerprint)
 

@@ -279,6 +279,9 @@ def lab_sentences(result: TheoryResult) -> list[str]:
     return [
         f"Conflict axes find the gain: {pca.gain_over_random:.1f} times that of random groups over {splits.instances} "
         f"instances of {splits.datasets} datasets. k-means does not balance tokens, and may exceed the balanced best.",
+        "The published centring (columns) and the doubly centred matrix cut alike: their groups have an adjusted Rand "
+        f"index of {splits.alike['pca both']:.2f}, and gain {pca.gain_over_random:.2f} and "
+        f"{by_name['pca both'].gain_over_random:.2f} times what random groups do.",
         "A larger gain is not a better merge. Where all datasets share one Hessian, every split gives the same merge "
         f"(L(θ̄) differs by {splits.merged_loss_spread:.0e} at most), and that merge is joint training stopped early.",
         f"Where each dataset has its own Hessian, the lowest loss of the merge comes from `{lowest.splitter}` "

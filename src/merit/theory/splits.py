@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from sklearn.metrics import adjusted_rand_score
 
 from merit.base.record import Record
+from merit.config.sections import Centre
 from merit.conflict.axes import principal_axes
 from merit.split.partition import Partition
-from merit.split.splitters.adversarial import adversarial_partition
+from merit.split.splitter import SplitRequest
+from merit.split.splitters.adversarial import greedy_groups
 from merit.split.splitters.kmeans import kmeans_partition
 from merit.split.splitters.pca import pca_partition
 from merit.split.splitters.random import random_partition
@@ -23,8 +26,9 @@ from merit.theory.quadratic import Matrix, Tasks, measured_gain, random_tasks
 
 RATE, STEPS = 0.1, 20  # ητλ_max = 2 a branch
 OWN_CURVATURE = 0.5
+_CENTRES: tuple[Centre, ...] = ("columns", "both", "none")
 _RANDOM = 5  # random splits an instance
-_COMPARED = ("pca", "pca uncentred", "kmeans", "adversarial", "random")
+_COMPARED = ("pca", "pca both", "pca uncentred", "kmeans", "adversarial", "random")
 
 
 class SplitterScore(Record):
@@ -45,6 +49,7 @@ class SplitComparison(Record):
     datasets: int
     groups: int
     scores: list[SplitterScore]
+    alike: dict[str, float]  # other centring → adjusted Rand index of its groups and the published centring's, mean
     merged_loss_spread: float  # with one shared H: largest relative difference of L(θ̄) between any two splits
 
 
@@ -57,12 +62,17 @@ def compare_splits(
     best: list[float] = []
     chance_gain: list[float] = []  # means over random splits: what the ratios are taken to
     chance_loss: list[float] = []
+    alike: dict[str, list[float]] = {"pca both": [], "pca uncentred": []}
     spread = 0.0
     for instance in range(instances):
         shared = random_tasks(rng, datasets=datasets)
         own = random_tasks(rng, datasets=datasets, own_curvature=OWN_CURVATURE)
         merged = []
-        for name, parts in _partitions(shared, axes, instance).items():
+        partitions = _partitions(shared, axes, instance)
+        for name, figures in alike.items():
+            labels = [_labels(partitions[other][0], datasets) for other in ("pca", name)]
+            figures.append(float(adjusted_rand_score(*labels)))
+        for name, parts in partitions.items():
             found = [split_outcome(shared, groups) for groups in parts]
             gains[name].append(found[0][0])
             merged += [loss for _, loss in found]
@@ -73,7 +83,7 @@ def compare_splits(
             losses[name].append(found[0][1])
         chance_loss.append(float(np.mean([loss for _, loss in found])))
         if axes == 1:
-            best.append(best_gain(shared, _partitions(shared, axes, instance)["pca"][0]))
+            best.append(best_gain(shared, partitions["pca"][0]))
     table, merged_losses = (np.array([column[name] for name in _COMPARED]) for column in (gains, losses))
     scores = [
         SplitterScore(
@@ -87,7 +97,12 @@ def compare_splits(
         for row, name in enumerate(_COMPARED)
     ]
     return SplitComparison(
-        instances=instances, datasets=datasets, groups=2**axes, scores=scores, merged_loss_spread=spread
+        instances=instances,
+        datasets=datasets,
+        groups=2**axes,
+        scores=scores,
+        alike={name: float(np.mean(figures)) for name, figures in alike.items()},
+        merged_loss_spread=spread,
     )
 
 
@@ -124,16 +139,22 @@ def _partitions(tasks: Tasks, axes: int, seed: int) -> dict[str, list[list[list[
     tokens = {name: int(count) for name, count in zip(names, tasks.tokens, strict=True)}
     unit = tasks.gradients / np.linalg.norm(tasks.gradients, axis=1, keepdims=True)
     similarity = unit @ unit.T
-    centred = principal_axes(names, similarity, axes=axes)
-    uncentred = principal_axes(names, similarity, axes=axes, centre=False)
+    columns, both, none = (principal_axes(names, similarity, axes=axes, centre=centre) for centre in _CENTRES)
     made = {
-        "pca": [pca_partition(centred, tokens, r=axes)],
-        "pca uncentred": [pca_partition(uncentred, tokens, r=axes)],
-        "kmeans": [kmeans_partition(centred, tokens, r=axes, seed=seed)],
-        "adversarial": [adversarial_partition(names, similarity, tokens, r=axes, seed=seed)],
+        "pca": [pca_partition(columns, tokens, r=axes)],
+        "pca both": [pca_partition(both, tokens, r=axes)],
+        "pca uncentred": [pca_partition(none, tokens, r=axes)],
+        "kmeans": [kmeans_partition(columns, tokens, r=axes, seed=seed)],
+        "adversarial": [SplitRequest(tokens, axes, seed).partition(greedy_groups(names, similarity, 2**axes))],
         "random": [random_partition(tokens, r=axes, seed=_RANDOM * seed + draw) for draw in range(_RANDOM)],
     }
     return {name: [_indices(names, part) for part in parts] for name, parts in made.items()}
+
+
+def _labels(groups: Sequence[Sequence[int]], datasets: int) -> list[int]:
+    """(T,) the group of each dataset."""
+    group_of = {t: k for k, group in enumerate(groups) for t in group}
+    return [group_of[t] for t in range(datasets)]
 
 
 def _indices(names: Sequence[str], partition: Partition) -> list[list[int]]:

@@ -190,7 +190,7 @@ def _whole_state(trainer: BranchTrainer) -> Any:
 def _unsharded(model: PreTrainedModel, state: dict[str, Any]) -> PreTrainedModel:
     """An ordinary model around gathered weights. transformers leaves a tied head out of the file because it shares the
     embedding's storage; gathered tensors share none until the model ties them again."""
-    kind = next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
+    kind: Any = next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
     with torch.device("meta"):
         plain: PreTrainedModel = kind(model.config)
     plain.load_state_dict(state, assign=True)

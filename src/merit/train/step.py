@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 def depends(context: RunContext) -> dict[str, str]:
     """Partitions, recipe, θ0, data and seed: the content of the branches' specs."""
     return {
-        "split": fingerprint([Partition.load(method.dir.partition) for method in context.methods]),
+        "split": fingerprint([Partition.load(method.dir.partition).mark for method in context.methods]),
         "train": fingerprint(context.config.train),
         "model": context.model.fingerprint,
         "mixture": fingerprint(context.data_fingerprints()),

@@ -12,6 +12,7 @@ import numpy as np
 from merit.base.progress import SILENT, Counter, Progress
 from merit.base.record import Record
 from merit.base.words import NONE, decimal, series, signed
+from merit.config.sections import centre_mark
 from merit.conflict.axes import principal_axes
 from merit.diagnose.check import Check, Reading, Row
 from merit.diagnose.models import BASE
@@ -46,7 +47,7 @@ class CalibrationResult(CheckResult):
 
 def _depends(bench: Bench) -> Sequence[Any]:
     found = bench.conflict
-    return [found.calibration, dict(found.tokens), found.axes, found.centre] if found is not None else []
+    return [found.calibration, dict(found.sizes), found.axes, centre_mark(found.centre)] if found is not None else []
 
 
 def _run(bench: Bench) -> CalibrationResult:
@@ -82,7 +83,7 @@ def calibration(
 
     Args:
         examples: dataset → calibration examples in their fixed order.
-        conflict: how the groups are made: planned tokens, number of axes, centring.
+        conflict: how the groups are made: what the cuts balance, the number of axes, the centring.
     """
     from sklearn.metrics import adjusted_rand_score
 
@@ -108,7 +109,7 @@ def calibration(
     groups = []
     for rows in unit:
         found = principal_axes(names, rows @ rows.T, axes=conflict.axes, centre=conflict.centre)
-        group_of = pca_partition(found, conflict.tokens, r=conflict.axes).group_of
+        group_of = pca_partition(found, conflict.sizes, r=conflict.axes).group_of
         groups.append([group_of[name] for name in names])
     points = []
     for row, size in enumerate(sizes):

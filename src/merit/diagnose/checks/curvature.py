@@ -13,7 +13,8 @@ import numpy as np
 from merit.base.errors import InputError
 from merit.base.progress import Counter
 from merit.base.words import NONE, decimal, plural
-from merit.conflict.axes import centred
+from merit.config.sections import centre_mark
+from merit.conflict.axes import decompose
 from merit.diagnose.check import Check, Reading, Row
 from merit.diagnose.models import BASE, MERGE, Models
 from merit.diagnose.records import CheckResult
@@ -54,7 +55,7 @@ class CurvatureResult(CheckResult):
 
 def _depends(bench: Bench) -> Sequence[Any]:
     found = bench.conflict
-    return [found.similarity.tolist(), found.axes, found.centre] if found is not None else []
+    return [found.similarity.tolist(), found.axes, centre_mark(found.centre)] if found is not None else []
 
 
 def _run(bench: Bench) -> CurvatureResult:
@@ -152,10 +153,9 @@ def _conflict_cosines(
 ) -> tuple[list[float], list[float]]:
     """max_ℓ |cos| with the Hessian's eigenvectors: of every dataset's gradient at θ0, and of every conflict axis.
 
-    Conflict axis j lifted to parameter space is Σ_t v_tj g_t / ‖g_t‖, v_j the j-th eigenvector of the similarity.
+    Conflict axis j lifted to parameter space is Σ_t z_tj g_t / ‖g_t‖, z_j the scores along it.
     """
-    values, vectors = np.linalg.eigh(centred(conflict.similarity) if conflict.centre else conflict.similarity)
-    chosen = vectors[:, np.argsort(values)[::-1][: conflict.axes]]  # (T, r)
+    chosen = decompose(conflict.similarity, conflict.centre)[1][:, : conflict.axes]  # (T, r)
     lifted = np.zeros((chosen.shape[1], hessian.size), np.float32)
     tasks = []
     for t, gradient in enumerate(gradients):
@@ -187,11 +187,10 @@ def _measured_gain(live: LiveModel, models: Models, hessian: Hessian) -> float:
 
 
 def _check_rank(conflict: Conflict, datasets: int) -> None:
-    rank = datasets - conflict.centre
+    rank = datasets - (conflict.centre != "none")
     if conflict.axes > rank:
         raise InputError(
-            f"{conflict.axes} axes of {datasets} datasets: their {'centred ' if conflict.centre else ''}similarity "
-            f"has a rank of {rank} at most",
+            f"{conflict.axes} axes of {datasets} datasets: their centred similarity has a rank of {rank} at most",
             field="split.axes",
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merit.base.words import code, compact, count, decimal, plural, series, short_labels, shorten
-from merit.conflict.axes import AxesResult, centred
+from merit.conflict.axes import AxesResult, centre_matrix
 from merit.conflict.explain import Carrier, Explanation
 from merit.conflict.similarity import ConflictResult
 from merit.report.drawing import (
@@ -45,7 +45,7 @@ def conflict(evidence: Evidence) -> Section:
     cuts = evidence.main.partition.cuts if evidence.main.partition else []
     figures: list[Figure] = []
     if matrix is not None and len(names) > 1:
-        sees = centred(matrix) if axes is None or axes.centred else None
+        sees = centre_matrix(matrix, axes.centre) if axes is not None and axes.centre != "none" else None
         figures.append(heatmap_figure(names, matrix, sees, grouping))
     if axes is not None and axes.names == list(names) and axes.scores:
         figures.append(plane_figure(axes, grouping, tokens, cuts))
@@ -64,7 +64,7 @@ def conflict(evidence: Evidence) -> Section:
         "opposed": matrix is not None and bool((matrix[~np.eye(len(matrix), dtype=bool)] < 0).any()),
         "figures": {figure.id: figure for figure in figures},
         "notes": found.notes if found else [],
-        "centred": axes.centred if axes else True,
+        "centred": axes is None or axes.centre != "none",
     }
     return Section(ID, TITLE, "conflict", context)
 
@@ -93,7 +93,7 @@ def _sentences(evidence: Evidence) -> list[str]:
         cuts = evidence.main.partition.cuts if evidence.main.partition else []
         kept = len({cut.axis for cut in cuts}) or (len(axes.scores[0]) if axes.scores else 0)
         share = sum(max(value, 0.0) for value in axes.eigenvalues[:kept]) / total
-        word = "centred " if axes.centred else ""
+        word = "centred " if axes.centre != "none" else ""
         lines.append(
             f"The first {'axis' if kept == 1 else f'{kept} axes'} of the {word}matrix "
             f"{'holds' if kept == 1 else 'hold'} "

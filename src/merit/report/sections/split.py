@@ -20,7 +20,8 @@ def split(evidence: Evidence) -> Section:
     partition = evidence.main.partition
     if partition is None:
         return missing(ID, TITLE, "The mixture has not been split in this run yet.")
-    tokens = evidence.mixture.planned_tokens if evidence.mixture else {}
+    mixture = evidence.mixture
+    tokens = mixture.planned_tokens if mixture else {}
     context = {
         "how": _how(partition),
         "balance": _balance(partition),
@@ -31,7 +32,7 @@ def split(evidence: Evidence) -> Section:
             for k, group in enumerate(partition.groups)
         ],
         "advice": evidence.axes_evidence.reason if evidence.axes_evidence else None,
-        "cuts": [_cut_words(cut, partition, tokens) for cut in partition.cuts],
+        "cuts": [_cut_words(cut, partition, mixture.sizes(cut.balance) if mixture else {}) for cut in partition.cuts],
         "fragile": _fragile(partition),
         "baselines": [
             f"{code(method.name)} ({plural(len(method.partition.groups), 'group')}) was split {_how(method.partition)}."
@@ -66,13 +67,14 @@ def _evidence(found: AxesEvidence | None) -> DataTable | None:
     return DataTable(header, rows)
 
 
-def _cut_words(cut: Cut, partition: Partition, tokens: Mapping[str, int]) -> str:
-    low, high = _sides(cut, partition, tokens)
+def _cut_words(cut: Cut, partition: Partition, sizes: Mapping[str, int]) -> str:
+    low, high = _sides(cut, partition, sizes)
+    unit = "examples" if cut.balance == "samples" else "tokens"
     note = f" Note: {cut.note}." if cut.note else ""
     return (
         f"On PC{cut.axis + 1}, {plural(len(cut.group), 'dataset')} were cut at {signed(cut.threshold)}: "
-        f"{series([code(name) for name in low], limit=6)} below ({compact(cut.tokens_low)} tokens), "
-        f"{series([code(name) for name in reversed(high)], limit=6)} above ({compact(cut.tokens_high)} tokens).{note}"
+        f"{series([code(name) for name in low], limit=6)} below ({compact(cut.low)} {unit}), "
+        f"{series([code(name) for name in reversed(high)], limit=6)} above ({compact(cut.high)} {unit}).{note}"
     )
 
 
@@ -86,12 +88,12 @@ def _fragile(partition: Partition) -> str | None:
     )
 
 
-def _sides(cut: Cut, partition: Partition, tokens: Mapping[str, int]) -> tuple[list[str], list[str]]:
+def _sides(cut: Cut, partition: Partition, sizes: Mapping[str, int]) -> tuple[list[str], list[str]]:
     """Low and high side. Tokens tell where the cut fell even when datasets tie on the threshold; scores otherwise."""
     reached = 0
     for position, name in enumerate(cut.group[:-1], start=1):
-        reached += tokens.get(name, 0)
-        if reached == cut.tokens_low and tokens:
+        reached += sizes.get(name, 0)
+        if reached == cut.low and sizes:
             return cut.group[:position], cut.group[position:]
     scores = {name: row[cut.axis] for name, row in partition.scores.items() if cut.axis < len(row)}
     low = [name for name in cut.group if scores.get(name, 0.0) <= cut.threshold]

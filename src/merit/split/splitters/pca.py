@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from merit.config.sections import Balance
 from merit.split.partition import Cut, Partition, median_partition
 from merit.split.splitter import SplitRequest, Splitter
 
@@ -12,14 +13,17 @@ if TYPE_CHECKING:
     from merit.conflict.axes import AxesResult
 
 
-def pca_partition(axes: AxesResult, tokens: Mapping[str, int], *, r: int) -> Partition:
-    """K = 2^r groups by the token-weighted medians of the scores on the first r axes.
+def pca_partition(axes: AxesResult, sizes: Mapping[str, int], *, r: int, balance: Balance = "tokens") -> Partition:
+    """K = 2^r groups by the weighted medians of the scores on the first r axes.
+
+    Args:
+        sizes: dataset → planned examples or tokens, as `balance` says.
 
     Raises:
         InputError: fewer datasets than groups.
     """
     scores = {name: row[: max(r, 1)] for name, row in zip(axes.names, axes.scores, strict=True)}
-    partition = median_partition("pca", scores, tokens, axes=r)
+    partition = median_partition("pca", scores, sizes, axes=r, balance=balance)
     if axes.noise is None:
         return partition
     noise = dict(zip(axes.names, axes.noise, strict=True))
@@ -39,12 +43,12 @@ def _margins(
 
 
 def _partition(request: SplitRequest) -> Partition:
-    return pca_partition(request.measured_axes(), request.tokens, r=request.r)
+    return pca_partition(request.measured_axes(), request.sizes, r=request.r, balance=request.balance)
 
 
 SPLITTER = Splitter(
     label="MERIT",
-    how="along the axes of gradient conflict, at the token-weighted median of each axis (MERIT)",
+    how="along the axes of gradient conflict, at the weighted median of each axis (MERIT)",
     partition=_partition,
     on_axes=True,
 )

@@ -9,18 +9,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
+from merit.config.sections import Balance
 from merit.split.partition import Partition, median_partition
 from merit.split.splitter import SplitRequest, Splitter
 
 
-def random_partition(tokens: Mapping[str, int], *, r: int, seed: int) -> Partition:
-    """K = 2^r random groups of near-equal tokens.
+def random_partition(sizes: Mapping[str, int], *, r: int, seed: int, balance: Balance = "tokens") -> Partition:
+    """K = 2^r random groups of near-equal size.
 
     Raises:
         InputError: fewer datasets than groups.
     """
-    scores = {name: [_draw(seed, name, axis) for axis in range(r)] for name in tokens}
-    return median_partition("random", scores, tokens, axes=r, seed=seed).model_copy(update={"scores": {}})
+    scores = {name: [_draw(seed, name, axis) for axis in range(r)] for name in sizes}
+    return median_partition("random", scores, sizes, axes=r, seed=seed, balance=balance).model_copy(
+        update={"scores": {}}
+    )
 
 
 def _draw(seed: int, name: str, axis: int) -> float:
@@ -30,7 +33,9 @@ def _draw(seed: int, name: str, axis: int) -> float:
 
 
 def _partition(request: SplitRequest) -> Partition:
-    return random_partition(request.tokens, r=request.r, seed=request.seed)
+    return random_partition(request.sizes, r=request.r, seed=request.seed, balance=request.balance)
 
 
-SPLITTER = Splitter(label="random split", how="at random, with near-equal tokens", partition=_partition, role="chance")
+SPLITTER = Splitter(
+    label="random split", how="at random, with groups of near-equal size", partition=_partition, role="chance"
+)
