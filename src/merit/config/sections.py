@@ -318,6 +318,8 @@ CURVATURE_BATCH_TOKENS = 4096
 
 DtypeName = Literal["input", "float32", "bfloat16", "float16"]
 Rounding = Literal["nearest", "stochastic"]
+DTYPE: DtypeName = "input"
+ROUNDING: Rounding = "nearest"
 Scale = Annotated[float, Field(gt=0, le=10)]
 if TYPE_CHECKING:
     RuleName = str
@@ -344,7 +346,7 @@ class MergeConfig(Section):
         default=64, ge=2, description="Training examples used to estimate each branch's curvature (rules by curvature)."
     )
     dtype: DtypeName = Field(
-        default="input", description="Data type of the merged weights; `input` keeps that of the branches."
+        default=DTYPE, description="Data type of the merged weights; `input` keeps that of the branches."
     )
     scales: list[Scale] = Field(
         default_factory=lambda: [1.0], min_length=1, description="Write one model for each β; 1 is the merge itself."
