@@ -187,7 +187,7 @@ def prepared_checkpoint(
     shutil.rmtree(out, ignore_errors=True)
     if rule.tensor is not None:
         ridge = context.config.merge.effective_ridge
-        return out, merge_tensors(rule, branches, out, base=context.model.path, ridge=ridge)
+        return out, merge_tensors(rule, branches, out, base=context.model, ridge=ridge)
     return out, _sum_up(context, method, rule, branches, out)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
@@ -77,6 +78,24 @@ def load_model(
         setattr(model, IMAGE_TOKENS, load_images(folder, tokenizer, trust_remote_code=trust_remote_code))
         freeze_roles(model, FROZEN if freeze is None else freeze)
     return model.to(best_device())
+
+
+def empty_model(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The modules of a model without its weights, on torch's meta device.
+
+    Raises:
+        InputError: the folder is not loadable.
+    """
+    check_model_folder(folder, trust_remote_code=trust_remote_code)
+    kind = AutoModelForImageTextToText if is_vision_model(folder) else AutoModelForCausalLM
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
+        with torch.device("meta"):
+            model = kind.from_config(config, trust_remote_code=trust_remote_code)
+        model.tie_weights()
+    except Exception as error:  # transformers raises what it likes at a configuration that is damaged
+        raise InputError(f"cannot be loaded: {first_line(error)}", file=folder) from error
+    return model
 
 
 def freeze_roles(model: torch.nn.Module, roles: Collection[Role]) -> None:

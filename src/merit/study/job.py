@@ -260,7 +260,7 @@ class Job:
         out = self.folder / "merged"
         shutil.rmtree(out, ignore_errors=True)
         if rule is not None:
-            distances = merge_tensors(rule, branches, out, base=self.study.theta0.path, ridge=OTHER_RIDGE)
+            distances = merge_tensors(rule, branches, out, base=self.study.theta0, ridge=OTHER_RIDGE)
         else:
             distances = [norm(self.ray.step(folder)) for folder in branches.folders]
             merge_by_mergekit(name, branches, self.study.theta0.path, out)
