@@ -52,7 +52,7 @@ def adversarial_partition(
     groups = [[order[i] for i in np.flatnonzero(label == k)] for k in range(2**r)]
     return Partition(
         splitter="adversarial",
-        groups=[Group(datasets=group, tokens=sum(tokens[name] for name in group)) for group in groups],
+        groups=[Group.of(group, tokens) for group in groups],
         scores={},
         cuts=[],
         seed=seed,
