@@ -194,7 +194,7 @@ def test_a_partial_run_says_so_everywhere(copied: RunDir, capsys: pytest.Capture
     assert "Partial: " in run.card.read_text()
     assert "Partial: " in run.report.read_text() or "only 1 of 2 branches" in run.report.read_text()
     assert (
-        f"**Partial**: 1 of the planned branches were not done and are not in it: {gone}."
+        f"**Partial**: 1 of the planned branches were not finished and are not in this model: {gone}."
         in (run.method().merged() / "README.md").read_text()
     )
     # The next run trains what is missing, and is whole again.

@@ -3,6 +3,7 @@
 A result is a record, one small JSON file that is written last, and perhaps files that it names. The record has the
 fingerprints of what the result depends on, and the checksums of its files. `keep` writes it. `kept` reads it, and
 returns it only if all of that still holds. A folder without a record appears in one rename: `made_once`.
+A journal, which only grows, is whole line by line: `checked_lines`.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ class GradientEngine:
         halves = [split_half(examples, half) for half in range(HALVES)]
         tokens = [sum(example.supervised for example in half) for half in halves]
         if sum(tokens) == 0:
-            raise InputError("no supervised token in its calibration examples", field=_field(name))
+            raise InputError("no supervised token in its calibration examples", field=f"mixture.{name}")
         losses = [0.0, 0.0]
         with self._measuring():
             for half in range(HALVES):
@@ -140,7 +140,7 @@ class GradientEngine:
                 sums[half] = whole.cpu().numpy()
                 self._check(name, None, losses[half])
         if not sums.any():
-            raise InputError("its gradient is zero everywhere; is the model trainable?", field=_field(name))
+            raise InputError("its gradient is zero everywhere; is the model trainable?", field=f"mixture.{name}")
         return HalfSums(sums, (tokens[0], tokens[1]), (len(halves[0]), len(halves[1])), (losses[0], losses[1]))
 
     def _half(self, name: str, examples: Sequence[Encoded], on_tokens: OnTokens) -> float:
@@ -164,10 +164,10 @@ class GradientEngine:
         finite = torch.stack([value.sum().to(self._device) for value in self._sums.values()]).isfinite().cpu()
         if not bool(finite.all()) or not np.isfinite(loss):
             bad = next((key for key, ok in zip(self._sums, finite.tolist(), strict=True) if not ok), None)
-            raise InputError(_not_finite(batch, loss, bad), field=_field(name))
+            raise InputError(_not_finite(batch, loss, bad), field=f"mixture.{name}")
 
     def _tasks(self, examples: Sequence[Encoded]) -> Iterator[tuple[Task, AbstractContextManager[None], float]]:
-        """Forward passes, what to be inside meanwhile, and their weight: 0 where a rank keeps the others company."""
+        """Forward passes, the context to run each in, and its weight: 0 where a rank only keeps in step with others."""
         if self._ranks.count == 1:
             for task, attention in self._batches(examples):
                 yield task, attention, 1.0
@@ -246,10 +246,6 @@ def _frozen(parameters: Iterable[Tensor]) -> Iterator[None]:
 def _set_training(modules: Sequence[nn.Module]) -> None:
     for module in modules:
         module.training = True
-
-
-def _field(name: str) -> str:
-    return f"mixture.{name}"
 
 
 def _not_finite(batch: int | None, loss: float, parameter: str | None) -> str:

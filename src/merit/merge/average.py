@@ -238,16 +238,16 @@ def execute_merge(prepared: PreparedMerge, progress: Progress = SILENT) -> Merge
 
 
 def _check_ready(staging: Staging, journal: Journal) -> MergeResult:
-    """The result of a merge that was whole when it was killed.
+    """The result of a merge that was killed after its last byte was written.
 
     Raises:
-        StageError: it is not whole any more, and is removed.
+        StageError: its files are damaged now; they are removed.
     """
     for folder, files in zip(staging.folders, journal.files, strict=True):
-        # What is not here any more is in place already.
+        # A folder that is not here was renamed into place already.
         if folder.is_dir() and damaged(folder, files):
             staging.discard()
-            raise StageError(f"{folder}: what the interrupted merge left is damaged; run again to begin anew")
+            raise StageError(f"{folder}: the interrupted merge left damaged files; run again to start over")
     return MergeRecord.load(staging.folders[0] / RECORD).result
 
 

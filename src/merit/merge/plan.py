@@ -151,7 +151,7 @@ class Factors:
         return self.default, math.fsum(self.default)
 
     def check_used(self) -> None:
-        """Refuses a rule that no tensor was weighed by: a misspelt one would be passed over in silence.
+        """Refuses a rule that no tensor matched: a misspelt one would be ignored in silence.
 
         Raises:
             InputError: names the pattern.
@@ -256,13 +256,13 @@ def check_outputs(outputs: Sequence[Output], options: MergeOptions) -> None:
         raise InputError("nothing to write: no output is named", field="output")
     folders = [output.folder.resolve() for output in outputs]
     if len(set(folders)) != len(folders):
-        raise InputError("two outputs have one name", file=outputs[0].folder, field="output")
+        raise InputError("two outputs have the same name", file=outputs[0].folder, field="output")
     for output in outputs:
         if output.scale is None:
             if options.rules:
                 raise InputError("running sums cannot be kept where tensors are weighed by rules", field="rules")
         elif not math.isfinite(output.scale) or output.scale < 0:
-            raise InputError(f"{output.scale} is no point on the ray; use 0 < β ≤ 10, 1 is the merge", field="scale")
+            raise InputError(f"{output.scale} is not a valid β; use 0 < β ≤ 10 (1 is the merge)", field="scale")
         elif output.scale != 1.0 and options.base is None:
             raise InputError(
                 f"β = {output.scale:g} needs θ0: the merge is pulled toward it; name it as base", field="scale"

@@ -111,9 +111,9 @@ class MergeRule:
         label: what its merge is called.
         how: completes "The branches were merged …" on the model card.
         weights: one a branch, relative. Raises InputError where the branches cannot be weighed.
-        needs_tokens: the weights are of the tokens that the branches were trained on.
-        tensor: the merged step from θ0, float64, of one tensor.
-        sums: from θ0's parameters, what sees every branch and its training rows.
+        needs_tokens: the weights follow from the tokens that the branches were trained on.
+        tensor: gives the merged step of one tensor from θ0, float64.
+        sums: makes, of θ0's parameters, the object that sees every branch and its training rows.
     """
 
     label: str
@@ -125,7 +125,7 @@ class MergeRule:
 
     @property
     def is_average(self) -> bool:
-        """Whether the weights say all: the merge needs neither θ0 nor data."""
+        """Whether the merge is the weighted average of the branches: it needs neither θ0 nor data."""
         return self.tensor is None and self.sums is None
 
 
@@ -180,7 +180,7 @@ class CurvatureMerge(ABC):
         from merit.merge.ray import add_step
 
         if not rows:
-            raise InputError("a branch's curvature needs training examples of it")
+            raise InputError("to measure a branch's curvature, merit needs some of its training examples")
         self._weight += weight
         add_step(self._mean, step, weight)
         for name, curvature in self._measure(model, rows).items():
@@ -247,10 +247,10 @@ def check_weights(weights: Sequence[float], inputs: int) -> list[float]:
     if inputs == 0:
         raise InputError("nothing to merge: there are no inputs", field="weights")
     if len(weights) != inputs:
-        raise InputError(f"{len(weights)} weights for {inputs} inputs; give one an input", field="weights")
+        raise InputError(f"{len(weights)} weights for {inputs} inputs; give one for each input", field="weights")
     for index, weight in enumerate(weights):
         if not math.isfinite(weight):
-            raise InputError(f"{weight} is not a number to weigh by", field=f"weights[{index}]")
+            raise InputError(f"{weight} is not a finite number", field=f"weights[{index}]")
         if weight < 0:
             raise InputError(f"{weight:g} is negative; a merge averages", field=f"weights[{index}]")
     total = math.fsum(weights)
