@@ -77,7 +77,7 @@ def cancel(run: Run) -> None:
     from merit.train.status import cancel_run
 
     count = cancel_run(RunDir(run))
-    say(f"{count} jobs are told to end; run again to resume" if count else "no job is queued or running")
+    say(f"{count} jobs were told to end; run again to resume" if count else "no job is queued or running")
 
 
 def _rows(found: list[BranchStatus]) -> list[list[str]]:

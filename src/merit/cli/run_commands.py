@@ -215,5 +215,5 @@ def push(
 
 def _rows(contents: Contents) -> list[list[str]]:
     rows = [["file", "bytes", ""], *([item.name, f"{item.size:,}", ""] for item in contents.items)]
-    rows += [[item.name, "–", f"stays here: {item.reason}"] for item in contents.left_out]
+    rows += [[item.name, "–", f"not uploaded: {item.reason}"] for item in contents.left_out]
     return [*rows, ["together", f"{sum(item.size for item in contents.items):,}", ""]]

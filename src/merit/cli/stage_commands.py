@@ -67,15 +67,13 @@ def _result(context: RunContext) -> GateResult | None:
 
 def _print(context: RunContext, found: GateResult | None, file: Path, *, asked: bool) -> None:
     from merit.cli.console import print_table, say
+    from merit.report.sections.basin import pilot_table
 
     if found is None:
-        say("one branch: no merge to try out")
+        say("there is only one branch, so there is no merge to test")
         return
-    rows = [["model", "held-out loss", "‖θ − θ0‖", "tokens"], ["θ0", f"{found.base_loss:.3f}", "–", "–"]]
-    for k, loss in enumerate(found.branch_losses):
-        rows.append([f"pilot {k}", f"{loss:.3f}", f"{found.branch_displacement[k]:.3f}", f"{found.tokens[k]:,}"])
-    rows.append(["merge", f"{found.merged_loss:.3f}", f"{found.displacement:.3f}", f"{sum(found.tokens):,}"])
-    print_table(rows)
+    table = pilot_table(found)
+    print_table([[*table.header], *([*row] for row in table.rows)])
     worst = found.worst
     say(f"highest barrier: {worst.barrier:.4f} nats, between {worst.a} and {worst.b}")
     for line in found.advice:

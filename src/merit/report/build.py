@@ -90,7 +90,7 @@ def _measures(evidence: Evidence, verdict: Verdict | None) -> list[tuple[str, st
     found = []
     if evidence.mixture:
         found.append((str(len(evidence.mixture.datasets)), "datasets"))
-        found.append((compact(sum(evidence.mixture.planned_tokens.values())), "supervised tokens an epoch"))
+        found.append((compact(sum(evidence.mixture.planned_tokens.values())), "supervised tokens per epoch"))
     if evidence.main.partition:
         found.append((str(len(evidence.main.partition.groups)), "branches"))
     if verdict:

@@ -134,11 +134,11 @@ def read_sides(roots: Sequence[Path]) -> list[Side]:
         InputError: fewer than two, no run directory, or the same one twice.
     """
     if len(roots) < 2:
-        raise InputError("a comparison takes two runs at least", field="RUN")
+        raise InputError("a comparison needs at least two runs", field="RUN")
     places = [root.resolve() for root in roots]
     for root, place in zip(roots, places, strict=True):
         if not RunDir(root).config.is_file():
-            raise InputError("no run directory: it has no config.yaml", file=root)
+            raise InputError("not a run directory: there is no config.yaml in it", file=root)
         refuse_links(root)
         if places.count(place) > 1:
             raise InputError("the same run is given twice", file=root)
@@ -223,7 +223,7 @@ def costs_section(sides: Sequence[Side]) -> Section:
     ]
     tables = [("The main method of each run", DataTable(HEADER, cost_rows(sides)))]
     if by_stage:
-        tables.append(("Time a stage, over all sittings", DataTable(["stage", *stages], by_stage)))
+        tables.append(("Time per stage, over all sessions", DataTable(["stage", *stages], by_stage)))
     machines = {tuple(hosts(side.evidence.events)) for side in sides}
     notes = ["The runs were made on different machines: their times do not compare."] if len(machines) > 1 else []
     return Section("cost", "What each cost", "versus", {"tables": tables, "notes": notes})

@@ -27,10 +27,10 @@ _GRADIENT_BYTES = 4  # of a number of an fp32 gradient
 
 @dataclass
 class Spent:
-    """What a stage or a job took, over all sittings: a run that was killed and resumed cost all of its time."""
+    """What a stage or a job took, over all sessions: a run that was killed and resumed cost all of its time."""
 
     seconds: float = 0.0
-    sittings: int = 0
+    sessions: int = 0
     memory: float = 0.0  # bytes at the peak
     tokens: float = 0.0  # supervised
 
@@ -73,7 +73,7 @@ def spent_on(events: Sequence[dict[str, Any]]) -> dict[str, Spent]:
             continue
         item = found.setdefault(name, Spent())
         if kind == "start":
-            item.sittings += 1
+            item.sessions += 1
             continue
         item.seconds += plausible(event.get("seconds")) or 0.0
         item.memory = max(item.memory, plausible(event.get("peak_memory_bytes")) or 0.0)
@@ -86,13 +86,13 @@ def _stage_table(stages: Mapping[str, Spent]) -> DataTable:
         [
             name,
             duration(item.seconds),
-            str(item.sittings),
+            str(item.sessions),
             data_size(item.memory) if item.memory else NONE,
             count(item.tokens) if item.tokens else NONE,
         ]
         for name, item in stages.items()
     ]
-    return DataTable(["stage", "time", "sittings", "peak memory", "supervised tokens"], rows)
+    return DataTable(["stage", "time", "sessions", "peak memory", "supervised tokens"], rows)
 
 
 def _method_table(methods: Sequence[MethodEvidence], spent: Mapping[str, Spent]) -> DataTable:
@@ -130,7 +130,7 @@ def _traffic(evidence: Evidence) -> Iterator[str]:
 
 
 def stage_figure(stages: Sequence[tuple[str, float]]) -> Figure:
-    """Seconds a stage took, over all sittings."""
+    """Seconds that each stage took, over all sessions."""
     trace = {
         "type": "bar",
         "orientation": "h",
@@ -145,7 +145,7 @@ def stage_figure(stages: Sequence[tuple[str, float]]) -> Figure:
     longest = max(stages, key=lambda stage: stage[1])
     return Figure(
         id="stages",
-        title="Time a stage",
+        title="Time per stage",
         alt=f"Bar chart of the time of {len(stages)} stages, {duration(total)} in all; "
         f"the longest is {longest[0]} with {duration(longest[1])}.",
         traces=[trace],
