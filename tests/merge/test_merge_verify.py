@@ -13,11 +13,10 @@ from merit.base.errors import InputError, StageError
 from merit.base.files import sha256_file
 from merit.cli.merge_command import Merging, merge_models, parse_bytes, parse_weights, verify_models
 from merit.merge import plan
-from merit.merge.average import merge_checkpoints
+from merit.merge.average import merge_checkpoints, remove_branch
 from merit.merge.card import write_card
-from merit.merge.late import remove_branch
-from merit.merge.plan import WeightRule
 from merit.merge.recipe import other_method_recipe, read_mergekit
+from merit.merge.record import WeightRule
 from merit.merge.verify import verify_merge
 
 

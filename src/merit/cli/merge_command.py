@@ -16,10 +16,8 @@ from merit.base.record import Record
 from merit.config.sections import MEMORY_BYTES, DtypeName, ModelConfig
 from merit.merge.average import merge_checkpoints
 from merit.merge.lora import merge_adapters
-from merit.merge.names import short_names
-from merit.merge.plan import WeightRule
 from merit.merge.recipe import read_mergekit
-from merit.merge.record import MergeResult
+from merit.merge.record import MergeResult, WeightRule, short_names
 from merit.merge.remote import fetch, send_merge
 from merit.merge.rule import Branches, find_rule
 from merit.merge.verify import verify_merge

@@ -109,7 +109,7 @@ def conflict(
     """Measures which datasets conflict: gradients at θ0, similarity, axes."""
     if worker is not None:
         from merit.cli.console import show_messages
-        from merit.gradients.worker import run_worker
+        from merit.conflict.step import run_worker
 
         show_messages()
         run_worker(file, worker, examples, precision)

@@ -11,7 +11,7 @@ from merit.base.errors import printable
 from merit.base.files import write_text
 from merit.base.words import count, duration, plain, plural
 from merit.evaluate.scores import TableRow
-from merit.merge.names import hub_id
+from merit.merge.record import hub_id
 from merit.report.evidence import Evidence, read_evidence
 from merit.report.sections.asked import facts
 from merit.report.table import table_markdown

@@ -15,8 +15,9 @@ from merit.base.errors import InputError
 from merit.base.files import read_json
 from merit.base.record import Record, whole
 from merit.config.yaml import read_yaml
+from merit.conflict.axes import AxesResult
 from merit.conflict.explain import Explanation
-from merit.conflict.records import AxesResult, ConflictResult, load_similarity
+from merit.conflict.similarity import ConflictResult, load_similarity
 from merit.data.mixture import Mixture
 from merit.evaluate.drift import DriftSet
 from merit.evaluate.scores import ModelScores, Table

@@ -12,8 +12,9 @@ from typing import Any
 
 from merit.base.errors import InputError
 from merit.base.record import Record
+from merit.conflict.axes import AxesResult
 from merit.conflict.explain import Explanation
-from merit.conflict.records import AxesResult, ConflictResult
+from merit.conflict.similarity import ConflictResult
 from merit.data.mixture import Mixture
 from merit.evaluate.scores import ModelScores
 from merit.gate.step import GateResult
