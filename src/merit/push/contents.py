@@ -41,7 +41,7 @@ class Item:
 
 
 class LeftOut(Record):
-    """A file that stays here, and why."""
+    """A file that is not uploaded, and why."""
 
     name: str
     reason: str
