@@ -16,7 +16,7 @@ from merit.study.spec import Study
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"seeds": "seeds: [1, 1]"}, r"study.yaml:\d+: `seeds`: a seed stands twice in the list"),
+        ({"seeds": "seeds: [1, 1]"}, r"study.yaml:\d+: `seeds`: a seed is listed twice"),
         ({"seeds": "sedes: [1]"}, r"`sedes`: unknown key; did you mean `seeds`\?"),
         ({"budgets": "budgets: {half: 1.5}"}, r"`budgets.half`: Input should be less than or equal to 1"),
         ({"budgets": "budgets: {Half/2: 0.5}"}, r"`budgets.Half/2`: use lower-case letters"),

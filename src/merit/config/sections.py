@@ -70,6 +70,9 @@ else:
     FieldName = Literal[tuple(dict.fromkeys(field for fields in (_KNOWN, *_OTHERS) for field in fields))]
 
 
+GENERATED = 500  # examples of a generator that sets no `max_examples`
+
+
 class DatasetConfig(Section):
     """One dataset: a source, a weight or cap, a prompt format."""
 
@@ -88,7 +91,9 @@ class DatasetConfig(Section):
     )
     system: str | None = Field(default=None, description="System message for examples that have none.")
     max_examples: int | None = Field(
-        default=None, ge=1, description="Use at most this many rows, chosen by content hash."
+        default=None,
+        ge=1,
+        description=f"Use at most this many rows, chosen by content hash. Default: all; {GENERATED} of a generator.",
     )
     weight: float = Field(
         default=1.0,
@@ -105,9 +110,7 @@ class DatasetConfig(Section):
         default="skip", description="Skip and list an example whose image is unusable, or refuse the dataset."
     )
     max_pixels: int = Field(default=100_000_000, ge=1, description="Most pixels in an image.")
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="Arguments of a reasoning_gym generator, including `seed`."
-    )
+    options: dict[str, Any] = Field(default_factory=dict, description="Arguments of a generator, including `seed`.")
 
 
 class PrepareStage(Section):
@@ -160,7 +163,7 @@ class GateConfig(Section):
     max_barrier: float = Field(
         default=0.02, ge=0, description="Highest barrier between two pilots that passes, as a share of θ0's loss."
     )
-    enforce: bool = Field(default=True, description="Whether a no stops the run before training.")
+    enforce: bool = Field(default=True, description="Stop the run before training if the gate says no.")
 
 
 def _regex(text: str) -> str:
@@ -371,7 +374,7 @@ class EvaluateConfig(Section):
         default=0,
         ge=0,
         le=32,
-        description="General prompts; measures the loss on θ0's own answers to them. 0: none.",
+        description="How many general prompts θ0 answers; measures the loss of every model on these answers. 0: none.",
     )
     branches: bool = Field(default=True, description="Also measure the loss of each branch of the main method.")
     batch_tokens: int = Field(default=4096, ge=1, description="Tokens per forward pass, padding included.")

@@ -59,9 +59,9 @@ class MethodConfig(Section):
         problems = []
         splitter = self._splitter
         if splitter.needs_file:
-            problems.append((("splitter",), f"`{self.splitter}` needs a file of groups, which a study has none of"))
+            problems.append((("splitter",), f"`{self.splitter}` needs a file of groups, which a study does not take"))
         if (self.copies is not None) != (splitter.whole_mixture and not splitter.one_group):
-            problems.append((("copies",), "a soup (`replicate`) needs it, and nothing else has it"))
+            problems.append((("copies",), "a soup (`replicate`) needs this field, and no other method takes it"))
         if self.axes == "auto" and splitter.role != "method":
             problems.append((("axes",), f"`auto` is for methods; `{self.splitter}` is a control"))
         if isinstance(self.axes, int) and not 1 <= self.axes <= 6:
@@ -251,7 +251,7 @@ class StudyConfig(Section):
     @classmethod
     def _distinct(cls, value: list[int]) -> list[int]:
         if len(set(value)) < len(value):
-            raise ValueError("a seed stands twice in the list")
+            raise ValueError("a seed is listed twice")
         return value
 
     @model_validator(mode="after")
@@ -288,7 +288,7 @@ class StudyConfig(Section):
         for name, method in self.methods.items():
             groups = method.groups
             if name == "base":
-                yield ("methods", name), "this name is θ0's own"
+                yield ("methods", name), "this is the name of θ0"
             least = extensions.load("splitters", method.splitter).least_datasets(method.axes)
             if groups is not None and least > len(self.mixture):
                 yield ("methods", name, "axes"), f"{groups} groups need as many datasets; there are {len(self.mixture)}"

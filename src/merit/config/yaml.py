@@ -1,4 +1,7 @@
-"""YAML as plain data, whoever wrote it: no alias, no object, no depth and no number that takes over the machine."""
+"""Reads YAML files, from strangers too: plain data only, no aliases, bounded depth, sizes and numbers.
+
+Every mistake in a configuration is explained by file, line, field and the nearest known key.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from merit.base.errors import InputError, Problems
+from merit.base.errors import InputError, Problems, did_you_mean
 from merit.config.run import RunConfig
 from merit.config.sections import REFUSED, Location, Section
 
@@ -30,7 +33,7 @@ def read_yaml(path: Path, *, missing: InputError | None = None) -> tuple[Any, di
     """The value in a YAML file (JSON is YAML too), and the line of every field in it. Keys are text, as written.
 
     Args:
-        missing: what is raised where there is no file.
+        missing: the error to raise if there is no file.
 
     Raises:
         InputError: no such file; not YAML or nothing in it; an alias, a duplicate key, deep nesting, a value that is no
@@ -46,7 +49,7 @@ def _read(path: Path, missing: InputError | None) -> str:
         with path.open("rb") as handle:
             raw = handle.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
-            raise InputError(f"larger than {MAX_BYTES:,} bytes: nobody wrote this by hand", file=path)
+            raise InputError(f"larger than {MAX_BYTES:,} bytes, so this is no configuration", file=path)
         return raw.decode("utf-8")
     except FileNotFoundError:
         raise missing or InputError("no such file", file=path) from None
@@ -163,7 +166,7 @@ def load_section(path: Path, kind: type[_Kind], example: str) -> _Kind:
     if value is None:
         raise InputError("the file is empty; `merit init FOLDER` writes a filled one", file=path)
     if isinstance(value, dict):
-        value.pop("versions", None)  # what a run directory's config.yaml says of its making
+        value.pop("versions", None)  # which a run directory's config.yaml records
     else:
         raise InputError(f"the file must hold a mapping such as {example}", file=path, line=1)
     for old, new in rename_keys(value):
@@ -203,9 +206,9 @@ _SHOWN = 60  # characters of a name or value
 
 
 def explain(
-    path: Path, error: ValidationError, lines: Mapping[Location, int], root: type[BaseModel] = RunConfig
+    path: Path, error: ValidationError, lines: Mapping[Location, int], root: type[BaseModel]
 ) -> list[InputError]:
-    """One error a mistake, in the order of their lines.
+    """Pydantic's errors in the user's words: one error per mistake, in the order of their lines.
 
     Args:
         path: the configuration file.
@@ -245,8 +248,7 @@ def _message(item: Any, at: Location) -> str:
     hint = ""
     if item["type"] == "literal_error":
         known = [word.strip("' ") for word in item["ctx"]["expected"].replace(" or ", ", ").split(",")]
-        near = difflib.get_close_matches(str(value), known, n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
+        hint = did_you_mean(str(value), known)
     return f"{message}, not {_short(str(value))!r}{hint}"
 
 
@@ -274,20 +276,14 @@ def _line(lines: Mapping[Location, int], at: Location) -> int:
 def _keys_at(root: type[BaseModel], at: Location) -> list[str]:
     """The known keys of the section at `at`, found by walking the schema."""
     model = root
-    skip = False
-    for part in at:
-        if skip:
-            skip = False
-            continue
+    parts = iter(at)
+    for part in parts:
         annotation: Any = model.model_fields[str(part)].annotation
-        arguments = getattr(annotation, "__args__", ())
-        skip = getattr(annotation, "__origin__", None) is dict
-        candidates = [item for item in (annotation, *arguments) if _is_section(item)]
-        if not candidates:
+        if get_origin(annotation) is dict:
+            next(parts, None)  # a name that the user chose
+        kinds = [item for item in (annotation, *get_args(annotation)) if isinstance(item, type)]
+        sections = [item for item in kinds if issubclass(item, BaseModel)]
+        if not sections:
             return []
-        model = candidates[0]
+        model = sections[0]
     return list(model.model_fields)
-
-
-def _is_section(item: Any) -> bool:
-    return isinstance(item, type) and issubclass(item, BaseModel)

@@ -273,7 +273,7 @@ class Encoding:
             field, line = "train.max_length", self.first_dropped
         elif not self.reader.unseen and min(train, held_out) == 0:
             total, part = train + held_out, "train on" if train == 0 else "hold out"
-            message = f"none of its {total} examples falls to the rows to {part}; add rows, or change the share"
+            message = f"none of its {total} examples is left to {part}; add rows, or change the share"
             field = "held_out_fraction"
         return InputError(message, file=self.reader.source.place, line=line, field=field) if message else None
 

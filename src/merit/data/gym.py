@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -17,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from merit.base.errors import InputError
+from merit.base.errors import InputError, did_you_mean
 from merit.base.machine import PYTHON
-from merit.config.sections import DatasetConfig
+from merit.config.sections import GENERATED, DatasetConfig
 from merit.data.example import Row
 
 PREFIX = "reasoning_gym:"
-DEFAULT_SIZE = 500
 _KEEP = 5_000  # rows kept after generation, because a build reads twice and generating costs more than reading
 # What the generators raise on wrong options: they validate with assert.
 _REFUSALS = (AssertionError, TypeError, ValueError, KeyError, AttributeError)
@@ -67,7 +65,7 @@ class GymSource:
         for key in options:
             if key not in known:
                 raise InputError(f"unknown option{_nearest(key, known)}", field=f"{at}.{key}")
-        source = cls(config.path, family, config.max_examples or DEFAULT_SIZE, seed, options)
+        source = cls(config.path, family, config.max_examples or GENERATED, seed, options)
         try:
             _ = source._dataset
         except _REFUSALS as error:
@@ -126,9 +124,8 @@ def _registry() -> dict[str, Any]:
     return registry
 
 
-def _nearest(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(sorted(known)[:12])}"
+def _nearest(name: str, known: Collection[str]) -> str:
+    return did_you_mean(name, known, otherwise=f"; known: {', '.join(sorted(known)[:12])}", cutoff=0.5)
 
 
 # The families of reasoning_gym 0.1.25 whose first 60 entries differed between two processes (8 entries of eight slow

@@ -6,6 +6,7 @@ are `<image>` in the text or parts `{"type": "image"}` without content; or in th
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 
 from merit.base.errors import InputError
 from merit.data.example import Message
-from merit.data.image import BadImage, ImageRef, from_base64
+from merit.data.image import BadImage, ImageRef
 
 MARK = "<image>"
 _COLUMNS = ("images", "image")
@@ -109,10 +110,15 @@ def _inside(path: Path, folder: Path) -> bool:
 
 
 def _inline(text: str, at: str) -> ImageRef:
+    """The image that `text` holds in base64, with or without a `data:` head."""
+    if text.startswith("data:"):
+        head, comma, text = text.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise BadImage("the image in the row is a `data:` address that is not base64", field=at)
     try:
-        return ImageRef("in the row", at, data=from_base64(text))
+        return ImageRef("in the row", at, data=base64.b64decode("".join(text.split()), validate=True))
     except ValueError as error:
-        raise BadImage(f"the image in the row is {error}", field=at) from None
+        raise BadImage(f"the image in the row is not base64: {error}", field=at) from None
 
 
 def part_image(part: Mapping[str, Any], images: ImageSource, at: str) -> ImageRef:

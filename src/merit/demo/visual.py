@@ -5,7 +5,6 @@ Digits and photographs are real images that come with scikit-learn; the rest is 
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from merit.base.errors import InputError
-from merit.config.sections import DatasetConfig
+from merit.base.errors import InputError, did_you_mean
+from merit.config.sections import GENERATED, DatasetConfig
 from merit.data.example import Row
 
 PREFIX = "visual:"
-DEFAULT_SIZE = 500
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,7 @@ class VisualSource:
         """
         task = config.path.removeprefix(PREFIX)
         if task not in TASKS:
-            near = difflib.get_close_matches(task, TASKS, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(TASKS)}"
+            hint = did_you_mean(task, TASKS, otherwise=f"; known: {', '.join(TASKS)}")
             raise InputError(f"unknown task {task!r}{hint}", field=f"{field}.path")
         seed = config.options.get("seed", 0)
         talk = config.options.get("talk", False)
@@ -57,7 +54,7 @@ class VisualSource:
             raise InputError(f"must be a whole number, not {seed!r}", field=f"{field}.options.seed")
         if not isinstance(talk, bool):
             raise InputError(f"must be true or false, not {talk!r}", field=f"{field}.options.talk")
-        return cls(config.path, task, config.max_examples or DEFAULT_SIZE, seed, talk)
+        return cls(config.path, task, config.max_examples or GENERATED, seed, talk)
 
     def rows(self) -> Iterator[Row]:
         task = TASKS[self.task]

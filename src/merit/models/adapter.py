@@ -84,10 +84,9 @@ class Adapter:
         """
         config = _config(path)
         if not (path / WEIGHTS).is_file():
-            pickled = (path / "adapter_model.bin").is_file()
-            why = "the adapter is pickled, which can run code when loaded; save it as safetensors" if pickled else (
-                f"there is no {WEIGHTS} in it"
-            )  # fmt: skip
+            why = f"there is no {WEIGHTS} in it"
+            if (path / "adapter_model.bin").is_file():
+                why = "the adapter is pickled, which can run code when loaded; save it as safetensors"
             raise InputError(why, file=path)
         parts: dict[str, dict[str, TensorInfo]] = {}
         whole: dict[str, TensorInfo] = {}
@@ -99,14 +98,20 @@ class Adapter:
                     break
             else:
                 whole[name.replace(".base_layer.", ".")] = info
-        own = find_layout(base.tensors).names
-        found = _Names(base, {**own, **{name: name for name in base.tensors}}, path)
+        spelled = {**find_layout(base.tensors).names, **{name: name for name in base.tensors}}
+
+        def own(name: str, info: TensorInfo) -> str:
+            """The base's name of a tensor."""
+            if name not in spelled:
+                raise InputError(f"the base {base.path} has no `{name}`", file=path / WEIGHTS, field=info.name)
+            return spelled[name]
+
         updates, modules = {}, {}
         for module, factors in parts.items():
-            name = found.of(f"{module}.weight", next(iter(factors.values())))
+            name = own(f"{module}.weight", next(iter(factors.values())))
             updates[name] = _low_rank(path, config, module, factors, base.info(name))
             modules[name] = module
-        full = {found.of(name, info): info for name, info in whole.items()}
+        full = {own(name, info): info for name, info in whole.items()}
         _check_full(path, full, base)
         _check_tied(path, config, {*updates, *full}, base)
         return cls(path, config, updates, full, modules)
@@ -121,21 +126,6 @@ def base_of(path: Path) -> str | None:
     """What the adapter's configuration names as its base. Only its word: a stranger's adapter may name any folder."""
     name = _config(path).get("base_model_name_or_path")
     return name if isinstance(name, str) and name else None
-
-
-@dataclass(frozen=True)
-class _Names:
-    base: Checkpoint
-    spelled: Mapping[str, str]
-    path: Path
-
-    def of(self, name: str, info: TensorInfo) -> str:
-        try:
-            return self.spelled[name]
-        except KeyError:
-            raise InputError(
-                f"the base {self.base.path} has no `{name}`", file=self.path / WEIGHTS, field=info.name
-            ) from None
 
 
 def _config(path: Path) -> dict[str, Any]:
