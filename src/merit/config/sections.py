@@ -31,7 +31,7 @@ class Section(BaseModel):
 
 
 def refused(problems: Sequence[tuple[Location, str]]) -> PydanticCustomError:
-    """The error of a check across fields: what is wrong where. A validator of a section must raise pydantic's own."""
+    """The error of a check across fields, as (place, message). Validators may raise pydantic's errors only."""
     text = "; ".join(f"`{'.'.join(map(str, at))}`: {message}" for at, message in problems)
     return PydanticCustomError(REFUSED, "{text}", {"text": text, "problems": list(problems)})
 
@@ -122,13 +122,6 @@ class PrepareStage(Section):
     batch_tokens: int | None = Field(default=None, ge=1, description="Mean tokens per optimizer step.")
 
 
-def _recipe() -> list[PrepareStage]:
-    return [
-        PrepareStage(freeze=["vision", "language"], learning_rate=1e-3),
-        PrepareStage(freeze=["vision"]),
-    ]
-
-
 class PrepareConfig(Section):
     """Basin preparation: the LLaVA recipe for a vision-language model, a short joint warm-up for text."""
 
@@ -151,7 +144,10 @@ class PrepareConfig(Section):
         """The stages, or their default."""
         if self.stages is not None:
             return self.stages
-        return _recipe() if vision else [PrepareStage(epochs=0.1)]
+        if not vision:
+            return [PrepareStage(epochs=0.1)]
+        projector = PrepareStage(freeze=["vision", "language"], learning_rate=1e-3)
+        return [projector, PrepareStage(freeze=["vision"])]
 
 
 class GateConfig(Section):
@@ -234,7 +230,7 @@ if TYPE_CHECKING:
 else:
     SplitterName = Literal[extensions.names("splitters")]
 
-UNSPLIT: SplitterName = "single"  # what is left where no axis is worth a cut: joint training
+UNSPLIT: SplitterName = "single"  # the fallback when no axis is worth a cut: joint training
 MAX_AXES = 10
 
 
@@ -314,7 +310,7 @@ class TrainConfig(Section):
     trl: dict[str, Any] = Field(default_factory=dict, description="Further arguments of TRL's SFTConfig.")
 
 
-# What the merge takes where nothing else is said: in a run, in `merit merge A B C` and from Python.
+# Defaults of every merge: in a run, in `merit merge A B C` and from Python.
 SHARD_BYTES = 5_000_000_000
 MEMORY_BYTES = 512_000_000  # of all buffers together
 CURVATURE_BATCH_TOKENS = 4096

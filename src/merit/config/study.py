@@ -83,7 +83,7 @@ class MethodConfig(Section):
 
     @property
     def groups(self) -> int | None:
-        """How many branches, None where the evidence decides."""
+        """How many branches; None if the evidence decides."""
         if self._splitter.one_group:
             return 1
         if self.copies is not None:

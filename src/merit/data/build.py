@@ -70,7 +70,11 @@ def build_mixture(
                 encoding = Encoding(reader, selection, encoder, config.held_out_fraction)
                 show = _shown(bar, index, reader.name)
                 summaries[reader.name] = _write(path, encoding, depends[reader.name], show)
-    done = [_named(summary, reader) for reader in readers if (summary := summaries[reader.name]) is not None]
+    done = [
+        summary.model_copy(update={"name": reader.name, "source": reader.config.path, "weight": reader.config.weight})
+        for reader in readers
+        if (summary := summaries[reader.name]) is not None
+    ]
     mixture = Mixture(
         datasets=done[: len(config.mixture)],
         unseen=done[len(config.mixture) :],
@@ -136,11 +140,6 @@ def _stored(run: RunDir, reader: DatasetReader, depends: str) -> DatasetSummary 
     except InputError:
         return None
     return stored.summary if stored.depends == depends and stored.intact() else None
-
-
-def _named(summary: DatasetSummary, reader: DatasetReader) -> DatasetSummary:
-    now = {"name": reader.name, "source": reader.config.path, "weight": reader.config.weight}
-    return summary.model_copy(update=now)
 
 
 def _shown(bar: Any, index: int, name: str) -> Callable[[float], None]:

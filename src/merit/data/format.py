@@ -1,4 +1,4 @@
-"""A data format: how a row of a source becomes an `Example`. All that can be wrong with a row is said here.
+"""A data format: how a row of a source becomes an `Example`, and what is wrong with a row that does not.
 
 A format is one file that defines `FORMAT`: merit's own lie in `merit.data.formats`, anyone's in `merit_ext/formats/`.
 """
@@ -195,21 +195,13 @@ def _listed(names: Any) -> str:
     return ", ".join(shown[:12]) + (", …" if len(shown) > 12 else "") if shown else "no columns"
 
 
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "chatgpt": "assistant",
-    "function_call": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
+_ALIASES: dict[Role, tuple[str, ...]] = {
+    "system": ("system", "developer"),
+    "user": ("user", "human"),
+    "assistant": ("assistant", "gpt", "model", "bot", "chatgpt", "function_call"),
+    "tool": ("tool", "function", "observation"),
 }
+ROLES: dict[str, Role] = {alias: role for role, aliases in _ALIASES.items() for alias in aliases}
 
 
 def parse_turns(value: Any, at: str, images: ImageSource = NO_FOLDER) -> tuple[Message, ...]:

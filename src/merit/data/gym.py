@@ -79,7 +79,7 @@ class GymSource:
     def fingerprint(self) -> str:
         recipe = [self.family, self.size, self.seed, self.options, version("reasoning-gym")]
         if self.family in UNSETTLED:
-            recipe.append("settled")  # earlier versions of merit made other entries of the same recipe
+            recipe.append("settled")  # earlier versions of merit made other entries from the same recipe
         return "gym:" + json.dumps(recipe, sort_keys=True, default=str)
 
     # Frozen dataclasses may cache: the instance dict is written past __setattr__.
@@ -91,7 +91,7 @@ class GymSource:
 
     @cached_property
     def _entries(self) -> Any:
-        """What has the entry of every index."""
+        """The entries, by index."""
         if self.family not in UNSETTLED:
             return self._dataset
         return settled_entries(self.family, self.size, self.seed, self.options)
@@ -117,7 +117,7 @@ def _registry() -> dict[str, Any]:
     try:
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
-        if error.name != "reasoning_gym":  # it is there, and something that it needs is not
+        if error.name != "reasoning_gym":  # it is installed, but lacks a package that it needs
             raise InputError(f"reasoning_gym cannot be imported: {error}") from None
         raise InputError("reasoning_gym is not installed: pip install 'merit-tuning[demo]'") from None
     registry: dict[str, Any] = DATASETS

@@ -25,7 +25,7 @@ PREFIX = "visual:"
 class VisualSource:
     """One task. Rows are {question, answer, image}; row i of a seed is always the same.
 
-    `talk` goes on asking about the same picture: {messages, image}. Cheaper to learn from: it is looked at once.
+    `talk` asks more about the same picture: {messages, image}. It costs less to learn several answers from one picture.
     """
 
     place: str
@@ -78,7 +78,7 @@ class VisualSource:
 
 
 def _turns(made: Made, rng: np.random.Generator) -> list[dict[str, str]]:
-    """The task's own question comes first: what is said of the steps would answer it without a look at the picture."""
+    """The task's own question comes first: answers about its steps would give it away."""
     asked = [(made.question, made.answer), *(made.more[at] for at in rng.permutation(len(made.more)))]
     return [
         {"role": role, "content": text}
@@ -108,7 +108,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 
 @dataclass(frozen=True)
 class Made:
-    """A picture, what is asked of it, and more that could be asked: steps toward the answer, or what else is seen."""
+    """A picture, a question and its answer, and further questions: steps toward the answer, or other things to see."""
 
     picture: Any
     question: str
@@ -118,7 +118,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Task:
-    """`chance` is the share of right answers of one who always says the most frequent answer."""
+    """`chance` is the accuracy of always giving the most frequent answer."""
 
     make: Callable[[Rng], Made]
     chance: float

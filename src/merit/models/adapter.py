@@ -25,7 +25,7 @@ _FACTORS = {
     ".lora_magnitude_vector": "magnitude",
     ".lora_magnitude_vector.weight": "magnitude",
 }
-# Settings whose update is not scale · B A on the base as it is; merged as if it were, they would be wrong in silence.
+# Settings whose update is not scale · B A on the unchanged base: merging them as if it were would be silently wrong.
 _REFUSED = (
     "alora_invocation_tokens",
     "arrow_config",
@@ -123,7 +123,7 @@ def is_adapter(path: Path) -> bool:
 
 
 def base_of(path: Path) -> str | None:
-    """What the adapter's configuration names as its base. Only its word: a stranger's adapter may name any folder."""
+    """The base that the adapter's configuration names. Do not trust it: a stranger's adapter may name any folder."""
     name = _config(path).get("base_model_name_or_path")
     return name if isinstance(name, str) and name else None
 
@@ -156,7 +156,7 @@ def _low_rank(
     embedding = "lora_embedding" in a.name
     transposed = embedding or bool(config.get("fan_in_fan_out"))
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
-        raise InputError(f"A {list(a.shape)} and B {list(b.shape)} are no two factors", file=file, field=module)
+        raise InputError(f"A {list(a.shape)} and B {list(b.shape)} do not fit together", file=file, field=module)
     shape = (b.shape[0], a.shape[1])
     if weight.shape != (shape[::-1] if transposed else shape):
         raise InputError(
@@ -184,7 +184,7 @@ def _pattern(config: Mapping[str, Any], key: str, module: str, default: Any) -> 
         raise InputError("must be an object of patterns", field=key)
     for pattern, value in patterns.items():
         if len(pattern) > _LONGEST or _SLOW.search(pattern):
-            raise InputError("a pattern that can take for ever; write it without nested repeats", field=key)
+            raise InputError("matching this pattern may never end; write it without nested repeats", field=key)
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value

@@ -157,7 +157,7 @@ def autocast(precision: Precision) -> Any:
 
 
 def quiet_transformers() -> None:
-    """Keeps transformers' own bars and hints off the terminal: merit shows one bar, its own."""
+    """Keeps transformers' own bars and hints off the terminal; merit shows its own bar."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
