@@ -59,8 +59,7 @@ class BadImage(InputError):
 class ImageRef:
     """Where one image's bytes are: a file, the row itself, or the web.
 
-    `at` is the field that it came from; `name` is its name in messages. A reference without path, url and data marks a
-    place to be filled with an image.
+    `at` is the field that it came from; `name` is its name in messages.
     """
 
     name: str
@@ -68,6 +67,11 @@ class ImageRef:
     path: Path | None = None
     url: str | None = None
     data: bytes | None = field(default=None, repr=False)
+
+    @property
+    def is_place(self) -> bool:
+        """Whether an image is still to be put here."""
+        return self.path is None and self.url is None and self.data is None
 
     def read(self) -> bytes:
         """The file's bytes, as they are.
