@@ -172,8 +172,8 @@ def test_offsets_of_another_type_are_damage(end: Any, tmp_path: Path) -> None:
     [
         ({"a": {"dtype": ["F32"], "shape": [18], "data_offsets": [0, 72]}}, "unknown type"),
         ({"a": {"dtype": {}, "shape": [18], "data_offsets": [0, 72]}}, "unknown type"),
-        ({"__metadata__": "pt", **{key: HEADER[key] for key in HEADER if key != "__metadata__"}}, "notes are no text"),
-        ({**HEADER, "__metadata__": {"format": 7}}, "notes are no text"),
+        ({"__metadata__": "pt", **{key: HEADER[key] for key in HEADER if key != "__metadata__"}}, "must hold text"),
+        ({**HEADER, "__metadata__": {"format": 7}}, "must hold text"),
         ({**HEADER, "__metadata__": {"x": "\ud800"}}, "damaged header"),
         ({**HEADER, "__metadata__": {"x": float("nan")}}, "not JSON"),
     ],
