@@ -49,8 +49,6 @@ EXAMPLES = (
 
 @pytest.fixture(scope="module", params=KINDS)
 def folder(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if request.param == "smolvlm":
-        pytest.importorskip("num2words")
     return write_tiny_vlm(request.param, tmp_path_factory.mktemp("vlm") / request.param)
 
 

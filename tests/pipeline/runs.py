@@ -10,9 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from merit.base.program import merit_command
-
 import warm
+from merit.base.machine import merit_command
 from merit.cli.main import run
 
 # To be formatted with `model`; the four files of four_files.py, cut in two.

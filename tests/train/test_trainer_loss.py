@@ -35,8 +35,7 @@ train: {{learning_rate: 0.1, batch_tokens: 1000000, micro_batch_tokens: {micro},
 
 
 def _train(folder: Path, model: Path, *, micro: int, lora: str = "null") -> tuple[RunContext, BranchResult]:
-    from merit.split.make import make_partition
-    from merit.split.splitter import SplitRequest
+    from merit.split.splitter import SplitRequest, make_partition
 
     write_four_files(folder)
     file = folder / "merit.yaml"

@@ -316,6 +316,7 @@ MEMORY_BYTES = 512_000_000  # of all buffers together
 CURVATURE_BATCH_TOKENS = 4096
 
 DtypeName = Literal["input", "float32", "bfloat16", "float16"]
+Rounding = Literal["nearest", "stochastic"]
 Scale = Annotated[float, Field(gt=0, le=10)]
 if TYPE_CHECKING:
     RuleName = str
