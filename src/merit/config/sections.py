@@ -42,7 +42,9 @@ Role = Literal["vision", "projector", "language"]
 class ModelConfig(Section):
     """Where θ0 comes from. In YAML a plain string is short for `path`."""
 
-    path: LocalIfThere = Field(min_length=1, description="Hub id, folder, .gguf file, or `embedded:smollm2-135m`.")
+    path: LocalIfThere = Field(
+        min_length=1, description="Hub id, folder, .gguf file, `embedded:smollm2-135m` or `embedded:tiny-llava`."
+    )
     revision: str | None = Field(default=None, description="Hub revision: a branch, tag or commit.")
     trust_remote_code: bool = Field(default=False, description="Run Python code from the model's repository.")
     freeze: list[Role] | None = Field(
@@ -78,7 +80,7 @@ class DatasetConfig(Section):
 
     path: LocalIfThere = Field(
         min_length=1,
-        description="A .jsonl, .json, .parquet or .csv file (relative to this configuration), a Hub dataset id, "
+        description="A .jsonl, .json, .csv, .tsv or .parquet file (relative to this configuration), a Hub dataset id, "
         "`reasoning_gym:NAME`, or `visual:NAME` (generated pictures).",
     )
     split: str = Field(default="train", description="Split of a Hub dataset.")
@@ -109,7 +111,7 @@ class DatasetConfig(Section):
     bad_images: Literal["skip", "refuse"] = Field(
         default="skip", description="Skip and list an example whose image is unusable, or refuse the dataset."
     )
-    max_pixels: int = Field(default=100_000_000, ge=1, description="Most pixels in an image.")
+    max_pixels: int = Field(default=100_000_000, ge=1, description="An image with more pixels counts as bad.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of a generator, including `seed`.")
 
 
@@ -359,7 +361,7 @@ class MergeConfig(Section):
 class EvaluateConfig(Section):
     """Held-out loss, exact match, unseen datasets, drift."""
 
-    held_out: int = Field(default=64, ge=1, description="Most held-out examples per dataset for the loss.")
+    held_out: int = Field(default=64, ge=1, description="At most this many held-out examples per dataset for the loss.")
     generate: int = Field(
         default=16, ge=0, description="How many of them to answer by greedy decoding for exact match. 0: none."
     )
