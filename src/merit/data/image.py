@@ -24,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib import request
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 
 from merit.base.errors import InputError
 from merit.base.files import write_bytes
@@ -407,10 +407,10 @@ def _parse(text: str) -> ImageFacts | str:
 
 
 SILENCE = 20.0  # seconds without a byte
-WHOLE = 300.0  # seconds for all of it: a server that drips would never be silent
+WHOLE = 300.0  # seconds for the whole file: a server that drips is never silent
 _TRIES = 3
 _PAUSE = 1.0  # seconds before the second try, twice that before the third
-_BUSY = {429, 500, 502, 503, 504}  # what passes
+_BUSY = {429, 500, 502, 503, 504}  # worth another try
 _PIECE = 2**18
 
 
@@ -420,18 +420,17 @@ def fetch(url: str, limit: int, *, silence: float = SILENCE, whole: float = WHOL
     Redirections are followed to such addresses only: one to `file:` would read this machine.
 
     Raises:
-        OSError: it cannot be had; the text says why.
+        OSError: there is no such file, or it cannot be fetched; the text says why.
     """
     for attempt in range(_TRIES):
         time.sleep(_PAUSE * attempt)
         try:
             return _get(url, limit, silence, whole)
-        except HTTPError as error:
-            error.close()
-            if error.code not in _BUSY or attempt == _TRIES - 1:
-                raise
-        except (ConnectionError, URLError) as error:
-            passing = isinstance(error, ConnectionError) or isinstance(error.reason, ConnectionError)
+        except OSError as error:
+            passing = isinstance(getattr(error, "reason", error), ConnectionError)
+            if isinstance(error, HTTPError):
+                error.close()
+                passing = error.code in _BUSY
             if not passing or attempt == _TRIES - 1:
                 raise
         except (HTTPException, ValueError) as error:
