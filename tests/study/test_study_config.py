@@ -16,13 +16,16 @@ from merit.study.spec import Study
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"seeds": "seeds: [1, 1]"}, r"study.yaml:\d+: `seeds`: a seed stands twice in the list"),
+        ({"seeds": "seeds: [1, 1]"}, r"study.yaml:\d+: `seeds`: a seed is listed twice"),
         ({"seeds": "sedes: [1]"}, r"`sedes`: unknown key; did you mean `seeds`\?"),
         ({"budgets": "budgets: {half: 1.5}"}, r"`budgets.half`: Input should be less than or equal to 1"),
         ({"budgets": "budgets: {Half/2: 0.5}"}, r"`budgets.Half/2`: use lower-case letters"),
         ({"unseen": 'unseen: {gcd: {path: "reasoning_gym:gcd"}}'}, r"`unseen.gcd`: this is also the name of a dataset"),
         ({"question": "question: {budget: big}"}, r"`question.budget`: no budget 'big' in `budgets`"),
-        ({"  soup-2": "  soup-2: {splitter: replicate}"}, r"`methods.soup-2.copies`: a soup \(`replicate`\) needs it"),
+        (
+            {"  soup-2": "  soup-2: {splitter: replicate}"},
+            r"`methods.soup-2.copies`: a soup \(`replicate`\) needs this field",
+        ),
         ({"  random-2": "  random-2: {splitter: random, axes: 3}"}, r"`methods.random-2.axes`: 8 groups need as many"),
         ({"  joint": "  joined: {splitter: single}"}, r"`reference`: no method 'joint' in `methods`"),
         ({"  merit-1d": "  merit-1d: {splitter: pcaa}"}, r"`methods.merit-1d.splitter`: .*did you mean `pca`\?"),

@@ -38,7 +38,7 @@ def load_model(
     freeze: Collection[Role] | None = None,
 ) -> PreTrainedModel:
     """A model on the best device, in `dtype` (`"auto"`: as stored), safetensors only. One that takes images and text
-    carries its `ModelImages`. Tensors that it has no place for are told as a warning.
+    carries its `ModelImages`. A warning names tensors that the model has no place for.
 
     Args:
         freeze: roles whose parameters get no gradient. None: the published default, which is the vision tower.
@@ -63,10 +63,10 @@ def load_model(
         if out_of_memory(error):
             raise
         raise InputError(f"cannot be loaded: {first_line(error)}", file=folder) from error
-    # transformers only warns about tensors that it had to make up; a half-random model must not pass.
+    # transformers only warns about tensors that it had to draw at random.
     if missing := sorted(info["missing_keys"]):
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(f"`{missing[0]}`{more} missing in the weights", file=folder)
+        more = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
+        raise InputError(f"the weights lack `{missing[0]}`{more}", file=folder)
     if spare := sorted(info["unexpected_keys"]):
         _log.warning("%s: the model has no place for %d of its tensors (`%s` …)", folder, len(spare), spare[0])
     if freeze and not vision:
@@ -176,7 +176,7 @@ def autocast(precision: Precision) -> Any:
 
 
 def quiet_transformers() -> None:
-    """Keeps transformers' own bars and hints off the terminal: merit shows one bar, its own."""
+    """Keeps transformers' own bars and hints off the terminal; merit shows its own bar."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
