@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from merit.config.model import ModelConfig
+from merit.config.sections import ModelConfig
 from merit.data.example import Encoded
-from merit.diagnose.connectivity import connectivity
+from merit.diagnose.checks.lmc import connectivity
 from merit.diagnose.hessian import Hessian, within_budget
 from merit.diagnose.lanczos import Lanczos
 from merit.diagnose.live import LiveModel
@@ -92,7 +92,7 @@ def lmc(folder: Path, rows: list[Encoded], scratch: Path) -> dict[str, float]:
         noisy.save_pretrained(scratch / str(k))
         del noisy
     live = LiveModel(model, folders)
-    held_out = Interleaved(rows, [0] * len(rows), precision=pick_precision("auto"))
+    held_out = Interleaved(rows, [0] * len(rows), 4096, pick_precision("auto"), seed=0)
     held_out.measure(live.model, "warm-up")
     held_out.plain.clear()
     branches = list(folders)[:BRANCHES]

@@ -28,10 +28,8 @@ from PIL import Image
 from torch.nn import functional
 
 from merit.compute.batches import length_batches, padded
-from merit.config.calibration import CalibrationConfig
-from merit.config.mixture import DatasetConfig
-from merit.config.model import ModelConfig
-from merit.config.root import RunConfig
+from merit.config.run import RunConfig
+from merit.config.sections import CalibrationConfig, DatasetConfig, ModelConfig
 from merit.data.check import check_mixture
 from merit.data.encode import Encoder
 from merit.data.example import Encoded
@@ -52,8 +50,8 @@ def encoded(folder: Path, count: int) -> list[Encoded]:
     for task in ("count", "position", "colour", "word"):
         config = DatasetConfig(path=f"visual:{task}", max_examples=count // 4)
         for read in DatasetReader.open(task, config, folder).read():
-            if read.example is not None:
-                found.append(encoder.encode(read.example))
+            if read.value is not None:
+                found.append(encoder.encode(read.value))
     return found
 
 

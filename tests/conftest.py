@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import warm
 from four_files import write_four_files
 from tiny_llama import write_tiny_llama
 
@@ -58,6 +60,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random two-layer Llama (fp32, tied embeddings) and a byte-level tokenizer with ChatML."""
     return write_tiny_llama(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="module")
+def warm_jobs() -> Iterator[None]:
+    """Jobs of the local engine are forked from a process that has imported torch: starting one takes no time."""
+    with warm.jobs():
+        yield
 
 
 @pytest.fixture

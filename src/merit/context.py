@@ -14,10 +14,8 @@ from merit.base.errors import InputError
 from merit.base.files import read_json
 from merit.base.progress import SILENT, Progress
 from merit.config import RunConfig, load_config
-from merit.config.model import ModelConfig
-from merit.config.prepare import PrepareStage
-from merit.config.resolve import resolve_paths
-from merit.config.root import BaselineConfig
+from merit.config.run import BaselineConfig, resolve_paths
+from merit.config.sections import ModelConfig, PrepareStage
 from merit.data.mixture import Mixture
 from merit.models.source import ModelFolder, resolve_model
 from merit.run.guard import refuse_foreign, refuse_links

@@ -14,13 +14,13 @@ from merit.base.errors import InputError
 from merit.base.files import sweep_parts, write_text
 from merit.base.kept import Files, Kept, keep, kept
 from merit.base.record import Record
-from merit.config.resolve import dump_config
+from merit.config.run import dump_config
 from merit.conflict import step as conflict
 from merit.context import RunContext, Step
 from merit.data import step as mixture
-from merit.diagnose import gate_step as gate
 from merit.diagnose import step as diagnose
 from merit.evaluate import step as evaluate
+from merit.gate import step as gate
 from merit.merge import step as merge
 from merit.plan.preflight import preflight
 from merit.report import step as report

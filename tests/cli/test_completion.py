@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from merit.cli.main import run
-from merit.config.model import ModelConfig
-from merit.config.train import TrainConfig
+from merit.config.sections import ModelConfig, TrainConfig
 from merit.train.spec import BranchData, BranchSpec
 
 

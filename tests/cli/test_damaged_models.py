@@ -19,7 +19,7 @@ def merit(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_model, tmp_path_factory) -> Path:
+def finished(tiny_model, tmp_path_factory, warm_jobs) -> Path:
     from merit.cli.main import run
 
     folder = tmp_path_factory.mktemp("finished")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib import resources
 
-from merit.cli.demo_command import _print_accuracy
+from merit.cli.run_commands import _print_accuracy
 from merit.config import load_config
-from merit.demo.visual_tasks import TASKS
+from merit.demo.visual import TASKS
 from merit.evaluate.scores import DatasetScore, ModelScores
 from merit.models.source import resolve_model
 from merit.run.layout import RunDir

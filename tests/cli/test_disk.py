@@ -45,7 +45,7 @@ def mounted(folder: Path, *arguments: str | Path) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("kilobytes", "until"), [(4, "split"), (24, "split"), (48, "split"), (100, "split"), (400, "train")]
 )
-def test_a_full_disk(kilobytes, until, merit: Command, file, tmp_path):
+def test_a_full_disk(kilobytes, until, merit: Command, file, warm_jobs, tmp_path):
     with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=8m", "tmpfs") as disk:
         filler = disk / "filler"
         filler.write_bytes(bytes(shutil.disk_usage(disk).free - kilobytes * 1024))

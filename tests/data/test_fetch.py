@@ -11,13 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from merit.config.mixture import DatasetConfig
-from merit.config.root import RunConfig
-from merit.data import fetch as fetch_module
+from merit.config.run import RunConfig
+from merit.config.sections import DatasetConfig
 from merit.data import image
 from merit.data.check import check_mixture
-from merit.data.fetch import fetch
-from merit.data.image import BadImage, ImageRef
+from merit.data.image import BadImage, ImageRef, fetch
 from merit.data.reading import DatasetReader
 from merit.models.loading import load_tokenizer
 from merit.models.source import ModelFolder
@@ -82,11 +80,11 @@ class Server(BaseHTTPRequestHandler):
 def web(monkeypatch, tmp_path) -> Iterator[str]:
     monkeypatch.setenv("MERIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(fetch_module, "_PAUSE", 0)
+    monkeypatch.setattr(image, "_PAUSE", 0)
     Server.asked = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    fetch_module._opener.cache_clear()  # it remembers the environment's proxies
+    image._opener.cache_clear()  # it remembers the environment's proxies
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
     server.server_close()
@@ -131,7 +129,7 @@ def test_limits(web, monkeypatch):
     with pytest.raises(OSError, match="not whole after"):
         fetch(f"{web}/drip", 100, whole=0.3)
     assert len(fetch(f"{web}/large", 100)) == 101
-    monkeypatch.setattr(image, "MAX_ROW_BYTES", 100)
+    monkeypatch.setattr(image, "MAX_IMAGE_BYTES", 100)
     with pytest.raises(BadImage, match="is larger than 100 bytes"):
         ref(f"{web}/large").read()
     with pytest.raises(BadImage, match="cut short after 50 bytes"):

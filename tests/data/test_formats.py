@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from merit.base.errors import InputError
-from merit.config.mixture import DatasetConfig
+from merit.config.sections import DatasetConfig
 from merit.data.example import Example, Message
 from merit.data.format import choose_format
 

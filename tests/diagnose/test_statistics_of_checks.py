@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from merit.base.errors import InputError
-from merit.diagnose.connectivity import describe_segment, segment_pairs
-from merit.diagnose.displacement import part_of
-from merit.diagnose.journal import Journal
+from merit.diagnose.check import Journal
+from merit.diagnose.checks.displacement import part_of
+from merit.diagnose.checks.lmc import describe_segment, segment_pairs
+from merit.diagnose.losses import Resampler
 from merit.diagnose.models import Models
 from merit.diagnose.plane import Plane
-from merit.diagnose.resample import Resampler
 
 
 def test_mean_is_token_weighted_within_and_unweighted_over_datasets() -> None:
@@ -121,7 +121,7 @@ def test_journal_keeps_what_is_done(tmp_path: Path) -> None:
 
 
 def test_fewer_than_two_branches_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="two branches at least; there is one"):
+    with pytest.raises(InputError, match="at least two branches; there is one"):
         Models(tmp_path, [tmp_path], [1.0], tmp_path).check()
     with pytest.raises(InputError, match="no checkpoint of `merge`"):
         Models(tmp_path, [tmp_path] * 2, [0.5, 0.5], tmp_path / "gone").check()

@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from merit.cli.main import run as merit
-from merit.doctor import gradients as computed
-from merit.doctor.checks import BATCHED_LOSS
+from merit.doctor import examine as computed
+from merit.doctor.checks import BATCHED_LOSS, Diagnosis
 from merit.doctor.examine import EXAMPLES, GROUPS, examine, material
-from merit.doctor.finding import Diagnosis
 from merit.models.loading import load_model, load_tokenizer
 from merit.models.source import ModelFolder
 

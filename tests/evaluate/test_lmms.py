@@ -7,7 +7,7 @@ import json
 import pytest
 
 from merit.base.errors import InputError, StageError
-from merit.evaluate.lmms import BENCHMARKS, benchmark_command, run_benchmarks
+from merit.evaluate.benchmarks import VISION_BENCHMARKS, run_vision_benchmarks
 
 STAND_IN = """
 import json, sys, pathlib
@@ -36,17 +36,17 @@ def model(tmp_path, monkeypatch):
 
 
 def test_the_eight_of_the_paper(model, tmp_path):
-    assert len(BENCHMARKS) == 8
-    found = run_benchmarks(model, list(BENCHMARKS), tmp_path / "out", limit=3)
-    assert found.scores == {name: {"acc": 0.5} for name in BENCHMARKS}
+    assert len(VISION_BENCHMARKS) == 8
+    found = run_vision_benchmarks(model, list(VISION_BENCHMARKS), tmp_path / "out", limit=3)
+    assert found.scores == {name: {"acc": 0.5} for name in VISION_BENCHMARKS}
     assert (found.model_class, found.limit) == ("llava_hf", 3)
     given = json.loads((tmp_path / "out" / "model" / "20260101_results.json").read_text())["given"]
     assert given["--model_args"] == f"pretrained={model}"
 
 
 def test_what_can_go_wrong(model, tmp_path):
-    with pytest.raises(InputError, match="unknown benchmark 'MME'; known: SeedBench"):
-        benchmark_command(model, ["MME"], tmp_path)
+    with pytest.raises(InputError, match="no benchmark 'MME'; there are SeedBench"):
+        run_vision_benchmarks(model, ["MME"], tmp_path)
     with pytest.raises(StageError, match=r"code 1 and 0 result files; see .*lmms_eval\.log"):
-        run_benchmarks(model, ["MMMU"], tmp_path / "out", limit=0)
+        run_vision_benchmarks(model, ["MMMU"], tmp_path / "out", limit=0)
     assert "no examples" in (tmp_path / "out" / "lmms_eval.log").read_text()

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from merit.config.section import Section
+from merit.config.sections import Section
 from merit.diagnose.check import Check, Reading
 from merit.diagnose.records import CheckResult
 

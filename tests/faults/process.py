@@ -28,7 +28,8 @@ def import_everything() -> None:
 
     import merit.cli.main
     import merit.diagnose.bench
-    import merit.evaluate.evaluate
+    import merit.evaluate.answers
+    import merit.evaluate.measure
     import merit.merge.average
     import merit.pipeline
     import merit.report.page

@@ -15,7 +15,7 @@ from tiny_models import examples, tiny
 from merit.base.errors import InputError
 from merit.base.locks import claim
 from merit.base.progress import SILENT
-from merit.config.calibration import CalibrationConfig
+from merit.config.sections import CalibrationConfig
 from merit.data.example import Encoded
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
 from merit.data.store import EncodedDataset, StoredExample, calibration_rows, write_store
@@ -28,7 +28,7 @@ CONFIG = CalibrationConfig(examples=4, fold=7, batch_tokens=64)
 
 def write_dataset(run, name, data):
     rows = [
-        StoredExample.of(
+        StoredExample(
             hashlib.sha256(repr(e.input_ids).encode()).hexdigest()[:32],
             e,
             held_out=False,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from merit.config.calibration import CalibrationConfig
+from merit.config.sections import CalibrationConfig
 from merit.gradients.fold import Sketcher
 from merit.gradients.sketch import SketchLayout, SketchSpec, signs_and_buckets
 

@@ -23,12 +23,13 @@ from verdict import Escape
 from merit.base.files import inside, safe_name
 from merit.base.record import Record
 from merit.cli.console import print_table
-from merit.config.model import ModelConfig
-from merit.config.train import TrainConfig
-from merit.conflict.records import AxesResult, ConflictResult
+from merit.config.sections import ModelConfig, TrainConfig
+from merit.conflict.axes import AxesResult
+from merit.conflict.similarity import ConflictResult
 from merit.data.mixture import Mixture
 from merit.diagnose.check import all_checks
-from merit.evaluate.scores import DriftSet, ModelScores, Table
+from merit.evaluate.drift import DriftSet
+from merit.evaluate.scores import ModelScores, Table
 from merit.jobs.engines import slurm
 from merit.report import page as page_builder
 from merit.report.build import build_report, render_report
@@ -143,7 +144,7 @@ _WITHOUT_PLOTLY = patch.object(page_builder, "_plotly", lambda: "")
 
 def show_run(folder: Path) -> None:
     """`merit report`, the model card and `merit status` of a run that somebody sent."""
-    from merit.cli.watch_commands import _rows
+    from merit.cli.branch_commands import _rows
 
     with (
         _WITHOUT_PLOTLY,

@@ -14,7 +14,7 @@ from surface import Files, Surface
 from values import SECRET, TEXTS, as_json, broken, mutated, texts_of
 from verdict import Escape
 
-from merit.config.model import ModelConfig
+from merit.config.sections import ModelConfig
 from merit.merge.inputs import open_inputs
 from merit.models.adapter import Adapter
 from merit.models.checkpoint import Checkpoint, read_header

@@ -101,7 +101,7 @@ def test_the_judge_knows_a_refusal_from_an_accident(room: Room) -> None:
 
 def test_code_of_a_model_would_run_with_leave(room: Room) -> None:
     """Otherwise the cases of remote code would show nothing."""
-    from merit.config.model import ModelConfig
+    from merit.config.sections import ModelConfig
     from merit.models.loading import load_tokenizer
     from merit.models.source import resolve_model
 

@@ -9,7 +9,7 @@ from tiny_curvature import ROWS, gradient_squares, inputs_of, model_with
 from torch import nn
 
 from merit.base import extensions
-from merit.config.merge import RIDGE, MergeConfig
+from merit.config.sections import RIDGE, MergeConfig
 from merit.merge.rule import find_rule
 from merit.merge.rules.fisher import FisherMerge
 from merit.merge.rules.regmean import RegMeanMerge

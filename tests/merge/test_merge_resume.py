@@ -15,6 +15,7 @@ import pytest
 import torch
 from merge_folders import read, write
 
+import warm
 from merit.base.errors import InputError, StageError
 from merit.base.files import sha256_file
 from merit.merge import stream
@@ -27,7 +28,7 @@ import sys, time
 from pathlib import Path
 from merit.merge import plan
 from merit.merge import stream
-from merit.merge.accumulate import Accumulator
+from merit.merge.stream import Accumulator
 from merit.merge.average import merge_checkpoints
 plan.BLOCK_ELEMENTS, stream.CHUNK, stream.JOURNAL_SECONDS = 2000, 1000, 0.02
 chunk = Accumulator.chunk
@@ -51,7 +52,7 @@ def folders(tmp_path):
 
 def start(root):
     command = [sys.executable, "-c", SLOW, str(root)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = warm.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()
     return process

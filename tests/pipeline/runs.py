@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import multiprocessing
 import os
 import subprocess
 import sys
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import warm
+from merit.base.machine import merit_command
 from merit.cli.main import run
 
 # To be formatted with `model`; the four files of four_files.py, cut in two.
@@ -52,17 +52,9 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
 
 
-def fork(*arguments: str | Path) -> BaseProcess:
-    """`merit …` as a process that has imported what it needs: its life is spent at work, and kills fall there."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["merit.cli.main", "torch", "transformers.models.llama.modeling_llama"])
-    process = context.Process(target=_exit_with, args=([*map(str, arguments)],))
-    process.start()
-    return process
-
-
-def _exit_with(arguments: list[str]) -> None:
-    sys.exit(run(arguments))
+def start_warm(*arguments: str | Path) -> subprocess.Popen[bytes]:
+    """`merit …` and its jobs as processes that have imported what they need: kills fall into their work."""
+    return warm.Popen(merit_command(*map(str, arguments)), env=os.environ | warm.WARM_JOBS)
 
 
 def merit(*arguments: str | Path) -> str:

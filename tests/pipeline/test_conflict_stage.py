@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from runs import merit_here as merit
-from runs import start, write_recipe
+from runs import start_warm, write_recipe
 from safetensors.torch import load_file, save_file
 
 from four_files import write_four_files
@@ -32,7 +32,7 @@ def recipe(folder: Path, model: Path, **changes: str) -> Path:
     return file
 
 
-def test_workers_find_the_same_conflict_as_one_process(tiny_model: Path, tmp_path: Path) -> None:
+def test_workers_find_the_same_conflict_as_one_process(warm_jobs: None, tiny_model: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()
@@ -99,7 +99,7 @@ def test_a_killed_conflict_stage_keeps_what_it_measured(tiny_model: Path, tmp_pa
     file = recipe(tmp_path, tiny_model)
     run = RunDir(tmp_path / "runs" / "merit")
     rows = run.gradients / "rows"
-    process = start("conflict", file)
+    process = start_warm("conflict", file)
     deadline = time.monotonic() + 120
     while len(list(rows.glob("*.json"))) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -22,7 +22,7 @@ def merged(folder, model, weights):
     return RunDir(context.run.root)
 
 
-def test_curvature_in_a_run(four_files, tiny_model):
+def test_curvature_in_a_run(warm_jobs, four_files, tiny_model):
     folder = four_files / "run"
     folder.mkdir()
     for file in four_files.iterdir():

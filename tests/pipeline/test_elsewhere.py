@@ -39,7 +39,7 @@ evaluate: {{held_out: 4, generate: 1, max_new_tokens: 4, drift: 2, branches: fal
 
 
 @pytest.fixture(scope="module")
-def merged(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def merged(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, warm_jobs: None) -> Path:
     """A whole run. Copy it before changing it."""
     folder = tmp_path_factory.mktemp("elsewhere")
     write_four_files(folder)
@@ -161,7 +161,7 @@ def test_what_adopt_refuses(copied: RunDir, tiny_model: Path, tmp_path: Path) ->
 
     embedding = "model.embed_tokens.weight"
     refused(tmp_path / "nowhere", "no such folder")
-    refused(tmp_path, "no model in it, nor in output/ below it")
+    refused(tmp_path, "no model here or in output/ below")
     refused(good, "there is no handover.json beside it; say with --tokens", tokens=None)
     refused(good, "trained on 1,000,000 supervised tokens, but the plan says", tokens=1_000_000)
     refused(changed("nan", lambda w: w[embedding].view(-1)[:1].fill_(float("nan"))), "nan at element 0 of")

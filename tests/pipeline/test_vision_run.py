@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from runs import merit
+from runs import merit_here as merit
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, LlavaProcessor
 
 from merit.compute.losses import supervised_nll
 from merit.data.store import EncodedDataset
-from merit.diagnose.gate import GateResult
 from merit.evaluate.scores import ModelScores
+from merit.gate.step import GateResult
 from merit.models.layout import role_of
 from merit.models.loading import load_model
 from merit.run.layout import RunDir
@@ -66,14 +66,15 @@ def write_data(folder, rows: int = 24) -> None:
             handle.write(json.dumps(row) + "\n")
 
 
-def test_a_mixture_of_text_one_and_three_images(tmp_path):
+def test_a_mixture_of_text_one_and_three_images(warm_jobs, tmp_path):
     write_tiny_vlm("llava", tmp_path / "model")
     write_data(tmp_path)
     (tmp_path / "merit.yaml").write_text(RECIPE.format(model=tmp_path / "model"))
     merit("run", tmp_path / "merit.yaml", "-o", tmp_path / "run")
     run = RunDir(tmp_path / "run")
     counts = {
-        name: {len(row.pictures) for row in EncodedDataset.open(run.data(name))} for name in ("one", "text", "three")
+        name: {len(row.encoded.images) for row in EncodedDataset.open(run.data(name))}
+        for name in ("one", "text", "three")
     }
     assert counts == {"one": {1}, "text": {0}, "three": {3}}
     gate = GateResult.load(run.gate_record)
@@ -92,7 +93,7 @@ def test_a_mixture_of_text_one_and_three_images(tmp_path):
     assert "data:image/jpeg;base64," in run.report.read_text()
 
 
-def test_preparation_joins_a_tower_and_a_language_model(tiny_model, tmp_path):
+def test_preparation_joins_a_tower_and_a_language_model(warm_jobs, tiny_model, tmp_path):
     tower = write_tiny_tower(tmp_path / "tower")
     write_data(tmp_path)
     (tmp_path / "merit.yaml").write_text(JOIN.format(model=tiny_model, tower=tower))

@@ -11,8 +11,8 @@ from merit.diagnose.checks.gain import FaceLosses, GainResult
 from merit.diagnose.checks.landscape import LandscapeResult
 from merit.diagnose.checks.lmc import LmcResult
 from merit.diagnose.checks.perturbation import NoiseLevel, PerturbationResult
-from merit.diagnose.gate import GateResult
 from merit.diagnose.records import Estimate, Segment
+from merit.gate.step import GateResult
 from merit.run.layout import RunDir
 
 _MARK = {"fingerprint": "0" * 16, "seconds": 3.0}

@@ -10,9 +10,11 @@ import numpy as np
 import yaml
 
 from merit.base.files import write_json, write_text
-from merit.conflict.records import AxesResult, ConflictResult
+from merit.conflict.axes import AxesResult
+from merit.conflict.similarity import ConflictResult
 from merit.data.mixture import DatasetSummary, Mixture, Rendered, SplitCounts
-from merit.evaluate.scores import Comparison, DatasetScore, DriftSet, ModelScores, Table, TableRow
+from merit.evaluate.drift import DriftSet
+from merit.evaluate.scores import Comparison, DatasetScore, ModelScores, Table, TableRow
 from merit.run.layout import MethodDir, RunDir
 from merit.split.partition import Cut, Group, Partition
 from merit.train.spec import BranchResult

@@ -14,10 +14,9 @@ from synthetic import make_run
 
 from merit.base.errors import InputError
 from merit.report.build import chapters
+from merit.report.drawing import DataTable
 from merit.report.evidence import read_evidence
-from merit.report.export import export_figures, figures_of, to_csv
-from merit.report.figure import DataTable
-from merit.report.palettes import painted, palette
+from merit.report.export import export_figures, figures_of, painted, palette, to_csv
 from merit.run.layout import RunDir
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

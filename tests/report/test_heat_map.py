@@ -6,9 +6,8 @@ import numpy as np
 from scipy.cluster.hierarchy import cophenet, linkage
 from scipy.spatial.distance import squareform
 
-from merit.report.figures.conflict import heatmap_figure
-from merit.report.figures.split import grow_tree
-from merit.report.grouping import Grouping
+from merit.report.evidence import Grouping
+from merit.report.sections.heat_map import grow_tree, heatmap_figure
 
 NAMES = ("a", "b", "c", "d", "e")
 

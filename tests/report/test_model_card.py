@@ -11,7 +11,7 @@ from synthetic import NAMES, make_run
 from test_report_hostile import HOSTILE
 
 from merit.data.mixture import Mixture
-from merit.push.card import check_card
+from merit.push.contents import check_card
 from merit.report.card import write_run_card
 from merit.run.layout import RunDir
 

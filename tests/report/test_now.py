@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from merit.report.now import running_now
+from merit.report.build import running_now
 
 
 def event(kind: str, stage: str, time: float) -> dict[str, Any]:

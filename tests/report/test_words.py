@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from merit.base.words import compact, data_size, decimal, duration, plural, series, short_labels, signed
-from merit.report.figures.style import place_labels
-from merit.report.now import read_log, smooth
+from merit.report.drawing import place_labels
+from merit.report.evidence import read_log
+from merit.report.sections.training import smooth
 
 
 @pytest.mark.parametrize(

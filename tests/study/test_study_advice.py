@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from merit.base.errors import InputError
-from merit.study.advice import Candidate, QuestionResult, answers, centre, choose, correlation, parse_trade_off
-from merit.study.measure import VARIANTS
+from merit.study.advice import Candidate, choose, parse_trade_off
+from merit.study.question import VARIANTS, QuestionResult, answers, centre, correlation
 
 
 def candidate(label, inside, unseen, retention):

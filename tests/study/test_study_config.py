@@ -9,7 +9,7 @@ import pytest
 from tiny_study import write_study
 
 from merit.base.errors import InputError
-from merit.config.methods import MethodConfig, standard_methods
+from merit.config.study import MethodConfig, standard_methods
 from merit.study.spec import Study
 
 

@@ -9,13 +9,9 @@ import numpy as np
 import pytest
 
 from merit.cli.main import run
-from merit.theory.filtering import check_filtering, check_shrinkage
-from merit.theory.findings import TheoryResult
-from merit.theory.lab import run_lab
-from merit.theory.quadratic import Quadratic, check_identity, measured_gain, predicted_gain
-from merit.theory.slopes import check_slopes
+from merit.theory.lab import TheoryResult, check_filtering, check_identity, check_shrinkage, check_slopes, run_lab
+from merit.theory.quadratic import Quadratic, measured_gain, predicted_gain, random_tasks
 from merit.theory.splits import best_gain, compare_splits, split_outcome
-from merit.theory.tasks import random_tasks
 
 
 def test_theorem_1_is_an_identity() -> None:

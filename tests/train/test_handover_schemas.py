@@ -18,10 +18,9 @@ import datasets
 import pytest
 import yaml
 
-from merit.config.model import ModelConfig
-from merit.config.train import LoraSection, TrainConfig
+from merit.config.sections import LoraSection, ModelConfig, TrainConfig
 from merit.handover.bundle import CONFIG, Bundle
-from merit.handover.write import TRAINERS
+from merit.handover.trainers import TRAINERS
 from merit.train.rows import plan_batching
 from merit.train.spec import BranchSpec
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from merit.config.train import TrainConfig
+from merit.config.sections import TrainConfig
 from merit.train.callbacks import PullCallback
 
 

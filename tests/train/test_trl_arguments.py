@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from merit.base.errors import InputError
-from merit.config.train import TrainConfig
+from merit.config.sections import TrainConfig
 from merit.run.layout import RunDir
 from merit.train import trl_arguments
 from merit.train.spec import BranchSpec

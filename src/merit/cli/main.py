@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
+import inspect
 import os
 import signal
 import sys
@@ -12,46 +14,68 @@ from types import FrameType
 from typing import Any
 
 import typer
+import typer.main
+from typer.core import TyperGroup
 
 from merit.base.errors import MeritError, out_of_memory, printable
 from merit.base.files import disk_is_full
-from merit.cli import (
-    agree_command,
-    data_commands,
-    demo_command,
-    diagnose_command,
-    env_command,
-    grow_commands,
-    handover_commands,
-    job_commands,
-    prepare_command,
-    push_command,
-    report_command,
-    run_commands,
-    study_command,
-    watch_commands,
-)
 
+# Group of the help → the module of `merit.cli` with its commands, and their names. A module is imported when one of its
+# commands is called, or for the help.
+GROUPS = {
+    "Run": ("run_commands", ("demo", "run", "push")),
+    "Stages": (
+        "stage_commands",
+        ("prepare", "conflict", "split", "train", "merge", "evaluate", "diagnose", "report"),
+    ),
+    "Inspect": ("inspect_commands", ("compare", "theory", "agree", "study", "advise", "benchmark")),
+    "Prepare a run": ("setup_commands", ("init", "check", "plan", "schema")),
+    "Branches": ("branch_commands", ("status", "logs", "cancel", "handover", "adopt", "add", "remove")),
+    "This machine": ("setup_commands", ("env", "doctor")),
+}
+_MODULES = {name: module for module, names in GROUPS.values() for name in names}
+
+
+class _Commands(TyperGroup):
+    """The commands of `GROUPS`, each imported when it is called."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = dict.fromkeys(_MODULES)  # type: ignore[assignment]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in _MODULES:
+            return None
+        single = typer.Typer(add_completion=False, context_settings=_SETTINGS, rich_markup_mode=None)
+        single.command(cmd_name)(_function(cmd_name))
+        return typer.main.get_command(single)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for title, (_, names) in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:9}", inspect.cleandoc(_function(name).__doc__ or "")) for name in names])
+
+
+def _function(name: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(importlib.import_module(f"merit.cli.{_MODULES[name]}"), name)
+    return found
+
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 app = typer.Typer(
     name="merit",
+    cls=_Commands,
     help="Split an instruction mixture by gradient conflict, tune the groups apart, merge once, and see if it helped.",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    context_settings=_SETTINGS,
 )
-demo_command.register(app)
-run_commands.register(app)
-push_command.register(app)
-report_command.register(app)
-prepare_command.register(app)
-data_commands.register(app)
-job_commands.register(app)
-diagnose_command.register(app)
-agree_command.register(app)
-study_command.register(app)
-watch_commands.register(app)
-handover_commands.register(app)
-grow_commands.register(app)
-env_command.register(app)
+
+
+@app.callback()
+def _root() -> None:
+    """Makes the program a group of commands; typer makes none where no command is registered."""
+
 
 # typer brings its own copy of click since 0.26; the class of wrong options is reached the same way in both.
 _USAGE_ERROR: type[typer.BadParameter] = typer.BadParameter.__mro__[1]

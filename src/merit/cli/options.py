@@ -1,14 +1,104 @@
-"""The arguments and options that several commands share, and the refusal of those that say nothing where they stand."""
+"""The arguments and options that several commands share, and what the Tab key offers for them.
+
+For Tab a few folders are listed and small files read; whatever is missing or damaged just offers nothing. Where nothing
+is offered, the shell completes file names by itself.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from merit.base.errors import InputError
-from merit.cli.completion import complete_branch, complete_file_or_run, complete_method, complete_run
+from merit.base.errors import InputError, printable
+from merit.run.layout import MAIN_METHOD, RunDir
+
+_PLACES = ("", "runs")  # where runs lie, as seen from the folder that is typed
+_MOST = 200  # entries of a folder that are looked at
+
+
+def complete_run(incomplete: str) -> list[str]:
+    """Run directories below the folder typed so far, and in its `runs` folder."""
+    typed = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
+    found = (folder for place in _PLACES for folder in _folders(typed / place) if RunDir(folder).config.is_file())
+    return _matching(map(str, found), incomplete)
+
+
+def complete_file_or_run(incomplete: str) -> list[str]:
+    """Configurations beside the runs."""
+    typed = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
+    files = (str(path) for path in _entries(typed) if path.suffix in (".yaml", ".yml"))
+    return [*_matching(files, incomplete), *complete_run(incomplete)]
+
+
+def complete_branch(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """The branches of the run on the line, with what they are trained on."""
+    run = _run(ctx)
+    if run is None:
+        return []
+    method = run.method(str(ctx.params.get("method") or MAIN_METHOD))
+    numbers = [int(folder.name) for folder in _folders(method.branches) if folder.name.isdecimal()]
+    return [(str(k), _datasets(method.branch(k).spec)) for k in sorted(numbers) if str(k).startswith(incomplete)]
+
+
+def complete_method(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The main method and the baselines of the run on the line."""
+    run = _run(ctx)
+    names = [] if run is None else [folder.name for folder in _folders(run.baselines)]
+    return _matching([MAIN_METHOD, *names], incomplete)
+
+
+def complete_dataset(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The datasets of the run on the line."""
+    run = _run(ctx)
+    if run is None:
+        return []
+    return _matching(_names(_object(run.mixture).get("datasets")), incomplete)
+
+
+def _run(ctx: typer.Context) -> RunDir | None:
+    # After an option that waits for its value, the parser has not sorted the arguments yet.
+    path = ctx.params.get("run") or ctx.params.get("file") or next(iter(ctx.args), None)
+    return RunDir(Path(path)) if path else None
+
+
+def _datasets(spec: Path) -> str:
+    """What a branch is trained on. Control characters would write on the terminal, and shells take a line each."""
+    return printable(", ".join(_names(_object(spec).get("data"))))
+
+
+def _names(items: Any) -> list[str]:
+    found = [item.get("name") for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+    return [name for name in found if isinstance(name, str)]
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    return (path for path in _entries(folder) if path.is_dir())
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        found = sorted(folder.iterdir())[:_MOST]
+    except OSError:
+        return []
+    return [path for path in found if not path.name.startswith(".")]
+
+
+def _matching(names: Any, incomplete: str) -> list[str]:
+    # A name with a control character would write on the terminal.
+    return [name for name in names if name.startswith(incomplete) and name.isprintable()]
+
 
 File = Annotated[
     Path,

@@ -8,7 +8,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, crea
 
 from merit.base import extensions
 from merit.base.errors import InputError
-from merit.config.section import Section
+from merit.config.sections import Section
 
 
 def _check_settings() -> type[Section]:
@@ -26,7 +26,7 @@ def _check_settings() -> type[Section]:
         if model is None:
             continue
         if not (isinstance(model, type) and issubclass(model, Section)):
-            raise InputError("the settings of a check are a merit.config.section.Section", file=file)
+            raise InputError("the settings of a check are a merit.config.sections.Section", file=file)
         try:
             model()
         except ValidationError:

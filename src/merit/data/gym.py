@@ -19,8 +19,8 @@ import numpy as np
 
 from merit.base.errors import InputError
 from merit.base.machine import PYTHON
-from merit.config.mixture import DatasetConfig
-from merit.data.row import Row
+from merit.config.sections import DatasetConfig
+from merit.data.example import Row
 
 PREFIX = "reasoning_gym:"
 DEFAULT_SIZE = 500

@@ -13,22 +13,26 @@ import json
 import logging
 import sqlite3
 import stat
+import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
+from http.client import HTTPException
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib import request
+from urllib.error import HTTPError, URLError
 
 from merit.base.errors import InputError
 from merit.base.files import write_bytes
 from merit.base.machine import usable_cores
-from merit.data.fetch import fetch
-from merit.data.row import MAX_ROW_BYTES
 from merit.models.source import cache_folder
 
+MAX_IMAGE_BYTES = 64 * 2**20
 # What Pillow may open. Left out: formats that run other programs (EPS), that hold no pixels, or that nobody tunes on.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
 _ENDINGS = {
@@ -77,8 +81,8 @@ class ImageRef:
             content = _read_file(self)
         if not content:
             raise self.bad("has no bytes")
-        if len(content) > MAX_ROW_BYTES:
-            raise self.bad(f"is larger than {MAX_ROW_BYTES:,} bytes")
+        if len(content) > MAX_IMAGE_BYTES:
+            raise self.bad(f"is larger than {MAX_IMAGE_BYTES:,} bytes")
         return content
 
     @cached_property
@@ -100,8 +104,8 @@ def _read_file(ref: ImageRef) -> bytes:
     try:
         if not stat.S_ISREG((facts := ref.path.stat()).st_mode):
             raise ref.bad("is no plain file")
-        if facts.st_size > MAX_ROW_BYTES:
-            raise ref.bad(f"is larger than {MAX_ROW_BYTES:,} bytes")
+        if facts.st_size > MAX_IMAGE_BYTES:
+            raise ref.bad(f"is larger than {MAX_IMAGE_BYTES:,} bytes")
         return ref.path.read_bytes()
     except FileNotFoundError:
         raise ref.bad("is missing: no such file") from None
@@ -116,11 +120,11 @@ def _fetch(ref: ImageRef, url: str) -> bytes:
     if kept.is_file():
         return kept.read_bytes()
     try:
-        content = fetch(url, MAX_ROW_BYTES)
+        content = fetch(url, MAX_IMAGE_BYTES)
     except OSError as error:
         raise ref.bad(f"cannot be fetched: {error}") from None
     # A page that says "try again later" comes with a good status, too, and must not be kept for ever.
-    if len(content) <= MAX_ROW_BYTES and _is_image(content):
+    if len(content) <= MAX_IMAGE_BYTES and _is_image(content):
         write_bytes(kept, content)
     return content
 
@@ -284,47 +288,47 @@ def _pillow() -> Any:
 _VERSION = 1  # of what `inspect` finds
 _log = logging.getLogger(__name__)
 
-Checked = tuple[bytes, ImageFacts]
+Look = list[tuple[bytes, ImageFacts]]  # the files of an example's images, and what is known of them
 
 
 class ImageChecker:
     """Inspects images on all cores.
 
     Args:
-        cache: an SQLite file; None remembers nothing. One that cannot be used is done without.
+        cache: an SQLite file that remembers results; None remembers nothing. An unusable one is ignored.
     """
 
     def __init__(self, max_pixels: int, cache: Path | None = None) -> None:
         self._max_pixels = max_pixels
-        self._cache = cache
+        self._memory = _Memory(cache, max_pixels) if cache is not None else None
         self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="merit-image")
 
-    @cached_property
-    def _memory(self) -> _Memory | None:
-        return _Memory(self._cache, self._max_pixels) if self._cache is not None else None
+    def look(self, examples: Sequence[Sequence[ImageRef]]) -> list[Look | BadImage]:
+        """The images of each example, all inspected together; or the first of them that is bad."""
+        checked = iter(self._check([ref for refs in examples for ref in refs]))
+        found: list[Look | BadImage] = []
+        for refs in examples:
+            mine = list(islice(checked, len(refs)))
+            bad = next((item for item in mine if isinstance(item, BadImage)), None)
+            found.append(bad or [item for item in mine if not isinstance(item, BadImage)])
+        return found
 
-    def check(self, refs: Sequence[ImageRef]) -> list[Checked | BadImage]:
-        """Bytes and facts of each image, or what is wrong with it, in order."""
-        contents = list(self._pool.map(_read, refs))
-        digests = [None if isinstance(item, BadImage) else hashlib.sha256(item).hexdigest() for item in contents]
-        wanted = {
-            digest: item
-            for digest, item in zip(digests, contents, strict=True)
-            if digest is not None and isinstance(item, bytes)
-        }
+    def _check(self, refs: Sequence[ImageRef]) -> list[tuple[bytes, ImageFacts] | BadImage]:
+        read = list(self._pool.map(_read, refs))
+        wanted = dict(item for item in read if not isinstance(item, BadImage))
         known = self._memory.get(wanted) if self._memory is not None else {}
-        fresh = [digest for digest in wanted if digest not in known]
-        new = dict(zip(fresh, self._pool.map(self._inspect, (wanted[digest] for digest in fresh)), strict=True))
+        fresh = {digest: content for digest, content in wanted.items() if digest not in known}
+        new = dict(zip(fresh, self._pool.map(self._inspect, fresh.values()), strict=True))
         if self._memory is not None:
             self._memory.add(new)
         known |= new
-        found: list[Checked | BadImage] = []
-        for ref, digest, item in zip(refs, digests, contents, strict=True):
-            if digest is None or isinstance(item, BadImage):
-                found.append(item if isinstance(item, BadImage) else ref.bad("cannot be read"))
-                continue
-            facts = known[digest]
-            found.append(ref.bad(facts) if isinstance(facts, str) else (item, facts))
+        found: list[tuple[bytes, ImageFacts] | BadImage] = []
+        for ref, item in zip(refs, read, strict=True):
+            facts = known[item[0]] if not isinstance(item, BadImage) else ""
+            if isinstance(item, BadImage) or isinstance(facts, str):
+                found.append(item if isinstance(item, BadImage) else ref.bad(str(facts)))
+            else:
+                found.append((item[1], facts))
         return found
 
     def _inspect(self, content: bytes) -> ImageFacts | str:
@@ -334,11 +338,13 @@ class ImageChecker:
             return error.message
 
 
-def _read(ref: ImageRef) -> bytes | BadImage:
+def _read(ref: ImageRef) -> tuple[str, bytes] | BadImage:
+    """SHA-256 and bytes."""
     try:
-        return ref.read()
+        content = ref.read()
     except BadImage as error:
         return error
+    return hashlib.sha256(content).hexdigest(), content
 
 
 class _Memory:
@@ -346,19 +352,22 @@ class _Memory:
 
     def __init__(self, file: Path, max_pixels: int) -> None:
         self._file, self._limit = file, max_pixels
-        self._usable = True
+
+    @cached_property
+    def _usable(self) -> bool:
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._open() as base:
                 base.execute("create table if not exists images (key text primary key, facts text) without rowid")
         except (OSError, sqlite3.Error) as error:
             _log.info("images are not remembered between checks: %s", error)
-            self._usable = False
+            return False
+        return True
 
-    def get(self, digests: Iterable[str]) -> dict[str, ImageFacts | str]:
+    def get(self, digests: Collection[str]) -> dict[str, ImageFacts | str]:
         """Those that are known."""
         found: dict[str, ImageFacts | str] = {}
-        if self._usable:
+        if digests and self._usable:
             with contextlib.suppress(sqlite3.Error, ValueError, TypeError, KeyError), self._open() as base:
                 for digest in digests:
                     row = base.execute("select facts from images where key = ?", (self._key(digest),)).fetchone()
@@ -368,7 +377,7 @@ class _Memory:
 
     def add(self, facts: dict[str, ImageFacts | str]) -> None:
         """Remembers more."""
-        if self._usable and facts:
+        if facts and self._usable:
             rows = [
                 (self._key(digest), json.dumps(item if isinstance(item, str) else asdict(item)))
                 for digest, item in facts.items()
@@ -395,3 +404,67 @@ def _parse(text: str) -> ImageFacts | str:
     if isinstance(value, str):
         return value
     return ImageFacts(int(value["width"]), int(value["height"]), str(value["kind"]), tuple(value["notes"]))
+
+
+SILENCE = 20.0  # seconds without a byte
+WHOLE = 300.0  # seconds for all of it: a server that drips would never be silent
+_TRIES = 3
+_PAUSE = 1.0  # seconds before the second try, twice that before the third
+_BUSY = {429, 500, 502, 503, 504}  # what passes
+_PIECE = 2**18
+
+
+def fetch(url: str, limit: int, *, silence: float = SILENCE, whole: float = WHOLE) -> bytes:
+    """The bytes at an `http` or `https` address, no more than `limit` + 1 of them.
+
+    Redirections are followed to such addresses only: one to `file:` would read this machine.
+
+    Raises:
+        OSError: it cannot be had; the text says why.
+    """
+    for attempt in range(_TRIES):
+        time.sleep(_PAUSE * attempt)
+        try:
+            return _get(url, limit, silence, whole)
+        except HTTPError as error:
+            error.close()
+            if error.code not in _BUSY or attempt == _TRIES - 1:
+                raise
+        except (ConnectionError, URLError) as error:
+            passing = isinstance(error, ConnectionError) or isinstance(error.reason, ConnectionError)
+            if not passing or attempt == _TRIES - 1:
+                raise
+        except (HTTPException, ValueError) as error:
+            raise OSError(str(error) or type(error).__name__) from error
+    raise AssertionError("the last try returns or raises")
+
+
+def _get(url: str, limit: int, silence: float, whole: float) -> bytes:
+    end = time.monotonic() + whole
+    found = bytearray()
+    with _opener().open(url, timeout=silence) as answer:
+        while piece := answer.read1(min(_PIECE, limit + 1 - len(found))):
+            found += piece
+            if time.monotonic() > end:
+                raise TimeoutError(f"not whole after {whole:g} seconds")
+        if answer.length and len(found) <= limit:
+            raise ConnectionError(f"cut short after {len(found):,} bytes")
+    return bytes(found)
+
+
+@cache
+def _opener() -> request.OpenerDirector:
+    """Knows http, https and the environment's proxies, and nothing else: urllib's own would read `file:` and `ftp:`."""
+    opener = request.OpenerDirector()
+    opener.addheaders = [("User-Agent", "merit")]
+    for handler in (
+        request.ProxyHandler,
+        request.UnknownHandler,
+        request.HTTPHandler,
+        request.HTTPSHandler,
+        request.HTTPDefaultErrorHandler,
+        request.HTTPRedirectHandler,
+        request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    return opener

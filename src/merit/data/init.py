@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from merit.base.errors import InputError
-from merit.config.mixture import DatasetConfig
+from merit.config.sections import DatasetConfig
 from merit.data.files import KINDS
 from merit.data.format import RowFormat
 from merit.data.reading import DatasetReader

@@ -7,15 +7,39 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from merit.base.errors import InputError
-from merit.config.mixture import DatasetConfig
-from merit.data import files, gym, visual
-from merit.data import source as hub
-from merit.data.row import Row, Source
+from merit.config.sections import DatasetConfig
+from merit.data import files, gym
+from merit.data.example import Row
+from merit.demo import visual
 
-__all__ = ["Row", "Source", "open_source"]
+
+class Source(Protocol):
+    """What every kind of source offers.
+
+    `place` is what error messages call it. `scores` says whether its rows carry what an own scorer needs.
+    """
+
+    @property
+    def place(self) -> str: ...
+
+    @property
+    def scores(self) -> bool: ...
+
+    def rows(self) -> Iterator[Row]:
+        """Streams all rows, from the start at every call.
+
+        Raises:
+            InputError: the source cannot be opened, or its rest cannot be read.
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes when the rows change. For a file it is the SHA-256 of the bytes: modification times differ between
+        machines and after a checkout, and hashing is much cheaper than tokenizing."""
+        ...
 
 
 def open_source(config: DatasetConfig, base: Path, at: str) -> Source:
@@ -55,7 +79,7 @@ def open_source(config: DatasetConfig, base: Path, at: str) -> Source:
     # `data/train`, where there is a folder `data`, is a file that is missing, not a dataset of the user `data`.
     local = kind is not None or config.path.startswith(".") or ("/" in config.path and path.parent.is_dir())
     if not local and re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", config.path):
-        return hub.HubSource(place=config.path, subset=config.subset, split=config.split)
+        return HubSource(place=config.path, subset=config.subset, split=config.split)
     raise InputError(f"no such file{_nearest_file(path)}", file=config.path, field=field)
 
 

@@ -105,7 +105,7 @@ def _sentences() -> Iterable[str]:
     """Questions and answers of the visual tasks, whose words become tokens."""
     import numpy as np
 
-    from merit.demo.visual_tasks import COLOURS, SHAPES, TASKS, WORDS
+    from merit.demo.visual import COLOURS, SHAPES, TASKS, WORDS
 
     for task in TASKS.values():
         made = task.make(np.random.default_rng(0))

@@ -1,18 +1,21 @@
-"""What a diagnostic is. Each file of `checks/`, or of a `merit_ext/checks/` of one's own, holds one, named `CHECK`.
+"""What a diagnostic is. Each file in `checks/`, or in your own `merit_ext/checks/`, holds one, named `CHECK`.
 
-No torch here and in those files, so that the report and the configuration can read them: a check's `run` imports it.
+The report and the configuration read these files, so none of them imports torch at the top: a check's `run` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from merit.base import extensions
 from merit.base.errors import InputError
-from merit.config.section import Section
+from merit.base.kept import kept
+from merit.base.record import Sealed
+from merit.config.sections import Section
 from merit.diagnose.records import CheckResult
 
 if TYPE_CHECKING:
@@ -77,15 +80,53 @@ class Check(Part[R]):
     order: int = 100
 
 
+class _Pieces(Sealed):
+    """The file: finished pieces by name."""
+
+    fingerprint: str
+    done: dict[str, Any]
+
+
+class Journal:
+    """What a long check has measured so far, in a JSON file: a kill costs only the piece being measured.
+
+    Pieces are those of one fingerprint. Without a path, nothing is kept on disk.
+    """
+
+    def __init__(self, path: Path | None = None, fingerprint: str = "") -> None:
+        self._path = path
+        found = kept(path, _Pieces, {"fingerprint": fingerprint}).record if path is not None else None
+        self._pieces = found or _Pieces(fingerprint=fingerprint, done={})
+
+    @property
+    def fingerprint(self) -> str:
+        """What the pieces depend on."""
+        return self._pieces.fingerprint
+
+    def get(self, name: str, measure: Callable[[], Any]) -> Any:
+        """The piece `name`, a JSON value: the one that is kept, or one measured and kept now."""
+        done = self._pieces.done
+        if name not in done:
+            done[name] = measure()
+            if self._path is not None:
+                self._pieces.save(self._path)
+        return done[name]
+
+    def close(self) -> None:
+        """Removes the file, once the result is written."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
 def find_check(name: str) -> Check[Any]:
     """The check of this name.
 
     Raises:
-        InputError: there is none; or its file cannot be imported, or holds no check.
+        InputError: there is no such check, or its file cannot be imported or holds none.
     """
     found = extensions.load("checks", name)
     if not isinstance(found, Check):
-        raise InputError("CHECK is no merit.diagnose.check.Check", file=extensions.files("checks")[name])
+        raise InputError("CHECK is not a merit.diagnose.check.Check", file=extensions.files("checks")[name])
     return found
 
 

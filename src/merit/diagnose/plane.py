@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from merit.diagnose.losses import Matrix
 from merit.diagnose.models import BASE, MERGE
-from merit.diagnose.resample import Matrix
 
 _TINY = 1e-12
 

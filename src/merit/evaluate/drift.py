@@ -1,16 +1,19 @@
-"""Drift: how far a model has moved from what θ0 itself would say on general prompts."""
+"""Drift: how far a model's answers to general prompts have moved from those of θ0."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import resources
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from merit.base.record import Sealed
+from merit.config.sections import EvaluateConfig
+from merit.data.example import IGNORED, Encoded, Example, Message
 
-from merit.data.encode import Encoder
-from merit.data.example import IGNORED, Example, Message
-from merit.evaluate.answers import greedy_answers
-from merit.evaluate.scores import DriftSet
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from merit.data.encode import Encoder
 
 
 def general_prompts(count: int | None = None) -> list[str]:
@@ -27,27 +30,50 @@ def _lines(name: str) -> list[str]:
     return resources.files("merit.evaluate").joinpath(name).read_text(encoding="utf-8").splitlines()
 
 
+class DriftSet(Sealed):
+    """θ0's own greedy answers. A model's loss on them is its drift; θ0's own loss is nearly the lowest possible."""
+
+    fingerprint: str
+    prompts: list[str]
+    answers: list[str]
+    input_ids: list[list[int]]
+    labels: list[list[int]]
+
+    @property
+    def encoded(self) -> list[Encoded]:
+        """Prompts and answers; only the answers are supervised."""
+        return [Encoded(ids, labels) for ids, labels in zip(self.input_ids, self.labels, strict=True)]
+
+
 def make_drift_set(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     encoder: Encoder,
-    *,
-    prompts: list[str],
-    max_new_tokens: int,
-    batch_tokens: int,
+    config: EvaluateConfig,
     fingerprint: str,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Callable[[int], None],
 ) -> DriftSet:
-    """Lets θ0 answer `prompts`; only the answers' tokens carry loss, and an answer cut short gets no false ending."""
+    """Lets θ0 answer the general prompts. Only the answers' tokens carry loss; an answer cut short gets no end token.
+
+    Args:
+        fingerprint: of all that the answers depend on.
+        advance: told the number of prompts answered.
+    """
+    from merit.evaluate.answers import greedy_answers
+
+    tokenizer, prompts = encoder.tokenizer, general_prompts(config.drift)
     encoded = [encoder.prompt_ids(Example(prompt=(Message("user", prompt),), completion=())) for prompt in prompts]
     answers = greedy_answers(
-        model, tokenizer, encoded, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, advance=advance
+        model,
+        tokenizer,
+        encoded,
+        max_new_tokens=config.max_new_tokens,
+        batch_tokens=config.batch_tokens,
+        advance=advance,
     )
-    pairs = [(ids, answer) for ids, answer in zip(encoded, answers, strict=True)]
     return DriftSet(
         fingerprint=fingerprint,
         prompts=prompts,
         answers=[tokenizer.decode(answer, skip_special_tokens=True) for answer in answers],
-        input_ids=[[*ids, *answer] for ids, answer in pairs],
-        labels=[[IGNORED] * len(ids) + answer for ids, answer in pairs],
+        input_ids=[[*ids, *answer] for ids, answer in zip(encoded, answers, strict=True)],
+        labels=[[IGNORED] * len(ids) + answer for ids, answer in zip(encoded, answers, strict=True)],
     )

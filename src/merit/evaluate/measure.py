@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from merit.base.files import write_text
 from merit.base.kept import kept
@@ -13,7 +18,11 @@ from merit.base.locks import claim
 from merit.base.progress import Counter, FileProgress
 from merit.base.record import fingerprint
 from merit.context import RunContext
-from merit.evaluate.scores import DriftSet, Subject, stored_scores, work_units
+from merit.data.example import Encoded
+from merit.data.mixture import DatasetSummary
+from merit.data.store import EncodedDataset
+from merit.evaluate.drift import DriftSet, make_drift_set
+from merit.evaluate.scores import DatasetScore, ModelScores
 from merit.jobs.job import Job
 from merit.jobs.process import die_with_parent
 from merit.merge.step import merged_branches
@@ -22,8 +31,25 @@ from merit.run.events import stage_events
 from merit.run.layout import MAIN_METHOD
 from merit.workers import open_as_worker, run_workers, worker_job
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from merit.models.loading import Precision
+
 BASE = "base"
 _DRIFT = "drift-set"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure."""
+
+    label: str
+    method: str
+    kind: str  # base, branch, merge
+    scale: float
+    folder: Path
+    fingerprint: str  # of the weights
 
 
 def subjects(context: RunContext) -> list[Subject]:
@@ -44,26 +70,25 @@ def subjects(context: RunContext) -> list[Subject]:
 
 
 def missing(context: RunContext) -> list[tuple[Subject, str]]:
-    """The models whose figures are not there or hold no more, each with the fingerprint that its figures will have."""
+    """The models whose scores are missing or out of date, each with the fingerprint that its scores will have."""
     settings = _settings(context)
     marks = [(subject, fingerprint(settings, subject.fingerprint, subject.kind)) for subject in subjects(context)]
-    return [(subject, mark) for subject, mark in marks if stored_scores(context.run, subject, mark) is None]
+    return [(subject, mark) for subject, mark in marks if not _is_measured(context, subject, mark)]
 
 
 def measure(context: RunContext, *, share: bool = False) -> int:
-    """Writes evaluation/*.json of what is missing. Returns how many models were measured.
+    """Writes evaluation/*.json for each model that is `missing`. Returns how many models were measured.
 
     Args:
-        share: leave out what another process has in hand.
+        share: skip models that another process is measuring.
     """
-    from merit.evaluate.evaluate import Evaluation, evaluate_model
     from merit.models.loading import load_model, pick_precision
 
-    config, mixture, run = context.config.evaluate, context.mixture, context.run
+    config = context.config.evaluate
     todo = missing(context)
     measured = 0
     # Answering costs far more than scoring: the bar counts θ0's own answers to the general prompts too.
-    units = config.drift + sum(work_units(mixture, config, subject.kind) for subject, _ in todo)
+    units = config.drift + sum(_units(context, subject) for subject, _ in todo)
     with context.progress.bar("evaluate", total=max(1, units), unit="example") as bar:
         counter = Counter(bar)
         drift = None
@@ -71,21 +96,117 @@ def measure(context: RunContext, *, share: bool = False) -> int:
             with _mine(context, _DRIFT, share=share, wait=True):
                 drift = _drift_set(context, counter)
         precision = pick_precision(context.config.train.precision)
-        on = Evaluation(run, mixture, context.tokenizer, config, drift, precision, counter)
         for subject, mark in todo:
             with _mine(context, subject.label, share=share) as mine:
-                if not mine or (share and stored_scores(run, subject, mark) is not None):
-                    counter(work_units(mixture, config, subject.kind))
+                if not mine or (share and _is_measured(context, subject, mark)):
+                    counter(_units(context, subject))
                     continue
                 counter.note(subject.label)
                 model = load_model(subject.folder, trust_remote_code=context.model.trust_remote_code).eval()
-                evaluate_model(on, subject, model, fingerprint=mark)
+                _Evaluation(context, model, precision, counter).save(subject, mark, drift)
                 measured += 1
     return measured
 
 
+def _is_measured(context: RunContext, subject: Subject, mark: str) -> bool:
+    return kept(context.run.evaluation(subject.label), ModelScores, {"fingerprint": mark}).fresh
+
+
+def _units(context: RunContext, subject: Subject) -> int:
+    """How many examples one model takes: losses, answers and drift."""
+    config, datasets = context.config.evaluate, [*context.mixture.datasets, *context.mixture.unseen]
+    losses = sum(min(config.held_out, dataset.held_out.examples) for dataset in datasets)
+    answers = [min(_answers(context, subject), item.held_out.examples) for item in datasets if item.scoring]
+    return losses + sum(answers) + config.drift
+
+
+def _answers(context: RunContext, subject: Subject) -> int:
+    """Examples of a dataset to answer. A branch is measured by its losses alone: it is a part, not a result."""
+    return 0 if subject.kind == "branch" else context.config.evaluate.generate
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """One model of a run, and how it is measured.
+
+    Attributes:
+        advance: told the number of examples that are done.
+    """
+
+    context: RunContext
+    model: PreTrainedModel
+    precision: Precision
+    advance: Callable[[int], None]
+
+    def save(self, subject: Subject, mark: str, drift: DriftSet | None) -> None:
+        """Writes evaluation/<label>.json: held-out loss on every dataset, exact match where it can be scored, drift."""
+        started, mixture = time.monotonic(), self.context.mixture
+        answers = _answers(self.context, subject)
+        scores = ModelScores(
+            label=subject.label,
+            method=subject.method,
+            kind=subject.kind,
+            scale=subject.scale,
+            fingerprint=mark,
+            in_mixture=self._scores(mixture.datasets, answers),
+            unseen=self._scores(mixture.unseen, answers),
+            drift=self._losses(["drift"], [drift.encoded])[0] if drift else None,
+            seconds=0,
+        )
+        scores = scores.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
+        scores.save(self.context.run.evaluation(subject.label))
+
+    def _scores(self, datasets: Sequence[DatasetSummary], answers: int) -> list[DatasetScore]:
+        stored = {item.name: EncodedDataset.open(self.context.run.data(item.name)) for item in datasets}
+        limit = self.context.config.evaluate.held_out
+        rows = [[data[int(row)].encoded for row in data.held_out[:limit]] for data in stored.values()]
+        losses = self._losses(list(stored), rows)
+        exact = self._exact({item.name: stored[item.name] for item in datasets if item.scoring}, answers)
+        return [score.model_copy(update={"exact": exact.get(score.name)}) for score in losses]
+
+    def _losses(self, names: Sequence[str], rows: Sequence[Sequence[Encoded]]) -> list[DatasetScore]:
+        from merit.compute.losses import example_losses
+
+        # One pool over all datasets: batches of like length leave the least padding.
+        losses, tokens = example_losses(
+            self.model,
+            [row for part in rows for row in part],
+            batch_tokens=self.context.config.evaluate.batch_tokens,
+            precision=self.precision,
+            advance=self.advance,
+        )
+        left, counts = iter(losses), iter(tokens)
+        return [
+            DatasetScore(
+                name=name, losses=list(islice(left, len(part))), tokens=list(islice(counts, len(part))), exact=None
+            )
+            for name, part in zip(names, rows, strict=True)
+        ]
+
+    def _exact(self, datasets: dict[str, EncodedDataset], count: int) -> dict[str, list[float]]:
+        from merit.evaluate.answers import greedy_answers, score_answer
+
+        config, tokenizer = self.context.config.evaluate, self.context.tokenizer
+        examples = [(name, data[int(row)]) for name, data in datasets.items() for row in data.held_out[:count]]
+        answers = greedy_answers(
+            self.model,
+            tokenizer,
+            [example.prompt_ids for _, example in examples],
+            [example.encoded.images[: example.encoded.prompt_images] for _, example in examples],
+            max_new_tokens=config.max_new_tokens,
+            batch_tokens=config.batch_tokens,
+            advance=self.advance,
+        )
+        exact: dict[str, list[float]] = {}
+        for (name, example), answer in zip(examples, answers, strict=True):
+            text = tokenizer.decode(answer, skip_special_tokens=True)
+            score = score_answer(text, reference=example.reference, verifier=example.verifier)
+            exact.setdefault(name, []).append(score)
+        return exact
+
+
 def _settings(context: RunContext) -> str:
-    """What all figures depend on beside the weights."""
+    """Fingerprint of what all scores depend on besides the weights."""
     from merit.models.loading import pick_precision
 
     precision = pick_precision(context.config.train.precision)
@@ -100,9 +221,8 @@ def _mine(context: RunContext, label: str, *, share: bool, wait: bool = False) -
 
 
 def _drift_set(context: RunContext, counter: Counter) -> DriftSet:
-    """θ0's answers to the general prompts: those stored, or fresh ones."""
+    """θ0's answers to the general prompts: the stored ones, or new ones."""
     from merit.data.encode import Encoder
-    from merit.evaluate.drift import general_prompts, make_drift_set
     from merit.models.loading import load_model
 
     config, settings = context.config.evaluate, _settings(context)
@@ -112,13 +232,10 @@ def _drift_set(context: RunContext, counter: Counter) -> DriftSet:
         return stored
     made = make_drift_set(
         load_model(context.model.path, trust_remote_code=context.model.trust_remote_code).eval(),
-        context.tokenizer,
         Encoder(context.tokenizer, context.mixture.max_length),
-        prompts=general_prompts(config.drift),
-        max_new_tokens=config.max_new_tokens,
-        batch_tokens=config.batch_tokens,
-        fingerprint=settings,
-        advance=counter,
+        config,
+        settings,
+        counter,
     )
     made.save(context.run.drift)
     return made
@@ -127,7 +244,7 @@ def _drift_set(context: RunContext, counter: Counter) -> DriftSet:
 def spread(context: RunContext, models: int) -> None:
     """Measures `models` models with as many workers as there are devices.
 
-    On one CPU that is no quicker than one process with all cores; but it makes the sums of every engine the same.
+    On one CPU this is no faster than one process with all cores, but the sums come out the same with every engine.
 
     Raises:
         InputError, StageError: a worker failed for good.
@@ -136,7 +253,7 @@ def spread(context: RunContext, models: int) -> None:
 
 
 def run_worker(root: Path, worker: int, precision: str | None = None) -> None:
-    """The job: measures models until none is left that no other worker has in hand.
+    """The job of one worker: measures models until every one is measured or in another worker's hands.
 
     Raises:
         InputError: as `open_as_worker`; or the run's models are not merged yet.

@@ -1,26 +1,72 @@
-"""Writes one branch's folder for another trainer."""
+"""`merit handover`: every branch of a method as a folder for another trainer."""
 
 from __future__ import annotations
 
+import logging
 import shlex
 from pathlib import Path
-from types import ModuleType
 
 import yaml
 
-from merit.base.errors import printable
+from merit.base.errors import InputError, printable
 from merit.base.files import write_text
 from merit.base.record import fingerprint
-from merit.handover import axolotl, llamafactory, trl
-from merit.handover.bundle import CONFIG, DATA, OUTPUT, Bundle, Handover
+from merit.context import Method, RunContext
+from merit.handover.bundle import CONFIG, DATA, MANIFEST, OUTPUT, Bundle, Handover, refuse_images
+from merit.handover.trainers import TRAINERS
+from merit.run.events import stage_events
+from merit.run.guard import run_lock
 from merit.run.layout import RunDir, relative
 from merit.train.spec import BranchSpec
+from merit.train.step import branch_specs, prepare_branch
 
-TRAINERS: dict[str, ModuleType] = {"trl": trl, "axolotl": axolotl, "llamafactory": llamafactory}
-MANIFEST = "handover.json"
+_log = logging.getLogger(__name__)
 
 
-def write_handover(run: RunDir, spec: BranchSpec, trainer: str, model: str) -> Path:
+def hand_over(context: RunContext, trainer: str, method: str) -> list[Path]:
+    """Writes the folders of the branches that are not done yet; the run must be split.
+
+    Raises:
+        InputError: no such method, no partition yet, a branch has images, or another process works on the run.
+    """
+    chosen = find_method(context, method)
+    if not chosen.dir.partition.is_file():
+        raise InputError("this run is not split yet; `merit split` comes first", file=context.run.root)
+    folders = []
+    with run_lock(context.run), stage_events(context.run.events, f"handover {trainer}"):
+        specs = branch_specs(context, chosen)
+        refuse_images(context.run, specs)
+        with context.progress.bar(f"handover to {trainer}", total=len(specs), unit="branch") as bar:
+            for spec in specs:
+                if prepare_branch(chosen.dir.branch(spec.branch), spec):
+                    folders.append(_write(context.run, spec, trainer, _reference(context)))
+                else:
+                    _log.info("%s branch %d is done already", method, spec.branch)
+                bar.update(spec.branch + 1)
+    return folders
+
+
+def find_method(context: RunContext, name: str) -> Method:
+    """The method called `name`.
+
+    Raises:
+        InputError: the run has no such method.
+    """
+    for method in context.methods:
+        if method.name == name:
+            return method
+    known = ", ".join(method.name for method in context.methods)
+    raise InputError(f"no method {name!r} in this run; there are: {known}", field="--method")
+
+
+def _reference(context: RunContext) -> str:
+    """θ0 as another program loads it: its Hub id where it has one, else the folder on this machine."""
+    path = context.config.model.path
+    local = path.startswith("embedded:") or (context.base / path).exists()
+    return str(context.model.path.resolve()) if local else path
+
+
+def _write(run: RunDir, spec: BranchSpec, trainer: str, model: str) -> Path:
     """Writes configuration, data, README and manifest, the manifest last. Returns the folder.
 
     Args:
@@ -30,12 +76,12 @@ def write_handover(run: RunDir, spec: BranchSpec, trainer: str, model: str) -> P
         InputError: a file of encoded examples is missing or damaged.
     """
     folder = run.handover(trainer, spec.method, spec.branch)
-    module = TRAINERS[trainer]
+    to = TRAINERS[trainer]
     bundle = Bundle.of(run, spec, model)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    module.write_data(bundle, folder)
-    values = yaml.safe_dump(module.configuration(bundle), sort_keys=False, allow_unicode=True)
+    to.write_data(bundle, folder)
+    values = yaml.safe_dump(to.configuration(bundle), sort_keys=False, allow_unicode=True)
     write_text(folder / CONFIG, values)
     manifest = Handover(
         trainer=trainer,
@@ -47,7 +93,7 @@ def write_handover(run: RunDir, spec: BranchSpec, trainer: str, model: str) -> P
         examples=len(bundle.rows),
         supervised_tokens=bundle.supervised_tokens,
     )
-    write_text(folder / "README.md", _readme(run, manifest, module.COMMAND, bundle, folder))
+    write_text(folder / "README.md", _readme(run, manifest, to.command, bundle, folder))
     manifest.save(folder / MANIFEST)
     return folder
 

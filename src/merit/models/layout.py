@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from merit.base.errors import InputError
-from merit.config.model import Role
+from merit.config.sections import Role
 
 _Rules = tuple[tuple[re.Pattern[str], str], ...]
 _LLAVA: _Rules = (

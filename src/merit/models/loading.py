@@ -18,7 +18,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from merit.base.errors import InputError, first_line, out_of_memory
-from merit.config.model import Role
+from merit.config.sections import Role
 from merit.data.encode import IMAGE_TOKENS
 from merit.models.layout import FROZEN, role_of
 from merit.models.source import ModelFolder, check_model_folder

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
+import logging
 import operator
 import os
+import struct
+import warnings
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 from typing import Any
 
 from merit.base.errors import InputError, first_line
-from merit.base.files import read_json
-from merit.config.model import ModelConfig
+from merit.base.files import read_json, safe_name, sha256_file
+from merit.base.kept import made_once
+from merit.config.sections import ModelConfig
 from merit.demo import tiny_vlm
 from merit.models.checkpoint import INDEX, no_weights, read_entries, read_index
 
@@ -136,7 +142,7 @@ def locate_model(config: ModelConfig, base: Path) -> Path:
     if path == f"embedded:{tiny_vlm.NAME}":
         return tiny_vlm.tiny_vlm(cache_folder() / "models")
     if path.startswith("embedded:"):
-        return _from_gguf(_embedded(path.removeprefix("embedded:")))
+        return convert_gguf(_embedded(path.removeprefix("embedded:")), cache_folder() / "models")
     local = base / path
     try:
         local.stat()
@@ -152,7 +158,7 @@ def locate_model(config: ModelConfig, base: Path) -> Path:
         with local.open("rb") as handle:
             if handle.read(4) != b"GGUF":
                 raise InputError("not a GGUF file", file=local, field="model.path")
-        return _from_gguf(local)
+        return convert_gguf(local, cache_folder() / "models")
     if local.is_dir():
         return local
     if local.exists():
@@ -173,12 +179,6 @@ def _embedded(name: str) -> Path:
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
-def _from_gguf(file: Path) -> Path:
-    from merit.models.gguf import convert_gguf
-
-    return convert_gguf(file, cache_folder() / "models")
-
-
 def _from_hub(config: ModelConfig) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -192,3 +192,56 @@ def _from_hub(config: ModelConfig) -> Path:
     except HfHubHTTPError as error:
         message = f"{config.path!r} cannot be fetched from the Hub: {first_line(error)}"
     raise InputError(message, field="model.path")
+
+
+_log = logging.getLogger(__name__)
+# What the reader raises on truncated and damaged files: it trusts the lengths that it finds in them.
+_DAMAGE = (
+    *(ValueError, OSError, LookupError, ArithmeticError, TypeError, AttributeError, RuntimeError, MemoryError),
+    struct.error,
+)
+_GGUF_VERSION = 1  # raise it when what is written changes, so that old conversions are made again
+
+
+def convert_gguf(file: Path, cache: Path) -> Path:
+    """The folder that holds `file` dequantised to float32. Made at the first call (about 20 s for 135M parameters).
+
+    Raises:
+        InputError: not a GGUF file that transformers can read, or the reader is not installed.
+    """
+    target = cache / f"{safe_name(file.stem)[:60]}-{sha256_file(file)[:16]}-v{_GGUF_VERSION}"
+    return made_once(target, lambda part: _convert(file, part))
+
+
+def _convert(file: Path, folder: Path) -> None:
+    if util.find_spec("gguf") is None:
+        raise InputError("reading GGUF needs the `gguf` package: pip install 'merit-tuning[demo]'", file=file)
+    _log.info("converting %s to safetensors (once, into %s)", file.name, folder.parent)
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from merit.models.loading import quiet_transformers
+
+    quiet_transformers()
+    try:
+        # The reader draws a bar of its own, whatever the verbosity.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            loaded = AutoModelForCausalLM.from_pretrained(
+                str(file.parent), gguf_file=file.name, dtype=torch.float32, local_files_only=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
+    except _DAMAGE as error:
+        raise InputError(f"cannot be read as GGUF: {' '.join(str(error).split())[:200]}", file=file) from error
+    # A model from GGUF remembers that it was quantised and refuses to be saved: rebuild it from config and weights.
+    values = loaded.config.to_dict()
+    for key in ("quantization_config", "_name_or_path"):
+        values.pop(key, None)
+    config = type(loaded.config)(**values)
+    with torch.device("meta"):
+        clean = AutoModelForCausalLM.from_config(config)
+    clean.load_state_dict(loaded.state_dict(), assign=True)
+    clean.tie_weights()
+    clean.generation_config = loaded.generation_config
+    clean.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,10 +1,23 @@
-"""What planning knows of a model, and what it says of a run."""
+"""What planning knows of a model, what it says of a run, and the table of it."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
 from merit.base.record import Record
 from merit.base.words import NONE, compact, data_size, duration
+from merit.config.sections import LoraSection, Role, TrainConfig
+from merit.data.example import IGNORED, Encoded
+from merit.data.mixture import Mixture
+from merit.models.checkpoint import Checkpoint
+from merit.models.layout import FROZEN, role_of
 from merit.split.splitter import find_splitter
+
+_SHAPE = ("hidden_size", "num_hidden_layers", "vocab_size")
+_MEASURED_TOKENS = 1024
+_REPEATS = 3
 
 
 class ModelFacts(Record):
@@ -18,6 +31,58 @@ class ModelFacts(Record):
     trainable: int  # all of them in full fine-tuning, the adapters' with LoRA
     bytes_per_parameter: int  # as stored on disk
     hidden: dict[str, int]
+
+
+def model_facts(checkpoint: Checkpoint, lora: LoraSection | None, freeze: Sequence[Role] | None = None) -> ModelFacts:
+    """Size and shape of a model, from its headers and its config.json; of a vision-language model, its language part's
+    shape, and only what is not frozen counts as trained."""
+    parameters = checkpoint.elements
+    frozen: set[Role] = set()
+    if "vision_config" in checkpoint.config:
+        frozen = set(FROZEN if freeze is None else freeze)
+    names = [name for name in checkpoint.tensors if role_of(name) not in frozen] if frozen else [*checkpoint.tensors]
+    trainable = sum(checkpoint.info(name).elements for name in names) if frozen else parameters
+    if lora is not None:
+        # PEFT's `all-linear`: every weight matrix but embeddings and head.
+        apart = {checkpoint.embedding, checkpoint.head}
+        shapes = [checkpoint.info(name).shape for name in names if name not in apart]
+        trainable = sum(lora.r * (shape[0] + shape[1]) for shape in shapes if len(shape) == 2)
+    text = checkpoint.config.get("text_config")
+    config = text if isinstance(text, dict) and "hidden_size" not in checkpoint.config else checkpoint.config
+    shape = {key: value for key in _SHAPE if isinstance(value := config.get(key), int)}
+    return ModelFacts(
+        parameters=parameters,
+        trainable=trainable,
+        bytes_per_parameter=round(checkpoint.nbytes / parameters),
+        hidden=shape,
+    )
+
+
+def measure_speed(folder: Path, train: TrainConfig, mixture: Mixture) -> float:
+    """Tokens a second of forward and backward on this machine's device: the best of three, after a warm-up."""
+    import torch
+
+    from merit.compute.losses import supervised_nll
+    from merit.models.loading import autocast, load_model, pick_precision
+
+    model = load_model(folder).train()
+    precision = pick_precision(train.precision)
+    counts = [item.train for item in mixture.datasets]
+    length = max(2, round(sum(item.tokens for item in counts) / sum(item.examples for item in counts)))
+    share = sum(item.supervised_tokens for item in counts) / sum(item.tokens for item in counts)
+    supervised = max(1, round(length * share))
+    ids = torch.randint(0, model.config.get_text_config().vocab_size, (length,)).tolist()
+    row = Encoded(ids, [IGNORED] * (length - supervised) + ids[length - supervised :])
+    rows = [row] * max(1, _MEASURED_TOKENS // length)
+    best = 0.0
+    for _ in range(_REPEATS + 1):
+        started = time.perf_counter()
+        with autocast(precision):
+            loss = supervised_nll(model, rows).nll.mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        model.zero_grad()
+        best = max(best, len(rows) * length / (time.perf_counter() - started))
+    return best
 
 
 class BranchCost(Record):
@@ -46,14 +111,13 @@ class MethodCost(Record):
     @property
     def hours(self) -> float | None:
         """Device hours of all branches."""
-        hours = [branch.hours for branch in self.branches]
-        return None if None in hours else sum(hour or 0.0 for hour in hours)
+        return total_hours(branch.hours for branch in self.branches)
 
     @property
     def longest_hours(self) -> float | None:
         """Hours when every branch has a device: those of the longest."""
-        hours = [branch.hours for branch in self.branches]
-        return None if None in hours else max(hour or 0.0 for hour in hours)
+        hours = [branch.hours for branch in self.branches if branch.hours is not None]
+        return max(hours) if len(hours) == len(self.branches) else None
 
 
 class StageCost(Record):
@@ -112,27 +176,24 @@ def plan_rows(plan: Plan) -> list[list[str]]:
 
     `moved` are bytes between machines, one machine a branch; for joint training, on as many data-parallel workers.
     """
-    stages = {stage.stage: stage for stage in plan.stages}
-    train = stages["train"]
-    rows = [HEADER, _stage("gradients", stages["gradients"])]
-    for method in plan.methods:
-        rows.append(_method(plan, method, train))
-    rows += [_stage("merge", stages["merge"]), _stage("evaluate", stages["evaluate"])]
-    hours = [stage.hours for stage in plan.stages]
-    rows.append(
-        [
-            "whole run",
-            compact(sum(stage.tokens for stage in plan.stages)),
-            compact(sum(stage.supervised_tokens for stage in plan.stages)),
-            flops(sum(stage.flops for stage in plan.stages)),
-            NONE if None in hours else _time(sum(hour or 0.0 for hour in hours)),
-            NONE,
-            data_size(max(stage.memory_bytes or 0 for stage in plan.stages)),
-            data_size(sum(stage.disk_bytes for stage in plan.stages)),
-            NONE,
-        ]
+    gradients, train, merge, evaluate = plan.stages
+    whole = StageCost(
+        stage="whole run",
+        tokens=sum(stage.tokens for stage in plan.stages),
+        supervised_tokens=sum(stage.supervised_tokens for stage in plan.stages),
+        flops=sum(stage.flops for stage in plan.stages),
+        hours=total_hours(stage.hours for stage in plan.stages),
+        memory_bytes=max(stage.memory_bytes or 0 for stage in plan.stages),
+        disk_bytes=sum(stage.disk_bytes for stage in plan.stages),
     )
-    return rows
+    methods = [_method(plan, method, train) for method in plan.methods]
+    return [HEADER, _stage(gradients), *methods, _stage(merge), _stage(evaluate), _stage(whole)]
+
+
+def total_hours(hours: Iterable[float | None]) -> float | None:
+    """Their sum; None where one is not known."""
+    known = [*hours]
+    return None if None in known else sum(hour or 0.0 for hour in known)
 
 
 def flops(number: float) -> str:
@@ -143,9 +204,9 @@ def flops(number: float) -> str:
     return f"{number:.3g} FLOP"
 
 
-def _stage(name: str, stage: StageCost) -> list[str]:
+def _stage(stage: StageCost) -> list[str]:
     return [
-        name,
+        stage.stage,
         compact(stage.tokens) if stage.tokens else NONE,
         compact(stage.supervised_tokens) if stage.supervised_tokens else NONE,
         flops(stage.flops),

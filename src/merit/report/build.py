@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from merit.base.errors import InputError
 from merit.base.files import write_text
-from merit.base.words import compact
+from merit.base.words import compact, duration, plural
 from merit.report.evidence import Evidence, read_evidence
-from merit.report.figure import Section
-from merit.report.misfit import refusing_misfits
-from merit.report.now import running_now
-from merit.report.page import render_page
-from merit.report.sections.asked import asked
+from merit.report.fit import plausible
+from merit.report.page import Section, render_page
+from merit.report.sections.asked import asked, reproduce
+from merit.report.sections.basin import diagnostics, gate
 from merit.report.sections.conflict import conflict
 from merit.report.sections.cost import cost
-from merit.report.sections.diagnostics import diagnostics
 from merit.report.sections.gains import gains
-from merit.report.sections.gate import gate
-from merit.report.sections.reproduce import reproduce
 from merit.report.sections.split import split
 from merit.report.sections.training import training
 from merit.report.verdict import Verdict, reach_verdict
+from merit.run.events import is_job
 from merit.run.layout import RunDir
 
 
@@ -30,7 +29,7 @@ def build_report(root: Path) -> Path:
     """Writes RUN/report.html from whatever the run has so far, and returns its path.
 
     Raises:
-        InputError: there is no such folder, or it may not be written; its files do not fit together.
+        InputError: there is no such folder, or it may not be written; a file of the run makes no sense.
         StageError: the disk is full.
     """
     if not root.is_dir():
@@ -41,23 +40,18 @@ def build_report(root: Path) -> Path:
 
 
 def render_report(evidence: Evidence, *, follow: str | None = None) -> str:
-    """The whole page. `follow` is the state that a served page shows: it asks for newer ones, and says what runs.
-
-    Raises:
-        InputError: the run's files do not fit together.
-    """
-    with refusing_misfits(evidence.run.root):
-        verdict = reach_verdict(evidence)
-        return render_page(
-            "report.html.j2",
-            eyebrow="Report of a run",
-            follow=follow,
-            now=running_now(evidence.events, time.time()) if follow else None,
-            name=evidence.run.root.resolve().name,
-            headline=verdict.headline if verdict else _state(evidence),
-            measures=_measures(evidence, verdict),
-            sections=chapters(evidence, verdict),
-        )
+    """The whole page. `follow` is the state that a served page shows: it asks for newer ones, and says what runs."""
+    verdict = reach_verdict(evidence)
+    return render_page(
+        "report.html.j2",
+        eyebrow="Report of a run",
+        follow=follow,
+        now=running_now(evidence.events, time.time()) if follow else None,
+        name=evidence.run.root.resolve().name,
+        headline=verdict.headline if verdict else _state(evidence),
+        measures=_measures(evidence, verdict),
+        sections=chapters(evidence, verdict),
+    )
 
 
 def chapters(evidence: Evidence, verdict: Verdict | None = None) -> list[Section]:
@@ -104,3 +98,38 @@ def _measures(evidence: Evidence, verdict: Verdict | None) -> list[tuple[str, st
         if verdict.merge.unseen is not None:
             found.append((f"{verdict.merge.unseen:.3f}", "loss on unseen datasets"))
     return found
+
+
+def running_now(events: Sequence[dict[str, Any]], moment: float) -> str:
+    """One sentence. Events cannot tell a stage that runs from one whose process was killed: it says since when."""
+    open_stages: dict[str, dict[str, Any]] = {}
+    last: dict[str, Any] | None = None
+    for event in events:
+        name, kind = event.get("stage"), event.get("event")
+        if not isinstance(name, str) or kind not in ("start", "end", "failed"):
+            continue
+        last = event
+        if kind == "start":
+            open_stages[name] = event
+        else:
+            open_stages.pop(name, None)
+    if last is None:
+        return "Nothing has begun yet."
+    stages = {name: event for name, event in open_stages.items() if not is_job(name)}
+    if stages:
+        name, event = list(stages.items())[-1]
+        branches = sum(job.startswith("train ") for job in open_stages)
+        workers = len(open_stages) - len(stages) - branches
+        jobs = [plural(branches, "branch", "branches")] * bool(branches) + [plural(workers, "worker")] * bool(workers)
+        return f"Running: `{name}`{''.join(f', {told} at once' for told in jobs)}{_since(event, moment)}."
+    if last["event"] == "failed":
+        return f"`{last['stage']}` failed{_since(last, moment)}; the same command resumes."
+    return f"Nothing is running; `{last['stage']}` was done last{_since(last, moment)}."
+
+
+def _since(event: dict[str, Any], now: float) -> str:
+    moment = plausible(event.get("time"))
+    if moment is None or now < moment:
+        return ""
+    told = duration(max(10.0, now - moment))  # whole seconds
+    return f", for {told}" if event.get("event") == "start" else f", {told} ago"

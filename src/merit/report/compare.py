@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score
+
+from merit.base.errors import InputError, printable
 from merit.base.files import write_text
-from merit.base.words import decimal, plural, series, signed
-from merit.report.misfit import refusing_misfits
-from merit.report.page import render_page
-from merit.report.versus.results import FACES, Difference, compare_results, results_section
-from merit.report.versus.sides import (
-    HEADER,
-    Groups,
-    Settings,
-    Side,
-    compare_groups,
-    compare_settings,
-    cost_rows,
-    costs_section,
-    groups_section,
-    read_sides,
-    settings_section,
-)
+from merit.base.words import NONE, code, count, data_size, decimal, duration, plural, series, signed
+from merit.report.differences import FACES, Difference, Side, compare_results, results_section
+from merit.report.drawing import DataTable
+from merit.report.evidence import group_label, read_evidence
+from merit.report.page import Section, render_page
+from merit.report.sections.cost import stage_totals
+from merit.run.guard import refuse_links
+from merit.run.layout import RunDir
+from merit.split.partition import Partition
 
 _SETTINGS = 20  # in the terminal; the page has all
 
@@ -72,29 +70,28 @@ def build_comparison(roots: Sequence[Path], page: Path) -> SideBySide:
     """Reads the runs, and writes the page.
 
     Raises:
-        InputError: fewer than two runs, no run directory, one given twice; its files do not fit together, or
-            the page may not be written.
+        InputError: fewer than two runs, no run directory, one given twice; a file of a run makes no sense; or the page
+            may not be written.
     """
     sides = read_sides(roots)
-    with refusing_misfits(roots[-1]):
-        settings, groups = compare_settings(sides), compare_groups(sides)
-        differences, notes = compare_results(sides)
-        problems = [f"`{side.name}`: {problem}" for side in sides for problem in side.evidence.problems]
-        text = render_page(
-            "report.html.j2",
-            eyebrow="Runs side by side",
-            name=" · ".join(side.name for side in sides),
-            headline=_headline(sides, differences),
-            measures=[],
-            sections=[
-                settings_section(sides, settings),
-                groups_section(sides, groups),
-                results_section(sides, differences, [*notes, *problems]),
-                costs_section(sides),
-            ],
-            follow=None,
-            now=None,
-        )
+    settings, groups = compare_settings(sides), compare_groups(sides)
+    differences, notes = compare_results(sides)
+    problems = [f"`{side.name}`: {problem}" for side in sides for problem in side.evidence.problems]
+    text = render_page(
+        "report.html.j2",
+        eyebrow="Runs side by side",
+        name=" · ".join(side.name for side in sides),
+        headline=_headline(sides, differences),
+        measures=[],
+        sections=[
+            settings_section(sides, settings),
+            groups_section(sides, groups),
+            results_section(sides, differences, [*notes, *problems]),
+            costs_section(sides),
+        ],
+        follow=None,
+        now=None,
+    )
     write_text(page, text)
     return SideBySide(sides, settings, groups, differences, [*notes, *problems])
 
@@ -127,3 +124,200 @@ def _headline(sides: Sequence[Side], differences: Sequence[Difference]) -> str:
         elif mine:
             told.append(f"The merges of `{side.name}` and `{reference}` cannot be told apart on these examples.")
     return " ".join(told) or f"{plural(len(sides), 'run')} without a merge that was measured on the same examples."
+
+
+def read_sides(roots: Sequence[Path]) -> list[Side]:
+    """The runs in the order given; the first is the reference.
+
+    Raises:
+        InputError: fewer than two, no run directory, or the same one twice.
+    """
+    if len(roots) < 2:
+        raise InputError("a comparison takes two runs at least", field="RUN")
+    places = [root.resolve() for root in roots]
+    for root, place in zip(roots, places, strict=True):
+        if not RunDir(root).config.is_file():
+            raise InputError("no run directory: it has no config.yaml", file=root)
+        refuse_links(root)
+        if places.count(place) > 1:
+            raise InputError("the same run is given twice", file=root)
+    return [Side(name, read_evidence(root)) for name, root in zip(_names(places), roots, strict=True)]
+
+
+def _names(places: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell all of them apart."""
+    for length in range(1, max(len(place.parts) for place in places) + 1):
+        names = ["/".join(place.parts[-length:]) for place in places]
+        if len(set(names)) == len(names):
+            break
+    return [printable(name) for name in names]
+
+
+_SHOWN = 300
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting that is not the same everywhere; NONE where a run does not have it."""
+
+    name: str
+    values: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that differ, and how many are the same."""
+
+    different: Sequence[Setting]
+    same: int
+
+
+def compare_settings(sides: Sequence[Side]) -> Settings:
+    """From the resolved configurations, in which every default is written out."""
+    flat = [dict(_flatten(side.evidence.config, ())) for side in sides]
+    names = list(dict.fromkeys(name for values in flat for name in values))
+    rows = [Setting(name, [values.get(name, NONE) for values in flat]) for name in names]
+    different = [row for row in rows if len(set(row.values)) > 1]
+    return Settings(different, len(rows) - len(different))
+
+
+def settings_section(sides: Sequence[Side], found: Settings) -> Section:
+    """The chapter."""
+    different = len(found.different)
+    sentence = (
+        f"{plural(different, 'setting differs', 'settings differ')}; {found.same:,} are the same, versions included."
+        if different
+        else "The runs were made with the same settings and versions."
+    )
+    rows = [[setting.name, *setting.values] for setting in found.different[:_SHOWN]]
+    notes = [f"{different - _SHOWN:,} more differ and are not shown."] if different > _SHOWN else []
+    context = {
+        "sentences": [sentence],
+        "tables": [("Settings that differ", DataTable(["setting", *(side.name for side in sides)], rows))]
+        if rows
+        else [],
+        "figures": [],
+        "notes": notes,
+    }
+    return Section("settings", "What was set differently", "versus", context)
+
+
+def _flatten(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flatten(item, (*path, str(key)))
+    else:
+        yield ".".join(path), value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+HEADER = ["run", "branches", "supervised tokens", "training, all branches", "longest branch", "whole run", "moved once"]
+
+
+def cost_rows(sides: Sequence[Side]) -> list[list[str]]:
+    """The main method of each run; the whole run has its baselines and its evaluation in it."""
+    return [_row(side) for side in sides]
+
+
+def costs_section(sides: Sequence[Side]) -> Section:
+    """The chapter."""
+    stages = {side.name: stage_totals(side.evidence.events) for side in sides}
+    names = list(dict.fromkeys(name for found in stages.values() for name in found))
+    by_stage = [
+        [name, *(duration(found[name]) if name in found else NONE for found in stages.values())] for name in names
+    ]
+    tables = [("The main method of each run", DataTable(HEADER, cost_rows(sides)))]
+    if by_stage:
+        tables.append(("Time a stage, over all sittings", DataTable(["stage", *stages], by_stage)))
+    hosts = {side.name: sorted({str(e["host"]) for e in side.evidence.events if e.get("host")}) for side in sides}
+    other = len({tuple(found) for found in hosts.values()}) > 1
+    notes = ["The runs were made on different machines: their times do not compare."] if other else []
+    return Section(
+        "cost", "What each cost", "versus", {"sentences": [], "tables": tables, "figures": [], "notes": notes}
+    )
+
+
+def _row(side: Side) -> list[str]:
+    branches = side.evidence.main.branches
+    results = [branch.result for branch in branches if branch.result]
+    seconds = [result.seconds for result in results]
+    whole = sum(stage_totals(side.evidence.events).values())
+    moved = sum(branch.checkpoint_bytes for branch in branches)
+    return [
+        side.name,
+        str(len(branches)) if len(results) == len(branches) else f"{len(results)} of {len(branches)}",
+        count(sum(result.supervised_tokens for result in results)) if results else NONE,
+        duration(sum(seconds)) if seconds else NONE,
+        duration(max(seconds)) if seconds else NONE,
+        duration(whole) if whole else NONE,
+        data_size(moved) if len(branches) > 1 and moved else NONE,
+    ]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Each run's groups, and how they agree over the datasets that two runs share."""
+
+    of: Sequence[dict[str, int]]  # dataset → group; empty where a run has no split, or no groups of its own
+    rand: Sequence[Sequence[float | None]]  # adjusted Rand index: 1 the same groups, 0 chance
+    moved: Sequence[Sequence[str]]  # datasets that stand with others than in the first run, best match of the groups
+
+
+def compare_groups(sides: Sequence[Side]) -> Groups:
+    """Numbers of groups mean nothing across runs; which datasets stand together does."""
+    of = [_groups(side.evidence.main.partition) for side in sides]
+    rand = [[_rand(a, b) for b in of] for a in of]
+    return Groups(of, rand, [_moved(of[0], other) for other in of])
+
+
+def groups_section(sides: Sequence[Side], found: Groups) -> Section:
+    """The chapter."""
+    names = [side.name for side in sides]
+    sentences = []
+    for k in range(1, len(sides)):
+        index = found.rand[0][k]
+        if index is None:
+            sentences.append(f"{code(names[k])} and {code(names[0])} share no two datasets that both have split.")
+            continue
+        moved = found.moved[k]
+        told = f"{series([code(name) for name in moved], limit=8)} stand elsewhere" if moved else "no dataset moved"
+        sentences.append(f"{code(names[k])} against {code(names[0])}: adjusted Rand index {decimal(index, 2)}; {told}.")
+    rows = [[name, *(decimal(value, 2) for value in line)] for name, line in zip(names, found.rand, strict=True)]
+    tables = [("Adjusted Rand index: 1 the same groups, 0 what chance gives", DataTable(["run", *names], rows))]
+    datasets = sorted({name for groups in found.of for name in groups}, key=lambda name: _place(found.of, name))
+    if datasets:
+        cells = [
+            [name, *(group_label(groups[name]) if name in groups else NONE for groups in found.of)] for name in datasets
+        ]
+        tables.append((f"Where {plural(len(datasets), 'dataset')} stood", DataTable(["dataset", *names], cells)))
+    notes = ["Groups are numbered in each run anew: group 1 of one may be group 0 of another."] if datasets else []
+    context = {"sentences": sentences, "tables": tables, "figures": [], "notes": notes}
+    return Section("groups", "How each was split", "versus", context)
+
+
+def _groups(partition: Partition | None) -> dict[str, int]:
+    """Empty where every group has every dataset, as in a soup."""
+    if partition is None or sum(len(group.datasets) for group in partition.groups) != len(partition.group_of):
+        return {}
+    return dict(partition.group_of)
+
+
+def _rand(a: dict[str, int], b: dict[str, int]) -> float | None:
+    shared = sorted(a.keys() & b.keys())
+    if len(shared) < 2:
+        return None
+    return float(adjusted_rand_score([a[name] for name in shared], [b[name] for name in shared]))
+
+
+def _moved(a: dict[str, int], b: dict[str, int]) -> list[str]:
+    shared = sorted(a.keys() & b.keys())
+    if not shared:
+        return []
+    together = np.zeros((max(a.values()) + 1, max(b.values()) + 1))
+    for name in shared:
+        together[a[name], b[name]] += 1
+    match = {int(j): int(i) for i, j in zip(*linear_sum_assignment(-together), strict=True)}
+    return [name for name in shared if match.get(b[name]) != a[name]]
+
+
+def _place(groups: Sequence[dict[str, int]], name: str) -> tuple[list[int], str]:
+    return [found.get(name, len(found)) for found in groups], name

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,14 +13,16 @@ from numpy.typing import NDArray
 
 from merit.base.errors import InputError
 from merit.base.files import read_json
-from merit.base.record import Record
+from merit.base.record import Record, whole
 from merit.config.yaml import read_yaml
+from merit.conflict.axes import AxesResult
 from merit.conflict.explain import Explanation
-from merit.conflict.records import AxesResult, ConflictResult, load_similarity
+from merit.conflict.similarity import ConflictResult, load_similarity
 from merit.data.mixture import Mixture
-from merit.diagnose.gate import GateResult
-from merit.evaluate.scores import DriftSet, ModelScores, Table
-from merit.report.now import LogLine, read_log
+from merit.evaluate.drift import DriftSet
+from merit.evaluate.scores import ModelScores, Table
+from merit.gate.step import GateResult
+from merit.report.fit import LARGEST, plausible, refuse_misfit
 from merit.run.events import read_events
 from merit.run.layout import MAIN_METHOD, BranchDir, MethodDir, RunDir
 from merit.split.evidence import AxesEvidence
@@ -28,6 +31,7 @@ from merit.split.splitter import known_splitter
 from merit.train.spec import BranchResult
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class MethodEvidence:
     name: str
     partition: Partition | None
     branches: Sequence[BranchEvidence]
-    merge: dict[str, Any] | None  # merge.json as it is: weights, displacement, rounding error
+    weights: Sequence[float]  # of the branches in the merge; empty where nothing is merged
 
     @property
     def is_joint(self) -> bool:
@@ -63,11 +67,22 @@ class Reader:
     problems: list[str] = field(default_factory=list)
 
     def record(self, kind: type[R], path: Path) -> R | None:
-        """The record at `path`; None if there is none, or if it cannot be read."""
+        """The record at `path`; None if there is none, or if it cannot be read.
+
+        Raises:
+            InputError: it can be read, and makes no sense.
+        """
+        found = self.attempt(path, kind.load)
+        if found is not None:
+            refuse_misfit(found, path)
+        return found
+
+    def attempt(self, path: Path, read: Callable[[Path], T]) -> T | None:
+        """What `read` makes of the file at `path`; None if there is none, or if it cannot be read."""
         if not path.exists():
             return None
         try:
-            return kind.load(path)
+            return read(path)
         except InputError as error:
             self.problem(path, error.message + (f" (`{error.field}`)" if error.field else ""))
             return None
@@ -142,15 +157,10 @@ def read_evidence(root: Path) -> Evidence:
 
 
 def _config(reader: Reader, path: Path) -> tuple[str | None, dict[str, Any]]:
-    if not path.exists():
+    found = reader.attempt(path, read_yaml)
+    if found is None:
         return None, {}
-    try:
-        value, _ = read_yaml(path)
-    except InputError as error:
-        reader.problem(path, error.message)
-        return None, {}
-    text = path.read_text(encoding="utf-8")
-    return text, value if isinstance(value, dict) else {}
+    return path.read_text(encoding="utf-8"), found[0] if isinstance(found[0], dict) else {}
 
 
 def _baselines(run: RunDir, config: dict[str, Any]) -> list[str]:
@@ -166,14 +176,12 @@ def _method(reader: Reader, run: RunDir, name: str) -> MethodEvidence:
     method = run.method(name)
     partition = reader.record(Partition, method.partition)
     folders = len(partition.groups) if partition else 0
-    merge = None
-    if method.merge_record.exists():
-        try:
-            value = read_json(method.merge_record)
-            merge = value if isinstance(value, dict) else None
-        except InputError as error:
-            reader.problem(method.merge_record, error.message)
-    return MethodEvidence(name, partition, [_branch(reader, method, k) for k in range(folders)], merge)
+    merge = reader.attempt(method.merge_record, read_json)
+    weights = merge.get("weights") if isinstance(merge, dict) else None
+    weights = [plausible(weight) for weight in weights] if isinstance(weights, list) else []
+    known = [weight for weight in weights if weight is not None]
+    branches = [_branch(reader, method, k) for k in range(folders)]
+    return MethodEvidence(name, partition, branches, known if len(known) == len(weights) == folders else [])
 
 
 def _branch(reader: Reader, method: MethodDir, k: int) -> BranchEvidence:
@@ -193,14 +201,96 @@ def _scores(reader: Reader, run: RunDir) -> list[ModelScores]:
 
 
 def _similarity(reader: Reader, path: Path, size: int) -> NDArray[np.float64] | None:
-    if not path.exists() or not size:
-        return None
-    try:
-        matrix = load_similarity(path)
-    except InputError as error:
-        reader.problem(path, error.message)
+    matrix = reader.attempt(path, load_similarity) if size else None
+    if matrix is None:
         return None
     if matrix.shape != (size, size):
         reader.problem(path, f"its shape is {matrix.shape}, not {(size, size)}")
         return None
+    if not (np.abs(matrix) <= LARGEST).all():
+        reader.problem(path, "it holds what is no cosine")
+        return None
     return matrix
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One logged step."""
+
+    step: int
+    loss: float
+    supervised_tokens: int | None
+    seconds: float | None
+
+
+def read_log(path: Path) -> list[LogLine]:
+    """The steps that have a finite loss, in order; a kill may have torn the last line, a resume repeated some."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    lines: dict[int, LogLine] = {}
+    for raw in text.splitlines():
+        try:
+            value = json.loads(raw, parse_int=whole)
+        except (ValueError, RecursionError):
+            continue
+        line = _line(value)
+        if line is not None:
+            lines[line.step] = line
+    return [lines[step] for step in sorted(lines)]
+
+
+def _line(value: Any) -> LogLine | None:
+    if not isinstance(value, dict):
+        return None
+    step, loss = plausible(value.get("step")), plausible(value.get("loss"))
+    if step is None or loss is None:
+        return None
+    tokens = plausible(value.get("supervised_tokens"))
+    return LogLine(int(step), loss, None if tokens is None else int(tokens), plausible(value.get("seconds")))
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Datasets in drawing order. `group` is None where there is no split yet, or where every branch has them all."""
+
+    names: Sequence[str]
+    group: dict[str, int | None]
+    count: int
+
+    @property
+    def spans(self) -> list[tuple[int, int, int]]:
+        """(group, first position, last position) of the runs of one group in drawing order."""
+        found: list[tuple[int, int, int]] = []
+        for position, name in enumerate(self.names):
+            k = self.group[name]
+            if k is None:
+                continue
+            if found and found[-1][0] == k:
+                found[-1] = (k, found[-1][1], position)
+            else:
+                found.append((k, position, position))
+        return found
+
+
+def group_label(k: int) -> str:
+    """Groups are counted from 0, as the folders of their branches are."""
+    return f"group {k}"
+
+
+def find_grouping(evidence: Evidence, names: Sequence[str]) -> Grouping:
+    """Groups one after the other, and within a group along the first axis, so that neighbours are alike."""
+    partition = evidence.main.partition
+    axes = evidence.axes
+    first = dict(zip(axes.names, (row[0] if row else 0.0 for row in axes.scores), strict=False)) if axes else {}
+    groups: dict[str, int | None] = dict.fromkeys(names)
+    if partition and sum(len(group.datasets) for group in partition.groups) == len(partition.group_of):
+        groups = {name: partition.group_of.get(name) for name in names}
+    order = sorted(names, key=lambda name: (_last(groups[name]), first.get(name, 0.0), name))
+    count = len({k for k in groups.values() if k is not None})
+    return Grouping(order, groups, count)
+
+
+def _last(k: int | None) -> tuple[bool, int]:
+    return (k is None, k or 0)

@@ -1,4 +1,4 @@
-"""From a template to one HTML file that needs nothing else: styles, script and plotly inside, all text escaped."""
+"""From sections to one HTML file that needs nothing else: styles, script and plotly inside, all text escaped."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import html
 import json
 import re
 import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -14,6 +16,22 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
+
+
+@dataclass(frozen=True)
+class Section:
+    """One chapter of the story. `template` is below templates/sections."""
+
+    id: str
+    title: str
+    template: str
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+
+def missing(id: str, title: str, why: str) -> Section:
+    """The chapter of a stage that has not run."""
+    return Section(id, title, "missing", {"why": why})
+
 
 _ASSETS = ("light.css", "dark.css", "report.css", "report.js", "follow.js")
 

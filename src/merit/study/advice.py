@@ -1,176 +1,15 @@
-"""Does conflict predict harm? θ0 is tuned on every dataset alone, and the loss of all others is looked at."""
+"""Recommends one of the models that are there, for the trade-off between the faces that the user names."""
 
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
 from merit.base.errors import InputError
-from merit.base.kept import kept
-from merit.base.record import Record, fingerprint
-from merit.evaluate.scores import DatasetScore, Table
-from merit.study.cells import cell_mark
-from merit.study.measure import VARIANTS, measure, similarities
-from merit.study.results import Answer, Interval, Results
-
-if TYPE_CHECKING:
-    from merit.study.job import Job
-
-
-class QuestionResult(Record):
-    """One seed's answer. Matrices are T × T in the order of `names`."""
-
-    mark: str
-    names: list[str]
-    similarity: dict[str, list[list[float]]]  # variant → matrix
-    harm: list[list[float]]  # harm[i][j]: change of the loss on i after tuning on j alone, in nats
-    base: list[float]  # θ0's loss on each
-    recommended_axes: int  # what `axes: auto` takes
-
-
-def ask(job: Job) -> QuestionResult:
-    """Answers for the job's seed, or returns what an earlier call found.
-
-    Raises:
-        InputError, StageError: as training.
-    """
-    from merit.base.errors import InputError
-
-    question = job.study.config.question
-    if question is None:
-        raise InputError("the study file asks no question", field="question")
-    names = job.data.mixture.names
-    specs = [job.data.spec([name], job.share, epochs=question.epochs, rate=question.rate) for name in names]
-    mark = fingerprint("question", specs, job.examples.mark, VARIANTS)
-    path = job.study.dir.question(job.seed)
-    known = kept(path, QuestionResult, {"mark": mark}).record
-    if known is not None:
-        return known
-    # All held-out examples: nothing is chosen here, and harm is small beside its noise.
-    parts = [part for part in (*job.examples.validation, *job.examples.test) if part.face == "in_mixture"]
-    tokens = job.study.config.faces.batch_tokens
-
-    def losses(model: object) -> list[float]:
-        scores = measure(model, parts, batch_tokens=tokens, precision=job.precision).in_mixture
-        return [_joined(scores[i], scores[i + len(names)]) for i in range(len(names))]
-
-    base = losses(job.ray.reset())
-    columns = []
-    for spec in specs:
-        branch, _ = job.train(spec)
-        after = losses(job.ray.set(job.ray.step(branch.checkpoint)))
-        columns.append([b - a for a, b in zip(base, after, strict=True)])
-        if job.study.config.keep == "none":
-            shutil.rmtree(job.study.dir.cell(cell_mark(spec)).checkpoint, ignore_errors=True)
-    found = similarities(job.data.store, job.data.halves, names)
-    result = QuestionResult(
-        mark=mark,
-        names=names,
-        similarity={name: matrix.tolist() for name, matrix in found.items()},
-        harm=[list(row) for row in zip(*columns, strict=True)],
-        base=base,
-        recommended_axes=job.data.evidence.recommended,
-    )
-    result.save(path)
-    return result
-
-
-def _joined(a: DatasetScore, b: DatasetScore) -> float:
-    total = sum(a.tokens) + sum(b.tokens)
-    return (a.loss * sum(a.tokens) + b.loss * sum(b.tokens)) / total
-
-
-Matrix = NDArray[np.float64]
-_SEED = 20260602
-_FEWEST = 3  # different datasets in a draw
-
-
-def answers(found: Sequence[QuestionResult], *, draws: int) -> list[Answer]:
-    """One a variant, in the order of `VARIANTS`; empty without any seed.
-
-    The bootstrap resamples seeds, and datasets with all their pairs: pairs of one dataset are not independent. A pair
-    of two copies of the same dataset is left out.
-    """
-    if not found:
-        return []
-    benefit = [-np.asarray(item.harm) for item in found]
-    alike = {name: [np.asarray(item.similarity[name]) for item in found] for name in VARIANTS}
-    tables = {
-        True: ({name: [centre(m) for m in alike[name]] for name in VARIANTS}, [centre(m) for m in benefit]),
-        False: (alike, benefit),
-    }
-    rng = np.random.default_rng(_SEED)
-    count = len(found[0].names)
-    whole = np.arange(count)
-    samples: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-    while len(samples) < draws:
-        nodes = rng.integers(count, size=count)
-        if len(set(nodes.tolist())) >= min(_FEWEST, count):  # fewer have no pairs to rank
-            samples.append((rng.integers(len(found), size=len(found)), nodes))
-
-    def mean(name: str, seeds: Iterable[int], nodes: NDArray[np.int64], centred: bool) -> float:
-        similar, good = tables[centred]
-        return float(np.mean([correlation(similar[name][s], good[s], nodes) for s in seeds]))
-
-    result = []
-    raw: list[float] = []
-    for name in VARIANTS:
-        plain = [mean(name, seeds, nodes, False) for seeds, nodes in samples]
-        centred = [mean(name, seeds, nodes, True) for seeds, nodes in samples]
-        value = mean(name, range(len(found)), whole, True)
-        if name == "raw":
-            raw = centred
-            first = value
-        gain = None
-        if name != "raw":
-            gain = _interval(value - first, [a - b for a, b in zip(centred, raw, strict=True)])
-        result.append(
-            Answer(
-                variant=name,
-                rank=_interval(mean(name, range(len(found)), whole, False), plain),
-                centred=_interval(value, centred),
-                gain=gain,
-            )
-        )
-    return result
-
-
-def correlation(similarity: Matrix, benefit: Matrix, nodes: NDArray[np.int64]) -> float:
-    """Spearman's correlation over ordered pairs of different datasets among `nodes`, which may repeat."""
-    pick = np.ix_(nodes, nodes)
-    apart = nodes[:, None] != nodes[None, :]
-    ranks = [stats.rankdata(matrix[pick][apart]) for matrix in (similarity, benefit)]
-    if not all(np.ptp(values) for values in ranks):
-        return 0.0
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def centre(matrix: Matrix) -> Matrix:
-    """The matrix without what is common to each row and each column, its diagonal left out: how easily dataset i
-    changes, and how far tuning on j goes. Least squares; a few sweeps converge."""
-    result = matrix.copy()
-    off = ~np.eye(len(matrix), dtype=bool)
-    for _ in range(50):
-        for axis in (0, 1):
-            result -= (result * off).sum(axis, keepdims=True) / off.sum(axis, keepdims=True)
-    return result
-
-
-def _interval(value: float, draws: Sequence[float]) -> Interval:
-    """Centred on the value, as wide as the draws' middle 95%: resampled datasets repeat, which shifts the draws."""
-    low, high = np.quantile(np.asarray(draws) - np.median(draws), [0.025, 0.975])
-    return Interval(value=value, low=value + float(low), high=value + float(high))
-
-
-FACES = ("in_mixture", "unseen", "retention")
-EVEN = dict.fromkeys(FACES, 1.0)
+from merit.evaluate.scores import Table
+from merit.study.measure import FACES
+from merit.study.results import Results
 
 
 @dataclass(frozen=True)
@@ -216,8 +55,8 @@ def parse_trade_off(text: str | None) -> dict[str, float]:
         InputError: an unknown face, a negative or missing number, all zero.
     """
     if not text:
-        return dict(EVEN)
-    weights = dict.fromkeys(FACES, 0.0)
+        return dict.fromkeys(FACES, 1.0)
+    weights: dict[str, float] = dict.fromkeys(FACES, 0.0)
     for part in text.split(","):
         face, _, number = part.partition("=")
         face = face.strip().replace("-", "_")

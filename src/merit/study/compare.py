@@ -17,19 +17,197 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from merit.config.merge import PUBLISHED
+from merit.base.errors import StageError
+from merit.base.record import Record
+from merit.config.sections import PUBLISHED
+from merit.config.study import MethodConfig
 from merit.evaluate.scores import DatasetScore
 from merit.evaluate.statistics import half_width, p_value
-from merit.split.splitter import find_splitter
-from merit.study.gather import BASE, BEST, CHOSEN, Contender, face_names
-from merit.study.results import Comparison
+from merit.split.splitter import find_splitter, known_splitter
+from merit.study.measure import DRIFT, FACES, Face, MethodResult, PointResult, PointScores, Summary
 from merit.study.spec import Study
 
+BASE = "base"
+CHOSEN = "*"
+BEST = "best:"
+AVERAGE = "average"
+
 Values = NDArray[np.float64]
+KeyT = TypeVar("KeyT")
+
+
+class Interval(Record):
+    """A mean over seeds and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Comparison(Record):
+    """Loss of `a` minus loss of `b`. Negative: `a` is better."""
+
+    budget: str
+    a: str
+    b: str
+    face: str  # a face, or `average`
+    difference: float
+    low: float
+    high: float
+    p: float
+    holm: float
+    effect: float | None  # Cohen's d over seeds
+    share: float | None  # of what joint training gains on this face over θ0
+    wins: int  # datasets of the face on which a is better
+    datasets: int
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse` or `undecided`: a claim only where the interval excludes zero."""
+        return "better" if self.high < 0 else "worse" if self.low > 0 else "undecided"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One seed's model of a contender. `point` is None for θ0."""
+
+    scores: PointScores
+    method: MethodResult | None
+    point: PointResult | None
+
+    def face(self, name: Face) -> list[DatasetScore]:
+        """Test scores, dataset by dataset."""
+        if self.scores.test is None:
+            raise StageError(f"the test scores of point {self.scores.mark} are missing; run the study again")
+        return self.scores.test.face(name)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A row of the table, with a model for each seed."""
+
+    label: str
+    method: str | None
+    words: str
+    passes: float
+    entries: Sequence[Entry]
+    chooses: bool = False
+
+    @property
+    def faces(self) -> list[str]:
+        """The faces that the study has, and their average."""
+        return [*self._measured, AVERAGE]
+
+    @property
+    def _measured(self) -> list[Face]:
+        return [name for name in FACES if self.entries[0].face(name)]
+
+    def scores(self, face: str) -> list[list[DatasetScore]]:
+        """Seed → dataset → test scores on a face, or on all of them for `average`."""
+        names = [name for name in self._measured if face in (name, AVERAGE)]
+        return [[score for name in names for score in entry.face(name)] for entry in self.entries]
+
+    def drift(self) -> float | None:
+        found = [score.loss for e in self.entries for score in e.face("retention") if score.name == DRIFT]
+        return sum(found) / len(found) if found else None
+
+    def exact(self) -> float | None:
+        found = [sum(s.exact) / len(s.exact) for e in self.entries for s in e.face("in_mixture") if s.exact]
+        return sum(found) / len(found) if found else None
+
+    @property
+    def choices(self) -> list[str]:
+        """What validation chose, seed by seed."""
+        if not self.chooses:
+            return []
+        return [_choice(entry, self.method is None) for entry in self.entries]
+
+
+def contenders(study: Study, summaries: Sequence[Summary]) -> dict[str, Contender]:
+    """Label → contender: θ0; every method; with `*` at its chosen scale; and each pool's best.
+
+    Raises:
+        StageError: scores are missing; methods that should have seen the same tokens did not.
+    """
+    store: dict[str, PointScores] = {}
+
+    def entry(result: MethodResult, index: int) -> Entry:
+        point = result.points[index]
+        return Entry(_scores(study, point.mark, store), result, point)
+
+    bases = [Entry(_scores(study, item.base, store), None, None) for item in summaries]
+    found = {BASE: Contender(BASE, None, "θ0, before tuning", 0.0, bases)}
+    pools: dict[str, list[str]] = {}
+    for name, method in study.config.methods.items():
+        if any(name not in item.methods for item in summaries):
+            continue
+        results = [item.methods[name] for item in summaries]
+        words = describe(method)
+        plain = [entry(result, result.plain) for result in results]
+        found[name] = Contender(name, name, words, method.passes, plain)
+        if len(results[0].points) > 1:
+            chosen = [entry(result, result.chosen) for result in results]
+            label = name + CHOSEN
+            found[label] = Contender(label, name, f"{words}, scale chosen", method.passes, chosen, chooses=True)
+        if method.pool is not None:
+            pools.setdefault(method.pool, []).append(name)
+    for pool, names in pools.items():
+        if len(names) < 2:
+            continue
+        best = [min((item.methods[n] for n in names), key=lambda r: r.points[r.chosen].average) for item in summaries]
+        entries = [entry(result, result.chosen) for result in best]
+        passes = max(study.config.methods[n].passes for n in names)
+        label = BEST + pool
+        found[label] = Contender(label, None, f"best of {', '.join(names)}", passes, entries, chooses=True)
+    check_tokens(study.config.methods, summaries, study.config.reference)
+    return found
+
+
+def check_tokens(methods: Mapping[str, MethodConfig], summaries: Sequence[Summary], reference: str) -> None:
+    """Holds that methods of one pass trained on exactly as many supervised tokens as the reference, by their logs.
+
+    Raises:
+        StageError: they did not; names method, seed and both counts.
+    """
+    for item in summaries:
+        base = item.methods.get(reference)
+        for name, result in item.methods.items():
+            same = base is not None and methods[name].passes == methods[reference].passes
+            if base is not None and same and result.supervised_tokens != base.supervised_tokens:
+                raise StageError(
+                    f"{name} trained on {result.supervised_tokens:,} supervised tokens and {reference} on "
+                    f"{base.supervised_tokens:,} (seed {item.seed}, {item.budget}): they cannot be compared"
+                )
+
+
+def describe(method: MethodConfig) -> str:
+    """The method in a few words."""
+    words = known_splitter(method.splitter).describe(method.groups or "auto")
+    words += " joint runs" if method.copies is not None else ""
+    extra = [f"{method.epochs:g} epochs"] if method.epochs != 1 else []
+    extra += [f"rate × {method.rate:g}"] if method.rate != 1 else []
+    extra += [f"decay to θ0 {method.pull:g}"] if method.pull else []
+    extra += [f"{method.merge} merge"] if not method.is_published else []
+    return ", ".join([words, *extra])
+
+
+def _scores(study: Study, mark: str, store: dict[str, PointScores]) -> PointScores:
+    if mark not in store:
+        store[mark] = PointScores.load(study.dir.point(mark))
+    return store[mark]
+
+
+def _choice(entry: Entry, pooled: bool) -> str:
+    if entry.point is None or entry.method is None:
+        return BASE
+    text = f"{entry.method.name} " if pooled else ""
+    text += f"× {entry.point.scale:g}"
+    return f"{text}, ridge {entry.point.ridge:g}" if entry.point.ridge is not None else text
 
 
 @dataclass(frozen=True)
@@ -45,66 +223,61 @@ class Estimate:
     value: float
     low: float
     high: float
-    error: float
     p: float
     effect: float | None
     seeds: tuple[float, ...]
 
-    @property
-    def sign(self) -> int:
-        """−1 or 1 where the interval excludes zero, else 0."""
-        return -1 if self.high < 0 else 1 if self.low > 0 else 0
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How examples are resampled.
+
+    Attributes:
+        shared: whether all seeds were measured on the same examples.
+        seed: all differences of a study use the same resamples, which are drawn once.
+    """
+
+    shared: bool
+    draws: int
+    seed: int = 20260601  # fixed, so that tables of the same scores are the same
 
 
 def paired(
     a: Sequence[Sequence[DatasetScore]],
     b: Sequence[Sequence[DatasetScore]] | None,
-    *,
-    shared: bool,
-    draws: int,
-    seed: int,
+    bootstrap: Bootstrap,
     weights: Sequence[float] | None = None,
 ) -> Estimate:
     """The difference a − b, or a's own mean without `b`.
 
     Args:
         a, b: seed → dataset → scores, in the same order.
-        shared: whether all seeds were measured on the same examples.
-        seed: of the bootstrap; all differences of a study use the same resamples, which are drawn once.
         weights: of the datasets; equal if unset.
 
     Raises:
         ValueError: the two were measured on different examples.
     """
-    tables = [
-        _table([seed[d] for seed in a], [seed[d] for seed in b] if b is not None else None) for d in range(len(a[0]))
-    ]
-    share = np.full(len(tables), 1 / len(tables)) if weights is None else np.asarray(weights) / sum(weights)
+    count = len(a[0])
+    share = np.full(count, 1 / count) if weights is None else np.asarray(weights) / sum(weights)
     seeds = np.zeros(len(a))
     parts: list[tuple[float, int]] = []  # variance over examples, and degrees of freedom, of independent parts
-    for d, ((values, tokens), part) in enumerate(zip(tables, share, strict=True)):
-        weighted, count = values * tokens, values.shape[1]
+    for d, part in enumerate(share):
+        values, tokens = _table([seed[d] for seed in a], [seed[d] for seed in b] if b is not None else None)
+        weighted, examples = values * tokens, values.shape[1]
         seeds += part * weighted.sum(1) / tokens.sum(1)
-        means = np.stack(
-            [
-                (picks @ weighted[s]) / (picks @ tokens[s])
-                for s in range(len(a))
-                for picks in [_resamples(seed, draws, count, d, 0 if shared else s)]
-            ]
-        )  # (seeds, draws)
-        scale = (part / len(a)) ** 2 * count / max(1, count - 1)  # a bootstrap's variance is n − 1 over n too small
-        if shared:
-            parts.append((scale * float(means.sum(axis=0).var(ddof=1)), count - 1))
-        else:
-            parts += [(scale * float(row.var(ddof=1)), count - 1) for row in means]
-    return combine(seeds, parts, shared=shared)
+        picks = [_resamples(bootstrap, examples, d, 0 if bootstrap.shared else s) for s in range(len(a))]
+        means = np.stack([(picks[s] @ weighted[s]) / (picks[s] @ tokens[s]) for s in range(len(a))])  # (seeds, draws)
+        scale = (part / len(a)) ** 2 * examples / max(1, examples - 1)
+        for row in [means.sum(axis=0)] if bootstrap.shared else means:
+            parts.append((scale * float(row.var(ddof=1)), examples - 1))
+    return combine(seeds, parts, shared=bootstrap.shared)
 
 
 @lru_cache(maxsize=4096)
-def _resamples(seed: int, draws: int, count: int, dataset: int, copy: int) -> Values:
+def _resamples(bootstrap: Bootstrap, count: int, dataset: int, copy: int) -> Values:
     """(draws, count): how often each of `count` examples is drawn."""
-    rng = np.random.default_rng([seed, count, dataset, copy])
-    return rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)
+    rng = np.random.default_rng([bootstrap.seed, count, dataset, copy])
+    return rng.multinomial(count, np.full(count, 1 / count), size=bootstrap.draws).astype(np.float64)
 
 
 def combine(seeds: Values, examples: Sequence[tuple[float, int]], *, shared: bool) -> Estimate:
@@ -121,19 +294,19 @@ def combine(seeds: Values, examples: Sequence[tuple[float, int]], *, shared: boo
     variance = sum(part for part, _ in parts)
     error = math.sqrt(variance)
     if error == 0:
-        return Estimate(value, value, value, 0.0, 1.0 if value == 0 else 0.0, None, tuple(map(float, seeds)))
+        return Estimate(value, value, value, 1.0 if value == 0 else 0.0, None, tuple(map(float, seeds)))
     # Satterthwaite: the degrees of freedom of a sum of variances, each estimated with its own.
     known = variance**2 / sum(part**2 / freedom for part, freedom in parts)
     reach = half_width(error, known)
     effect = value / deviation if deviation > 0 else None
     p = p_value(value, error, known)
-    return Estimate(value, value - reach, value + reach, error, p, effect, tuple(map(float, seeds)))
+    return Estimate(value, value - reach, value + reach, p, effect, tuple(map(float, seeds)))
 
 
-def holm(p: Mapping[str, float]) -> dict[str, float]:
+def holm(p: Mapping[KeyT, float]) -> dict[KeyT, float]:
     """Holm's step-down adjustment: key → adjusted p, monotone and at most 1. Controls the chance of any false claim."""
-    order = sorted(p, key=lambda key: (p[key], key))
-    adjusted: dict[str, float] = {}
+    order = sorted(p, key=lambda key: p[key])
+    adjusted: dict[KeyT, float] = {}
     highest = 0.0
     for rank, key in enumerate(order):
         highest = max(highest, min(1.0, (len(order) - rank) * p[key]))
@@ -152,10 +325,6 @@ def _table(a: Sequence[DatasetScore], b: Sequence[DatasetScore] | None) -> tuple
     return values, np.array([score.tokens[:count] for score in a], dtype=np.float64)
 
 
-AVERAGE = "average"
-_SEED = 20260601  # of the bootstrap: tables of the same scores are the same
-
-
 def shared_examples(study: Study) -> bool:
     """Whether seeds are measured on the same held-out examples: yes, unless every dataset is drawn anew."""
     config = study.config
@@ -165,20 +334,13 @@ def shared_examples(study: Study) -> bool:
 
 def compare(study: Study, budget: str, competing: dict[str, Contender]) -> list[Comparison]:
     """Every subject against every control, with Holm's correction over all comparisons of one face at this budget."""
+    faces, base, reference = competing[BASE].faces, competing[BASE], competing.get(study.config.reference)
     pairs = [(a, b) for a in _subjects(study, competing) for b in _controls(study, competing, a)]
-    estimates: dict[tuple[str, str, str], Estimate] = {}
-    for a, b in pairs:
-        for face in (*face_names(competing[a]), AVERAGE):
-            estimates[a, b, face] = difference(study, competing[a], competing[b], face)
+    estimates = {(a, b, face): difference(study, competing[a], competing[b], face) for a, b in pairs for face in faces}
     adjusted: dict[tuple[str, str, str], float] = {}
-    for face in (*face_names(competing[BASE]), AVERAGE):
-        found = holm({f"{a}\t{b}": item.p for (a, b, at), item in estimates.items() if at == face})
-        adjusted |= {(*key.split("\t"), face): p for key, p in found.items()}  # type: ignore[misc]
-    gains = {
-        face: difference(study, competing[study.config.reference], competing[BASE], face).value
-        for face in (*face_names(competing[BASE]), AVERAGE)
-        if study.config.reference in competing
-    }
+    for face in faces:
+        adjusted |= holm({key: item.p for key, item in estimates.items() if key[2] == face})
+    gains = {face: difference(study, reference, base, face).value for face in faces} if reference else {}
     return [
         Comparison(
             budget=budget,
@@ -237,33 +399,16 @@ def _controls(study: Study, competing: dict[str, Contender], subject: str) -> li
 
 
 def difference(study: Study, a: Contender, b: Contender | None, face: str) -> Estimate:
-    """Of one face, or of the unweighted mean of all faces."""
-    shared = shared_examples(study)
-    names = face_names(a) if face == AVERAGE else [face]
-
-    def tables(item: Contender) -> list[list[DatasetScore]]:
-        return [[score for name in names for score in entry.face(name)] for entry in item.entries]
-
+    """a − b, or a's own mean without `b`, on one face, or on the unweighted mean of all faces."""
     weights = None
     if face == AVERAGE:  # every face counts the same, whatever the number of its datasets
-        sizes = [len(a.entries[0].face(name)) for name in names]
+        sizes = [len(a.scores(name)[0]) for name in a.faces if name != AVERAGE]
         weights = [1 / size / len(sizes) for size in sizes for _ in range(size)]
-    return paired(
-        tables(a),
-        tables(b) if b is not None else None,
-        shared=shared,
-        draws=study.config.draws,
-        seed=_SEED,
-        weights=weights,
-    )
+    bootstrap = Bootstrap(shared_examples(study), study.config.draws)
+    return paired(a.scores(face), b.scores(face) if b is not None else None, bootstrap, weights)
 
 
 def _wins(a: Contender, b: Contender, face: str) -> tuple[int, int]:
-    names = face_names(a) if face == AVERAGE else [face]
-    won = total = 0
-    for name in names:
-        for d in range(len(a.entries[0].face(name))):
-            pairs = [(x.face(name)[d].loss, y.face(name)[d].loss) for x, y in zip(a.entries, b.entries, strict=True)]
-            won += sum(left for left, _ in pairs) < sum(right for _, right in pairs)
-            total += 1
-    return won, total
+    """On how many datasets a has the lower loss, summed over seeds; and of how many."""
+    left, right = (np.sum([[score.loss for score in seed] for seed in item.scores(face)], axis=0) for item in (a, b))
+    return int((left < right).sum()), len(left)

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
 from pydantic import Field
 
+from merit.base.errors import InputError
+from merit.base.kept import kept
+from merit.base.machine import gpu_names, usable_cores
 from merit.base.record import Record
-
-
-class Interval(Record):
-    """A mean over seeds and its 95% interval."""
-
-    value: float
-    low: float
-    high: float
+from merit.config.run import versions
+from merit.study.compare import (
+    AVERAGE,
+    Comparison,
+    Contender,
+    Interval,
+    compare,
+    contenders,
+    difference,
+    shared_examples,
+)
+from merit.study.measure import FACES, PointScores, Summary
+from merit.study.question import Answer, QuestionResult, answers
+from merit.study.run import summary, summary_so_far
+from merit.study.spec import Study
 
 
 class Row(Record):
@@ -33,29 +51,6 @@ class Row(Record):
     chosen: list[str]  # what validation chose, seed by seed; empty where there was nothing to choose
 
 
-class Comparison(Record):
-    """Loss of `a` minus loss of `b`. Negative: `a` is better."""
-
-    budget: str
-    a: str
-    b: str
-    face: str  # a face, or `average`
-    difference: float
-    low: float
-    high: float
-    p: float
-    holm: float
-    effect: float | None  # Cohen's d over seeds
-    share: float | None  # of what joint training gains on this face over θ0
-    wins: int  # datasets of the face on which a is better
-    datasets: int
-
-    @property
-    def verdict(self) -> str:
-        """`better`, `worse` or `undecided`: a claim only where the interval excludes zero."""
-        return "better" if self.high < 0 else "worse" if self.low > 0 else "undecided"
-
-
 class RayPoint(Record):
     """One point of a method's ray, mean over seeds."""
 
@@ -71,15 +66,6 @@ class Ray(Record):
     budget: str
     method: str
     points: list[RayPoint]
-
-
-class Answer(Record):
-    """How well one similarity foretells harm: Spearman's correlation of similarity and benefit over pairs."""
-
-    variant: str
-    rank: Interval  # of similarity with the fall of i's loss after tuning on j
-    centred: Interval  # the same without what is common to all pairs of i, and to all of j
-    gain: Interval | None  # `centred` minus that of `raw`, paired; None for `raw` itself
 
 
 class Results(Record):
@@ -106,3 +92,148 @@ class Results(Record):
     def seeds_of(self, budget: str) -> list[int]:
         """The seeds that a budget's tables are of."""
         return self.budget_seeds.get(budget, self.seeds)
+
+
+def collect(study: Study) -> Results:
+    """The results of all jobs so far, budget by budget."""
+    config = study.config
+    found = {(s, b): summary_so_far(study, s, b) for s in config.seeds for b in config.budgets}
+    by_budget = {b: largest_block([item for s in config.seeds if (item := found[s, b])]) for b in config.budgets}
+    by_budget = {budget: items for budget, items in by_budget.items() if items}
+    if not by_budget:
+        raise InputError("no method of this study is measured yet; `merit study` does it", file=study.dir.root)
+    rows: list[Row] = []
+    comparisons: list[Comparison] = []
+    rays: list[Ray] = []
+    for budget, items in by_budget.items():
+        competing = contenders(study, items)
+        rows += [_row(study, budget, item) for item in competing.values()]
+        comparisons += compare(study, budget, competing)
+        known = shared_methods(items)
+        rays += [_ray(study, budget, name, items) for name in config.methods if name in known]
+    first = next(iter(by_budget.values()))[0]
+    faces = PointScores.load(study.dir.point(first.base)).test
+    asked = [kept(study.dir.question(seed), QuestionResult).record for seed in config.seeds]
+    answered = [item for item in asked if item is not None]
+    return Results(
+        name=config.name,
+        complete=all(summary(study, s, b) is not None for s, b in found),
+        seeds=sorted({item.seed for items in by_budget.values() for item in items}),
+        budgets=list(by_budget),
+        budget_seeds={budget: [item.seed for item in items] for budget, items in by_budget.items()},
+        parameters=first.parameters,
+        datasets={face: len(faces.face(face)) for face in FACES} if faces else {},
+        examples={face: sum(len(s.losses) for s in faces.face(face)) for face in FACES} if faces else {},
+        rows=rows,
+        comparisons=comparisons,
+        rays=rays,
+        answers=answers(answered, draws=min(config.draws, 1000)),
+        recommended_axes=[item.recommended_axes for item in answered],
+        shared_examples=shared_examples(study),
+        skipped={name: why for items in by_budget.values() for item in items for name, why in item.skipped.items()},
+        notes=_notes(study, by_budget),
+        machine=machine(study.base),
+    )
+
+
+def largest_block(found: Sequence[Summary]) -> list[Summary]:
+    """The seeds of one budget that are compared: of unfinished ones, those with which seeds × methods is largest.
+
+    Methods are compared only where all seeds have them. A seed that lacks one method is worth more than that method,
+    and one that has just begun is not worth all others.
+    """
+    rated = sorted(found, key=lambda item: -len(item.methods))
+    sizes = [count * len(shared_methods(rated[:count])) for count in range(1, len(rated) + 1)]
+    kept = rated[: max(range(len(sizes)), key=lambda i: (sizes[i], i)) + 1] if max(sizes, default=0) else []
+    return [item for item in found if item in kept]
+
+
+def shared_methods(items: Sequence[Summary]) -> set[str]:
+    """The methods that all these jobs have measured."""
+    return set.intersection(*(set(item.methods) for item in items))
+
+
+def _row(study: Study, budget: str, item: Contender) -> Row:
+    def interval(face: str) -> Interval:
+        found = difference(study, item, None, face)
+        return Interval(value=found.value, low=found.low, high=found.high)
+
+    methods = [entry.method for entry in item.entries if entry.method is not None]
+    points = [entry.point for entry in item.entries if entry.point is not None]
+    return Row(
+        budget=budget,
+        label=item.label,
+        method=item.method,
+        words=item.words,
+        passes=item.passes,
+        supervised_tokens=round(float(np.mean([m.supervised_tokens for m in methods]))) if methods else 0,
+        faces={face: interval(face) for face in item.faces if face != AVERAGE},
+        average=interval(AVERAGE),
+        exact=item.exact(),
+        drift=item.drift(),
+        distance=float(np.mean([point.distance for point in points])) if points else 0.0,
+        seconds=float(np.mean([m.seconds for m in methods])) if methods else 0.0,
+        chosen=item.choices,
+    )
+
+
+def _ray(study: Study, budget: str, name: str, items: Sequence[Summary]) -> Ray:
+    """A point for each scale that was measured on test examples in all seeds: the mean over seeds.
+
+    The ridge is the one that validation chose. Only long rays, and the points of a table's rows, are measured on test
+    examples.
+    """
+    results = [item.methods[name] for item in items]
+    points = []
+    for scale in sorted({point.scale for point in results[0].points}):
+        found = [
+            next(p for p in result.points if p.scale == scale and p.ridge == result.points[result.chosen].ridge)
+            for result in results
+        ]
+        tests = [
+            scores.test for point in found if (scores := PointScores.load(study.dir.point(point.mark))).test is not None
+        ]
+        if len(tests) == len(found):
+            faces = _mean([test.losses for test in tests if test])
+            validation = _mean([point.validation for point in found])
+            average = float(np.mean([*faces.values()]))
+            points.append(RayPoint(scale=scale, faces=faces, average=average, validation=validation))
+    return Ray(budget=budget, method=name, points=points)
+
+
+def _mean(items: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([item[name] for item in items])) for name in items[0]}
+
+
+def _notes(study: Study, by_budget: dict[str, list[Summary]]) -> list[str]:
+    notes = []
+    for budget, items in by_budget.items():
+        if len(items) < len(study.config.seeds):
+            notes.append(f"Budget {budget}: {len(items)} of {len(study.config.seeds)} seeds so far.")
+        known = shared_methods(items)
+        missing = [name for name in study.config.methods if name not in known and name not in items[0].skipped]
+        if missing:
+            notes.append(f"Budget {budget}: not measured in all of these seeds, and left out: {', '.join(missing)}.")
+        if len(items) == 1:
+            notes.append(f"Budget {budget}: one seed; its intervals are over examples alone and say nothing of seeds.")
+    passes = sorted({item.passes for item in study.config.methods.values()})
+    if len(passes) > 1:
+        notes.append(
+            "Methods with another number of passes than 1 did not see the same tokens as joint training; "
+            "all others did, exactly, by their logs."
+        )
+    return notes
+
+
+def machine(base: Path) -> dict[str, str]:
+    """Where and with what the tables were made. No host names. `base`: whose commit is named."""
+    found = {"system": f"{platform.system()} {platform.machine()}", "cores": str(usable_cores())}
+    cpu = Path("/proc/cpuinfo")
+    if cpu.is_file() and (names := re.findall(r"^model name\s*:\s*(.*)$", cpu.read_text(), re.MULTILINE)):
+        found["processor"] = names[0]
+    if gpus := gpu_names():
+        found["gpu"] = ", ".join(sorted(set(gpus)))
+    found |= versions(base)
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        found["reasoning-gym"] = metadata.version("reasoning-gym")
+    return found

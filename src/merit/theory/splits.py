@@ -12,20 +12,40 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from merit.base.record import Record
 from merit.conflict.axes import principal_axes
 from merit.split.partition import Partition
 from merit.split.splitters.adversarial import adversarial_partition
 from merit.split.splitters.kmeans import kmeans_partition
 from merit.split.splitters.pca import pca_partition
 from merit.split.splitters.random import random_partition
-from merit.theory.findings import SplitComparison, SplitterScore
-from merit.theory.quadratic import Matrix, measured_gain
-from merit.theory.tasks import Tasks, random_tasks
+from merit.theory.quadratic import Matrix, Tasks, measured_gain, random_tasks
 
 RATE, STEPS = 0.1, 20  # ητλ_max = 2 a branch
 OWN_CURVATURE = 0.5
 _RANDOM = 5  # random splits an instance
 _COMPARED = ("pca", "pca uncentred", "kmeans", "adversarial", "random")
+
+
+class SplitterScore(Record):
+    """One splitter over all instances."""
+
+    splitter: str
+    gain_share: float  # share of instances in which its gain is the largest of the splitters compared
+    gain_captured: float | None  # mean of gain ÷ the best possible gain of any partition as balanced
+    gain_over_random: float  # mean of gain ÷ mean gain of random splits
+    loss_share: float  # share of instances in which its merge has the lowest mixture loss (own curvatures)
+    loss_over_random: float  # mean of L(θ̄) ÷ mean L(θ̄) of random splits (own curvatures)
+
+
+class SplitComparison(Record):
+    """Splitters against each other on random instances."""
+
+    instances: int
+    datasets: int
+    groups: int
+    scores: list[SplitterScore]
+    merged_loss_spread: float  # with one shared H: largest relative difference of L(θ̄) between any two splits
 
 
 def compare_splits(
@@ -118,3 +138,21 @@ def _partitions(tasks: Tasks, axes: int, seed: int) -> dict[str, list[list[list[
 
 def _indices(names: Sequence[str], partition: Partition) -> list[list[int]]:
     return [[names.index(name) for name in group.datasets] for group in partition.groups]
+
+
+def split_rows(splits: SplitComparison) -> list[list[str]]:
+    """Header and a row a splitter."""
+    rows = [["splitter", "largest gain in", "of the best", "gain ÷ random", "lowest L(θ̄) in", "L(θ̄) ÷ random"]]
+    for score in splits.scores:
+        captured = "–" if score.gain_captured is None else f"{score.gain_captured:.2f}"
+        rows.append(
+            [
+                score.splitter,
+                f"{score.gain_share:.0%}",
+                captured,
+                f"{score.gain_over_random:.2f}",
+                f"{score.loss_share:.0%}",
+                f"{score.loss_over_random:.4f}",
+            ]
+        )
+    return rows

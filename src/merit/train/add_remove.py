@@ -10,8 +10,8 @@ from pathlib import Path
 from merit.base.errors import InputError
 from merit.base.files import read_json, write_bytes, write_text
 from merit.config import RunConfig
-from merit.config.mixture import DatasetConfig
-from merit.config.resolve import dump_config
+from merit.config.run import dump_config
+from merit.config.sections import DatasetConfig
 from merit.config.yaml import load_config
 from merit.context import RunContext
 from merit.run.guard import run_lock

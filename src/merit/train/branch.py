@@ -21,8 +21,7 @@ from merit.base.errors import InputError
 from merit.base.files import atomic_dir
 from merit.base.kept import files_below, keep
 from merit.base.record import fingerprint
-from merit.config.model import Role
-from merit.config.train import LoraSection
+from merit.config.sections import LoraSection, Role
 from merit.data.store import IMAGES
 from merit.models.layout import FROZEN, role_of
 from merit.models.loading import images_of, load_model, load_tokenizer

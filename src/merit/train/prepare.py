@@ -9,9 +9,8 @@ from merit.base.errors import InputError
 from merit.base.kept import made_once
 from merit.base.machine import merit_command
 from merit.base.record import fingerprint
-from merit.config.evaluate import EvaluateConfig
-from merit.config.prepare import PrepareConfig, PrepareStage
-from merit.config.root import RunConfig
+from merit.config.run import RunConfig
+from merit.config.sections import EvaluateConfig, PrepareConfig, PrepareStage
 from merit.context import RunContext, Step
 from merit.data.build import build_mixture, source_fingerprints
 from merit.data.mixture import Mixture

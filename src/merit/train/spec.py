@@ -6,8 +6,7 @@ import shutil
 
 from merit.base.kept import Files, damaged, kept
 from merit.base.record import Record, Sealed
-from merit.config.model import ModelConfig
-from merit.config.train import TrainConfig
+from merit.config.sections import ModelConfig, TrainConfig
 from merit.run.layout import BranchDir
 
 MARKER = "merit.json"  # written last into a training checkpoint

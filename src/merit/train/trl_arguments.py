@@ -17,7 +17,7 @@ from trl import SFTConfig
 
 from merit.base.errors import InputError
 from merit.base.record import fingerprint
-from merit.config.train import TrainConfig
+from merit.config.sections import TrainConfig
 from merit.models.loading import pick_precision
 from merit.run.layout import BranchDir, RunDir
 from merit.train.spec import BranchSpec

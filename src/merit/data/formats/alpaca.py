@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from merit.data.example import Message
-from merit.data.format import Format, Parts, answer, text_of
+from merit.data.format import Format, Parts, answer, text_field, text_of
 from merit.data.image_fields import ImageSource
-from merit.data.template import text_field
 
 
 def _read(row: Mapping[str, Any], columns: Mapping[str, str], images: ImageSource) -> Parts:

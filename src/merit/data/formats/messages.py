@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from merit.base.errors import InputError
-from merit.data.format import Format, Parts, check_completion, missing
+from merit.data.format import Format, Parts, check_completion, missing, parse_turns
 from merit.data.image_fields import ImageSource
-from merit.data.template import parse_turns
 
 
 def conversation(row: Mapping[str, Any], columns: Mapping[str, str], images: ImageSource) -> Parts:

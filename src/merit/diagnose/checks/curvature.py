@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from merit.base.errors import InputError
+from merit.base.progress import Counter
 from merit.base.words import NONE, decimal, plural
+from merit.conflict.axes import centred
 from merit.diagnose.check import Check, Reading, Row
+from merit.diagnose.models import BASE, MERGE, Models
 from merit.diagnose.records import CheckResult
+from merit.theory.quadratic import gain_of_projections
 
 if TYPE_CHECKING:
-    from merit.diagnose.bench import Bench
+    from merit.diagnose.bench import Bench, Conflict
+    from merit.diagnose.hessian import Flat, Hessian
+    from merit.diagnose.lanczos import Ritz
+    from merit.diagnose.live import Aligned, LiveModel
+
+_RANDOM_VECTORS = 16
+_log = logging.getLogger(__name__)
 
 
 class CurvatureResult(CheckResult):
     """`curvature.json`: the Hessian of the mixture's loss at θ0, or its Gauss–Newton part, called H below."""
 
     matrix: str = "hessian"  # or gauss_newton
-
     parameters: int
     tokens: int
     examples: int
@@ -44,24 +58,148 @@ def _depends(bench: Bench) -> Sequence[Any]:
 
 
 def _run(bench: Bench) -> CurvatureResult:
-    from merit.diagnose.curvature import CurvatureSpec, curvature
+    """Eigenpairs by Lanczos, their alignment with conflict, the trace, and three readings of the merging gain.
+
+    Raises:
+        InputError: no measured conflict, or more axes or pairs than there are dimensions.
+        StageError: a product is not finite.
+    """
+    from merit.diagnose.hessian import Hessian, within_budget
+    from merit.diagnose.lanczos import Lanczos
 
     conflict, config = bench.measured_conflict("curvature"), bench.config
-    spec = CurvatureSpec(
-        datasets=[bench.calibration_examples(dataset, config.examples) for dataset in bench.datasets],
-        similarity=conflict.similarity,
-        folder=bench.run.diagnostic_progress("curvature").with_suffix(""),
-        axes=conflict.axes,
-        centre=conflict.centre,
-        gauss_newton=config.matrix == "gauss_newton",
-        pairs=config.eigenpairs,
-        steps=config.lanczos_steps,
-        probes=config.probes,
-        tokens=config.hessian_tokens,
+    live, models, journal = bench.live, bench.models, bench.journal
+    datasets = [bench.calibration_examples(dataset, config.examples) for dataset in bench.datasets]
+    live.set({BASE: 1.0})
+    rows = within_budget(datasets, config.hessian_tokens)
+    hessian = Hessian(
+        live.model,
+        live.trained,
+        rows,
         batch_tokens=config.hessian_batch_tokens,
-        seed=bench.seed,
+        gauss_newton=config.matrix == "gauss_newton",
     )
-    return curvature(bench.live, bench.models, spec, journal=bench.journal, progress=bench.progress)
+    _check_rank(conflict, len(datasets))
+    if config.eigenpairs > hessian.size:
+        raise InputError(
+            f"{config.eigenpairs} eigenpairs of a model of {hessian.size} parameters", field="diagnose.eigenpairs"
+        )
+    steps = min(max(config.lanczos_steps, config.eigenpairs), hessian.size)
+    _log.info(
+        "curvature: %d examples, %d tokens; up to %d products, %.1f GB of disk while it runs",
+        len(rows),
+        hessian.tokens,
+        steps,
+        4e-9 * (steps + 1) * hessian.size,
+    )
+    passes = steps + config.probes + len(models.branches)
+    with bench.progress.bar("curvature", total=passes * len(rows) + sum(map(len, datasets)), unit="example") as bar:
+        counter = Counter(bar)
+        product = partial(hessian.product, advance=counter)
+        folder = bench.run.diagnostic_progress("curvature").with_suffix("")  # holds the basis until the check is done
+        lanczos = Lanczos(folder, hessian.size, product, seed=bench.seed, fingerprint=journal.fingerprint)
+        counter(lanczos.steps * len(rows))
+        while lanczos.steps < steps and not lanczos.exhausted and not lanczos.converged(config.eigenpairs):
+            counter.note(f"eigenpairs, product {lanczos.steps + 1}")
+            lanczos.step()
+        ritz = lanczos.ritz(config.eigenpairs)
+        counter.note("trace")
+
+        def probe(index: int) -> float:
+            signs = np.random.default_rng([bench.seed, 2, index]).integers(0, 2, hessian.size, np.int8)
+            return hessian.along((2 * signs - 1).astype(np.float32), counter)
+
+        probes = [journal.get(f"probe {index}", partial(probe, index)) for index in range(config.probes)]
+        counter.note("alignment")
+        gradients = (hessian.gradient(rows, config.hessian_batch_tokens, counter) for rows in datasets)
+        tasks, axes = _conflict_cosines(hessian, ritz, gradients, conflict)
+        rng = np.random.default_rng([bench.seed, 1])
+        random = [ritz.largest_cosine(rng.standard_normal(hessian.size, np.float32)) for _ in range(_RANDOM_VECTORS)]
+        counter.note("gain")
+        projections, products = [], []
+        for label in models.branch_labels:  # one branch in memory at a time
+            apart = _apart(live.aligned, label, models, hessian)
+            projections.append(ritz.along(apart))
+            products.append(journal.get(f"product {label}", partial(hessian.along, apart, counter)))
+        weights = np.asarray(models.weights)
+        result = CurvatureResult(
+            matrix=config.matrix,
+            parameters=hessian.size,
+            tokens=hessian.tokens,
+            examples=len(rows),
+            steps=lanczos.steps,
+            eigenvalues=ritz.values.tolist(),
+            residuals=ritz.residuals.tolist(),
+            lowest=ritz.lowest,
+            # Hutchinson: E zᵀHz = tr H for random signs z.
+            trace=float(np.mean(probes)),
+            trace_error=float(np.std(probes, ddof=1) / np.sqrt(len(probes))),
+            axes=axes,
+            tasks=tasks,
+            random=random,
+            z_tasks=_z(axes, tasks),
+            z_random=_z(axes, random),
+            gain_top=gain_of_projections(ritz.values, np.array(projections), weights),
+            gain_quadratic=float(0.5 * weights @ np.array(products)),
+            gain_measured=_measured_gain(live, models, hessian),
+        )
+    lanczos.remove()
+    return result
+
+
+def _conflict_cosines(
+    hessian: Hessian, ritz: Ritz, gradients: Iterable[Flat], conflict: Conflict
+) -> tuple[list[float], list[float]]:
+    """max_ℓ |cos| with the Hessian's eigenvectors: of every dataset's gradient at θ0, and of every conflict axis.
+
+    Conflict axis j lifted to parameter space is Σ_t v_tj g_t / ‖g_t‖, v_j the j-th eigenvector of the similarity.
+    """
+    values, vectors = np.linalg.eigh(centred(conflict.similarity) if conflict.centre else conflict.similarity)
+    chosen = vectors[:, np.argsort(values)[::-1][: conflict.axes]]  # (T, r)
+    lifted = np.zeros((chosen.shape[1], hessian.size), np.float32)
+    tasks = []
+    for t, gradient in enumerate(gradients):
+        tasks.append(ritz.largest_cosine(gradient))
+        norm = np.linalg.norm(gradient.astype(np.float64))
+        for axis in range(len(lifted) if norm else 0):
+            lifted[axis] += np.float32(chosen[t, axis] / norm) * gradient
+    return tasks, [ritz.largest_cosine(row) for row in lifted]
+
+
+def _apart(aligned: Aligned, label: str, models: Models, hessian: Hessian) -> Flat:
+    """(n,) θ_i − θ̄. θ̄ is the exact weighted mean of the branches, and not the merge as it was rounded."""
+    out = np.zeros(hessian.size, np.float32)
+    labels = models.branch_labels
+    for name, start, block in aligned.blocks():
+        if name in hessian.offsets:
+            mean = sum(weight * block[other] for weight, other in zip(models.weights, labels, strict=True))
+            at = hessian.offsets[name] + start
+            out[at : at + len(block[label])] = block[label] - mean
+    return out
+
+
+def _measured_gain(live: LiveModel, models: Models, hessian: Hessian) -> float:
+    losses = {}
+    for label in (*models.branch_labels, MERGE):
+        live.set({label: 1.0})
+        losses[label] = hessian.loss()
+    return sum(w * losses[label] for w, label in zip(models.weights, models.branch_labels, strict=True)) - losses[MERGE]
+
+
+def _check_rank(conflict: Conflict, datasets: int) -> None:
+    rank = datasets - conflict.centre
+    if conflict.axes > rank:
+        raise InputError(
+            f"{conflict.axes} axes of {datasets} datasets: their {'centred ' if conflict.centre else ''}similarity "
+            f"has a rank of {rank} at most",
+            field="split.axes",
+        )
+
+
+def _z(values: Sequence[float], against: Sequence[float]) -> float | None:
+    """How far the mean of `values` lies above that of `against`, in standard deviations of `against`."""
+    spread = float(np.std(against, ddof=1)) if len(against) > 1 else 0.0
+    return float((np.mean(values) - np.mean(against)) / spread) if spread > 0 else None
 
 
 def _rows(result: CurvatureResult) -> list[Row]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from merit.base.progress import Counter
 from merit.base.record import Record
 from merit.base.words import NONE, decimal
 from merit.diagnose.check import Check, Reading, Row
+from merit.diagnose.losses import LossSet, Vector, interval, losses_at
+from merit.diagnose.models import BASE, JOINT, MERGE, Models
 from merit.diagnose.records import CheckResult, Estimate, than, with_interval
 
 if TYPE_CHECKING:
@@ -34,11 +41,43 @@ class GainResult(CheckResult):
 
 
 def _run(bench: Bench) -> GainResult:
-    from merit.diagnose.gain import merging_gain
-
-    return merging_gain(
-        bench.live, bench.models, bench.held_out, bench.train, journal=bench.journal, progress=bench.progress
+    """Theorem 1 measured, Σ w_i L(θ_i) − L(θ̄) with its interval; and the losses of every model on both sets."""
+    models, sets = bench.models, bench.sets
+    labels = list(models.folders)
+    found = {}
+    total = len(labels) * sum(len(item.rows) for item in sets.values())
+    with bench.progress.bar("gain", total=total, unit="example") as bar:
+        counter = Counter(bar)
+        for label in labels:
+            counter.note(label)
+            found[label] = bench.journal.get(label, partial(losses_at, bench.live, {label: 1.0}, label, sets, counter))
+    losses = {name: {label: np.array(found[label][name]) for label in labels} for name in sets}
+    return GainResult(
+        weights=list(models.weights),
+        held_out=_face(models, losses["held_out"], sets["held_out"]),
+        train=_face(models, losses["train"], sets["train"]),
+        gap_merge=_gap(losses, MERGE, sets),
+        gap_joint=_gap(losses, JOINT, sets) if models.joint is not None else None,
     )
+
+
+def _face(models: Models, losses: Mapping[str, Vector], examples: LossSet) -> FaceLosses:
+    resampler = examples.resampler
+    parts = np.array([losses[label] for label in models.branch_labels])
+    return FaceLosses(
+        losses={label: resampler.estimate(values) for label, values in losses.items()},
+        gain=resampler.estimate(np.asarray(models.weights) @ parts - losses[MERGE]),
+        merge_minus_base=resampler.estimate(losses[MERGE] - losses[BASE]),
+        merge_minus_joint=resampler.estimate(losses[MERGE] - losses[JOINT]) if JOINT in losses else None,
+    )
+
+
+def _gap(losses: Mapping[str, Mapping[str, Vector]], label: str, sets: Mapping[str, LossSet]) -> Estimate:
+    """Held-out minus training loss. The examples differ and are drawn separately, so both sets' noise adds up."""
+    held_out, train = sets["held_out"].resampler, sets["train"].resampler
+    outside, inside = losses["held_out"][label][None, :], losses["train"][label][None, :]
+    value = held_out.mean(outside)[0] - train.mean(inside)[0]
+    return interval(float(value), held_out.drawn(outside)[:, 0] - train.drawn(inside)[:, 0])
 
 
 def _rows(result: GainResult) -> list[Row]:

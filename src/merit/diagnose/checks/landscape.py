@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from merit.base.errors import InputError
 from merit.base.words import NONE, decimal, plural
 from merit.diagnose.check import Check, Reading, Row
+from merit.diagnose.plane import Plane
 from merit.diagnose.records import CheckResult
 
 if TYPE_CHECKING:
     from merit.diagnose.bench import Bench
 
+_MARGIN = 0.35  # on every side, as a share of the span of the models
 _SCALE = [[0, "--agree-2"], [0.35, "--agree-1"], [0.6, "--neutral"], [0.8, "--fight-1"], [1, "--fight-2"]]
 
 
@@ -27,17 +33,39 @@ class LandscapeResult(CheckResult):
 
 
 def _run(bench: Bench) -> LandscapeResult:
-    from merit.diagnose.landscape import landscape
-    from merit.diagnose.plane import Plane
+    """Mean held-out loss on a grid that holds all models, with a margin.
 
-    return landscape(
-        bench.live,
-        Plane.of(bench.moves.labels, bench.moves.gram),
-        bench.held_out,
-        grid=bench.config.grid,
-        journal=bench.journal,
-        progress=bench.progress,
+    Raises:
+        InputError: all models lie on one line with θ0, so there is no plane.
+    """
+    live, examples, grid = bench.live, bench.held_out, bench.config.grid
+    plane = Plane.of(bench.moves.labels, bench.moves.gram)
+    if not plane.axes[1].any():
+        raise InputError("θ0 and all models lie on one line: there is no plane to draw")
+    xs, ys = (_range([place[axis] for place in plane.positions.values()], grid) for axis in (0, 1))
+    with bench.progress.bar("landscape", total=grid * grid, unit="point") as bar:
+
+        def row(y: float) -> list[float]:
+            found = []
+            for x in xs:
+                live.set(plane.coefficients(x, y))
+                losses = examples.measure(live.model, f"the point ({x:.3g}, {y:.3g}) of the plane")
+                found.append(float(examples.resampler.mean(losses[None, :])[0]))
+            return found
+
+        loss = []
+        for index, y in enumerate(ys):
+            loss.append(bench.journal.get(f"row {index}", partial(row, y)))
+            bar.update((index + 1) * grid)
+    return LandscapeResult(
+        x=xs, y=ys, loss=loss, models=plane.positions, off_plane=plane.off_plane, examples=len(examples.rows)
     )
+
+
+def _range(values: list[float], count: int) -> list[float]:
+    margin = _MARGIN * (max(values) - min(values))
+    found: list[float] = np.linspace(min(values) - margin, max(values) + margin, count).tolist()
+    return found
 
 
 def _rows(result: LandscapeResult) -> list[Row]:

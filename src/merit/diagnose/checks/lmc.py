@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from merit.base.progress import SILENT, Counter, Progress
 from merit.base.words import NONE, plural, signed
-from merit.diagnose.check import Check, Reading, Row
+from merit.diagnose.check import Check, Journal, Reading, Row
+from merit.diagnose.losses import LossSet, Matrix, Resampler, interval, losses_at
+from merit.diagnose.models import BASE, MERGE, Models
 from merit.diagnose.records import CheckResult, Segment, with_interval
 
 if TYPE_CHECKING:
     from merit.diagnose.bench import Bench
+    from merit.diagnose.live import LiveModel
 
 NEGLIGIBLE = 0.02  # of the loss at the ends: a lower hill is no barrier, however certain
 _SHOWN = 24  # segments drawn: those with the highest peaks
@@ -29,24 +37,104 @@ class LmcResult(CheckResult):
 
 def barriers(segments: Sequence[Segment]) -> list[Segment]:
     """Segments with a hill that is neither noise nor negligible."""
-
-    def is_one(segment: Segment) -> bool:
-        peak = segment.peak
-        return peak.low > 0 and peak.value > NEGLIGIBLE * (segment.loss[0] + segment.loss[-1]) / 2
-
-    return [segment for segment in segments if is_one(segment)]
+    return [
+        segment
+        for segment in segments
+        if segment.peak.low > 0 and segment.peak.value > NEGLIGIBLE * (segment.loss[0] + segment.loss[-1]) / 2
+    ]
 
 
 def _run(bench: Bench) -> LmcResult:
-    from merit.diagnose.connectivity import connectivity, segment_pairs
-
     return connectivity(
         bench.live,
         segment_pairs(bench.models),
-        {"held_out": bench.held_out, "train": bench.train},
+        bench.sets,
         points=bench.config.points,
         journal=bench.journal,
         progress=bench.progress,
+    )
+
+
+def segment_pairs(models: Models) -> list[tuple[str, str]]:
+    """All pairs of branches, every branch with the merge, every branch with θ0, θ0 with the merge."""
+    branches = models.branch_labels
+    return [
+        *itertools.combinations(branches, 2),
+        *((branch, MERGE) for branch in branches),
+        *((BASE, branch) for branch in branches),
+        (BASE, MERGE),
+    ]
+
+
+def connectivity(
+    live: LiveModel,
+    pairs: Sequence[tuple[str, str]],
+    sets: Mapping[str, LossSet],
+    *,
+    points: int,
+    journal: Journal | None = None,
+    progress: Progress = SILENT,
+) -> LmcResult:
+    """Losses along each segment, at `points` equally spaced t, ends included.
+
+    Args:
+        sets: `held_out`, and `train` if it is wanted.
+
+    Raises:
+        InputError: checkpoints of different layouts.
+        StageError: a loss is not finite.
+    """
+    journal = journal or Journal()
+    inner = np.linspace(0, 1, points)[1:-1].tolist()
+    ends = list(dict.fromkeys(itertools.chain.from_iterable(pairs)))
+    passes = len(ends) + len(pairs) * len(inner)
+    total = passes * sum(len(item.rows) for item in sets.values())
+    with progress.bar("connectivity", total=total, unit="example") as bar:
+        counter = Counter(bar)
+
+        def along(a: str, b: str) -> list[dict[str, list[float]]]:
+            named = {t: f"the point t = {t:.2f} from {a} to {b}" for t in inner}
+            return [losses_at(live, {a: 1 - t, b: t}, what, sets, counter) for t, what in named.items()]
+
+        at_end = {
+            label: journal.get(label, partial(losses_at, live, {label: 1.0}, label, sets, counter)) for label in ends
+        }
+        found: dict[str, list[Segment]] = {name: [] for name in sets}
+        for a, b in pairs:
+            counter.note(f"{a} – {b}")
+            line = [at_end[a], *journal.get(f"{a} – {b}", partial(along, a, b)), at_end[b]]
+            for name, item in sets.items():
+                losses = np.array([point[name] for point in line])
+                found[name].append(describe_segment(a, b, losses, item.resampler))
+    held_out = sets["held_out"]
+    return LmcResult(
+        held_out=found["held_out"],
+        train=found.get("train", []),
+        examples=len(held_out.rows),
+        datasets=len(set(held_out.owner)),
+    )
+
+
+def describe_segment(a: str, b: str, losses: Matrix, resampler: Resampler) -> Segment:
+    """Peak over the chord and its interval, from (points, N) losses of the same examples at each t.
+
+    Every resample has its own ends and its own largest point, so the interval covers the choice of t as well. A maximum
+    over noise is biased upward: an interval that holds 0 is no barrier.
+    """
+    t = np.linspace(0, 1, len(losses))
+    mean = resampler.mean(losses)
+    chord = (1 - t) * mean[0] + t * mean[-1]
+    drawn = resampler.drawn(losses)
+    over = drawn - np.outer(drawn[:, 0], 1 - t) - np.outer(drawn[:, -1], t)
+    where = 1 + int(np.argmax((mean - chord)[1:-1]))
+    return Segment(
+        a=a,
+        b=b,
+        t=t.tolist(),
+        loss=mean.tolist(),
+        chord=chord.tolist(),
+        peak=interval(float((mean - chord)[where]), over[:, 1:-1].max(1)),
+        at=float(t[where]),
     )
 
 

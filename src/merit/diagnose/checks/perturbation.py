@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from merit.base.progress import Counter
 from merit.base.record import Record
 from merit.base.words import decimal, plural, signed
 from merit.diagnose.check import Check, Reading, Row
-from merit.diagnose.models import JOINT
+from merit.diagnose.losses import Matrix, Resampler
+from merit.diagnose.models import JOINT, MERGE
 from merit.diagnose.records import CheckResult, Estimate, than, with_interval
 
 if TYPE_CHECKING:
@@ -34,17 +39,55 @@ class PerturbationResult(CheckResult):
 
 
 def _run(bench: Bench) -> PerturbationResult:
-    from merit.diagnose.perturbation import perturbation
+    """Held-out loss of merge and joint under filter-normalised Gaussian noise σ, the same noise for both models."""
+    live, examples, seeds = bench.live, bench.held_out, bench.config.noise_seeds
+    sigmas = sorted({0.0, *bench.config.noise})
+    passes = len(bench.compared) * (1 + seeds * (len(sigmas) - 1))
+    found: dict[str, list[Matrix]] = {}  # model → σ by σ, (seeds, examples) losses
+    with bench.progress.bar("perturbation", total=passes * len(examples.rows), unit="example") as bar:
+        counter = Counter(bar)
 
-    return perturbation(
-        bench.live,
-        bench.compared,
-        bench.held_out,
-        noise=bench.config.noise,
-        seeds=bench.config.noise_seeds,
-        journal=bench.journal,
-        progress=bench.progress,
+        def measure(label: str, sigma: float, seed: int) -> list[float]:
+            live.set({label: 1.0})
+            if sigma:
+                live.add_noise(sigma, seed)
+            losses: list[float] = examples.measure(live.model, f"{label} with noise {sigma:g}", counter).tolist()
+            return losses
+
+        for label in bench.compared:
+            found[label] = []
+            for sigma in sigmas:
+                counter.note(f"{label}, σ = {sigma:g}")
+                rows = [
+                    bench.journal.get(f"{label} {sigma:g} {seed}", partial(measure, label, sigma, seed))
+                    for seed in range(seeds if sigma else 1)
+                ]
+                found[label].append(np.array(rows))
+    resampler = examples.resampler
+    against = None
+    if {MERGE, JOINT} <= found.keys():
+        merge, joint = ([rows.mean(0) - one[0][0] for rows in one] for one in (found[MERGE], found[JOINT]))
+        against = [resampler.estimate(a - b) for a, b in zip(merge, joint, strict=True)]
+    return PerturbationResult(
+        levels={label: _levels(sigmas, rows, resampler) for label, rows in found.items()},
+        merge_minus_joint=against,
+        seeds=seeds,
     )
+
+
+def _levels(sigmas: Sequence[float], rows: Sequence[Matrix], resampler: Resampler) -> list[NoiseLevel]:
+    found = []
+    for sigma, losses in zip(sigmas, rows, strict=True):
+        spread = float(resampler.mean(losses).std(ddof=1)) if len(losses) > 1 else None
+        found.append(
+            NoiseLevel(
+                sigma=sigma,
+                loss=resampler.estimate(losses.mean(0)),
+                rise=resampler.estimate(losses.mean(0) - rows[0][0]),
+                seed_spread=spread,
+            )
+        )
+    return found
 
 
 def _rows(result: PerturbationResult) -> list[Row]:

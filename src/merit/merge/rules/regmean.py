@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from merit.compute.batches import length_batches
 from merit.compute.losses import supervised_nll
-from merit.config.merge import CURVATURE_BATCH_TOKENS
+from merit.config.sections import CURVATURE_BATCH_TOKENS
 from merit.data.example import Encoded
-from merit.merge.curvature import CurvatureMerge, accumulate
-from merit.merge.rule import MergeRule
+from merit.merge.rule import CurvatureMerge, MergeRule, accumulate
 
 
 class RegMeanMerge(CurvatureMerge):

@@ -1,4 +1,4 @@
-"""Chapter 1: the model, the datasets, the recipe."""
+"""The first chapter and the last: what was asked, and how to do it again."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 from merit.base import extensions
 from merit.base.words import compact, count, plural, series
 from merit.data.mixture import DatasetSummary, Mixture, Rendered
+from merit.report.drawing import DataTable
 from merit.report.evidence import Evidence
-from merit.report.figure import DataTable, Section
+from merit.report.page import Section
 
 _EXAMPLE_CHARS = 1500
 
@@ -135,3 +136,28 @@ def _capped(pieces: list[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
         if text and left > 0:
             yield (text if len(text) <= left else text[:left] + " …"), supervised
             left -= len(text)
+
+
+_PACKAGES = {"merit": "merit-tuning"}  # as pip knows them
+_NOT_PACKAGES = ("python", "git_commit", "git commit", "commit")
+
+
+def reproduce(evidence: Evidence) -> Section:
+    """How to do it again."""
+    versions = evidence.versions
+    # "2.9.0+cpu" names a build of one index; any index has 2.9.0.
+    pins = [
+        f"{_PACKAGES.get(name, name)}=={value.partition('+')[0]}"
+        for name, value in versions.items()
+        if name not in _NOT_PACKAGES
+    ]
+    context = {
+        "pins": " ".join(f"'{pin}'" for pin in pins),
+        "versions": DataTable(["what", "version"], [[name, value] for name, value in versions.items()])
+        if versions
+        else None,
+        "seed": evidence.config.get("seed"),
+        "config": evidence.config_text,
+        "problems": evidence.problems,
+    }
+    return Section("reproduce", "How to do it again", "reproduce", context)

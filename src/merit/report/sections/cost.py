@@ -1,16 +1,26 @@
-"""Chapter 6: time, memory, traffic."""
+"""Chapter 6: time, memory, traffic, and all of them beside joint training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from merit.base.words import NONE, code, count, data_size, duration, plural, series
+from merit.base.words import (
+    NONE,
+    code,
+    count,
+    data_size,
+    duration,
+    plural,
+    series,
+)
+from merit.report.drawing import DataTable, Figure, row_axis, share
 from merit.report.evidence import Evidence, MethodEvidence
-from merit.report.figure import DataTable, Section, missing
-from merit.report.figures.bars import stage_figure
-from merit.report.sections.against_joint import against_joint
+from merit.report.fit import plausible
+from merit.report.page import Section, missing
 from merit.run.events import is_job
+from merit.train.spec import BranchResult
 
 ID, TITLE = "cost", "What it cost"
 
@@ -57,9 +67,9 @@ def _stages(events: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         if kind == "start":
             stage["sittings"] += 1
             continue
-        stage["seconds"] += _number(event.get("seconds"))
-        stage["memory"] = max(stage["memory"], _number(event.get("peak_memory_bytes")))
-        stage["tokens"] = max(stage["tokens"], _number(event.get("tokens") or event.get("supervised_tokens")))
+        stage["seconds"] += plausible(event.get("seconds")) or 0.0
+        stage["memory"] = max(stage["memory"], plausible(event.get("peak_memory_bytes")) or 0.0)
+        stage["tokens"] = max(stage["tokens"], plausible(event.get("tokens") or event.get("supervised_tokens")) or 0.0)
     return stages
 
 
@@ -126,5 +136,106 @@ def _failures(events: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
+def stage_figure(stages: Sequence[tuple[str, float]]) -> Figure:
+    """Seconds a stage took, over all sittings."""
+    trace = {
+        "type": "bar",
+        "orientation": "h",
+        "x": [seconds for _, seconds in stages],
+        "y": list(range(len(stages))),
+        "text": [duration(seconds) for _, seconds in stages],
+        "textposition": "auto",
+        "marker": {"color": "--accent"},
+        "hovertemplate": "%{y}: %{text}<extra></extra>",
+    }
+    total = sum(seconds for _, seconds in stages)
+    longest = max(stages, key=lambda stage: stage[1])
+    return Figure(
+        id="stages",
+        title="Time a stage",
+        alt=f"Bar chart of the time of {len(stages)} stages, {duration(total)} in all; "
+        f"the longest is {longest[0]} with {duration(longest[1])}.",
+        traces=[trace],
+        layout={
+            "xaxis": {"title": {"text": "seconds"}},
+            "yaxis": row_axis([name for name, _ in stages]),
+            "bargap": 0.35,
+        },
+        table=DataTable(["stage", "time", "share"], [[n, duration(s), share(s, total)] for n, s in stages]),
+        height=100 + 30 * len(stages),
+    )
+
+
+_BYTES = 4  # of one fp32 gradient
+
+
+@dataclass(frozen=True)
+class _Line:
+    what: str
+    merit: str
+    joint: str
+    ratio: float | None = None
+
+
+def against_joint(evidence: Evidence, seconds: Mapping[str, float]) -> DataTable | None:
+    """None where the run has no finished joint training, or the main method no finished branches.
+
+    Args:
+        evidence: the run.
+        seconds: time of each stage, over all sittings.
+    """
+    joint = evidence.joint
+    if joint is None or not _finished(joint) or not _finished(evidence.main) or joint is evidence.main:
+        return None
+    lines = [*_lines(evidence, evidence.main, joint, seconds)]
+    return DataTable(
+        ["what", "MERIT", f"joint training ({joint.name})", "MERIT ÷ joint"],
+        [[line.what, line.merit, line.joint, NONE if line.ratio is None else f"{line.ratio:.3g}"] for line in lines],
+    )
+
+
+def _lines(
+    evidence: Evidence, main: MethodEvidence, joint: MethodEvidence, seconds: Mapping[str, float]
+) -> Iterator[_Line]:
+    tokens = [sum(item.supervised_tokens for item in _results(method)) for method in (main, joint)]
+    yield _Line("supervised tokens trained on", count(tokens[0]), count(tokens[1]), _ratio(*tokens))
+    before = seconds.get("conflict", 0.0) + seconds.get("split", 0.0)
+    if before:
+        yield _Line("finding the conflict, and splitting", duration(before), NONE)
+    ours = [item.seconds for item in _results(main)]
+    theirs = sum(item.seconds for item in _results(joint))
+    yield _Line("training, one machine", duration(sum(ours)), duration(theirs), _ratio(sum(ours), theirs))
+    workers = len(main.branches)
+    if workers < 2:
+        return
+    # Joint training on K machines is given a perfect speed-up and a free network: nobody can do better.
+    yield _Line(
+        f"training, {workers} machines",
+        f"{duration(max(ours))} (the longest branch)",
+        f"{duration(theirs / workers)} at best",
+        _ratio(max(ours), theirs / workers),
+    )
+    if merge := seconds.get("merge", 0.0):
+        yield _Line("merging", duration(merge), NONE)
+    moved = sum(branch.checkpoint_bytes for branch in main.branches)
+    steps = sum(item.steps for item in _results(joint))
+    if evidence.conflict and moved and steps:
+        synchronised = 2 * (workers - 1) * _BYTES * evidence.conflict.parameters * steps
+        yield _Line(
+            f"bytes between {workers} machines",
+            f"{data_size(moved)}, once",
+            f"{data_size(synchronised)}, in {count(steps)} steps",
+            _ratio(moved, synchronised),
+        )
+
+
+def _finished(method: MethodEvidence) -> bool:
+    return bool(method.branches) and all(branch.result for branch in method.branches)
+
+
+def _results(method: MethodEvidence) -> list[BranchResult]:
+    return [branch.result for branch in method.branches if branch.result]
+
+
+def _ratio(ours: float, theirs: float) -> float | None:
+    return ours / theirs if theirs else None

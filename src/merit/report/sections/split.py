@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from merit.base.words import code, compact, plural, series, signed
-from merit.report.evidence import Evidence
-from merit.report.figure import DataTable, Section, missing
-from merit.report.figures.bars import tokens_figure
-from merit.report.grouping import group_label
+from merit.base.words import code, compact, count, plural, series, shorten, signed
+from merit.report.drawing import DataTable, Figure, group_colour, row_axis, share
+from merit.report.evidence import Evidence, group_label
+from merit.report.page import Section, missing, plotly_text
 from merit.split.evidence import AxesEvidence
 from merit.split.partition import Cut, Partition
 from merit.split.splitter import known_splitter
@@ -97,3 +96,58 @@ def _sides(cut: Cut, partition: Partition, tokens: Mapping[str, int]) -> tuple[l
     scores = {name: row[cut.axis] for name, row in partition.scores.items() if cut.axis < len(row)}
     low = [name for name in cut.group if scores.get(name, 0.0) <= cut.threshold]
     return low, [name for name in cut.group if name not in low]
+
+
+def tokens_figure(partition: Partition, tokens: Mapping[str, int]) -> Figure:
+    """Planned supervised tokens a group, a segment a dataset."""
+    traces = []
+    labels = [group_label(k) for k in range(len(partition.groups))]
+    for k, group in enumerate(partition.groups):
+        for name in sorted(group.datasets, key=lambda name: -tokens.get(name, 0)):
+            held = tokens.get(name, 0)
+            traces.append(
+                {
+                    "type": "bar",
+                    "orientation": "h",
+                    "x": [held],
+                    "y": [k],
+                    "text": [plotly_text(shorten(name, 18))] if held >= 0.12 * group.tokens else [""],
+                    "textposition": "inside",
+                    "insidetextanchor": "middle",
+                    "textangle": 0,
+                    "constraintext": "inside",
+                    "textfont": {"size": 11, "color": "--on-group"},
+                    "marker": {"color": group_colour(k), "line": {"color": "--surface", "width": 2}},
+                    "customdata": [[plotly_text(shorten(name, 60)), count(held), share(held, group.tokens)]],
+                    "hovertemplate": "<b>%{customdata[0]}</b><br>%{customdata[1]} supervised tokens, "
+                    "%{customdata[2]} of its group<extra></extra>",
+                }
+            )
+    return Figure(
+        id="tokens",
+        title="Supervised tokens of each group",
+        alt="Stacked bars: "
+        + "; ".join(
+            f"{label} has {compact(group.tokens)} tokens in {len(group.datasets)} datasets"
+            for label, group in zip(labels, partition.groups, strict=True)
+        )
+        + ".",
+        traces=traces,
+        layout={
+            "barmode": "stack",
+            "uniformtext": {"minsize": 10, "mode": "hide"},
+            "showlegend": False,
+            "xaxis": {"title": {"text": "supervised tokens an epoch"}},
+            "yaxis": row_axis(labels),
+            "bargap": 0.3,
+        },
+        table=DataTable(
+            ["group", "dataset", "supervised tokens", "share of the group"],
+            [
+                [labels[k], name, count(tokens.get(name, 0)), share(tokens.get(name, 0), group.tokens)]
+                for k, group in enumerate(partition.groups)
+                for name in group.datasets
+            ],
+        ),
+        height=110 + 44 * len(labels),
+    )

@@ -1,0 +1,213 @@
+"""Group Branches: `merit status`, `logs`, `cancel`, `handover`, `adopt`, `add`, `remove`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from merit.base.errors import InputError
+from merit.cli.options import Branch, File, Json, Method, Output, Redo, Run, complete_dataset
+
+if TYPE_CHECKING:
+    from merit.context import RunContext
+    from merit.train.add_remove import Cost
+    from merit.train.status import BranchStatus
+
+
+_SECONDS = 2.0
+
+
+def status(
+    run: Run,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh every two seconds.")] = False,
+    json: Json = False,
+) -> None:
+    """Shows each branch: its state, progress and machine. Works on any machine that sees RUN."""
+    from merit.cli.console import print_table, say_json, watch_tables
+    from merit.run.layout import RunDir
+    from merit.train.status import run_status
+
+    if json:
+        say_json([item.__dict__ for item in run_status(RunDir(run))])
+    elif watch:
+        watch_tables(lambda: _rows(run_status(RunDir(run))), _SECONDS)
+    else:
+        print_table(_rows(run_status(RunDir(run))))
+
+
+def logs(
+    run: Run,
+    branch: Branch,
+    method: Method = "merit",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the branch is done.")] = False,
+) -> None:
+    """Shows the output of a branch."""
+    from merit.cli.console import say
+    from merit.run.guard import refuse_links
+    from merit.run.layout import RunDir
+
+    refuse_links(run)
+    folder = RunDir(run).method(method).branch(branch)
+    if not folder.spec.is_file():
+        raise InputError(f"no branch {branch} of {method!r} is planned here", file=run)
+    seen = 0
+    while True:
+        finished = folder.done.is_file()
+        if folder.output.is_file():
+            with folder.output.open("rb") as handle:
+                handle.seek(seen)
+                text = handle.read()
+            whole = text if finished or not follow else text[: text.rfind(b"\n") + 1]
+            seen += len(whole)
+            if whole:
+                say(whole.decode("utf-8", errors="replace").rstrip("\n"))
+        if finished or not follow:
+            return
+        time.sleep(_SECONDS)
+
+
+def cancel(run: Run) -> None:
+    """Ends the run's jobs, on any engine. Their last checkpoints stay."""
+    from merit.cli.console import say
+    from merit.run.layout import RunDir
+    from merit.train.status import cancel_run
+
+    count = cancel_run(RunDir(run))
+    say(f"{count} jobs are told to end; run again to resume" if count else "no job is queued or running")
+
+
+def _rows(found: list[BranchStatus]) -> list[list[str]]:
+    rows = [["branch", "state", "steps", "of", "job", "where", "start", "", "datasets"]]
+    for item in found:
+        rows.append(
+            [
+                f"{item.method} {item.branch}",
+                item.state,
+                f"{item.done:g}" if item.total else "–",
+                f"{item.total:g}" if item.total else "–",
+                f"{item.engine} {item.job}".strip()[:28],
+                item.where,
+                str(item.attempt or "–"),
+                item.note,
+                ", ".join(item.datasets),
+            ]
+        )
+    return rows
+
+
+TRAINERS = ("trl", "axolotl", "llamafactory")
+
+
+def handover(
+    file: File,
+    to: Annotated[str, typer.Option(help=f"{', '.join(TRAINERS)}.", autocompletion=lambda: list(TRAINERS))],
+    output: Output = None,
+    method: Method = "merit",
+    json: Json = False,
+) -> None:
+    """Writes a folder per branch for another trainer: configuration, data, one command. Splits first."""
+    if to not in TRAINERS:
+        raise InputError(f"no trainer {to!r}; there are: {', '.join(TRAINERS)}", field="--to")
+    from merit.cli.console import say, say_json, show_progress
+    from merit.context import RunContext
+
+    with show_progress() as progress:
+        context = RunContext.open(file, output=output, progress=progress)
+        from merit.handover.write import hand_over
+        from merit.pipeline import run_pipeline
+
+        run_pipeline(context, until="split")
+        folders = hand_over(context, to, method)
+    if json:
+        say_json([str(folder) for folder in folders])
+        return
+    for folder in folders:
+        say(str(folder))
+    if folders:
+        say("each README.md has the one command to run, and the one that brings the branch back")
+
+
+def adopt(
+    run: Run,
+    branch: Branch,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The trainer's output, or the hand-over's folder.")],
+    method: Method = "merit",
+    tokens: Annotated[int | None, typer.Option(min=1, help="Supervised tokens that it trained on.")] = None,
+    any_budget: Annotated[bool, typer.Option("--any-budget", help="Accept a budget far from the plan.")] = False,
+    redo: Redo = False,
+    json: Json = False,
+) -> None:
+    """Checks a branch that another trainer trained, and puts it into the run."""
+    from merit.cli.console import say, say_json, show_progress
+    from merit.context import RunContext
+
+    with show_progress() as progress:
+        context = RunContext.open(run, progress=progress)
+        from merit.handover.adopt import adopt_branch
+
+        result = adopt_branch(context, method, branch, folder, tokens=tokens, any_budget=any_budget, redo=redo)
+    if json:
+        say_json(result.model_dump(mode="json"))
+    else:
+        say(f"{method} branch {branch}: adopted, {result.supervised_tokens:,} supervised tokens; `merit run` merges it")
+
+
+Baselines = Annotated[bool, typer.Option("--baselines", help="Also train the baselines on the new mixture.")]
+
+
+def add(
+    run: Run,
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A data file, a Hub id, or reasoning_gym:NAME.")],
+    name: Annotated[str, typer.Argument(help="The dataset's name in the mixture.")],
+    weight: Annotated[float, typer.Option(help="Sets `mixture.NAME.weight`.")] = 1.0,
+    max_examples: Annotated[int | None, typer.Option(help="Sets `mixture.NAME.max_examples`.")] = None,
+    baselines: Baselines = False,
+    json: Json = False,
+) -> None:
+    """Adds a dataset: places it on the saved axes, retrains its branch, then merges again."""
+    from merit.config.sections import DatasetConfig
+    from merit.train.add_remove import add_dataset
+
+    path = str(Path(source).resolve()) if Path(source).exists() else source
+    dataset = DatasetConfig(path=path, weight=weight, max_examples=max_examples)
+    _grow(run, lambda context, go: add_dataset(context, name, dataset, go, baselines=baselines), json=json)
+
+
+def remove(
+    run: Run,
+    name: Annotated[str, typer.Argument(help="The dataset's name in the mixture.", autocompletion=complete_dataset)],
+    baselines: Baselines = False,
+    json: Json = False,
+) -> None:
+    """Removes a dataset: retrains its branch without it, then merges again."""
+    from merit.train.add_remove import remove_dataset
+
+    _grow(run, lambda context, go: remove_dataset(context, name, go, baselines=baselines), json=json)
+
+
+def _grow(run: Path, change: Callable[[RunContext, Callable[[RunContext], None]], Cost], *, json: bool) -> None:
+    from merit.cli.console import say, say_json, show_progress
+    from merit.context import RunContext
+
+    with show_progress() as progress:
+        context = RunContext.open(run, progress=progress)
+        from merit.cli.results import print_results
+        from merit.pipeline import run_pipeline
+
+        cost = change(context, run_pipeline)
+    if json:
+        say_json(cost.__dict__)
+        return
+    print_results(context.run, None, json=False)
+    share = cost.tokens / cost.all_tokens if cost.all_tokens else 0.0
+    names = ", ".join(map(str, cost.branches)) or "none"
+    say(
+        f"trained again: branch {names}, {cost.tokens:,} supervised tokens; all branches would be {cost.all_tokens:,} "
+        f"({share:.0%} of that)"
+    )
+    if cost.dropped:
+        say(f"dropped, since they knew another mixture: {', '.join(cost.dropped)}; --baselines trains them again")

@@ -1,0 +1,212 @@
+"""The configuration of a run, as the user writes it and as its run directory keeps it: with every default, version and
+absolute path, so that the run can be repeated."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import Field, model_validator
+
+from merit.base import extensions
+from merit.config.diagnose import DiagnoseConfig
+from merit.config.launch import LaunchConfig
+from merit.config.sections import (
+    LOCAL,
+    LOCAL_IF_THERE,
+    UNSPLIT,
+    AxesCount,
+    CalibrationConfig,
+    DatasetConfig,
+    EvaluateConfig,
+    GateConfig,
+    LocalPath,
+    Location,
+    MergeConfig,
+    ModelConfig,
+    PrepareConfig,
+    Scale,
+    Section,
+    Seed,
+    SplitConfig,
+    SplitterName,
+    TrainConfig,
+    refused,
+)
+
+AnySection = TypeVar("AnySection", bound=Section)
+MAIN_METHOD = "merit"
+MAX_NAME = 200
+Problem = tuple[Location, str]
+_VERSIONS = ("merit-tuning", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+
+
+class BaselineConfig(Section):
+    """Another splitter, run through the same stages with the same tokens. A plain string is short for `splitter`."""
+
+    splitter: SplitterName = Field(description="`single` is joint training, `replicate` a uniform soup.")
+    axes: AxesCount | None = Field(default=None, description="Default: the main method's.")
+    file: LocalPath | None = Field(default=None, description="Group file of a `manual` baseline.")
+    scales: list[Scale] = Field(
+        default_factory=lambda: [1.0],
+        min_length=1,
+        description="β of each model θ0 + β(θ − θ0); `single` at 0.5 is WiSE-FT.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"splitter": value} if isinstance(value, str) else value
+
+
+class RunConfig(Section):
+    """What `merit.yaml` holds. Paths are relative to the file's own folder."""
+
+    model: ModelConfig = Field(description="θ0, the shared init.")
+    mixture: dict[str, DatasetConfig] = Field(min_length=1, description="The datasets, by name.")
+    prepare: PrepareConfig | None = Field(
+        default=None, description="Joint training first, which makes `model` merge-ready; `{}` for the defaults."
+    )
+    gate: GateConfig | None = Field(default=None, description="Pilots before training; `{}` for the defaults.")
+    held_out_fraction: float = Field(
+        default=0.1, gt=0, lt=1, description="Share of each dataset's rows to hold out, by content hash."
+    )
+    calibration: CalibrationConfig = Field(default_factory=CalibrationConfig, description="Gradients and sketches.")
+    split: SplitConfig = Field(default_factory=SplitConfig, description="How to cut the mixture into groups.")
+    baselines: dict[str, BaselineConfig] = Field(
+        default_factory=dict, description="Methods to compare with by name, e.g. {joint: single, random: random}."
+    )
+    train: TrainConfig = Field(default_factory=TrainConfig, description="The training recipe.")
+    launch: LaunchConfig = Field(default_factory=LaunchConfig, description="Where branches run.")
+    merge: MergeConfig = Field(default_factory=MergeConfig, description="How to merge the branches.")
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="What to measure.")
+    diagnose: DiagnoseConfig = Field(default_factory=DiagnoseConfig, description="Checks of the basin and the theory.")
+    seed: Seed = Field(default=0, description="Seed of splitters and training.")
+    output: str | None = Field(default=None, description="The run directory. Default: runs/<name of this file>.")
+
+    @model_validator(mode="after")
+    def _across_fields(self) -> RunConfig:
+        problems = [*self._wrong_names(), *self._wrong_splits(), *self._wrong_checks()]
+        if problems:
+            raise refused(problems)
+        return self
+
+    def _wrong_names(self) -> Iterator[Problem]:
+        sections: dict[Location, Iterable[str]] = {
+            ("mixture",): self.mixture,
+            ("evaluate", "unseen"): self.evaluate.unseen,
+            ("prepare", "mixture"): self.prepare.mixture if self.prepare else (),
+        }
+        for section, names in sections.items():
+            for name in names:
+                if not name.strip() or len(name) > MAX_NAME:
+                    yield (*section, name), f"a name must have 1 to {MAX_NAME} characters, not {len(name)}"
+                elif "/" in name or "\\" in name or name in (".", "..") or not name.isprintable():
+                    yield (*section, name), "a name must not hold / or \\ or control characters, or be a path"
+        for name in self.evaluate.unseen:
+            if name in self.mixture:
+                yield ("evaluate", "unseen", name), "this is also the name of a dataset in `mixture`; rename one"
+        for name in self.baselines:
+            if not re.fullmatch(r"[a-z0-9_][a-z0-9_\-]{0,39}", name):
+                yield ("baselines", name), "use lower-case letters, digits, - and _ (40 at most)"
+            elif name in (MAIN_METHOD, "base", "gate", "prepare"):
+                yield ("baselines", name), "this name is taken"
+
+    def _wrong_checks(self) -> Iterator[Problem]:
+        name = self.split.splitter
+        if self.diagnose.checks and extensions.load("splitters", name).one_group:
+            yield ("diagnose", "checks"), f"a diagnosis needs two branches at least, and `splitter: {name}` makes one"
+        if self.diagnose.checks and 1.0 not in self.merge.scales:
+            yield ("diagnose", "checks"), "a diagnosis is of the merge itself; add 1.0 to `merge.scales`"
+
+    def _wrong_splits(self) -> Iterator[Problem]:
+        count = len(self.mixture)
+        wanted: list[tuple[Location, str, int | Literal["auto"], str | None]] = [
+            (("split",), self.split.splitter, self.split.axes, self.split.file)
+        ]
+        wanted += [
+            (("baselines", name), base.splitter, base.axes or self.split.axes, base.file)
+            for name, base in self.baselines.items()
+        ]
+        for at, splitter, axes, file in wanted:
+            found = extensions.load("splitters", splitter)
+            if found.needs_file and file is None:
+                yield (*at, "file"), f"the {splitter} splitter needs a file that names the groups"
+            elif count >= found.least_datasets(axes):
+                continue
+            elif count < 2:
+                yield (
+                    (*at, "splitter"),
+                    f"one dataset cannot conflict with another; add a dataset, or use `splitter: {UNSPLIT}`",
+                )
+            elif isinstance(axes, int):
+                yield (
+                    (*at, "axes"),
+                    f"{axes} axes make {2**axes} groups, but the mixture has {count} datasets; "
+                    f"use at most {count.bit_length() - 1}",
+                )
+
+
+def resolve_paths(section: AnySection, base: Path) -> AnySection:
+    """`section` with every path to a local file made absolute; Hub ids and generators stay as they are."""
+    base = base.resolve()
+    changed: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value: Any = getattr(section, name)
+        marks = [*field.metadata, *(mark for kind in get_args(field.annotation) for mark in _marks(kind))]
+        if isinstance(value, str) and (LOCAL in marks or LOCAL_IF_THERE in marks):
+            new: Any = str(base / value) if LOCAL in marks or _exists(base / value) else value
+        elif isinstance(value, Section):
+            new = resolve_paths(value, base)
+        elif isinstance(value, dict):
+            new = {key: resolve_paths(item, base) if isinstance(item, Section) else item for key, item in value.items()}
+        else:
+            continue
+        changed |= {name: new} if new != value else {}
+    return section.model_copy(update=changed) if changed else section
+
+
+def _marks(annotation: Any) -> tuple[Any, ...]:
+    marks: tuple[Any, ...] = getattr(annotation, "__metadata__", ())
+    return marks
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False  # too long a name, or a NUL in it: whoever opens it says so
+
+
+def dump_config(config: RunConfig, base: Path) -> str:
+    """YAML of the configuration, with the versions it ran with under `versions` (ignored when it is read again)."""
+    values: dict[str, Any] = config.model_dump(mode="json")
+    return yaml.safe_dump({**values, "versions": versions(base)}, sort_keys=False, allow_unicode=True, width=120)
+
+
+def versions(base: Path) -> dict[str, str]:
+    """Python, the packages that decide a result, and the commit of the folder that holds the configuration."""
+    found = {"python": sys.version.split()[0]}
+    for name in _VERSIONS:
+        try:
+            found["merit" if name == "merit-tuning" else name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    commit = _git_commit(base)
+    return found | ({"git_commit": commit} if commit else {})
+
+
+def _git_commit(folder: Path) -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

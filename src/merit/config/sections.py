@@ -1,0 +1,378 @@
+"""The sections of a run's configuration, in the file's order, and what all sections have in common.
+
+`diagnose` and `launch` have files of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from merit.base import extensions
+
+Location = tuple[str | int, ...]
+REFUSED = "refused"  # type of the errors of checks across fields
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+# Strings that `resolve_paths` makes absolute: always, or only where such a file exists (else it is a Hub id).
+LOCAL, LOCAL_IF_THERE = "local path", "local path if it exists"
+LocalPath = Annotated[str, LOCAL]
+LocalIfThere = Annotated[str, LOCAL_IF_THERE]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, unknown keys forbidden, NaN and infinity refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def refused(problems: Sequence[tuple[Location, str]]) -> PydanticCustomError:
+    """The error of a check across fields: what is wrong where. A validator of a section must raise pydantic's own."""
+    text = "; ".join(f"`{'.'.join(map(str, at))}`: {message}" for at, message in problems)
+    return PydanticCustomError(REFUSED, "{text}", {"text": text, "problems": list(problems)})
+
+
+Role = Literal["vision", "projector", "language"]
+
+
+class ModelConfig(Section):
+    """Where θ0 comes from. In YAML a plain string is short for `path`."""
+
+    path: LocalIfThere = Field(min_length=1, description="Hub id, folder, .gguf file, or `embedded:smollm2-135m`.")
+    revision: str | None = Field(default=None, description="Hub revision: a branch, tag or commit.")
+    trust_remote_code: bool = Field(default=False, description="Run Python code from the model's repository.")
+    freeze: list[Role] | None = Field(
+        default=None,
+        description="Parts of a vision-language model to freeze, from [vision, projector, language]: merit measures no "
+        "gradient there, and the merge keeps their bits. Default, as published: [vision].",
+    )
+    chat_template: LocalPath | None = Field(
+        default=None, description="A Jinja file that replaces the tokenizer's chat template."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+if TYPE_CHECKING:
+    FormatName = str
+    FieldName = str
+else:
+    FormatName = Literal[extensions.names("formats")]
+    _KNOWN = ("prompt", "completion", "system", "messages", "reference", "images")
+    _OTHERS = [extensions.stated("formats", name, "columns") for name in extensions.foreign("formats")]
+    FieldName = Literal[tuple(dict.fromkeys(field for fields in (_KNOWN, *_OTHERS) for field in fields))]
+
+
+class DatasetConfig(Section):
+    """One dataset: a source, a weight or cap, a prompt format."""
+
+    path: LocalIfThere = Field(
+        min_length=1,
+        description="A .jsonl, .json, .parquet or .csv file (relative to this configuration), a Hub dataset id, "
+        "`reasoning_gym:NAME`, or `visual:NAME` (generated pictures).",
+    )
+    split: str = Field(default="train", description="Split of a Hub dataset.")
+    subset: str | None = Field(default=None, description="Configuration name of a Hub dataset.")
+    format: FormatName | None = Field(
+        default=None, description="Format of the rows. Default: detected from the first rows."
+    )
+    columns: dict[FieldName, str] = Field(
+        default_factory=dict, description="merit's field → the source's column, e.g. {prompt: question}."
+    )
+    system: str | None = Field(default=None, description="System message for examples that have none.")
+    max_examples: int | None = Field(
+        default=None, ge=1, description="Use at most this many rows, chosen by content hash."
+    )
+    weight: float = Field(
+        default=1.0,
+        gt=0,
+        le=100,
+        description="Share of the training examples used per epoch: 0.5 uses half, 2 uses each twice.",
+    )
+    image_folder: LocalPath | None = Field(
+        default=None,
+        description="Folder that relative image paths start from and must not leave. Default: the data file's own.",
+    )
+    image_urls: bool = Field(default=False, description="Fetch images from the web.")
+    bad_images: Literal["skip", "refuse"] = Field(
+        default="skip", description="Skip and list an example whose image is unusable, or refuse the dataset."
+    )
+    max_pixels: int = Field(default=100_000_000, ge=1, description="Most pixels in an image.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Arguments of a reasoning_gym generator, including `seed`."
+    )
+
+
+class PrepareStage(Section):
+    """One round of joint training on the general mixture. Unset fields come from `train`."""
+
+    freeze: list[Role] = Field(default_factory=list, description="Parts of the model to freeze in this round.")
+    epochs: float = Field(default=1, gt=0, description="Passes over the general mixture.")
+    learning_rate: float | None = Field(default=None, gt=0, description="Peak learning rate.")
+    batch_tokens: int | None = Field(default=None, ge=1, description="Mean tokens per optimizer step.")
+
+
+def _recipe() -> list[PrepareStage]:
+    return [
+        PrepareStage(freeze=["vision", "language"], learning_rate=1e-3),
+        PrepareStage(freeze=["vision"]),
+    ]
+
+
+class PrepareConfig(Section):
+    """Basin preparation: the LLaVA recipe for a vision-language model, a short joint warm-up for text."""
+
+    vision_tower: LocalIfThere | None = Field(
+        default=None,
+        description="A CLIP or SigLIP model (folder or Hub id) to join with the language model `model` through a new "
+        "projector, as in LLaVA. Unset: `model` is complete.",
+    )
+    mixture: dict[str, DatasetConfig] = Field(
+        default_factory=dict, description="The general mixture. Default: the run's own, without its held-out rows."
+    )
+    stages: list[PrepareStage] | None = Field(
+        default=None,
+        min_length=1,
+        description="Rounds, in order. Default for a vision-language model: the projector alone at 1e-3, then "
+        "projector and language model; for text a tenth of an epoch.",
+    )
+
+    def rounds(self, *, vision: bool) -> list[PrepareStage]:
+        """The stages, or their default."""
+        if self.stages is not None:
+            return self.stages
+        return _recipe() if vision else [PrepareStage(epochs=0.1)]
+
+
+class GateConfig(Section):
+    """Go or no-go: trains a pilot of every branch on a small share of its data, and merges the pilots."""
+
+    share: float = Field(default=0.02, gt=0, le=1, description="Share of a branch's data for its pilot.")
+    examples: int = Field(default=8, ge=2, description="Held-out examples per dataset to measure the pilots on.")
+    points: int = Field(default=5, ge=3, le=101, description="Points on the line between two pilots.")
+    max_barrier: float = Field(
+        default=0.02, ge=0, description="Highest barrier between two pilots that passes, as a share of θ0's loss."
+    )
+    enforce: bool = Field(default=True, description="Whether a no stops the run before training.")
+
+
+def _regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    return text
+
+
+AUTO_EXAMPLES = 1024
+AUTO_UNTIL = 0.9
+
+
+class CalibrationConfig(Section):
+    """The calibration set and the sketch. `examples: auto` is short for {examples: 1024, until: 0.9}."""
+
+    examples: int = Field(default=200, ge=2, description="Examples per dataset (published: 200), or `auto`.")
+    until: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Double the examples each round, and stop before `examples` once the partition is this stable: the "
+        "axes found on half of them capture this share of the conflict in the other half. Default: use all.",
+    )
+    sketch: Literal["fold", "flat", "full"] = Field(
+        default="fold",
+        description="How to store a mean gradient: signed fold, every s-th coordinate as published (flat), or full.",
+    )
+    fold: int = Field(
+        default=100, ge=1, description="How many input columns to sum, with random signs, into one (sketch: fold)."
+    )
+    stride: int = Field(default=100, ge=1, description="Keep every s-th coordinate (sketch: flat).")
+    offset: int = Field(default=0, ge=0, description="First coordinate kept (sketch: flat).")
+    seed: Seed = Field(default=0, description="Seed of the fold's signs and buckets.")
+    parameters: Annotated[str, AfterValidator(_regex)] | None = Field(
+        default=None,
+        description="Regular expression: measure only parameters whose name it matches (`layers\\.1\\d\\.`, "
+        "`lora_`, `mlp`). Default: all trained parameters.",
+    )
+    recompute: bool = Field(
+        default=False,
+        description="Recompute activations in the backward pass: takes much less memory and more time.",
+    )
+    hashed: int | None = Field(
+        default=None,
+        ge=1024,
+        description="Hash the sketch once more, to this many numbers per gradient (65536 is 256 kB). Conflict then "
+        "has no explanation layer by layer.",
+    )
+    proxy: ModelConfig | None = Field(
+        default=None,
+        description="Measure on this smaller model of θ0's family; it must have the same tokenizer. `merit agree` "
+        "tests whether both find the same conflict.",
+    )
+    batch_tokens: int = Field(default=2048, ge=1, description="Tokens per forward pass, padding included.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_auto(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("examples") == "auto":
+            return {"until": AUTO_UNTIL} | value | {"examples": AUTO_EXAMPLES}
+        return value
+
+
+if TYPE_CHECKING:
+    SplitterName = str
+else:
+    SplitterName = Literal[extensions.names("splitters")]
+
+UNSPLIT: SplitterName = "single"  # what is left where no axis is worth a cut: joint training
+MAX_AXES = 10
+
+
+def _axes(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_AXES):
+        return value
+    raise ValueError(f"use a whole number from 1 to {MAX_AXES}, or `auto`, not {value!r:.60}")
+
+
+AxesCount = Annotated[int | Literal["auto"], BeforeValidator(_axes)]
+
+
+class SplitConfig(Section):
+    """The splitter and its size: K = 2^axes groups."""
+
+    splitter: SplitterName = Field(default="pca", description=extensions.summaries("splitters"))
+    axes: AxesCount = Field(
+        default=2,
+        description="r conflict axes make K = 2^r groups (`single` has one group). `auto`: as many axes as capture "
+        "more conflict than a random cut on fresh examples; with none, one group.",
+    )
+    centre: bool = Field(default=True, description="Centre the similarity matrix before taking eigenvectors.")
+    keep: bool = Field(
+        default=False,
+        description="Keep the groups in `split/kept/`, and place new datasets on their axes (`merit add` sets it).",
+    )
+    file: LocalPath | None = Field(default=None, description="JSON or YAML {group: [dataset, …]} for `manual`.")
+
+
+class LoraSection(Section):
+    """LoRA through PEFT; unset means full fine-tuning."""
+
+    r: int = Field(default=16, ge=1, description="Rank.")
+    alpha: float = Field(default=32, gt=0, description="Scale: the update is alpha / r · B A.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    target_modules: str | list[str] = Field(default="all-linear", description="Modules to adapt.")
+
+
+class TrainConfig(Section):
+    """Training, run by TRL's SFTTrainer."""
+
+    epochs: float = Field(default=1, gt=0, description="Passes over the data of a branch.")
+    learning_rate: float = Field(default=2e-5, gt=0, description="Peak learning rate of AdamW.")
+    batch_tokens: int = Field(
+        default=16384, ge=1, description="Mean tokens per optimizer step; sets the examples per step."
+    )
+    micro_batch_tokens: int = Field(
+        default=4096, ge=1, description="Tokens per forward pass, padding included; limits memory, changes no result."
+    )
+    max_length: int = Field(default=2048, ge=8, description="Truncate longer examples at the end, in tokens.")
+    warmup_ratio: float = Field(
+        default=0.03, ge=0, lt=1, description="Share of the steps that raise the learning rate."
+    )
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        default="cosine", description="Learning-rate schedule."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's weight decay.")
+    pull: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight decay toward θ0 instead of zero: each step subtracts rate × pull × (θ − θ0).",
+    )
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        default="auto", description="Autocast type; weights and optimizer stay fp32. auto: bf16 where it is fast."
+    )
+    lora: LoraSection | None = Field(default=None, description="LoRA settings, or null for full fine-tuning.")
+    checkpoint_minutes: float = Field(
+        default=10, gt=0, description="The most work that a killed branch loses, in minutes."
+    )
+    snapshots: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="Sketches of the weights (512 kB each) to keep during training, for `merit diagnose`. Each takes "
+        "about the time of a forward pass. Full fine-tuning only.",
+    )
+    trl: dict[str, Any] = Field(default_factory=dict, description="Further arguments of TRL's SFTConfig.")
+
+
+# What the merge takes where nothing else is said: in a run, in `merit merge A B C` and from Python.
+SHARD_BYTES = 5_000_000_000
+MEMORY_BYTES = 512_000_000  # of all buffers together
+CURVATURE_BATCH_TOKENS = 4096
+
+DtypeName = Literal["input", "float32", "bfloat16", "float16"]
+Rounding = Literal["nearest", "stochastic"]
+Scale = Annotated[float, Field(gt=0, le=10)]
+if TYPE_CHECKING:
+    RuleName = str
+else:
+    RuleName = Literal[extensions.names("rules")]
+
+PUBLISHED: RuleName = "tokens"  # the rule of the paper, which others are compared with
+RIDGE = {"fisher": 0.1, "regmean": 0.01}  # what validation chose most often in docs/study.md
+OTHER_RIDGE = 0.1
+
+
+class MergeConfig(Section):
+    """The weighted average θ̄, and models θ0 + β(θ̄ − θ0)."""
+
+    weights: RuleName = Field(default=PUBLISHED, description=f"The merge rule. {extensions.summaries('rules')}")
+    ridge: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="Pull toward the token average (rules by curvature), relative to the mean curvature of a tensor. "
+        f"Default: {', '.join(f'{ridge:g} for {rule}' for rule, ridge in RIDGE.items())}; {OTHER_RIDGE:g} for others.",
+    )
+    curvature_examples: int = Field(
+        default=64, ge=2, description="Training examples used to estimate each branch's curvature (rules by curvature)."
+    )
+    dtype: DtypeName = Field(
+        default="input", description="Data type of the merged weights; `input` keeps that of the branches."
+    )
+    scales: list[Scale] = Field(
+        default_factory=lambda: [1.0], min_length=1, description="Write one model for each β; 1 is the merge itself."
+    )
+    shard_bytes: int = Field(default=SHARD_BYTES, ge=1_000_000, description="Largest safetensors shard, in bytes.")
+
+    @property
+    def effective_ridge(self) -> float:
+        """The ridge, or the rule's default."""
+        return RIDGE.get(self.weights, OTHER_RIDGE) if self.ridge is None else self.ridge
+
+
+class EvaluateConfig(Section):
+    """Held-out loss, exact match, unseen datasets, drift."""
+
+    held_out: int = Field(default=64, ge=1, description="Most held-out examples per dataset for the loss.")
+    generate: int = Field(
+        default=16, ge=0, description="How many of them to answer by greedy decoding for exact match. 0: none."
+    )
+    max_new_tokens: int = Field(default=64, ge=1, description="Longest answer of greedy decoding, in tokens.")
+    unseen: dict[str, DatasetConfig] = Field(
+        default_factory=dict, description="Datasets that no branch trains on; they are only evaluated."
+    )
+    drift: int = Field(
+        default=0,
+        ge=0,
+        le=32,
+        description="General prompts; measures the loss on θ0's own answers to them. 0: none.",
+    )
+    branches: bool = Field(default=True, description="Also measure the loss of each branch of the main method.")
+    batch_tokens: int = Field(default=4096, ge=1, description="Tokens per forward pass, padding included.")
