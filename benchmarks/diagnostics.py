@@ -92,7 +92,7 @@ def lmc(folder: Path, rows: list[Encoded], scratch: Path) -> dict[str, float]:
         noisy.save_pretrained(scratch / str(k))
         del noisy
     live = LiveModel(model, folders)
-    held_out = Interleaved(rows, [0] * len(rows), precision=pick_precision("auto"))
+    held_out = Interleaved(rows, [0] * len(rows), 4096, pick_precision("auto"), seed=0)
     held_out.measure(live.model, "warm-up")
     held_out.plain.clear()
     branches = list(folders)[:BRANCHES]

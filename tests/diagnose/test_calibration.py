@@ -10,7 +10,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from merit.compute.losses import supervised_nll
+from merit.config.sections import CalibrationConfig
 from merit.data.example import Encoded
+from merit.diagnose.bench import Conflict
 from merit.diagnose.checks.calibration import calibration, calibration_sizes
 from merit.gradients.engine import GradientEngine
 from merit.gradients.sketch import SketchSpec
@@ -42,7 +44,8 @@ def test_cosines_of_nested_means(tmp_path: Path) -> None:
     data = {name: _examples(seed, 8) for seed, name in enumerate("abcd")}
     data["d"] = data["d"][:3]  # fewer than the largest: its later cosines are 1
     engine = GradientEngine(model, SketchSpec(kind="full"), batch_tokens=64)
-    found = calibration(engine, data, dict.fromkeys(data, 10), axes=1, centre=True)
+    conflict = Conflict(np.eye(4), dict.fromkeys(data, 10), axes=1, centre=True, calibration=CalibrationConfig())
+    found = calibration(engine, data, conflict)
     assert [point.examples for point in found.points] == [2, 4, 6, 8]
     assert found.points[-1].cosine == pytest.approx(1)
     assert found.points[-1].rand == 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +18,9 @@ from merit.compute.losses import supervised_nll
 from merit.context import RunContext
 from merit.data.store import EncodedDataset
 from merit.diagnose.bench import Bench
+from merit.diagnose.check import find_check
 from merit.diagnose.checks.displacement import displacement
-from merit.diagnose.checks.gain import merging_gain
-from merit.diagnose.checks.landscape import landscape
 from merit.diagnose.checks.lmc import connectivity, segment_pairs
-from merit.diagnose.checks.perturbation import perturbation
 from merit.diagnose.live import LiveModel
 from merit.diagnose.losses import LossSet
 from merit.diagnose.plane import Plane
@@ -32,6 +32,13 @@ from merit.run.layout import RunDir
 @pytest.fixture(scope="module")
 def bench(finished: RunDir) -> Bench:  # noqa: F811
     return make_bench(RunContext.open(finished.root))
+
+
+def measure(bench: Bench, name: str, **settings: Any) -> Any:
+    """A check's result, with other settings of the section `diagnose`, and not stored."""
+    other = copy.copy(bench)
+    other.config = bench.config.model_copy(update=settings)
+    return find_check(name).run(other)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -67,12 +74,11 @@ def test_blocks_do_not_matter(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_connectivity_repeats_itself_and_agrees_with_plain_losses(bench: Bench) -> None:
-    sets = {"held_out": bench.held_out, "train": bench.train}
     pairs = segment_pairs(bench.models)
-    found = connectivity(bench.live, pairs, sets, points=5)
+    found = connectivity(bench.live, pairs, bench.sets, points=5)
     assert [(item.a, item.b) for item in found.held_out] == pairs
     assert len(found.train) == len(pairs) == 1 + 2 + 2 + 1
-    again = connectivity(bench.live, pairs[:1], sets, points=5)
+    again = connectivity(bench.live, pairs[:1], bench.sets, points=5)
     assert again.held_out[0] == found.held_out[0]
     middle = load_model(bench.models.base)
     a, b = (weights(bench.models.folders[f"branch {k}"]) for k in range(2))
@@ -87,7 +93,7 @@ def test_displacement_against_whole_tensors(bench: Bench) -> None:
     found = displacement(bench.moves)
     base = weights(bench.models.base)
     flat = {}
-    for label in bench.models.tuned:
+    for label in bench.moves.labels:
         own = weights(bench.models.folders[label])
         flat[label] = torch.cat([(own[name].double() - base[name].double()).flatten() for name in base]).numpy()
     for i, item in enumerate(found.models):
@@ -102,7 +108,7 @@ def test_displacement_against_whole_tensors(bench: Bench) -> None:
 
 
 def test_gain_is_the_difference_of_the_losses(bench: Bench) -> None:
-    found = merging_gain(bench.live, bench.models, bench.held_out, bench.train)
+    found = measure(bench, "gain")
     face = found.held_out
     parts = sum(w * face.losses[f"branch {k}"].value for k, w in enumerate(bench.models.weights))
     assert face.gain.value == pytest.approx(parts - face.losses["merge"].value)
@@ -133,7 +139,8 @@ def test_noise_has_the_norm_of_its_row(bench: Bench) -> None:
 
 
 def test_perturbation_starts_at_zero(bench: Bench) -> None:
-    found = perturbation(bench.live, ["merge", "joint"], bench.held_out, noise=[0.5, 0.1], seeds=2)
+    found = measure(bench, "perturbation", noise=[0.5, 0.1], noise_seeds=2)
+    assert list(found.levels) == ["merge", "joint"]
     for levels in found.levels.values():
         assert [level.sigma for level in levels] == [0.0, 0.1, 0.5]
         assert (levels[0].rise.value, levels[0].rise.low, levels[0].rise.high) == (0, 0, 0)
@@ -145,8 +152,7 @@ def test_perturbation_starts_at_zero(bench: Bench) -> None:
 
 
 def test_landscape_holds_all_models(bench: Bench) -> None:
-    plane = Plane.of(bench.moves.labels, bench.moves.gram)
-    found = landscape(bench.live, plane, bench.held_out, grid=3)
+    found = measure(bench, "landscape", grid=3)
     assert np.array(found.loss).shape == (3, 3)
     for x, y in found.models.values():
         assert found.x[0] < x < found.x[-1]
@@ -170,7 +176,7 @@ def test_losses_are_the_engine_s_own(bench: Bench) -> None:
     with torch.no_grad():
         alone = float(supervised_nll(bench.live.model, [bench.held_out.rows[3]]).nll.mean())
     assert losses[3] == pytest.approx(alone, rel=1e-5)
-    assert bench.held_out.datasets == 4
+    assert len(set(bench.held_out.owner)) == 4
     assert len(bench.train.rows) == 16
 
 
@@ -178,7 +184,7 @@ def test_a_dataset_without_rows_is_named(bench: Bench) -> None:
     data = EncodedDataset.open(bench.run.data("copy"))
     data.__dict__["held_out"] = np.zeros(0, np.int64)
     with pytest.raises(InputError, match="no held-out example"):
-        LossSet.of([data], 4, held_out=True)
+        LossSet.of([data], 4, held_out=True, batch_tokens=4096, precision="fp32", seed=0)
 
 
 def test_different_layouts_are_refused(bench: Bench, tmp_path: Path) -> None:
@@ -190,7 +196,7 @@ def test_different_layouts_are_refused(bench: Bench, tmp_path: Path) -> None:
         LiveModel(bench.live.model, {"base": bench.models.base, "merge": folder})
     del tensors["model.norm.weight"]
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(InputError, match="`base` has this tensor, `merge` has not"):
+    with pytest.raises(InputError, match="`base` has this tensor, but `merge` does not"):
         LiveModel(bench.live.model, {"base": bench.models.base, "merge": folder})
 
 

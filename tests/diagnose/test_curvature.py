@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from merit.base.errors import InputError, StageError
+from merit.base.progress import SILENT
+from merit.config.diagnose import DiagnoseConfig
 from merit.conflict.axes import centred
 from merit.data.example import Encoded
-from merit.diagnose.checks.curvature import CurvatureResult, CurvatureSpec, curvature
+from merit.diagnose.check import Journal
+from merit.diagnose.checks.curvature import CHECK, CurvatureResult
 from merit.diagnose.hessian import Hessian, within_budget
 from merit.diagnose.lanczos import Lanczos
 from merit.diagnose.live import LiveModel
@@ -130,7 +134,7 @@ def test_gradient_and_loss() -> None:
     weights = flat(model).requires_grad_()
     loss = plain_loss(model, DATASETS[1])(weights)
     (expected,) = torch.autograd.grad(loss, weights)
-    hessian = Hessian(model, dict(model.named_parameters()), DATASETS[1])
+    hessian = Hessian(model, dict(model.named_parameters()), DATASETS[1], batch_tokens=1024)
     assert hessian.loss() == pytest.approx(float(loss.detach()), rel=1e-5)
     np.testing.assert_allclose(hessian.gradient(DATASETS[1], 20, lambda _: None), expected.numpy(), atol=1e-5)
 
@@ -222,12 +226,24 @@ def make_models(folder: Path, scale: float) -> tuple[LiveModel, Models, NDArray[
     return LiveModel(model, models.folders), models, deltas.double().numpy()
 
 
-def run(folder: Path, scale: float, **options: Any) -> tuple[CurvatureResult, NDArray[np.float64]]:
+def run(folder: Path, scale: float, axes: int = 1, **options: Any) -> tuple[CurvatureResult, NDArray[np.float64]]:
     live, models, deltas = make_models(folder, scale)
     similarity = np.array([[1.0, 0.2, -0.3], [0.2, 1.0, 0.4], [-0.3, 0.4, 1.0]])
-    settings = {"axes": 1, "centre": True, "pairs": 5, "steps": 60, "probes": 4, "tokens": 10**6, "batch_tokens": 40}
-    spec = CurvatureSpec(DATASETS, similarity, folder / "basis", **{**settings, **options})
-    found = curvature(live, models, spec)
+    settings = {"eigenpairs": 5, "lanczos_steps": 60, "probes": 4, "hessian_tokens": 10**6, "hessian_batch_tokens": 40}
+    conflict = SimpleNamespace(similarity=similarity, axes=axes, centre=True)
+    bench: Any = SimpleNamespace(
+        live=live,
+        models=models,
+        config=DiagnoseConfig().model_copy(update={**settings, **options}),
+        datasets=DATASETS,
+        seed=0,
+        journal=Journal(),
+        progress=SILENT,
+        run=SimpleNamespace(diagnostic_progress=lambda _: folder / "basis.json"),
+        measured_conflict=lambda _: conflict,
+        calibration_examples=lambda examples, _: examples,
+    )
+    found = CHECK.run(bench)
     assert not (folder / "basis").exists()
     return found, deltas
 
@@ -274,7 +290,7 @@ def test_ranks_and_infinities_are_one_line(tmp_path: Path) -> None:
     ):
         run(tmp_path / "a", 1e-2, axes=3)
     with pytest.raises(InputError, match=r"`diagnose\.eigenpairs`: 600 eigenpairs of a model of 544 parameters"):
-        run(tmp_path / "b", 1e-2, pairs=600)
+        run(tmp_path / "b", 1e-2, eigenpairs=600)
     model = network()
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))

@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from finished_run import finished, tune  # noqa: F401 — a fixture
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from merit.base import extensions
+from merit.base.progress import SILENT
 from merit.cli.main import run
 from merit.context import RunContext
 from merit.data.example import Encoded
 from merit.diagnose import step as diagnose
+from merit.diagnose.check import Journal, find_check
 from merit.diagnose.checks.lmc import LmcResult
 from merit.diagnose.checks.perturbation import PerturbationResult
 from merit.diagnose.live import LiveModel
 from merit.diagnose.models import Models
+from merit.diagnose.records import CheckResult
 from merit.diagnose.verdict import verdict
 from merit.merge.step import MethodMerge
 from merit.pipeline import STAGE_NAMES, check_stage
@@ -108,7 +113,7 @@ def test_the_stage_is_off_unless_checks_are_listed(copy: RunDir) -> None:
     context = RunContext.open(copy.root)
     assert diagnose.wanted(context)
     assert diagnose.run(context) == {"checks": 1}
-    assert [file.name for file in diagnose.files(context)] == ["displacement.json"]
+    assert [file.name for file in diagnose.STEP.files(context)] == ["displacement.json"]
     assert not check_stage(copy, "diagnose", diagnose.depends(context)).fresh
 
 
@@ -141,7 +146,7 @@ def test_a_run_of_one_branch_is_one_line(copy: RunDir, capsys: Capture) -> None:
     record.model_copy(update={"weights": [1.0]}).save(copy.method().merge_record)
     code, _, err = call(capsys, "diagnose", copy.root)
     assert code == 2
-    assert err.splitlines() == ["a diagnosis needs two branches at least; the main method of this run has one"]
+    assert err.splitlines() == ["a diagnosis needs at least two branches; the main method of this run has one"]
 
 
 def test_checks_that_cannot_work_are_said_before_anything_runs(copy: RunDir, capsys: Capture) -> None:
@@ -181,10 +186,9 @@ def inits(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def _diagnose(
     inits: list[Path], starts: list[int], folder: Path, steps: int, *, alike: bool = False
-) -> dict[str, object]:
+) -> dict[str, CheckResult]:
     """Two branches on data of their own, or both on all of it (`alike`)."""
     from merit.diagnose.checks.displacement import displacement, measure_moves
-    from merit.diagnose.checks.gain import merging_gain
     from merit.diagnose.checks.lmc import connectivity, segment_pairs
     from merit.diagnose.losses import LossSet
 
@@ -201,17 +205,18 @@ def _diagnose(
     models = Models(inits[0], branches, [0.5, 0.5], merge)
     live = LiveModel(live.model, models.folders)
     rows = [*_words(1), *_words(3)]
-    examples = LossSet(rows, [0] * 8 + [1] * 8)
-    pairs = segment_pairs(models)
+    examples = LossSet(rows, [0] * 8 + [1] * 8, 4096, "fp32", seed=0)
+    pairs, sets = segment_pairs(models), {"held_out": examples, "train": examples}
+    bench: Any = SimpleNamespace(live=live, models=models, sets=sets, journal=Journal(), progress=SILENT)
     return {
         "lmc": connectivity(live, pairs, {"held_out": examples}, points=5),
-        "gain": merging_gain(live, models, examples, examples),
+        "gain": find_check("gain").run(bench),
         "displacement": displacement(measure_moves(live.aligned)),
     }
 
 
 def test_branches_of_different_inits_are_called_not_merge_ready(inits: list[Path], tmp_path: Path) -> None:
-    found = verdict(_diagnose(inits, [0, 1], tmp_path, 80, alike=True))  # type: ignore[arg-type]
+    found = verdict(_diagnose(inits, [0, 1], tmp_path, 80, alike=True))
     assert found.ready is False
     assert any("A barrier of" in reason and "between branch 0 and branch 1" in reason for reason in found.reasons)
     assert any("Lower the learning rate" in reason for reason in found.reasons)  # what to do about it
@@ -221,13 +226,13 @@ def test_different_inits_are_told_even_where_branches_know_nothing_of_each_other
     inits: list[Path], tmp_path: Path
 ) -> None:
     # Each branch is so sure and so wrong on the other's data that the ignorant midpoint lies below the chord.
-    found = verdict(_diagnose(inits, [0, 1], tmp_path, 60))  # type: ignore[arg-type]
+    found = verdict(_diagnose(inits, [0, 1], tmp_path, 60))
     assert found.ready is False
     assert any("Were they tuned from this θ0" in reason for reason in found.reasons)
 
 
 def test_branches_of_one_init_are_called_merge_ready(inits: list[Path], tmp_path: Path) -> None:
-    found = verdict(_diagnose(inits, [0, 0], tmp_path, 4))  # type: ignore[arg-type]
+    found = verdict(_diagnose(inits, [0, 0], tmp_path, 4))
     assert found.ready is True, found
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from merit.config.sections import GateConfig
 from merit.diagnose.records import Estimate, Segment
-from merit.gate.step import judge
+from merit.gate.step import GateResult, judge
 
 
 def segment(barrier: float, low: float) -> Segment:
@@ -26,14 +26,20 @@ def segment(barrier: float, low: float) -> Segment:
     ],
 )
 def test_the_answer(branches, merged, barrier, ready, advice):
-    found, lines = judge(
-        GateConfig(),
+    result = GateResult(
+        fingerprint="",
+        share=0.1,
+        tokens=[1, 2],
         base_loss=2.0,
         branch_losses=branches,
-        weights=[1, 2],
         merged_loss=merged,
         barriers=[barrier],
+        displacement=0,
+        branch_displacement=[0, 0],
+        ready=False,
+        advice=[],
     )
+    found, lines = judge(result, GateConfig().max_barrier)
     assert found == ready
     assert bool(lines) == (advice is not None)
     assert advice is None or advice in lines[0]

@@ -121,7 +121,7 @@ def test_journal_keeps_what_is_done(tmp_path: Path) -> None:
 
 
 def test_fewer_than_two_branches_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="two branches at least; there is one"):
+    with pytest.raises(InputError, match="at least two branches; there is one"):
         Models(tmp_path, [tmp_path], [1.0], tmp_path).check()
     with pytest.raises(InputError, match="no checkpoint of `merge`"):
         Models(tmp_path, [tmp_path] * 2, [0.5, 0.5], tmp_path / "gone").check()

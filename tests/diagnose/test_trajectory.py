@@ -72,4 +72,4 @@ def test_a_damaged_snapshot_is_named_and_the_way_left_out(other, tmp_path: Path,
         np.save(folder / "001.npy", other)
     assert trajectories({"branch 0": folder}, ["branch 0"], [1.0]) is None
     assert "001.npy: " in caplog.text
-    assert "the ways of the branches are left out" in caplog.text
+    assert "the branches' paths are left out" in caplog.text

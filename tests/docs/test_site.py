@@ -7,10 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from pages import DOCS, ROOT
-
-pytest.importorskip("material", reason="mkdocs-material is not installed")
 
 
 def test_the_site_builds_strictly(tmp_path: Path) -> None:

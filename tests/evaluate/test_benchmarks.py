@@ -32,7 +32,6 @@ def test_the_published_eight():
 
 def test_offline_task_scores_as_the_model_does(tiny_model):
     """lm-eval's accuracy against the choice of least summed loss, counted here by hand."""
-    pytest.importorskip("lm_eval")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

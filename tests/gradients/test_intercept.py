@@ -81,7 +81,8 @@ def test_only_the_head_is_trainable():
 
 
 def test_adapters_are_recognised():
-    peft = pytest.importorskip("peft")
+    import peft
+
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     model, data = peft.get_peft_model(tiny("Llama"), config), examples(6)
     want, _ = expected(model, FOLD, data)

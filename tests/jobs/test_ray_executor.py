@@ -24,8 +24,6 @@ from merit.config.launch import LaunchConfig, RayConfig, RayPool
 from merit.jobs.drive import RetryPolicy
 from merit.jobs.job import Job, JobRecord
 
-pytest.importorskip("ray", reason="needs the extra `ray`")
-
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:

@@ -23,7 +23,6 @@ from merit.jobs.drive import RetryPolicy
 from merit.jobs.engines.slurm import cancel_jobs
 from merit.jobs.job import JobRecord
 
-pytest.importorskip("submitit", reason="needs the extra `slurm`")
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 

@@ -126,7 +126,6 @@ def rows_of(run: RunDir) -> list[dict[str, Any]]:
 
 
 def test_ray_loses_a_machine(folder: Path, tiny_model: Path, local: RunDir, undisturbed: dict[str, str]) -> None:
-    pytest.importorskip("ray", reason="needs the extra `ray`")
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -149,7 +148,6 @@ def test_ray_loses_a_machine(folder: Path, tiny_model: Path, local: RunDir, undi
 def test_slurm_requeues_a_job_and_the_driver_dies(
     folder: Path, tiny_model: Path, local: RunDir, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("submitit", reason="needs the extra `slurm`")
     with SlurmCluster() as cluster:
         for name, value in cluster.env.items():
             monkeypatch.setenv(name, value)

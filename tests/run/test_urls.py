@@ -32,6 +32,7 @@ def test_what_cannot_be_opened_names_url_and_setting() -> None:
 
 
 def test_errors_of_the_http_client_count() -> None:
-    aiohttp = pytest.importorskip("aiohttp")
+    import aiohttp
+
     assert issubclass(aiohttp.ClientConnectionError, url_errors())
     assert issubclass(ConnectionError, url_errors())

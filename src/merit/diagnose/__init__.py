@@ -1,1 +1,1 @@
-"""Is the init merge-ready, did the branches stay in one basin, what did the merge gain, did the theory predict it."""
+"""Is θ0 merge-ready, did the branches stay in one basin, what did the merge gain, and did the theory predict it?"""

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from merit.base.errors import InputError
 from merit.base.kept import kept
-from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
-from merit.config.diagnose import CheckName, DiagnoseConfig
-from merit.config.sections import CalibrationConfig
-from merit.data.example import Encoded
+from merit.config.diagnose import CheckName
+from merit.conflict.similarity import load_similarity
+from merit.context import RunContext
 from merit.data.store import EncodedDataset, calibration_rows
 from merit.diagnose.check import Check, Journal, find_check
 from merit.diagnose.checks.displacement import Moves, measure_moves
-from merit.diagnose.live import Aligned, LiveModel
 from merit.diagnose.losses import LossSet
 from merit.diagnose.models import JOINT, MERGE, Models
 from merit.diagnose.records import CheckResult
-from merit.models.loading import Precision
-from merit.run.layout import RunDir
+from merit.split.partition import Partition
+
+if TYPE_CHECKING:
+    from merit.config.sections import CalibrationConfig
+    from merit.data.example import Encoded
+    from merit.diagnose.live import LiveModel
+    from merit.models.loading import Precision
 
 _log = logging.getLogger(__name__)
 
@@ -43,35 +46,25 @@ class Conflict:
     calibration: CalibrationConfig
 
 
-@dataclass
 class Bench:
-    """A diagnosis of one set of models.
+    """A diagnosis of the models of one run. A model, or examples, are loaded when a check first needs them.
 
     Attributes:
-        load: gives θ0 in float32; called only if a check needs it.
-        names: of `datasets`, in the mixture's order.
         mark: fingerprint of weights and data.
-        journal: what the check at hand has measured before it was killed; `get` keeps a piece.
-        settings: those of the check at hand, where it has its own.
+        journal: what the current check had measured before it was killed; `get` keeps a piece.
+        settings: those of the current check, where it has its own.
     """
 
-    run: RunDir
-    models: Models
-    load: Callable[[], Any]
-    names: Sequence[str]
-    datasets: Sequence[EncodedDataset]
-    config: DiagnoseConfig
-    mark: str
-    batch_tokens: int
-    precision: Precision
-    seed: int
-    progress: Progress = SILENT
-    conflict: Conflict | None = None
-    journal: Journal = field(default_factory=Journal, init=False)
-    settings: Any = field(default=None, init=False)
+    def __init__(self, context: RunContext, models: Models, mark: str) -> None:
+        self.context, self.models, self.mark = context, models, mark
+        self.run, self.progress = context.run, context.progress
+        self.config, self.seed = context.config.diagnose, context.config.seed
+        self.names: list[str] = context.mixture.names
+        self.journal = Journal()
+        self.settings: Any = None
 
     def check(self, name: CheckName, *, redo: bool = False) -> CheckResult:
-        """The result of a check: as it is stored, if nothing that it depends on has changed, else measured now.
+        """The result of a check: the stored one if nothing that it depends on has changed, else measured now.
 
         Raises:
             InputError: no such check; the models do not fit together.
@@ -96,7 +89,25 @@ class Bench:
 
     @cached_property
     def live(self) -> LiveModel:
-        return LiveModel(self.load(), self.models.folders)
+        """θ0 in float32, and the checkpoints of the other models."""
+        from merit.diagnose.live import LiveModel
+        from merit.models.loading import load_model
+
+        source = self.context.model
+        freeze = self.context.config.model.freeze
+        model = load_model(source.path, trust_remote_code=source.trust_remote_code, freeze=freeze)
+        return LiveModel(model, self.models.folders)
+
+    @cached_property
+    def precision(self) -> Precision:
+        from merit.models.loading import pick_precision
+
+        return pick_precision(self.context.config.train.precision)
+
+    @cached_property
+    def datasets(self) -> list[EncodedDataset]:
+        """In the mixture's order, as `names`."""
+        return [EncodedDataset.open(self.run.data(name)) for name in self.names]
 
     @cached_property
     def held_out(self) -> LossSet:
@@ -106,9 +117,16 @@ class Bench:
     def train(self) -> LossSet:
         return self._losses(held_out=False)
 
+    @property
+    def sets(self) -> dict[str, LossSet]:
+        """Held-out and training examples, by the names that results give them."""
+        return {"held_out": self.held_out, "train": self.train}
+
     @cached_property
     def moves(self) -> Moves:
         # Headers and weights on disk are enough: no model is loaded for it.
+        from merit.diagnose.live import Aligned
+
         return measure_moves(Aligned(self.models.folders), self.progress)
 
     @staticmethod
@@ -122,6 +140,21 @@ class Bench:
         """The merge, and joint training where there is one."""
         return [label for label in (MERGE, JOINT) if label in self.models.folders]
 
+    @cached_property
+    def conflict(self) -> Conflict | None:
+        """None where the run has measured none: it has fewer than two datasets."""
+        config, mixture = self.context.config, self.context.mixture
+        if not self.run.similarity.is_file() or len(mixture.names) < 2:
+            return None
+        groups = len(Partition.load(self.context.methods[0].dir.partition).groups)
+        return Conflict(
+            similarity=load_similarity(self.run.similarity),
+            tokens=mixture.planned_tokens,
+            axes=groups.bit_length() - 1 if config.split.axes == "auto" else config.split.axes,
+            centre=config.split.centre,
+            calibration=config.calibration,
+        )
+
     def measured_conflict(self, check: CheckName) -> Conflict:
         """`conflict`, for a check that cannot do without it.
 
@@ -129,7 +162,7 @@ class Bench:
             InputError: there is none.
         """
         if self.conflict is None:
-            raise InputError(f"the check `{check}` needs two datasets at least, and their measured conflict")
+            raise InputError(f"the check `{check}` needs at least two datasets, and their measured conflict")
         return self.conflict
 
     def _depends(self, name: CheckName, check: Check[Any]) -> str:
@@ -143,7 +176,7 @@ class Bench:
             self.datasets,
             self.config.examples,
             held_out=held_out,
-            batch_tokens=self.batch_tokens,
+            batch_tokens=self.context.config.evaluate.batch_tokens,
             precision=self.precision,
             seed=self.seed,
         )

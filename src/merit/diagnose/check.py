@@ -1,6 +1,6 @@
-"""What a diagnostic is. Each file of `checks/`, or of a `merit_ext/checks/` of one's own, holds one, named `CHECK`.
+"""What a diagnostic is. Each file in `checks/`, or in your own `merit_ext/checks/`, holds one, named `CHECK`.
 
-No torch here and in those files, so that the report and the configuration can read them: a check's `run` imports it.
+The report and the configuration read these files, so none of them imports torch at the top: a check's `run` does.
 """
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ class _Pieces(Sealed):
 
 
 class Journal:
-    """A JSON file of finished pieces, for one fingerprint. Without a path nothing is kept."""
+    """What a long check has measured so far, in a JSON file: a kill costs only the piece being measured.
+
+    Pieces are those of one fingerprint. Without a path, nothing is kept on disk.
+    """
 
     def __init__(self, path: Path | None = None, fingerprint: str = "") -> None:
         self._path = path
@@ -101,7 +104,7 @@ class Journal:
         return self._pieces.fingerprint
 
     def get(self, name: str, measure: Callable[[], Any]) -> Any:
-        """The piece `name`, a JSON value: as it was measured, or measured now and kept."""
+        """The piece `name`, a JSON value: the one that is kept, or one measured and kept now."""
         done = self._pieces.done
         if name not in done:
             done[name] = measure()
@@ -119,11 +122,11 @@ def find_check(name: str) -> Check[Any]:
     """The check of this name.
 
     Raises:
-        InputError: there is none; or its file cannot be imported, or holds no check.
+        InputError: there is no such check, or its file cannot be imported or holds none.
     """
     found = extensions.load("checks", name)
     if not isinstance(found, Check):
-        raise InputError("CHECK is no merit.diagnose.check.Check", file=extensions.files("checks")[name])
+        raise InputError("CHECK is not a merit.diagnose.check.Check", file=extensions.files("checks")[name])
     return found
 
 

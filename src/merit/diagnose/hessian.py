@@ -28,9 +28,9 @@ class Hessian:
 
     Args:
         parameters: name → parameter; a tied weight once.
-        batch_tokens: of one pass; second derivatives keep about three times the memory of a training step.
-        gauss_newton: leave out how the model itself curves: H = Σ Jᵀ (diag p − p pᵀ) J ÷ tokens, with J the Jacobian of
-            the logits. Never negative; for this loss it is the Fisher matrix.
+        batch_tokens: tokens in one pass; second derivatives need about three times the memory of a training step.
+        gauss_newton: without the model's own curvature: H = Σ Jᵀ (diag p − p pᵀ) J ÷ tokens, with J the Jacobian of the
+            logits. It has no negative eigenvalues; for this loss it is the Fisher matrix.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Hessian:
         parameters: Mapping[str, Tensor],
         rows: Sequence[Encoded],
         *,
-        batch_tokens: int = 1024,
+        batch_tokens: int,
         gauss_newton: bool = False,
     ) -> None:
         self._gauss_newton = gauss_newton
@@ -54,7 +54,7 @@ class Hessian:
         self.tokens = sum(len(row.input_ids) for row in rows)
 
     def product(self, vector: Flat, advance: Callable[[int], None] = lambda _: None) -> Flat:
-        """H v, by differentiating gᵀv once more; of Gauss–Newton, by the logits' change along v sent back.
+        """H v: the gradient of gᵀv; for Gauss–Newton, the change of the logits along v, backpropagated.
 
         Raises:
             StageError: the product is not finite.
@@ -64,6 +64,14 @@ class Hessian:
         if not np.isfinite(out).all():
             raise StageError("a Hessian-vector product is not finite; are the model's weights finite?")
         return out
+
+    def along(self, vector: Flat, advance: Callable[[int], None]) -> float:
+        """vᵀHv, summed in float64.
+
+        Raises:
+            StageError: the product is not finite.
+        """
+        return float(np.dot(vector.astype(np.float64), self.product(vector, advance).astype(np.float64)))
 
     def gradient(self, rows: Sequence[Encoded], batch_tokens: int, advance: Callable[[int], None]) -> Flat:
         """(n,) mean gradient of other rows."""
@@ -115,7 +123,7 @@ class Hessian:
 
     def _gauss_newton_pass(self, rows: Sequence[Encoded], parts: Sequence[Tensor]) -> tuple[int, Gradients]:
         """Tokens, and Jᵀ (diag p − p pᵀ) J v. J v is the derivative by u of (Jᵀu)ᵀv, which is linear in u."""
-        logits = supervised_logits(self._model, rows).logits
+        logits = supervised_logits(self._model, rows)
         u = torch.zeros_like(logits, requires_grad=True)
         back = torch.autograd.grad(logits, self._parameters, u, create_graph=True, allow_unused=True)
         (change,) = torch.autograd.grad(_inner(back, parts), u, retain_graph=True)

@@ -1,8 +1,8 @@
 """Lanczos with full reorthogonalisation and its basis on disk: a kill costs one product, memory stays at three vectors.
 
 scipy's `eigsh` keeps 2k + 1 vectors in memory (11 GB for ten eigenpairs of 135M parameters), and cannot be resumed.
-The basis lies in one append-only file of float32 rows, so eigenvectors are never formed: u_ℓ = Σ_j S_jℓ q_j, and all
-that is asked of them are inner products, which need q_jᵀx alone.
+The basis lies in one append-only file of float32 rows. Eigenvectors u_ℓ = Σ_j S_jℓ q_j are never formed: the check uses
+only their inner products with other vectors, which follow from the q_jᵀx.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TOLERANCE = 1e-3  # of a residual, relative to the largest eigenvalue
 
 
 class LanczosState(Sealed):
-    """What is known beside the basis."""
+    """The state beside the basis."""
 
     fingerprint: str
     size: int
@@ -38,19 +38,36 @@ class LanczosState(Sealed):
 
 @dataclass(frozen=True)
 class Ritz:
-    """Approximate eigenpairs: values in descending order, coefficients (m, k) of the basis, residuals ‖Hu − λu‖."""
+    """Approximate eigenpairs: values in descending order, and residuals ‖Hu − λu‖.
+
+    Attributes:
+        coefficients: (m, k) of the eigenvectors in the basis.
+        dots: gives (m,) q_jᵀx.
+        lowest: the smallest value of all.
+    """
 
     values: NDArray[np.float64]
     coefficients: NDArray[np.float64]
     residuals: NDArray[np.float64]
     lowest: float
+    dots: Callable[[Flat], NDArray[np.float64]]
+
+    def along(self, vector: Flat) -> NDArray[np.float64]:
+        """(k,) u_ℓᵀx."""
+        found: NDArray[np.float64] = self.coefficients.T @ self.dots(vector)
+        return found
+
+    def largest_cosine(self, vector: Flat) -> float:
+        """max_ℓ |cos(u_ℓ, x)|; 0 for x = 0."""
+        norm = np.linalg.norm(vector.astype(np.float64))
+        return float(np.abs(self.along(vector)).max() / norm) if norm else 0.0
 
 
 class Lanczos:
-    """The Krylov basis of a symmetric matrix, from a start vector that the seed fixes.
+    """The Krylov basis of a symmetric matrix; the seed fixes the start vector.
 
     Args:
-        folder: holds basis.f32 (rows of n float32) and state.json; what another fingerprint left there is removed.
+        folder: holds basis.f32 (rows of n float32) and state.json. Files of another fingerprint are removed.
     """
 
     def __init__(
@@ -93,10 +110,10 @@ class Lanczos:
         row = self.steps
         q = self.rows(row + 1)
         w = self._product(np.array(q[row])).astype(np.float32)
-        along = self.dots(w, rows=row + 1)
+        along = self.dots(w, row + 1)
         alpha = float(along[row])
         self._subtract(w, self._subtract(w, along))
-        beta = float(np.sqrt(np.dot(w.astype(np.float64), w.astype(np.float64))))
+        beta = float(np.linalg.norm(w.astype(np.float64)))
         if beta > 0:
             w /= np.float32(beta)
         digest, known = self._append(w, row=row + 1), self.state
@@ -110,11 +127,11 @@ class Lanczos:
         self._save()
 
     def ritz(self, count: int) -> Ritz:
-        """The `count` largest eigenpairs (algebraically), or all there are."""
+        """The `count` algebraically largest eigenpairs, or all if there are fewer."""
         values, vectors = eigh_tridiagonal(np.array(self.state.alphas), np.array(self.state.betas[:-1]))
         order = np.argsort(values)[::-1][:count]
         residuals = np.abs(self.state.betas[-1] * vectors[-1, order])
-        return Ritz(values[order], vectors[:, order], residuals, float(values.min()))
+        return Ritz(values[order], vectors[:, order], residuals, float(values.min()), self.dots)
 
     def converged(self, count: int) -> bool:
         """Whether the `count` largest eigenpairs have residuals below the tolerance."""

@@ -22,7 +22,7 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "
 
 
 class Aligned:
-    """Label → checkpoint, with one spelling for every tensor. A tied head that some store and some do not is left out.
+    """Checkpoints by label, with one name for every tensor. A tied head is left out: some checkpoints do not store it.
 
     Raises:
         InputError: a folder is no checkpoint; two differ in their tensors or shapes.
@@ -46,7 +46,7 @@ class Aligned:
         a, b = self.tensors[first], self.tensors[label]
         for name in a.keys() ^ b.keys():
             there, missing = (first, label) if name in a else (label, first)
-            raise InputError(f"`{there}` has this tensor, `{missing}` has not", file=folders[missing], field=name)
+            raise InputError(f"`{there}` has this tensor, but `{missing}` does not", file=folders[missing], field=name)
         for name, info in a.items():
             if b[name].shape != info.shape:
                 raise InputError(
@@ -112,7 +112,7 @@ class LiveModel:
 
     @property
     def trained(self) -> dict[str, Tensor]:
-        """Parameters that are not frozen: what a Hessian is of."""
+        """The parameters that are not frozen; the Hessian is taken with respect to them."""
         return {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
 
     @torch.no_grad()
@@ -124,7 +124,7 @@ class LiveModel:
         """
         used = [(self.aligned.tensors[label], value) for label, value in coefficients.items() if value != 0]
         if not used:
-            raise ValueError("a model that is no combination of any")
+            raise ValueError("every coefficient is 0")
         sums, blocks = Scratch(BLOCK), Scratch(BLOCK)  # the sum stays in cache; a parameter is written once
         *first, (last, weight) = used
         with FilePool() as files:

@@ -5,7 +5,7 @@ Intervals are a bootstrap over examples, within each dataset, with the same draw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,9 @@ from merit.data.example import Encoded
 from merit.diagnose.records import Estimate
 
 if TYPE_CHECKING:
+    from merit.base.progress import Counter
     from merit.data.store import EncodedDataset
+    from merit.diagnose.live import LiveModel
     from merit.models.loading import Precision
 
 Vector = NDArray[np.float64]
@@ -79,9 +81,9 @@ class LossSet:
 
     rows: Sequence[Encoded]
     owner: Sequence[int]
-    batch_tokens: int = 4096
-    precision: Precision = "fp32"
-    seed: int = 0
+    batch_tokens: int
+    precision: Precision
+    seed: int
 
     @classmethod
     def of(
@@ -90,9 +92,9 @@ class LossSet:
         count: int,
         *,
         held_out: bool,
-        batch_tokens: int = 4096,
-        precision: Precision = "fp32",
-        seed: int = 0,
+        batch_tokens: int,
+        precision: Precision,
+        seed: int,
     ) -> LossSet:
         """The first `count` held-out (or training) rows of each dataset, in order of content hash.
 
@@ -113,17 +115,8 @@ class LossSet:
         return cls(rows, owner, batch_tokens, precision, seed + (not held_out))
 
     @cached_property
-    def tokens(self) -> list[int]:
-        """Supervised tokens of each row; nothing predicts the first token."""
-        return [row.supervised for row in self.rows]
-
-    @cached_property
     def resampler(self) -> Resampler:
-        return Resampler(self.tokens, self.owner, seed=self.seed)
-
-    @property
-    def datasets(self) -> int:
-        return len(set(self.owner))
+        return Resampler([row.supervised for row in self.rows], self.owner, seed=self.seed)
 
     def measure(self, model: Any, what: str, advance: Callable[[int], None] = lambda _: None) -> NDArray[np.float64]:
         """(N,) mean loss of each example, in nats a supervised token.
@@ -140,3 +133,15 @@ class LossSet:
         if not np.isfinite(found).all():
             raise StageError(f"the loss of {what} is not finite: these weights are far outside any basin")
         return found
+
+
+def losses_at(
+    live: LiveModel, coefficients: Mapping[str, float], what: str, sets: Mapping[str, LossSet], counter: Counter
+) -> dict[str, list[float]]:
+    """Name of a set → loss of each of its examples at θ = Σ c_label θ_label, called `what` in errors.
+
+    Raises:
+        StageError: a loss is not finite.
+    """
+    live.set(coefficients)
+    return {name: examples.measure(live.model, what, counter).tolist() for name, examples in sets.items()}

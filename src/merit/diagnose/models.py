@@ -13,10 +13,10 @@ BASE, MERGE, JOINT = "base", "merge", "joint"
 
 @dataclass(frozen=True)
 class Models:
-    """θ0 and what came of it: folders in Hugging Face layout.
+    """θ0 and the models tuned from it: folders in Hugging Face layout.
 
     Attributes:
-        weights: of the branches in the merge, sum 1.
+        weights: of the branches in the merge; they sum to 1.
         trajectories: label → folder of the snapshots that its training may have left.
     """
 
@@ -29,10 +29,10 @@ class Models:
 
     def check(self) -> None:
         """Raises:
-        InputError: fewer than two branches, a weight too few or many, or a folder that is not there.
+        InputError: fewer than two branches, not one weight for each branch, or a missing folder.
         """
         if len(self.branches) < 2:
-            raise InputError(f"a diagnosis needs two branches at least; there {_are(len(self.branches))}")
+            raise InputError(f"a diagnosis needs at least two branches; there {_are(len(self.branches))}")
         if len(self.weights) != len(self.branches):
             raise InputError(f"{len(self.branches)} branches, but {len(self.weights)} weights")
         for label, folder in self.folders.items():
@@ -48,11 +48,6 @@ class Models:
         """Label → folder: base, branch 0 …, merge, and joint where there is one."""
         found = {BASE: self.base, **dict(zip(self.branch_labels, self.branches, strict=True)), MERGE: self.merge}
         return found | ({JOINT: self.joint} if self.joint is not None else {})
-
-    @property
-    def tuned(self) -> list[str]:
-        """All labels but θ0's."""
-        return [label for label in self.folders if label != BASE]
 
 
 def _are(count: int) -> str:

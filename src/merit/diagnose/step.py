@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from merit.base.errors import InputError
 from merit.base.files import sweep_parts
 from merit.base.record import fingerprint
 from merit.config.diagnose import CheckName
-from merit.conflict.records import load_similarity
 from merit.context import Method, RunContext, Step
-from merit.data.store import EncodedDataset
+from merit.diagnose.bench import Bench
 from merit.diagnose.models import JOINT, Models
 from merit.diagnose.records import CheckResult
 from merit.merge.step import MethodMerge, merged_branches
@@ -24,20 +22,17 @@ from merit.run.layout import RunDir
 from merit.split.partition import Partition
 from merit.split.splitter import find_splitter
 
-if TYPE_CHECKING:
-    from merit.diagnose.bench import Bench, Conflict
-
 NAME = "diagnose"
 _log = logging.getLogger(__name__)
 
 
 def wanted(context: RunContext) -> bool:
-    """Only if the configuration lists checks, and the split made more than one branch of the mixture."""
+    """Only if the configuration lists checks, and the split made more than one branch."""
     if not context.config.diagnose.checks:
         return False
     if len(Partition.load(context.methods[0].dir.partition).groups) > 1:
         return True
-    _log.warning("diagnose: skipped; the mixture was not split, so there is nothing between branches to look at")
+    _log.warning("diagnose: skipped; the mixture was not split, so there are no branches to compare")
     return False
 
 
@@ -49,16 +44,6 @@ def depends(context: RunContext) -> dict[str, str]:
         "diagnose": fingerprint(context.config.diagnose, context.config.train.precision, context.config.seed),
         "conflict": fingerprint(context.config.calibration, context.config.split),
     }
-
-
-def outputs(context: RunContext) -> list[Path]:
-    """What a forced rerun makes anew."""
-    return [context.run.diagnostics]
-
-
-def files(context: RunContext) -> list[Path]:
-    """What must not be damaged."""
-    return [context.run.diagnostic(check) for check in context.config.diagnose.checks]
 
 
 def run(context: RunContext) -> dict[str, Any]:
@@ -96,35 +81,14 @@ def diagnose_run(context: RunContext, checks: Sequence[CheckName], *, redo: bool
 
 
 def make_bench(context: RunContext) -> Bench:
-    """What the checks work on, nothing loaded yet.
+    """What the checks share; nothing is loaded yet.
 
     Raises:
         InputError: as `run_checks`.
     """
     models = run_models(context)
     models.check()
-    from merit.diagnose.bench import Bench
-    from merit.models.loading import load_model, pick_precision
-
-    mixture = context.mixture
-    return Bench(
-        run=context.run,
-        models=models,
-        load=lambda: load_model(
-            context.model.path,
-            trust_remote_code=context.model.trust_remote_code,
-            freeze=context.config.model.freeze,
-        ),
-        names=mixture.names,
-        datasets=[EncodedDataset.open(context.run.data(name)) for name in mixture.names],
-        config=context.config.diagnose,
-        mark=fingerprint(_models_mark(context), context.data_fingerprints()),
-        batch_tokens=context.config.evaluate.batch_tokens,
-        precision=pick_precision(context.config.train.precision),
-        seed=context.config.seed,
-        progress=context.progress,
-        conflict=_conflict(context),
-    )
+    return Bench(context, models, fingerprint(_models_mark(context), context.data_fingerprints()))
 
 
 def run_models(context: RunContext) -> Models:
@@ -137,7 +101,7 @@ def run_models(context: RunContext) -> Models:
     merge = _merge(context.run, main)
     branches = [k for k in range(len(merge.weights) + len(merge.left_out)) if k not in merge.left_out]
     if len(branches) < 2:
-        raise InputError("a diagnosis needs two branches at least; the main method of this run has one")
+        raise InputError("a diagnosis needs at least two branches; the main method of this run has one")
     joint = next(
         (item for item in baselines if find_splitter(item.config.splitter).one_group and _is_merged(item)), None
     )
@@ -151,19 +115,6 @@ def run_models(context: RunContext) -> Models:
         weights=merge.weights,
         merge=main.dir.merged(),
         joint=joint.dir.merged() if joint else None,
-    )
-
-
-def _conflict(context: RunContext) -> Conflict | None:
-    from merit.diagnose.bench import Conflict
-
-    run, split = context.run, context.config.split
-    if not run.similarity.is_file() or len(context.mixture.names) < 2:
-        return None
-    groups = len(Partition.load(context.methods[0].dir.partition).groups)
-    axes = groups.bit_length() - 1 if split.axes == "auto" else split.axes
-    return Conflict(
-        load_similarity(run.similarity), context.mixture.planned_tokens, axes, split.centre, context.config.calibration
     )
 
 
@@ -196,8 +147,12 @@ def _models_mark(context: RunContext) -> str:
     )
 
 
-def _says(context: RunContext) -> str:
-    return f"checking the merge: {', '.join(context.config.diagnose.checks)}"
-
-
-STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files, wanted=wanted)
+STEP = Step(
+    NAME,
+    run,
+    depends,
+    says=lambda context: f"checking the merge: {', '.join(context.config.diagnose.checks)}",
+    outputs=lambda context: [context.run.diagnostics],
+    files=lambda context: [context.run.diagnostic(check) for check in context.config.diagnose.checks],
+    wanted=wanted,
+)

@@ -1,4 +1,4 @@
-"""Merge-ready or not, and why: the checks' answers in words that a user can act on."""
+"""Merge-ready or not, and why, in words that a user can act on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FAR = 0.5  # ‖δ‖ ÷ ‖θ0‖ beyond which a branch is hardly a tuned θ0
 
 
 class Verdict(Record):
-    """The end of a diagnosis. `ready` is None where no check that decides was made."""
+    """The conclusion of a diagnosis. `ready` is None if neither `lmc` nor `gain` was measured."""
 
     ready: bool | None
     headline: str
@@ -22,7 +22,7 @@ class Verdict(Record):
 
 
 def verdict(results: Mapping[str, CheckResult]) -> Verdict:
-    """What `lmc`, `gain` and `displacement` say together; the other checks describe and do not decide."""
+    """What `lmc`, `gain` and `displacement` say together; the other checks do not decide."""
     against, in_favour, advice = [], [], []
     lmc, gain, moved = results.get("lmc"), results.get("gain"), results.get("displacement")
     if isinstance(lmc, LmcResult):
@@ -63,7 +63,7 @@ def verdict(results: Mapping[str, CheckResult]) -> Verdict:
                 "learning rate?"
             )
     if not (isinstance(lmc, LmcResult) or isinstance(gain, GainResult)):
-        return Verdict(ready=None, headline="No verdict: it takes the checks lmc or gain.", reasons=against)
+        return Verdict(ready=None, headline="No verdict: it needs the check lmc or gain.", reasons=against)
     if against:
         return Verdict(ready=False, headline="Not merge-ready.", reasons=[*against, *advice])
     return Verdict(ready=True, headline="Merge-ready: the branches share one basin with θ0.", reasons=in_favour)

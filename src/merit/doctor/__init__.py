@@ -1,1 +1,1 @@
-"""Can the numbers be trusted: this model on this machine, each way of computing against a plainer one."""
+"""Can the numbers be trusted? One model on this machine, each way of computing against a plainer one."""

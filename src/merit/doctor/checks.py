@@ -1,7 +1,7 @@
 """The checks, their tolerances, and what each finds.
 
-The same sums in another order differ by rounding: 1e-6 to 1e-5 in fp32, which every `ok` for fp32 leaves room for. What
-is wrong (a mask that is not heeded, positions that count padding) moves a loss by tenths. bf16 keeps 8 bits, so its
+The same sums in another order differ by rounding: 1e-6 to 1e-5 in fp32, and every `ok` for fp32 leaves room for that.
+A real fault (an ignored mask, positions that count padding) moves a loss by tenths. bf16 keeps 8 bits, so its
 tolerances are those of a figure that is read to two digits.
 """
 
@@ -15,14 +15,19 @@ from merit.base.record import Record
 Status = Literal["ok", "warn", "fail", "skipped"]
 
 
-class Finding(Record):
-    """One comparison. `figure` is None where the check could not be made, or was not finite."""
+class Measured(Record):
+    """What a check compares, and its tolerances."""
 
     check: str
     measured: str  # what the figure is, with its unit
-    figure: float | None
     ok: float  # up to here all is well
     fail: float  # beyond here the results cannot be trusted
+
+
+class Finding(Measured):
+    """One comparison. `figure` is None where the check could not be made, or was not finite."""
+
+    figure: float | None
     status: Status
     advice: str  # what it means, or what to do
 
@@ -42,16 +47,12 @@ class Diagnosis(Record):
         return any(finding.status == "fail" for finding in self.findings)
 
 
-class Check(Record):
-    """A check before it is made: its name, its tolerances, and what to say.
+class Check(Measured):
+    """A check before it is made, and what to say of it.
 
     `warn` and `fail` share a sentence: they differ in degree.
     """
 
-    check: str
-    measured: str
-    ok: float
-    fail: float
     fine: str
     otherwise: str
 
@@ -63,23 +64,16 @@ class Check(Record):
         return self._finding(figure, status, self.fine if status == "ok" else self.otherwise)
 
     def skip(self, why: str) -> Finding:
-        """It does not apply here."""
+        """The finding of a check that does not apply here."""
         return self._finding(None, "skipped", why)
 
     def broken(self, why: str) -> Finding:
-        """It could not be made, which is as bad as a failure."""
+        """The finding of a check that could not be made: as bad as a failure."""
         return self._finding(None, "fail", why)
 
     def _finding(self, figure: float | None, status: Status, advice: str) -> Finding:
-        return Finding(
-            check=self.check,
-            measured=self.measured,
-            figure=figure,
-            ok=self.ok,
-            fail=self.fail,
-            status=status,
-            advice=advice,
-        )
+        own = self.model_dump(exclude={"fine", "otherwise"})
+        return Finding(**own, figure=figure, status=status, advice=advice)
 
 
 _LOSS = "largest difference of an example's loss, nats a token"
@@ -97,14 +91,14 @@ BATCHED_LOSS = Check(
     ok=1e-4,
     fail=1e-2,
     fine="padding changes no loss",
-    otherwise="the model heeds its padding: train and evaluate with batches of one (`train.micro_batch_tokens: 1`, "
-    "`evaluate.batch_tokens: 1`), and report the architecture",
+    otherwise="padding changes this model's results: train and evaluate with batches of one "
+    "(`train.micro_batch_tokens: 1`, `evaluate.batch_tokens: 1`), and report the architecture",
 )
 BATCHED_GRADIENT = _of_gradients(
     "gradient: alone | batched, padded",
     fine="padding changes no gradient",
-    otherwise="the model heeds its padding: measure conflict one example at a time (`calibration.batch_tokens: 1`), "
-    "and report the architecture",
+    otherwise="padding changes this model's results: measure conflict one example at a time "
+    "(`calibration.batch_tokens: 1`), and report the architecture",
 )
 PACKED = _of_gradients(
     "gradient: padded | packed",
@@ -114,9 +108,9 @@ PACKED = _of_gradients(
 )
 INTERCEPTED = _of_gradients(
     "gradient: in full | never formed",
-    fine="the sketch made on the way is that of the full gradient",
-    otherwise="a layer of this model computes otherwise than it seems: use `calibration.sketch: full`, and report the "
-    "architecture with `merit env`",
+    fine="the sketch made during the backward pass equals that of the full gradient",
+    otherwise="a layer of this model does not compute what its class suggests: use `calibration.sketch: full`, and "
+    "report the architecture with `merit env`",
 )
 FOLDED = Check(
     check="similarity: full | folded",

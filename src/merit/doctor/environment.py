@@ -28,7 +28,7 @@ Section = dict[str, str | int | float | None]
 
 
 def environment() -> dict[str, Section]:
-    """Sections of name → value; None where something is not there."""
+    """Sections of name → value; None for what is missing."""
     return {
         "versions": _versions(),
         "extras": _extras(),
@@ -48,7 +48,7 @@ def _versions() -> Section:
 
 
 def _extras() -> Section:
-    """Of each optional part what is installed; None as a whole where all of it is missing."""
+    """What is installed of each optional part; None if nothing is."""
     needed: dict[str, list[str]] = {}
     for name, extra in _requirements():
         if extra and name != PACKAGE:
@@ -95,17 +95,12 @@ def _machine() -> Section:
 
 def _processor() -> str:
     """The processor's name; `platform` knows only its architecture on Linux."""
-    for line in _lines(Path("/proc/cpuinfo")):
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8", errors="replace").splitlines()
+        said = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return []
+        said = ""
+    name = re.search(r"^model name\s*:\s*(.+)$", said, re.MULTILINE)
+    return name[1] if name else platform.processor() or platform.machine()
 
 
 def _devices() -> Section:
@@ -136,7 +131,7 @@ def _torch_build() -> str | None:
 
 
 def _caches() -> Section:
-    """Where models and datasets are kept, and what is free there."""
+    """Where models and datasets are kept, and how much space is free there."""
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
     places = {
         "merit": cache_folder(),

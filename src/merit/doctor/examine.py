@@ -1,4 +1,4 @@
-"""`merit doctor`: one model, seven comparisons of how merit computes losses and gradients with a plainer way."""
+"""`merit doctor`: seven comparisons of how merit computes one model's losses and gradients with a plainer way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from merit.base.machine import free_memory
 from merit.base.progress import SILENT, Counter, Progress
 from merit.compute.abilities import Abilities
 from merit.compute.losses import example_losses
-from merit.config.sections import CalibrationConfig, ModelConfig
+from merit.config.sections import CalibrationConfig, EvaluateConfig, ModelConfig
 from merit.data.example import IGNORED, Encoded
 from merit.doctor import checks
 from merit.doctor.checks import Check, Diagnosis, Finding
@@ -30,18 +30,17 @@ from merit.models.source import EMBEDDED, resolve_model
 
 DEFAULT = f"embedded:{next(iter(EMBEDDED))}"
 
-Rows = NDArray[np.float32]  # (datasets, numbers of the sketch)
-_SHARE = 0.5  # of the free memory that whole gradients may take
-_LAYER = re.compile(r"^(.*?\.)(\d+)\.")
-Figure = Callable[[Rows, Rows], float]
-_BATCH = 4096  # tokens
-_LOSSES, _GRADIENTS = 3, 6  # passes over the material
-_BACKWARD = 3  # a forward and backward pass costs about three forward ones
-
 GROUPS = 4  # small datasets, for cosines between them
 EXAMPLES = 6  # a dataset
 _LINES = (1, 3, 2, 5, 1, 4)  # of text, an example
-_MOST = 96  # tokens
+_MOST = 96  # tokens of an example
+_LOSSES, _GRADIENTS = 3, 6  # passes over the material
+_BACKWARD = 3  # a forward and backward pass costs about three forward ones
+_SHARE = 0.5  # of the free memory that whole gradients may take
+_LAYER = re.compile(r"^(.*?\.)(\d+)\.")
+
+Rows = NDArray[np.float32]  # (datasets, numbers of the sketch)
+Distance = Callable[[Rows, Rows], float]
 
 
 def examine_model(path: str, progress: Progress = SILENT) -> Diagnosis:
@@ -98,42 +97,43 @@ def _losses(model: Any, datasets: Sequence[Sequence[Encoded]], advance: Callable
         )
         return torch.tensor(found, dtype=torch.float64)
 
-    batched = losses(_BATCH, "fp32")
+    usual = EvaluateConfig().batch_tokens
+    batched = losses(usual, "fp32")
     findings = [checks.BATCHED_LOSS.judge(float((losses(1, "fp32") - batched).abs().max()))]
     if (why := _no_bf16(model)) is not None:
         return [*findings, checks.LOW_LOSS.skip(why)]
-    return [*findings, checks.LOW_LOSS.judge(float((losses(_BATCH, "bf16") - batched).abs().max()))]
+    return [*findings, checks.LOW_LOSS.judge(float((losses(usual, "bf16") - batched).abs().max()))]
 
 
 def _gradients(model: Any, gradients: Gradients) -> list[Finding]:
-    """Each way is measured once; what it is compared with is measured before it."""
+    """Measures each way once, and compares it with one measured before."""
     found: list[Finding] = []
 
-    def compare(check: Check, figure: Figure, plain: Rows | None, way: Callable[[], Rows]) -> Rows | None:
+    def compare(check: Check, distance: Distance, plain: Rows | None, **options: Any) -> Rows | None:
         try:
-            rows = way()
+            rows = gradients.measure(**options)
         except InputError as error:
             found.append(check.broken(error.message))
             return None
-        found.append(check.skip("nothing to compare with") if plain is None else check.judge(figure(plain, rows)))
+        found.append(check.skip("nothing to compare with") if plain is None else check.judge(distance(plain, rows)))
         return rows
 
     try:
-        alone = gradients.alone()
+        alone = gradients.measure(batch_tokens=1, packing=False)
     except InputError as error:
         return [checks.BATCHED_GRADIENT.broken(error.message)]
-    padded = compare(checks.BATCHED_GRADIENT, difference, alone, gradients.padded)
+    padded = compare(checks.BATCHED_GRADIENT, difference, alone, packing=False)
     if gradients.packs:
-        packed = compare(checks.PACKED, difference, padded, gradients.packed)
+        packed = compare(checks.PACKED, difference, padded)
     else:
-        found.append(checks.PACKED.skip("merit does not pack for this model: it tried, and the result was another"))
+        found.append(checks.PACKED.skip("merit tried to pack rows for this model; the result differed, so it does not"))
         packed = padded
     if (why := _no_bf16(model)) is None:
-        compare(checks.LOW_SIMILARITY, cosine_error, packed, gradients.packed_in_bf16)
+        compare(checks.LOW_SIMILARITY, cosine_error, packed, precision="bf16")
     else:
         found.append(checks.LOW_SIMILARITY.skip(why))
-    compare(checks.INTERCEPTED, difference, packed, gradients.formed)
-    compare(checks.FOLDED, cosine_error, packed, gradients.whole)
+    compare(checks.INTERCEPTED, difference, packed, intercept=False)
+    compare(checks.FOLDED, cosine_error, packed, sketch=SketchSpec(kind="full"))
     return found
 
 
@@ -165,44 +165,28 @@ def _encode(tokenizer: Any, text: str) -> Encoded:
 
 
 class Gradients:
-    """One model, one scope. Every method gives (datasets, numbers) sketched gradient sums."""
+    """The gradients of one model's datasets in one scope, measured in different ways."""
 
     def __init__(self, model: Any, datasets: Sequence[Sequence[Encoded]], on_tokens: Callable[[int], None]) -> None:
         self._model, self._datasets, self._on_tokens = model, datasets, on_tokens
         self._config = CalibrationConfig()
-        self._fold = SketchSpec.of(self._config)
         self._abilities = Abilities.of(model, next(model.parameters()).device)
         self.packs = self._abilities.packed
         self.scope = affordable_scope(model, len(datasets))
 
-    def alone(self) -> Rows:
-        """One example a forward pass."""
-        return self._measure(self._fold, batch_tokens=1, packing=False)
+    def measure(self, sketch: SketchSpec | None = None, **options: Any) -> Rows:
+        """(datasets, numbers) sketched gradient sums, as a run measures them unless an argument says otherwise.
 
-    def padded(self) -> Rows:
-        """In padded batches."""
-        return self._measure(self._fold, packing=False)
+        Args:
+            sketch: default: that of `calibration`.
+            options: of the gradient engine.
 
-    def packed(self) -> Rows:
-        """In packed rows, as merit measures."""
-        return self._measure(self._fold)
-
-    def packed_in_bf16(self) -> Rows:
-        """The same under autocast."""
-        return self._measure(self._fold, precision="bf16")
-
-    def formed(self) -> Rows:
-        """Folded after every gradient was formed in full, instead of on the way."""
-        return self._measure(self._fold, intercept=False)
-
-    def whole(self) -> Rows:
-        """Not folded at all."""
-        return self._measure(SketchSpec(kind="full"))
-
-    def _measure(self, spec: SketchSpec, **options: Any) -> Rows:
-        scoped = spec.model_copy(update={"scope": self.scope})
+        Raises:
+            InputError: a gradient is zero or not finite.
+        """
+        spec = (sketch or SketchSpec.of(self._config)).model_copy(update={"scope": self.scope})
         options.setdefault("batch_tokens", self._config.batch_tokens)
-        engine = GradientEngine(self._model, scoped, abilities=self._abilities, **options)
+        engine = GradientEngine(self._model, spec, abilities=self._abilities, **options)
         rows = np.empty((len(self._datasets), engine.layout.width), np.float32)
         for k, examples in enumerate(self._datasets):
             np.sum(engine.measure(f"text {k}", examples, self._on_tokens).sums, axis=0, out=rows[k])

@@ -1,1 +1,1 @@
-"""What a model of the run can do: held-out loss, exact match, unseen datasets, drift from θ0."""
+"""What each model of a run can do: held-out loss, exact match, unseen datasets, drift from θ0."""

@@ -1,4 +1,4 @@
-"""Drift: how far a model has moved from what θ0 itself would say on general prompts."""
+"""Drift: how far a model's answers to general prompts have moved from those of θ0."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _lines(name: str) -> list[str]:
 
 
 class DriftSet(Sealed):
-    """θ0's own greedy answers. A model's loss on them is its drift: θ0's own is the lowest there can be, nearly."""
+    """θ0's own greedy answers. A model's loss on them is its drift; θ0's own loss is nearly the lowest possible."""
 
     fingerprint: str
     prompts: list[str]
@@ -41,7 +41,7 @@ class DriftSet(Sealed):
 
     @property
     def encoded(self) -> list[Encoded]:
-        """Prompts and answers, of which the answers are supervised."""
+        """Prompts and answers; only the answers are supervised."""
         return [Encoded(ids, labels) for ids, labels in zip(self.input_ids, self.labels, strict=True)]
 
 

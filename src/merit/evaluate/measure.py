@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,28 +17,39 @@ from merit.base.kept import kept
 from merit.base.locks import claim
 from merit.base.progress import Counter, FileProgress
 from merit.base.record import fingerprint
-from merit.config.sections import EvaluateConfig
 from merit.context import RunContext
 from merit.data.example import Encoded
-from merit.data.mixture import DatasetSummary, Mixture
+from merit.data.mixture import DatasetSummary
 from merit.data.store import EncodedDataset
 from merit.evaluate.drift import DriftSet, make_drift_set
-from merit.evaluate.scores import DatasetScore, ModelScores, Subject, stored_scores, work_units
+from merit.evaluate.scores import DatasetScore, ModelScores
 from merit.jobs.job import Job
 from merit.jobs.process import die_with_parent
 from merit.merge.step import merged_branches
 from merit.models.source import weights_fingerprint
 from merit.run.events import stage_events
-from merit.run.layout import MAIN_METHOD, RunDir
+from merit.run.layout import MAIN_METHOD
 from merit.workers import open_as_worker, run_workers, worker_job
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from merit.models.loading import Precision
 
 BASE = "base"
 _DRIFT = "drift-set"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure."""
+
+    label: str
+    method: str
+    kind: str  # base, branch, merge
+    scale: float
+    folder: Path
+    fingerprint: str  # of the weights
 
 
 def subjects(context: RunContext) -> list[Subject]:
@@ -58,25 +70,25 @@ def subjects(context: RunContext) -> list[Subject]:
 
 
 def missing(context: RunContext) -> list[tuple[Subject, str]]:
-    """The models whose figures are not there or hold no more, each with the fingerprint that its figures will have."""
+    """The models whose scores are missing or out of date, each with the fingerprint that its scores will have."""
     settings = _settings(context)
     marks = [(subject, fingerprint(settings, subject.fingerprint, subject.kind)) for subject in subjects(context)]
-    return [(subject, mark) for subject, mark in marks if stored_scores(context.run, subject, mark) is None]
+    return [(subject, mark) for subject, mark in marks if not _is_measured(context, subject, mark)]
 
 
 def measure(context: RunContext, *, share: bool = False) -> int:
-    """Writes evaluation/*.json of what is missing. Returns how many models were measured.
+    """Writes evaluation/*.json for each model that is `missing`. Returns how many models were measured.
 
     Args:
-        share: leave out what another process has in hand.
+        share: skip models that another process is measuring.
     """
     from merit.models.loading import load_model, pick_precision
 
-    config, mixture, run = context.config.evaluate, context.mixture, context.run
+    config = context.config.evaluate
     todo = missing(context)
     measured = 0
     # Answering costs far more than scoring: the bar counts θ0's own answers to the general prompts too.
-    units = config.drift + sum(work_units(mixture, config, subject.kind) for subject, _ in todo)
+    units = config.drift + sum(_units(context, subject) for subject, _ in todo)
     with context.progress.bar("evaluate", total=max(1, units), unit="example") as bar:
         counter = Counter(bar)
         drift = None
@@ -84,21 +96,117 @@ def measure(context: RunContext, *, share: bool = False) -> int:
             with _mine(context, _DRIFT, share=share, wait=True):
                 drift = _drift_set(context, counter)
         precision = pick_precision(context.config.train.precision)
-        on = Evaluation(run, mixture, context.tokenizer, config, drift, precision, counter)
         for subject, mark in todo:
             with _mine(context, subject.label, share=share) as mine:
-                if not mine or (share and stored_scores(run, subject, mark) is not None):
-                    counter(work_units(mixture, config, subject.kind))
+                if not mine or (share and _is_measured(context, subject, mark)):
+                    counter(_units(context, subject))
                     continue
                 counter.note(subject.label)
                 model = load_model(subject.folder, trust_remote_code=context.model.trust_remote_code).eval()
-                evaluate_model(on, subject, model, fingerprint=mark)
+                _Evaluation(context, model, precision, counter).save(subject, mark, drift)
                 measured += 1
     return measured
 
 
+def _is_measured(context: RunContext, subject: Subject, mark: str) -> bool:
+    return kept(context.run.evaluation(subject.label), ModelScores, {"fingerprint": mark}).fresh
+
+
+def _units(context: RunContext, subject: Subject) -> int:
+    """How many examples one model takes: losses, answers and drift."""
+    config, datasets = context.config.evaluate, [*context.mixture.datasets, *context.mixture.unseen]
+    losses = sum(min(config.held_out, dataset.held_out.examples) for dataset in datasets)
+    answers = [min(_answers(context, subject), item.held_out.examples) for item in datasets if item.scoring]
+    return losses + sum(answers) + config.drift
+
+
+def _answers(context: RunContext, subject: Subject) -> int:
+    """Examples of a dataset to answer. A branch is measured by its losses alone: it is a part, not a result."""
+    return 0 if subject.kind == "branch" else context.config.evaluate.generate
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """One model of a run, and how it is measured.
+
+    Attributes:
+        advance: told the number of examples that are done.
+    """
+
+    context: RunContext
+    model: PreTrainedModel
+    precision: Precision
+    advance: Callable[[int], None]
+
+    def save(self, subject: Subject, mark: str, drift: DriftSet | None) -> None:
+        """Writes evaluation/<label>.json: held-out loss on every dataset, exact match where it can be scored, drift."""
+        started, mixture = time.monotonic(), self.context.mixture
+        answers = _answers(self.context, subject)
+        scores = ModelScores(
+            label=subject.label,
+            method=subject.method,
+            kind=subject.kind,
+            scale=subject.scale,
+            fingerprint=mark,
+            in_mixture=self._scores(mixture.datasets, answers),
+            unseen=self._scores(mixture.unseen, answers),
+            drift=self._losses(["drift"], [drift.encoded])[0] if drift else None,
+            seconds=0,
+        )
+        scores = scores.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
+        scores.save(self.context.run.evaluation(subject.label))
+
+    def _scores(self, datasets: Sequence[DatasetSummary], answers: int) -> list[DatasetScore]:
+        stored = {item.name: EncodedDataset.open(self.context.run.data(item.name)) for item in datasets}
+        limit = self.context.config.evaluate.held_out
+        rows = [[data[int(row)].encoded for row in data.held_out[:limit]] for data in stored.values()]
+        losses = self._losses(list(stored), rows)
+        exact = self._exact({item.name: stored[item.name] for item in datasets if item.scoring}, answers)
+        return [score.model_copy(update={"exact": exact.get(score.name)}) for score in losses]
+
+    def _losses(self, names: Sequence[str], rows: Sequence[Sequence[Encoded]]) -> list[DatasetScore]:
+        from merit.compute.losses import example_losses
+
+        # One pool over all datasets: batches of like length leave the least padding.
+        losses, tokens = example_losses(
+            self.model,
+            [row for part in rows for row in part],
+            batch_tokens=self.context.config.evaluate.batch_tokens,
+            precision=self.precision,
+            advance=self.advance,
+        )
+        left, counts = iter(losses), iter(tokens)
+        return [
+            DatasetScore(
+                name=name, losses=list(islice(left, len(part))), tokens=list(islice(counts, len(part))), exact=None
+            )
+            for name, part in zip(names, rows, strict=True)
+        ]
+
+    def _exact(self, datasets: dict[str, EncodedDataset], count: int) -> dict[str, list[float]]:
+        from merit.evaluate.answers import greedy_answers, score_answer
+
+        config, tokenizer = self.context.config.evaluate, self.context.tokenizer
+        examples = [(name, data[int(row)]) for name, data in datasets.items() for row in data.held_out[:count]]
+        answers = greedy_answers(
+            self.model,
+            tokenizer,
+            [example.prompt_ids for _, example in examples],
+            [example.encoded.images[: example.encoded.prompt_images] for _, example in examples],
+            max_new_tokens=config.max_new_tokens,
+            batch_tokens=config.batch_tokens,
+            advance=self.advance,
+        )
+        exact: dict[str, list[float]] = {}
+        for (name, example), answer in zip(examples, answers, strict=True):
+            text = tokenizer.decode(answer, skip_special_tokens=True)
+            score = score_answer(text, reference=example.reference, verifier=example.verifier)
+            exact.setdefault(name, []).append(score)
+        return exact
+
+
 def _settings(context: RunContext) -> str:
-    """What all figures depend on beside the weights."""
+    """Fingerprint of what all scores depend on besides the weights."""
     from merit.models.loading import pick_precision
 
     precision = pick_precision(context.config.train.precision)
@@ -113,7 +221,7 @@ def _mine(context: RunContext, label: str, *, share: bool, wait: bool = False) -
 
 
 def _drift_set(context: RunContext, counter: Counter) -> DriftSet:
-    """θ0's answers to the general prompts: those stored, or fresh ones."""
+    """θ0's answers to the general prompts: the stored ones, or new ones."""
     from merit.data.encode import Encoder
     from merit.models.loading import load_model
 
@@ -136,7 +244,7 @@ def _drift_set(context: RunContext, counter: Counter) -> DriftSet:
 def spread(context: RunContext, models: int) -> None:
     """Measures `models` models with as many workers as there are devices.
 
-    On one CPU that is no quicker than one process with all cores; but it makes the sums of every engine the same.
+    On one CPU this is no faster than one process with all cores, but the sums come out the same with every engine.
 
     Raises:
         InputError, StageError: a worker failed for good.
@@ -145,7 +253,7 @@ def spread(context: RunContext, models: int) -> None:
 
 
 def run_worker(root: Path, worker: int, precision: str | None = None) -> None:
-    """The job: measures models until none is left that no other worker has in hand.
+    """The job of one worker: measures models until every one is measured or in another worker's hands.
 
     Raises:
         InputError: as `open_as_worker`; or the run's models are not merged yet.
@@ -162,112 +270,3 @@ def run_worker(root: Path, worker: int, precision: str | None = None) -> None:
 def _job(context: RunContext, worker: int) -> Job:
     arguments = ("evaluate", str(context.run.root.resolve()))
     return worker_job(context, context.run.evaluations / "jobs", "evaluation", "example", worker, arguments)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What every model of a run is evaluated on, and how.
-
-    Attributes:
-        drift: θ0's answers to general prompts, if drift is measured.
-        advance: told the number of examples that are done.
-    """
-
-    run: RunDir
-    mixture: Mixture
-    tokenizer: PreTrainedTokenizerBase
-    config: EvaluateConfig
-    drift: DriftSet | None
-    precision: Precision
-    advance: Callable[[int], None] = lambda _: None
-
-
-def evaluate_model(on: Evaluation, subject: Subject, model: PreTrainedModel, *, fingerprint: str) -> ModelScores:
-    """Held-out loss on every dataset, exact match where it can be scored, drift; written to evaluation/<label>.json.
-
-    A branch is measured by its losses alone: it is a part, not a result.
-    """
-    started = time.monotonic()
-    generate = on.config.generate if subject.kind != "branch" else 0
-
-    def measure(datasets: Sequence[DatasetSummary]) -> list[DatasetScore]:
-        losses = _losses(on, model, datasets)
-        exact = _exact(on, model, datasets, generate)
-        return [score.model_copy(update={"exact": exact.get(score.name)}) for score in losses]
-
-    scores = ModelScores(
-        label=subject.label,
-        method=subject.method,
-        kind=subject.kind,
-        scale=subject.scale,
-        fingerprint=fingerprint,
-        in_mixture=measure(on.mixture.datasets),
-        unseen=measure(on.mixture.unseen),
-        drift=_drift(on, model, on.drift) if on.drift else None,
-        seconds=0,
-    )
-    scores = scores.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
-    scores.save(on.run.evaluation(subject.label))
-    return scores
-
-
-def _losses(on: Evaluation, model: PreTrainedModel, datasets: Sequence[DatasetSummary]) -> list[DatasetScore]:
-    rows, owners = [], []
-    for index, dataset in enumerate(datasets):
-        stored = EncodedDataset.open(on.run.data(dataset.name))
-        for row in stored.held_out[: on.config.held_out]:
-            example = stored[int(row)]
-            rows.append(example.encoded)
-            owners.append(index)
-    # One pool over all datasets: batches of like length leave the least padding.
-    losses, tokens = _score(on, model, rows)
-    scores = []
-    for index, dataset in enumerate(datasets):
-        mine = [position for position, owner in enumerate(owners) if owner == index]
-        scores.append(
-            DatasetScore(
-                name=dataset.name,
-                losses=[losses[position] for position in mine],
-                tokens=[tokens[position] for position in mine],
-                exact=None,
-            )
-        )
-    return scores
-
-
-def _score(on: Evaluation, model: PreTrainedModel, rows: Sequence[Encoded]) -> tuple[list[float], list[int]]:
-    from merit.compute.losses import example_losses
-
-    return example_losses(model, rows, batch_tokens=on.config.batch_tokens, precision=on.precision, advance=on.advance)
-
-
-def _exact(
-    on: Evaluation, model: PreTrainedModel, datasets: Sequence[DatasetSummary], generate: int
-) -> dict[str, list[float]]:
-    from merit.evaluate.answers import greedy_answers, score_answer
-
-    examples = []
-    for dataset in datasets if generate else ():
-        if dataset.scoring:
-            stored = EncodedDataset.open(on.run.data(dataset.name))
-            examples += [(dataset.name, stored[int(row)]) for row in stored.held_out[:generate]]
-    answers = greedy_answers(
-        model,
-        on.tokenizer,
-        [example.prompt_ids for _, example in examples],
-        [example.pictures[: example.prompt_images] for _, example in examples],
-        max_new_tokens=on.config.max_new_tokens,
-        batch_tokens=on.config.batch_tokens,
-        advance=on.advance,
-    )
-    exact: dict[str, list[float]] = {}
-    for (name, example), answer in zip(examples, answers, strict=True):
-        text = on.tokenizer.decode(answer, skip_special_tokens=True)
-        score = score_answer(text, reference=example.reference, verifier=example.verifier)
-        exact.setdefault(name, []).append(score)
-    return exact
-
-
-def _drift(on: Evaluation, model: PreTrainedModel, drift: DriftSet) -> DatasetScore:
-    losses, tokens = _score(on, model, drift.encoded)
-    return DatasetScore(name="drift", losses=losses, tokens=tokens, exact=None)

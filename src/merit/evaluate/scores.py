@@ -1,15 +1,8 @@
-"""The figures of one evaluated model, and the table of all."""
+"""The scores of one evaluated model, and the table of all models."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
-from merit.base.kept import kept
 from merit.base.record import Record, Sealed
-from merit.config.sections import EvaluateConfig
-from merit.data.mixture import Mixture
-from merit.run.layout import RunDir
 
 
 class DatasetScore(Record):
@@ -84,29 +77,3 @@ class Table(Record):
     rows: list[TableRow]
     comparisons: list[Comparison]
     notes: list[str]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model to measure."""
-
-    label: str
-    method: str
-    kind: str  # base, branch, merge
-    scale: float
-    folder: Path
-    fingerprint: str  # of the weights
-
-
-def stored_scores(run: RunDir, subject: Subject, fingerprint: str) -> ModelScores | None:
-    """What an earlier call measured, if nothing that it depends on has changed."""
-    return kept(run.evaluation(subject.label), ModelScores, {"fingerprint": fingerprint}).record
-
-
-def work_units(mixture: Mixture, config: EvaluateConfig, kind: str) -> int:
-    """How often `advance` will be called for one model, in examples."""
-    datasets = [*mixture.datasets, *mixture.unseen]
-    losses = sum(min(config.held_out, dataset.held_out.examples) for dataset in datasets)
-    scored = [dataset for dataset in datasets if dataset.scoring]
-    answers = 0 if kind == "branch" else sum(min(config.generate, item.held_out.examples) for item in scored)
-    return losses + answers + config.drift

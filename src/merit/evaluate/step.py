@@ -26,11 +26,6 @@ def depends(context: RunContext) -> dict[str, str]:
     }
 
 
-def outputs(context: RunContext) -> list[Path]:
-    """What a forced rerun makes anew."""
-    return [context.run.evaluations]
-
-
 def files(context: RunContext) -> list[Path]:
     """What must not be damaged."""
     drift = [context.run.drift] if context.config.evaluate.drift else []
@@ -38,7 +33,7 @@ def files(context: RunContext) -> list[Path]:
 
 
 def run(context: RunContext) -> dict[str, Any]:
-    """Writes evaluation/*.json; a model whose figures are there and still hold is not loaded again."""
+    """Writes evaluation/*.json. A model whose scores still hold is not loaded again."""
     todo = len(missing(context))
     spread(context, todo)
     measure(context)
@@ -61,8 +56,11 @@ def _write_table(context: RunContext, scores: list[ModelScores]) -> None:
     make_table(scores, facts).save(context.run.table)
 
 
-def _says(context: RunContext) -> str:
-    return "evaluating θ0, branches and merges on held-out examples"
-
-
-STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files)
+STEP = Step(
+    NAME,
+    run,
+    depends,
+    says=lambda _: "evaluating θ0, branches and merges on held-out examples",
+    outputs=lambda context: [context.run.evaluations],
+    files=files,
+)

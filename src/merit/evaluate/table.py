@@ -1,4 +1,4 @@
-"""The results table: one row a model, one comparison a pair that matters."""
+"""The results table: a row for each model, a comparison for each pair that matters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FACES = ("in_mixture", "exact", "unseen", "drift")
 
 @dataclass(frozen=True)
 class MethodFacts:
-    """What the table says of a method besides its scores."""
+    """What the table shows of a method besides its scores."""
 
     description: str
     branches: Mapping[int, BranchResult]  # those that were merged
@@ -40,56 +40,44 @@ def make_table(scores: Sequence[ModelScores], facts: Mapping[str, MethodFacts]) 
 
 def _row(scores: ModelScores, facts: MethodFacts | None) -> TableRow:
     in_mixture, in_mixture_se = mean_loss(scores.in_mixture)
-    unseen = mean_loss(scores.unseen) if scores.unseen else (None, None)
-    drift = mean_loss([scores.drift]) if scores.drift else (None, None)
-    exact = mean_exact(scores.in_mixture)
-    branches = _branches(scores, facts)
+    exact, exact_se = mean_exact(scores.in_mixture)
+    unseen, unseen_se = mean_loss(scores.unseen) if scores.unseen else (None, None)
+    drift, drift_se = mean_loss([scores.drift]) if scores.drift else (None, None)
+    description, displacement, branches = _origin(scores, facts)
     return TableRow(
         label=scores.label,
         method=scores.method,
         kind=scores.kind,
-        description=_describe(scores, facts),
+        description=description,
         in_mixture=in_mixture,
         in_mixture_se=in_mixture_se,
-        exact=exact[0],
-        exact_se=exact[1],
-        unseen=unseen[0],
-        unseen_se=unseen[1],
-        drift=drift[0],
-        drift_se=drift[1],
-        displacement=_displacement(scores, facts),
+        exact=exact,
+        exact_se=exact_se,
+        unseen=unseen,
+        unseen_se=unseen_se,
+        drift=drift,
+        drift_se=drift_se,
+        displacement=displacement,
         supervised_tokens=sum(item.supervised_tokens for item in branches),
         train_seconds=sum(item.seconds for item in branches),
     )
 
 
-def _describe(scores: ModelScores, facts: MethodFacts | None) -> str:
+def _origin(scores: ModelScores, facts: MethodFacts | None) -> tuple[str, float | None, Sequence[BranchResult]]:
+    """A model's description, its ‖θ − θ0‖, and the branches that it was made from."""
     if facts is None:
-        return "θ0, before tuning"
+        return "θ0, before tuning", None, []
+    planned = len(facts.branches) + len(facts.left_out)
     if scores.kind == "branch":
-        return f"branch {_branch_index(scores)} of {len(facts.branches) + len(facts.left_out)}"
-    what = facts.description
+        k = int(scores.label.rsplit("-", 1)[1])
+        displacement = facts.branch_displacement[list(facts.branches).index(k)]
+        return f"branch {k} of {planned}", displacement, [facts.branches[k]]
+    description = facts.description
     if facts.left_out:
-        what += f", only {len(facts.branches)} of {len(facts.branches) + len(facts.left_out)} branches"
-    return what if scores.scale == 1 else f"{what}, pulled to β = {scores.scale:g}"
-
-
-def _branches(scores: ModelScores, facts: MethodFacts | None) -> Sequence[BranchResult]:
-    if facts is None:
-        return []
-    return [facts.branches[_branch_index(scores)]] if scores.kind == "branch" else list(facts.branches.values())
-
-
-def _branch_index(scores: ModelScores) -> int:
-    return int(scores.label.rsplit("-", 1)[1])
-
-
-def _displacement(scores: ModelScores, facts: MethodFacts | None) -> float | None:
-    if facts is None:
-        return None
-    if scores.kind == "branch":
-        return facts.branch_displacement[list(facts.branches).index(_branch_index(scores))]
-    return facts.displacement[f"{scores.scale:g}"]
+        description += f", only {len(facts.branches)} of {planned} branches"
+    if scores.scale != 1:
+        description += f", pulled to β = {scores.scale:g}"
+    return description, facts.displacement[f"{scores.scale:g}"], list(facts.branches.values())
 
 
 def _face(scores: ModelScores, face: str) -> Sequence[DatasetScore]:

@@ -1,11 +1,10 @@
-"""Stage `gate`: every branch trains on a share of its data, and what their merge is like decides whether to go on."""
+"""Stage `gate`: every branch trains on a share of its data, and the merge of these pilots decides whether to go on."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+import shutil
 from typing import Any
 
 from merit.base.errors import StageError
@@ -13,6 +12,8 @@ from merit.base.record import Record, fingerprint
 from merit.config.sections import GateConfig
 from merit.context import Method, RunContext, Step
 from merit.data.store import EncodedDataset
+from merit.diagnose.checks.lmc import connectivity
+from merit.diagnose.losses import LossSet
 from merit.diagnose.models import BASE, MERGE
 from merit.diagnose.records import Segment
 from merit.run.layout import GATE
@@ -23,7 +24,7 @@ from merit.train.spec import BranchSpec
 from merit.train.step import branch_results, branch_specs, check_branches, drop_surplus, prepare_branch, run_jobs
 
 NAME = "gate"
-_STEPS = 10  # of a pilot, at least: a single step says nothing
+_STEPS = 10  # a pilot takes at least this many: a single step says nothing
 _log = logging.getLogger(__name__)
 
 
@@ -35,7 +36,7 @@ class GateResult(Record):
 
     fingerprint: str
     share: float
-    tokens: list[int]  # supervised, a pilot each
+    tokens: list[int]  # supervised tokens of each pilot
     base_loss: float
     branch_losses: list[float]
     merged_loss: float
@@ -43,7 +44,7 @@ class GateResult(Record):
     displacement: float
     branch_displacement: list[float]
     ready: bool
-    advice: list[str]  # what to change; what is remarkable, where it is ready
+    advice: list[str]  # what to change; if it is ready, what to watch
 
     @property
     def worst(self) -> Segment:
@@ -51,13 +52,8 @@ class GateResult(Record):
         return max(self.barriers, key=lambda segment: segment.barrier)
 
 
-def wanted(context: RunContext) -> bool:
-    """Where it is asked for, and where there is more than one branch to merge."""
-    return context.config.gate is not None and not find_splitter(context.config.split.splitter).one_group
-
-
 def depends(context: RunContext) -> dict[str, str]:
-    """All that the branches depend on, and the gate's own settings."""
+    """What the branches depend on, and the gate's own settings."""
     config = context.config
     return {
         "gate": fingerprint(config.gate),
@@ -67,16 +63,6 @@ def depends(context: RunContext) -> dict[str, str]:
         "mixture": fingerprint(context.data_fingerprints()),
         "seed": fingerprint(config.seed),
     }
-
-
-def files(context: RunContext) -> list[Path]:
-    """What must not be damaged."""
-    return [context.run.gate_record]
-
-
-def outputs(context: RunContext) -> list[Path]:
-    """What a forced rerun makes anew."""
-    return [context.run.method(GATE).root]
 
 
 def run(context: RunContext) -> dict[str, Any]:
@@ -104,7 +90,7 @@ def run(context: RunContext) -> dict[str, Any]:
     if not result.ready and config.enforce:
         raise StageError(
             f"the gate says no: {'; '.join(result.advice)} (figures: {context.run.gate_record}; "
-            "`gate: {enforce: false}` goes on all the same)"
+            "`gate: {enforce: false}` continues anyway)"
         )
     return {"ready": result.ready, "barrier": result.worst.barrier, "merged_loss": result.merged_loss}
 
@@ -113,18 +99,14 @@ def _pilot(context: RunContext, spec: BranchSpec, config: GateConfig) -> BranchS
     counts = {item.name: item.train.tokens for item in context.mixture.datasets}
     data = [item.model_copy(update={"weight": item.weight * config.share}) for item in spec.data]
     tokens = sum(counts[item.name] * item.weight for item in data) * spec.train.epochs
-    steps = max(1, round(tokens / _STEPS))
-    train = spec.train.model_copy(update={"batch_tokens": min(spec.train.batch_tokens, steps)})
+    batch_tokens = min(spec.train.batch_tokens, max(1, round(tokens / _STEPS)))
+    train = spec.train.model_copy(update={"batch_tokens": batch_tokens})
     planned = max(1, round(spec.planned_tokens * config.share))
     return spec.model_copy(update={"method": GATE, "data": data, "train": train, "planned_tokens": planned})
 
 
 def _measure(context: RunContext, pilot: Method, config: GateConfig, mark: str) -> GateResult:
-    import shutil
-
-    from merit.diagnose.checks.lmc import connectivity
     from merit.diagnose.live import LiveModel
-    from merit.diagnose.losses import LossSet
     from merit.merge.average import merge_checkpoints
     from merit.models.loading import load_model, pick_precision
 
@@ -152,71 +134,63 @@ def _measure(context: RunContext, pilot: Method, config: GateConfig, mark: str) 
     found = connectivity(live, pairs, {"held_out": held_out}, points=config.points, progress=context.progress).held_out
     shutil.rmtree(merged, ignore_errors=True)  # a whole model, and of no further use
     ends = {segment.a: segment.loss[0] for segment in found} | {segment.b: segment.loss[-1] for segment in found}
-    barriers = found[:-1]
-    losses = [ends[label] for label in folders]
-    ready, advice = judge(
-        config,
-        base_loss=ends[BASE],
-        branch_losses=losses,
-        weights=[float(count) for count in tokens],
-        merged_loss=ends[MERGE],
-        barriers=barriers,
-    )
-    return GateResult(
+    result = GateResult(
         fingerprint=mark,
         share=config.share,
         tokens=tokens,
         base_loss=ends[BASE],
-        branch_losses=losses,
+        branch_losses=[ends[label] for label in folders],
         merged_loss=ends[MERGE],
-        barriers=barriers,
+        barriers=found[:-1],
         displacement=merge.displacement["1"],
         branch_displacement=merge.branch_displacement,
-        ready=ready,
-        advice=advice,
+        ready=False,
+        advice=[],
     )
+    ready, advice = judge(result, config.max_barrier)
+    return result.model_copy(update={"ready": ready, "advice": advice})
 
 
-def judge(
-    config: GateConfig,
-    *,
-    base_loss: float,
-    branch_losses: Sequence[float],
-    weights: Sequence[float],
-    merged_loss: float,
-    barriers: Sequence[Segment],
-) -> tuple[bool, list[str]]:
+def judge(result: GateResult, max_barrier: float) -> tuple[bool, list[str]]:
     """Whether the branches may be trained, and what to change where they may not.
 
     A barrier counts when its whole interval lies above the limit: a maximum over few examples is biased upward.
+
+    Args:
+        max_barrier: the limit, as a share of θ0's loss.
     """
     advice: list[str] = []
-    limit = config.max_barrier * base_loss
-    high = [segment for segment in barriers if segment.peak.low > limit]
-    mean = sum(w * loss for w, loss in zip(weights, branch_losses, strict=True)) / sum(weights)
+    base, merged = result.base_loss, result.merged_loss
+    limit = max_barrier * base
+    high = [segment for segment in result.barriers if segment.peak.low > limit]
+    mean = sum(n * loss for n, loss in zip(result.tokens, result.branch_losses, strict=True)) / sum(result.tokens)
     if high:
         worst = max(high, key=lambda segment: segment.barrier)
         advice.append(
             f"a barrier of {worst.barrier:.3f} nats lies between {worst.a} and {worst.b} (at most {limit:.3f} passes): "
             "lower `train.learning_rate`, use fewer groups (`split.axes`), or prepare θ0 longer"
         )
-    if merged_loss > base_loss:
-        if mean > base_loss:
-            advice.append(
-                f"the pilots themselves are worse than θ0 on held-out examples ({mean:.3f} against {base_loss:.3f}): "
-                "lower `train.learning_rate`"
-            )
-        else:
-            advice.append(
-                f"the merge is worse than θ0 ({merged_loss:.3f} against {base_loss:.3f}) though its parts are not: "
-                "use fewer groups, or prepare θ0 longer"
-            )
-    ready = not advice
-    if ready and merged_loss > mean:
+    if merged > base and mean > base:
         advice.append(
-            f"averaging costs {merged_loss - mean:.3f} nats against the parts' mean: watch it with `merit diagnose`"
+            f"the pilots themselves are worse than θ0 on held-out examples ({mean:.3f} against {base:.3f}): "
+            "lower `train.learning_rate`"
+        )
+    elif merged > base:
+        advice.append(
+            f"the merge is worse than θ0 ({merged:.3f} against {base:.3f}), but the pilots are not: "
+            "use fewer groups, or prepare θ0 longer"
+        )
+    ready = not advice
+    if ready and merged > mean:
+        advice.append(
+            f"averaging costs {merged - mean:.3f} nats against the pilots' mean: watch it with `merit diagnose`"
         )
     return ready, advice
+
+
+def _wanted(context: RunContext) -> bool:
+    """Only if the configuration has a gate and the splitter makes more than one branch."""
+    return context.config.gate is not None and not find_splitter(context.config.split.splitter).one_group
 
 
 def _says(context: RunContext) -> str:
@@ -224,4 +198,12 @@ def _says(context: RunContext) -> str:
     return f"testing the split: pilot branches on {share:.0%} of their data, and their merge"
 
 
-STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files, wanted=wanted)
+STEP = Step(
+    NAME,
+    run,
+    depends,
+    says=_says,
+    outputs=lambda context: [context.run.method(GATE).root],
+    files=lambda context: [context.run.gate_record],
+    wanted=_wanted,
+)

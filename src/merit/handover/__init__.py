@@ -1,1 +1,1 @@
-"""Branches for other people's trainers: one module a trainer, each writes that trainer's own configuration."""
+"""Branches for other trainers: `merit handover` writes them a folder, `merit adopt` takes the result back."""

@@ -1,4 +1,4 @@
-"""`merit adopt`: what another trainer made of a branch is checked and becomes that branch."""
+"""`merit adopt`: checks a branch that another trainer trained, and puts it into the run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def adopt_branch(
     any_budget: bool = False,
     redo: bool = False,
 ) -> BranchResult:
-    """Checks the model in `folder` and puts it in as branch `k`. LoRA adapters are merged into θ0 on the way.
+    """Checks the model in `folder` and makes it branch `k`. A LoRA adapter is merged into θ0 first.
 
     Args:
         folder: the trainer's output, or the folder of the hand-over that holds it.
@@ -46,8 +46,8 @@ def adopt_branch(
         redo: replace a branch that is done.
 
     Raises:
-        InputError: another plan of this branch, another architecture, vocabulary or layout, weights that are not
-            finite, a model that is not a descendant of θ0 or is θ0 itself, a budget that was not kept.
+        InputError: the branch was planned differently; another architecture, vocabulary or layout; weights that are
+            not finite; a model that is θ0 itself, or was not trained from it; a budget far from the plan.
     """
     chosen = find_method(context, method)
     branch = chosen.dir.branch(k)
@@ -90,7 +90,7 @@ def _model_folder(folder: Path) -> Path:
     for place in (folder, folder / OUTPUT):
         if (place / "config.json").is_file() or is_adapter(place):
             return place
-    raise InputError(f"no model in it, nor in {OUTPUT}/ below it: there is no config.json", file=folder)
+    raise InputError(f"no model here or in {OUTPUT}/ below (no config.json)", file=folder)
 
 
 def _manifest(folder: Path, source: Path) -> Handover | None:
@@ -107,11 +107,15 @@ def _check_manifest(manifest: Handover, spec: BranchSpec, folder: Path) -> None:
             file=folder / MANIFEST,
         )
     if manifest.fingerprint != fingerprint(spec):
-        raise InputError("the branch was planned anew since it was handed over; hand it over again", file=folder)
+        raise InputError("the branch has been planned again since it was handed over; hand it over again", file=folder)
 
 
 def _check_finished(source: Path, *, said: bool) -> int:
-    """Optimizer steps, where the trainer left its state; one that stopped half-way is refused."""
+    """Optimizer steps, if the trainer left its state, else 0.
+
+    Raises:
+        InputError: the training stopped half-way.
+    """
     file = source / "trainer_state.json"
     if not file.is_file():
         return 0
@@ -121,7 +125,7 @@ def _check_finished(source: Path, *, said: bool) -> int:
         return 0
     if step < last and not said:
         raise InputError(
-            f"training stopped at step {step} of {last}; finish it, or say with --tokens what it was trained on",
+            f"training stopped at step {step} of {last}; finish it, or give the tokens it was trained on with --tokens",
             file=file,
         )
     return step
@@ -129,7 +133,9 @@ def _check_finished(source: Path, *, said: bool) -> int:
 
 def _tokens(claimed: int | None, manifest: Handover | None, spec: BranchSpec, source: Path, *, any_budget: bool) -> int:
     if claimed is None and manifest is None:
-        raise InputError("there is no handover.json beside it; say with --tokens what it was trained on", file=source)
+        raise InputError(
+            "there is no handover.json beside it; give the tokens it was trained on with --tokens", file=source
+        )
     counted = claimed if claimed is not None else manifest.supervised_tokens if manifest is not None else 0
     planned = manifest.supervised_tokens if manifest is not None else spec.planned_tokens
     if abs(counted - planned) > BUDGET * planned and not any_budget:
@@ -142,7 +148,7 @@ def _tokens(claimed: int | None, manifest: Handover | None, spec: BranchSpec, so
 
 
 def _bring_in(context: RunContext, branch: BranchDir, source: Path) -> None:
-    """The checkpoint, through the merge engine: an average of one checkpoint has its bits, and is checked."""
+    """Copies the checkpoint through the merge engine, which checks it: the average of one keeps its bits."""
     from merit.merge.average import merge_checkpoints
     from merit.merge.card import CARD
     from merit.merge.record import RECORD

@@ -1,4 +1,4 @@
-"""What every trainer is given of a branch, in words that all of them share."""
+"""A branch as every trainer needs it, in terms that all of them share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MANIFEST = "handover.json"
 
 
 class Handover(Record):
-    """`handover.json`: what a branch's folder was made from. `merit adopt` compares what comes back with it."""
+    """`handover.json`: what a branch's folder was made from. `merit adopt` compares the returned branch with it."""
 
     trainer: str
     method: str
@@ -79,7 +79,7 @@ class Bundle:
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """What every trainer built on transformers' TrainingArguments calls by the same names."""
+        """Settings by the names of transformers' TrainingArguments, on which most trainers are built."""
         train = self.spec.train
         return {
             "output_dir": OUTPUT,
@@ -110,12 +110,12 @@ class Bundle:
         return {key: model.revision} if model.revision and self.model == model.path else {}
 
     def write_parquet(self, folder: Path, *, mask: bool = False) -> None:
-        """DATA/train.parquet with the token ids and labels that merit itself would train on; `mask`: and a mask."""
+        """Writes DATA/train.parquet: the token ids and labels that merit would train on; with `mask`, a mask too."""
         with atomic_dir(folder / DATA) as part:
             self._rows(mask).to_parquet(part / "train.parquet")
 
     def write_disk(self, folder: Path) -> None:
-        """DATA/ as `datasets.load_from_disk` reads it."""
+        """Writes DATA/ as `datasets.load_from_disk` reads it, with a mask."""
         from datasets import DatasetDict
 
         with atomic_dir(folder / DATA) as part:
@@ -128,8 +128,8 @@ class Bundle:
 
 
 def refuse_images(run: RunDir, specs: Sequence[BranchSpec]) -> None:
-    """The trainers would place, resize and tokenize images in their own ways, so that what they train on, and count,
-    is not what merit planned; nor do all of them freeze the vision tower.
+    """Refuses branches with images. Each trainer places, resizes and tokenizes images in its own way, so it would train
+    on other tokens than merit planned; and not all of them freeze the vision tower.
 
     Raises:
         InputError: a branch has images; or a file of encoded examples is missing or damaged.

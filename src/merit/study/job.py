@@ -25,16 +25,23 @@ from merit.base.record import fingerprint
 from merit.config.sections import OTHER_RIDGE, TrainConfig
 from merit.config.study import FOREIGN_RULES, MethodConfig
 from merit.jobs.process import job_lock
-from merit.merge.ray import Ray, State, norm
+from merit.merge.ray import Ray, State, merge_tensors, norm
 from merit.merge.recipe import other_method_recipe
 from merit.merge.rule import Branches, MergeRule, find_rule
-from merit.merge.tensors import merge_tensors
 from merit.models.loading import load_model, pick_precision
 from merit.pipeline import run_pipeline
 from merit.run.layout import BranchDir
 from merit.split import step as split
 from merit.split.partition import Partition
-from merit.study.measure import Examples, MethodResult, PointResult, PointScores, Summary, drift_set, measure
+from merit.study.measure import (
+    Examples,
+    MethodResult,
+    PointResult,
+    PointScores,
+    Summary,
+    drift_set,
+    measure,
+)
 from merit.study.spec import VERSION, Study, branch_data, job_mark
 from merit.train.branch import train_branch
 from merit.train.rows import training_rows

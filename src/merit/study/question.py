@@ -26,8 +26,7 @@ from scipy import stats
 from merit.base.errors import InputError
 from merit.base.kept import kept
 from merit.base.record import Record, fingerprint
-from merit.conflict.reliability import disattenuated
-from merit.conflict.similarity import HalfGram, cosines, half_gram
+from merit.conflict.similarity import HalfGram, cosines, disattenuated, half_gram
 from merit.gradients.store import SketchStore
 from merit.split.evidence import AxesEvidence
 from merit.study.compare import Interval

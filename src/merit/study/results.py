@@ -16,7 +16,7 @@ from merit.base.errors import InputError
 from merit.base.kept import kept
 from merit.base.machine import gpu_names, usable_cores
 from merit.base.record import Record
-from merit.config.resolve import versions
+from merit.config.run import versions
 from merit.study.compare import (
     AVERAGE,
     Comparison,

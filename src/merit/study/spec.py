@@ -15,8 +15,7 @@ from merit.base.files import write_text
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
 from merit.config.launch import LaunchConfig
-from merit.config.resolve import resolve_paths
-from merit.config.run import BaselineConfig, RunConfig
+from merit.config.run import BaselineConfig, RunConfig, resolve_paths
 from merit.config.sections import DatasetConfig, EvaluateConfig, ModelConfig, SplitConfig
 from merit.config.study import MethodConfig, StudyConfig
 from merit.config.yaml import load_section

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,13 @@ from merit.base.record import Record
 from merit.base.words import NONE, decimal, series, signed
 from merit.conflict.axes import principal_axes
 from merit.diagnose.check import Check, Reading, Row
-from merit.diagnose.losses import Matrix
 from merit.diagnose.models import BASE
 from merit.diagnose.records import CheckResult
 from merit.split.splitters.pca import pca_partition
 
 if TYPE_CHECKING:
     from merit.data.example import Encoded
-    from merit.diagnose.bench import Bench
+    from merit.diagnose.bench import Bench, Conflict
     from merit.gradients.engine import GradientEngine
 
 PUBLISHED_COSINES = {50: 0.683, 100: 0.762, 150: 0.814, 200: 0.847, 300: 0.891, 500: 0.940, 700: 0.968}
@@ -63,9 +63,7 @@ def _run(bench: Bench) -> CalibrationResult:
         name: bench.calibration_examples(data, config.examples)
         for name, data in zip(bench.names, bench.datasets, strict=True)
     }
-    return calibration(
-        engine, examples, conflict.tokens, axes=conflict.axes, centre=conflict.centre, progress=bench.progress
-    )
+    return calibration(engine, examples, conflict, bench.progress)
 
 
 def calibration_sizes(largest: int) -> list[int]:
@@ -74,47 +72,44 @@ def calibration_sizes(largest: int) -> list[int]:
 
 
 def calibration(
-    engine: GradientEngine,
-    examples: Mapping[str, Sequence[Encoded]],
-    tokens: Mapping[str, int],
-    *,
-    axes: int,
-    centre: bool,
-    progress: Progress = SILENT,
+    engine: GradientEngine, examples: Mapping[str, Sequence[Encoded]], conflict: Conflict, progress: Progress = SILENT
 ) -> CalibrationResult:
     """Cosine of each dataset's mean gradient over its first n examples to that over all of them, and how well the
-    groups agree (adjusted Rand index: 1 the same groups, 0 as by chance), as the paper's calibration table.
+    groups agree (adjusted Rand index: 1 the same groups, 0 as by chance), as in the paper's calibration table.
 
     The smaller sets are parts of the largest, as published, so cosines near the largest n are high by construction.
     Gradients are sums, so one pass over the largest set gives all sizes.
 
     Args:
         examples: dataset → calibration examples in their fixed order.
-        tokens: dataset → planned tokens, which the groups are balanced by.
+        conflict: how the groups are made: planned tokens, number of axes, centring.
     """
     from sklearn.metrics import adjusted_rand_score
 
     from merit.gradients.store import HASHED
 
-    names = list(examples)
+    names, layout = list(examples), engine.layout
     sizes = calibration_sizes(max(map(len, examples.values())))
     total = sum(len(example.input_ids) for rows in examples.values() for example in rows)
+    means = np.zeros((len(sizes), len(names), min(HASHED, layout.width)))
     with progress.bar("calibration", total=total, unit="tok") as bar:
         counter = Counter(bar)
-        means = np.zeros((len(sizes), len(names), min(HASHED, engine.layout.width)))
         for t, name in enumerate(names):
             counter.note(name)
             sums = np.zeros(means.shape[2])
-            start = 0
-            for row, size in enumerate(sizes):
-                part = list(examples[name][start:size])
-                if part:
-                    sums = sums + _sketch(engine, name, part, counter)
-                    start += len(part)
+            for row, (start, end) in enumerate(itertools.pairwise([0, *sizes])):
+                if part := examples[name][start:end]:
+                    sketch = engine.measure(name, part, counter).sums.sum(0, keepdims=True)
+                    # Hashed to what fits in memory for any model.
+                    sums += (layout.hash(sketch, HASHED) if layout.width > HASHED else sketch)[0].astype(np.float64)
                 means[row, t] = sums
     norms = np.linalg.norm(means, axis=2, keepdims=True)
     unit = means / np.where(norms > 0, norms, 1)
-    groups = [_groups(names, rows, tokens, axes, centre) for rows in unit]
+    groups = []
+    for rows in unit:
+        found = principal_axes(names, rows @ rows.T, axes=conflict.axes, centre=conflict.centre)
+        group_of = pca_partition(found, conflict.tokens, r=conflict.axes).group_of
+        groups.append([group_of[name] for name in names])
     points = []
     for row, size in enumerate(sizes):
         cosines = np.einsum("tn,tn->t", unit[row], unit[-1])
@@ -127,23 +122,6 @@ def calibration(
             )
         )
     return CalibrationResult(largest=sizes[-1], points=points, datasets=len(names))
-
-
-def _sketch(engine: GradientEngine, name: str, examples: Sequence[Encoded], advance: Callable[[int], None]) -> Matrix:
-    """Gradient sum of a few examples, hashed to what fits in memory for any model."""
-    from merit.gradients.store import HASHED
-
-    found = engine.measure(name, examples, advance).sums.sum(0, keepdims=True)
-    if engine.layout.width > HASHED:
-        found = engine.layout.hash(found, HASHED)
-    wide: Matrix = found[0].astype(np.float64)
-    return wide
-
-
-def _groups(names: Sequence[str], unit: Matrix, tokens: Mapping[str, int], axes: int, centre: bool) -> list[int]:
-    found = principal_axes(names, unit @ unit.T, axes=axes, centre=centre)
-    partition = pca_partition(found, tokens, r=axes)
-    return [partition.group_of[name] for name in names]
 
 
 def _rows(result: CalibrationResult) -> list[Row]:

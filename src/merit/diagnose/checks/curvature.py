@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from merit.base.errors import InputError
-from merit.base.progress import SILENT, Counter, Progress
+from merit.base.progress import Counter
 from merit.base.words import NONE, decimal, plural
 from merit.conflict.axes import centred
-from merit.diagnose.check import Check, Journal, Reading, Row
-from merit.diagnose.losses import Matrix
+from merit.diagnose.check import Check, Reading, Row
 from merit.diagnose.models import BASE, MERGE, Models
 from merit.diagnose.records import CheckResult
 from merit.theory.quadratic import gain_of_projections
 
 if TYPE_CHECKING:
-    from merit.data.example import Encoded
-    from merit.diagnose.bench import Bench
+    from merit.diagnose.bench import Bench, Conflict
     from merit.diagnose.hessian import Flat, Hessian
-    from merit.diagnose.lanczos import Lanczos
+    from merit.diagnose.lanczos import Ritz
     from merit.diagnose.live import Aligned, LiveModel
 
 _RANDOM_VECTORS = 16
@@ -37,7 +33,6 @@ class CurvatureResult(CheckResult):
     """`curvature.json`: the Hessian of the mixture's loss at θ0, or its Gauss–Newton part, called H below."""
 
     matrix: str = "hessian"  # or gauss_newton
-
     parameters: int
     tokens: int
     examples: int
@@ -63,213 +58,116 @@ def _depends(bench: Bench) -> Sequence[Any]:
 
 
 def _run(bench: Bench) -> CurvatureResult:
-    conflict, config = bench.measured_conflict("curvature"), bench.config
-    spec = CurvatureSpec(
-        datasets=[bench.calibration_examples(dataset, config.examples) for dataset in bench.datasets],
-        similarity=conflict.similarity,
-        folder=bench.run.diagnostic_progress("curvature").with_suffix(""),
-        axes=conflict.axes,
-        centre=conflict.centre,
-        gauss_newton=config.matrix == "gauss_newton",
-        pairs=config.eigenpairs,
-        steps=config.lanczos_steps,
-        probes=config.probes,
-        tokens=config.hessian_tokens,
-        batch_tokens=config.hessian_batch_tokens,
-        seed=bench.seed,
-    )
-    return curvature(bench.live, bench.models, spec, journal=bench.journal, progress=bench.progress)
-
-
-@dataclass(frozen=True)
-class CurvatureSpec:
-    """What the Hessian is of, and how closely it is looked at.
-
-    Attributes:
-        datasets: training rows of each dataset, in the order of `similarity`; the Hessian is of as many as `tokens`
-            allow, in turn.
-        similarity: (T, T) cosines of the run; its axes are those that the split used.
-        folder: where the Lanczos basis lies until the check is done.
-        axes: r.
-        pairs: eigenpairs.
-        steps: Hessian-vector products at most; fewer where the pairs have converged.
-        probes: random probes of the trace.
-    """
-
-    datasets: Sequence[Sequence[Encoded]]
-    similarity: Matrix
-    folder: Path
-    axes: int
-    centre: bool
-    pairs: int
-    steps: int
-    probes: int
-    tokens: int
-    batch_tokens: int
-    gauss_newton: bool = False
-    seed: int = 0
-
-
-def curvature(
-    live: LiveModel,
-    models: Models,
-    spec: CurvatureSpec,
-    *,
-    journal: Journal | None = None,
-    progress: Progress = SILENT,
-) -> CurvatureResult:
     """Eigenpairs by Lanczos, their alignment with conflict, the trace, and three readings of the merging gain.
 
     Raises:
-        InputError: more axes or pairs than there are dimensions.
+        InputError: no measured conflict, or more axes or pairs than there are dimensions.
         StageError: a product is not finite.
     """
     from merit.diagnose.hessian import Hessian, within_budget
     from merit.diagnose.lanczos import Lanczos
 
-    journal = journal or Journal()
+    conflict, config = bench.measured_conflict("curvature"), bench.config
+    live, models, journal = bench.live, bench.models, bench.journal
+    datasets = [bench.calibration_examples(dataset, config.examples) for dataset in bench.datasets]
     live.set({BASE: 1.0})
-    rows = within_budget(spec.datasets, spec.tokens)
-    hessian = Hessian(live.model, live.trained, rows, batch_tokens=spec.batch_tokens, gauss_newton=spec.gauss_newton)
-    _check_rank(spec, hessian.size)
-    steps = min(max(spec.steps, spec.pairs), hessian.size)
-    examples = len(hessian.rows)
+    rows = within_budget(datasets, config.hessian_tokens)
+    hessian = Hessian(
+        live.model,
+        live.trained,
+        rows,
+        batch_tokens=config.hessian_batch_tokens,
+        gauss_newton=config.matrix == "gauss_newton",
+    )
+    _check_rank(conflict, len(datasets))
+    if config.eigenpairs > hessian.size:
+        raise InputError(
+            f"{config.eigenpairs} eigenpairs of a model of {hessian.size} parameters", field="diagnose.eigenpairs"
+        )
+    steps = min(max(config.lanczos_steps, config.eigenpairs), hessian.size)
     _log.info(
         "curvature: %d examples, %d tokens; up to %d products, %.1f GB of disk while it runs",
-        examples,
+        len(rows),
         hessian.tokens,
         steps,
         4e-9 * (steps + 1) * hessian.size,
     )
-    passes = steps + spec.probes + len(models.branches)
-    with progress.bar("curvature", total=passes * examples + sum(map(len, spec.datasets)), unit="example") as bar:
+    passes = steps + config.probes + len(models.branches)
+    with bench.progress.bar("curvature", total=passes * len(rows) + sum(map(len, datasets)), unit="example") as bar:
         counter = Counter(bar)
         product = partial(hessian.product, advance=counter)
-        lanczos = Lanczos(spec.folder, hessian.size, product, seed=spec.seed, fingerprint=journal.fingerprint)
-        counter(lanczos.steps * examples)
-        while lanczos.steps < steps and not lanczos.exhausted and not lanczos.converged(spec.pairs):
+        folder = bench.run.diagnostic_progress("curvature").with_suffix("")  # holds the basis until the check is done
+        lanczos = Lanczos(folder, hessian.size, product, seed=bench.seed, fingerprint=journal.fingerprint)
+        counter(lanczos.steps * len(rows))
+        while lanczos.steps < steps and not lanczos.exhausted and not lanczos.converged(config.eigenpairs):
             counter.note(f"eigenpairs, product {lanczos.steps + 1}")
             lanczos.step()
-        ritz = lanczos.ritz(spec.pairs)
+        ritz = lanczos.ritz(config.eigenpairs)
         counter.note("trace")
-        trace, error = hutchinson(hessian, journal, probes=spec.probes, seed=spec.seed, counter=counter)
+
+        def probe(index: int) -> float:
+            signs = np.random.default_rng([bench.seed, 2, index]).integers(0, 2, hessian.size, np.int8)
+            return hessian.along((2 * signs - 1).astype(np.float32), counter)
+
+        probes = [journal.get(f"probe {index}", partial(probe, index)) for index in range(config.probes)]
         counter.note("alignment")
-        found = alignment(hessian, lanczos, ritz.coefficients, spec, counter)
+        gradients = (hessian.gradient(rows, config.hessian_batch_tokens, counter) for rows in datasets)
+        tasks, axes = _conflict_cosines(hessian, ritz, gradients, conflict)
+        rng = np.random.default_rng([bench.seed, 1])
+        random = [ritz.largest_cosine(rng.standard_normal(hessian.size, np.float32)) for _ in range(_RANDOM_VECTORS)]
         counter.note("gain")
+        projections, products = [], []
+        for label in models.branch_labels:  # one branch in memory at a time
+            apart = _apart(live.aligned, label, models, hessian)
+            projections.append(ritz.along(apart))
+            products.append(journal.get(f"product {label}", partial(hessian.along, apart, counter)))
         weights = np.asarray(models.weights)
-        projections, products = _along(hessian, lanczos, ritz.coefficients, live.aligned, models, journal, counter)
-        measured = _measured(live, models, hessian)
-    result = CurvatureResult(
-        matrix="gauss_newton" if spec.gauss_newton else "hessian",
-        parameters=hessian.size,
-        tokens=hessian.tokens,
-        examples=examples,
-        steps=lanczos.steps,
-        eigenvalues=ritz.values.tolist(),
-        residuals=ritz.residuals.tolist(),
-        lowest=ritz.lowest,
-        trace=trace,
-        trace_error=error,
-        axes=found.axes,
-        tasks=found.tasks,
-        random=found.random,
-        z_tasks=found.z_tasks,
-        z_random=found.z_random,
-        gain_top=gain_of_projections(ritz.values, projections, weights),
-        gain_quadratic=float(0.5 * weights @ products),
-        gain_measured=measured,
-    )
+        result = CurvatureResult(
+            matrix=config.matrix,
+            parameters=hessian.size,
+            tokens=hessian.tokens,
+            examples=len(rows),
+            steps=lanczos.steps,
+            eigenvalues=ritz.values.tolist(),
+            residuals=ritz.residuals.tolist(),
+            lowest=ritz.lowest,
+            # Hutchinson: E zᵀHz = tr H for random signs z.
+            trace=float(np.mean(probes)),
+            trace_error=float(np.std(probes, ddof=1) / np.sqrt(len(probes))),
+            axes=axes,
+            tasks=tasks,
+            random=random,
+            z_tasks=_z(axes, tasks),
+            z_random=_z(axes, random),
+            gain_top=gain_of_projections(ritz.values, np.array(projections), weights),
+            gain_quadratic=float(0.5 * weights @ np.array(products)),
+            gain_measured=_measured_gain(live, models, hessian),
+        )
     lanczos.remove()
     return result
 
 
-@dataclass(frozen=True)
-class Directions:
-    """max_ℓ |cos| with the eigenvectors, of three kinds of direction."""
-
-    axes: list[float]
-    tasks: list[float]
-    random: list[float]
-
-    @property
-    def z_tasks(self) -> float | None:
-        """How far conflict axes stand above a dataset's own gradient, in its standard deviations over datasets."""
-        return _z(self.axes, self.tasks)
-
-    @property
-    def z_random(self) -> float | None:
-        return _z(self.axes, self.random)
-
-
-def alignment(
-    hessian: Hessian, lanczos: Lanczos, coefficients: Matrix, spec: CurvatureSpec, counter: Counter
-) -> Directions:
-    """Hessian eigenvectors at θ0 against conflict axes, gradients and chance.
+def _conflict_cosines(
+    hessian: Hessian, ritz: Ritz, gradients: Iterable[Flat], conflict: Conflict
+) -> tuple[list[float], list[float]]:
+    """max_ℓ |cos| with the Hessian's eigenvectors: of every dataset's gradient at θ0, and of every conflict axis.
 
     Conflict axis j lifted to parameter space is Σ_t v_tj g_t / ‖g_t‖, v_j the j-th eigenvector of the similarity.
-
-    Args:
-        coefficients: (m, k) of the eigenvectors in the Lanczos basis.
     """
-    values, vectors = np.linalg.eigh(centred(spec.similarity) if spec.centre else spec.similarity)
-    chosen = vectors[:, np.argsort(values)[::-1][: spec.axes]]  # (T, r)
+    values, vectors = np.linalg.eigh(centred(conflict.similarity) if conflict.centre else conflict.similarity)
+    chosen = vectors[:, np.argsort(values)[::-1][: conflict.axes]]  # (T, r)
     lifted = np.zeros((chosen.shape[1], hessian.size), np.float32)
     tasks = []
-    for t, rows in enumerate(spec.datasets):
-        gradient = hessian.gradient(rows, spec.batch_tokens, counter)
-        norm = _norm(gradient)
-        if norm == 0:
-            tasks.append(0.0)
-            continue
-        tasks.append(_largest_cosine(lanczos, coefficients, gradient))
-        for axis in range(len(lifted)):
+    for t, gradient in enumerate(gradients):
+        tasks.append(ritz.largest_cosine(gradient))
+        norm = np.linalg.norm(gradient.astype(np.float64))
+        for axis in range(len(lifted) if norm else 0):
             lifted[axis] += np.float32(chosen[t, axis] / norm) * gradient
-    rng = np.random.default_rng([spec.seed, 1])
-    random = [
-        _largest_cosine(lanczos, coefficients, rng.standard_normal(hessian.size, np.float32))
-        for _ in range(_RANDOM_VECTORS)
-    ]
-    return Directions([_largest_cosine(lanczos, coefficients, row) for row in lifted], tasks, random)
-
-
-def hutchinson(hessian: Hessian, journal: Journal, *, probes: int, seed: int, counter: Counter) -> tuple[float, float]:
-    """Estimate of tr H from random signs z, E zᵀHz = tr H, and its standard error."""
-
-    def probe(index: int) -> float:
-        signs = np.random.default_rng([seed, 2, index]).integers(0, 2, hessian.size, np.int8)
-        z = (2 * signs - 1).astype(np.float32)
-        return _curvature_along(hessian, z, counter)
-
-    found = np.array([journal.get(f"probe {index}", partial(probe, index)) for index in range(probes)])
-    return float(found.mean()), float(found.std(ddof=1) / np.sqrt(probes))
-
-
-def _along(
-    hessian: Hessian,
-    lanczos: Lanczos,
-    coefficients: Matrix,
-    aligned: Aligned,
-    models: Models,
-    journal: Journal,
-    counter: Counter,
-) -> tuple[Matrix, Matrix]:
-    """(K, k) u_ℓᵀ(θ_i − θ̄), and (K,) (θ_i − θ̄)ᵀ H (θ_i − θ̄) at θ0, one branch in memory at a time.
-
-    θ̄ is the exact weighted mean of the branches, and not the merge as it was rounded.
-    """
-    projections, products = [], []
-    for label in models.branch_labels:
-        apart = _apart(aligned, label, models, hessian)
-        projections.append(coefficients.T @ lanczos.dots(apart, rows=len(coefficients)))
-        products.append(journal.get(f"product {label}", partial(_curvature_along, hessian, apart, counter)))
-    return np.array(projections), np.array(products)
-
-
-def _curvature_along(hessian: Hessian, vector: Flat, counter: Counter) -> float:
-    return _dot(vector, hessian.product(vector, counter))
+    return tasks, [ritz.largest_cosine(row) for row in lifted]
 
 
 def _apart(aligned: Aligned, label: str, models: Models, hessian: Hessian) -> Flat:
+    """(n,) θ_i − θ̄. θ̄ is the exact weighted mean of the branches, and not the merge as it was rounded."""
     out = np.zeros(hessian.size, np.float32)
     labels = models.branch_labels
     for name, start, block in aligned.blocks():
@@ -280,43 +178,26 @@ def _apart(aligned: Aligned, label: str, models: Models, hessian: Hessian) -> Fl
     return out
 
 
-def _measured(live: LiveModel, models: Models, hessian: Hessian) -> float:
-    def loss(label: str) -> float:
+def _measured_gain(live: LiveModel, models: Models, hessian: Hessian) -> float:
+    losses = {}
+    for label in (*models.branch_labels, MERGE):
         live.set({label: 1.0})
-        return hessian.loss()
-
-    parts = sum(w * loss(label) for w, label in zip(models.weights, models.branch_labels, strict=True))
-    return float(parts - loss(MERGE))
+        losses[label] = hessian.loss()
+    return sum(w * losses[label] for w, label in zip(models.weights, models.branch_labels, strict=True)) - losses[MERGE]
 
 
-def _check_rank(spec: CurvatureSpec, size: int) -> None:
-    rank = len(spec.datasets) - spec.centre
-    if spec.axes > rank:
+def _check_rank(conflict: Conflict, datasets: int) -> None:
+    rank = datasets - conflict.centre
+    if conflict.axes > rank:
         raise InputError(
-            f"{spec.axes} axes of {len(spec.datasets)} datasets: their {'centred ' if spec.centre else ''}similarity "
+            f"{conflict.axes} axes of {datasets} datasets: their {'centred ' if conflict.centre else ''}similarity "
             f"has a rank of {rank} at most",
             field="split.axes",
         )
-    if spec.pairs > size:
-        raise InputError(f"{spec.pairs} eigenpairs of a model of {size} parameters", field="diagnose.eigenpairs")
-
-
-def _dot(a: Flat, b: Flat) -> float:
-    return float(np.dot(a.astype(np.float64), b.astype(np.float64)))
-
-
-def _largest_cosine(lanczos: Lanczos, coefficients: Matrix, vector: Flat) -> float:
-    norm = _norm(vector)
-    if norm == 0:
-        return 0.0
-    return float(np.abs(coefficients.T @ lanczos.dots(vector, rows=len(coefficients))).max() / norm)
-
-
-def _norm(vector: Flat) -> float:
-    return float(np.sqrt(_dot(vector, vector)))
 
 
 def _z(values: Sequence[float], against: Sequence[float]) -> float | None:
+    """How far the mean of `values` lies above that of `against`, in standard deviations of `against`."""
     spread = float(np.std(against, ddof=1)) if len(against) > 1 else 0.0
     return float((np.mean(values) - np.mean(against)) / spread) if spread > 0 else None
 

@@ -40,7 +40,7 @@ class ModelDisplacement(Record):
 
 
 class Trajectories(Record):
-    """The ways from θ0, from sketches: norms are estimates (about 1% off)."""
+    """The paths from θ0, from sketches: norms are estimates (about 1% off)."""
 
     moments: list[float]  # shares of the training, up to 1
     norms: dict[str, list[float]]  # model → ‖θ − θ0‖ at each moment
@@ -68,7 +68,7 @@ def _run(bench: Bench) -> DisplacementResult:
 
 @dataclass(frozen=True)
 class Moves:
-    """Inner products of all deltas. `gram` is (M, M) in the order of `labels`, one matrix a part of the model."""
+    """Inner products of all deltas δ = θ − θ0: for each part of the model an (M, M) matrix in the order of `labels`."""
 
     labels: list[str]
     parts: Mapping[str, Matrix]
@@ -158,8 +158,10 @@ def _order(item: tuple[str, object]) -> tuple[int, int]:
 
 
 def trajectories(folders: Mapping[str, Path], branches: Sequence[str], weights: Sequence[float]) -> Trajectories | None:
-    """Distances from θ0 and positions on the plane, moment by moment; None where a branch kept no snapshots, or
-    one is damaged: nothing else rests on them, and to train for hours for a figure is the user's choice.
+    """Distances from θ0 and positions on the plane, moment by moment, from the sketches that `train.snapshots` leaves.
+
+    A sketch is linear and a merge is a weighted mean, so the sketch of the merge at any moment is the weighted mean of
+    the branches' sketches. None if a branch kept no snapshots or one is damaged: nothing else depends on them.
 
     Args:
         folders: label → folder of 000.npy, 001.npy, … ; joint training may be among them.
@@ -186,7 +188,7 @@ def trajectories(folders: Mapping[str, Path], branches: Sequence[str], weights: 
 
 
 def _deltas(folder: Path) -> Matrix | None:
-    """(moments, width) sketches of θ − θ0; None without a start, or where one cannot be read."""
+    """(moments, width) sketches of θ − θ0; None if the first is missing or one cannot be read."""
     files = sorted(folder.glob("[0-9][0-9][0-9].npy"))
     if not files or files[0].stem != "000" or len(files) != int(files[-1].stem) + 1:
         return None
@@ -195,10 +197,10 @@ def _deltas(folder: Path) -> Matrix | None:
         try:
             rows.append(np.asarray(np.load(file, allow_pickle=False), dtype=np.float64))
         except (OSError, ValueError, EOFError) as error:
-            _log.warning("%s: a damaged snapshot (%s); the ways of the branches are left out", file, error)
+            _log.warning("%s: a damaged snapshot (%s); the branches' paths are left out", file, error)
             return None
         if rows[-1].shape != rows[0].shape or rows[-1].ndim != 1:
-            _log.warning("%s: no snapshot of this training; the ways of the branches are left out", file)
+            _log.warning("%s: not a snapshot of this training; the branches' paths are left out", file)
             return None
     stacked = np.stack(rows)
     deltas: Matrix = stacked[1:] - stacked[0]
@@ -218,11 +220,9 @@ def _plane(paths: Mapping[str, Matrix]) -> tuple[dict[str, list[tuple[float, flo
 
 
 def _rows(result: DisplacementResult) -> list[Row]:
-    by_model = {item.model: item.total for item in result.models}
-    branches = [i for i, item in enumerate(result.models) if item.model not in (MERGE, JOINT)]
-    cosines = [result.cosines[i][j] for i in branches for j in branches if i < j]
-    rows = [[f"‖θ − θ0‖ of {label}", decimal(total), NONE] for label, total in by_model.items()]
-    rows.append(["cosines between branches", f"{decimal(min(cosines), 2)} … {decimal(max(cosines), 2)}", NONE])
+    low, high = _branch_cosines(result)
+    rows = [[f"‖θ − θ0‖ of {item.model}", decimal(item.total), NONE] for item in result.models]
+    rows.append(["cosines between branches", f"{low} … {high}", NONE])
     if result.ratio is not None:
         rows.append(["joint ÷ merge", decimal(result.ratio, 2), "2.4–2.9"])
     if result.trajectories is not None and result.trajectories.ratio:
@@ -232,10 +232,16 @@ def _rows(result: DisplacementResult) -> list[Row]:
     return rows
 
 
-def _reading(result: DisplacementResult) -> Reading:
+def _branch_cosines(result: DisplacementResult) -> tuple[str, str]:
+    """The lowest and the highest cosine between the updates of two branches."""
     branches = [i for i, item in enumerate(result.models) if item.model.startswith("branch")]
     cosines = [result.cosines[i][j] for i in branches for j in branches if i < j]
-    found = f"The updates of two branches have cosines of {decimal(min(cosines), 2)} to {decimal(max(cosines), 2)}."
+    return decimal(min(cosines), 2), decimal(max(cosines), 2)
+
+
+def _reading(result: DisplacementResult) -> Reading:
+    low, high = _branch_cosines(result)
+    found = f"The updates of two branches have cosines of {low} to {high}."
     if result.ratio is not None:
         found += (
             f" The merge stays {decimal(result.ratio, 2)} times closer to θ0 than joint training. "

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merit.base.progress import SILENT, Counter, Progress
+from merit.base.progress import Counter
 from merit.base.record import Record
 from merit.base.words import NONE, decimal
-from merit.diagnose.check import Check, Journal, Reading, Row
-from merit.diagnose.losses import LossSet, Vector, interval
+from merit.diagnose.check import Check, Reading, Row
+from merit.diagnose.losses import LossSet, Vector, interval, losses_at
 from merit.diagnose.models import BASE, JOINT, MERGE, Models
 from merit.diagnose.records import CheckResult, Estimate, than, with_interval
 
 if TYPE_CHECKING:
     from merit.diagnose.bench import Bench
-    from merit.diagnose.live import LiveModel
 
 
 class FaceLosses(Record):
@@ -42,48 +41,23 @@ class GainResult(CheckResult):
 
 
 def _run(bench: Bench) -> GainResult:
-    return merging_gain(
-        bench.live, bench.models, bench.held_out, bench.train, journal=bench.journal, progress=bench.progress
-    )
-
-
-def merging_gain(
-    live: LiveModel,
-    models: Models,
-    held_out: LossSet,
-    train: LossSet,
-    *,
-    journal: Journal | None = None,
-    progress: Progress = SILENT,
-) -> GainResult:
-    """Losses of every model on both sets, and the gain with its interval.
-
-    Raises:
-        StageError: a loss is not finite.
-    """
-    journal = journal or Journal()
-    labels = [BASE, *models.tuned]
-    found: dict[str, dict[str, list[float]]] = {}
-    with progress.bar("gain", total=len(labels) * (len(held_out.rows) + len(train.rows)), unit="example") as bar:
+    """Theorem 1 measured, Σ w_i L(θ_i) − L(θ̄) with its interval; and the losses of every model on both sets."""
+    models, sets = bench.models, bench.sets
+    labels = list(models.folders)
+    found = {}
+    total = len(labels) * sum(len(item.rows) for item in sets.values())
+    with bench.progress.bar("gain", total=total, unit="example") as bar:
         counter = Counter(bar)
-
-        def measure(label: str) -> dict[str, list[float]]:
-            live.set({label: 1.0})
-            return {
-                "held_out": held_out.measure(live.model, label, counter).tolist(),
-                "train": train.measure(live.model, label, counter).tolist(),
-            }
-
         for label in labels:
             counter.note(label)
-            found[label] = journal.get(label, partial(measure, label))
-    faces = {name: {label: np.array(found[label][name]) for label in labels} for name in ("held_out", "train")}
+            found[label] = bench.journal.get(label, partial(losses_at, bench.live, {label: 1.0}, label, sets, counter))
+    losses = {name: {label: np.array(found[label][name]) for label in labels} for name in sets}
     return GainResult(
         weights=list(models.weights),
-        held_out=_face(models, faces["held_out"], held_out),
-        train=_face(models, faces["train"], train),
-        gap_merge=_gap(faces, MERGE, held_out, train),
-        gap_joint=_gap(faces, JOINT, held_out, train) if models.joint is not None else None,
+        held_out=_face(models, losses["held_out"], sets["held_out"]),
+        train=_face(models, losses["train"], sets["train"]),
+        gap_merge=_gap(losses, MERGE, sets),
+        gap_joint=_gap(losses, JOINT, sets) if models.joint is not None else None,
     )
 
 
@@ -98,12 +72,12 @@ def _face(models: Models, losses: Mapping[str, Vector], examples: LossSet) -> Fa
     )
 
 
-def _gap(faces: Mapping[str, Mapping[str, Vector]], label: str, held_out: LossSet, train: LossSet) -> Estimate:
-    """Different examples, drawn on their own: both sets' noise adds up."""
-    outside, inside = faces["held_out"][label][None, :], faces["train"][label][None, :]
-    value = held_out.resampler.mean(outside)[0] - train.resampler.mean(inside)[0]
-    draws = held_out.resampler.drawn(outside)[:, 0] - train.resampler.drawn(inside)[:, 0]
-    return interval(float(value), draws)
+def _gap(losses: Mapping[str, Mapping[str, Vector]], label: str, sets: Mapping[str, LossSet]) -> Estimate:
+    """Held-out minus training loss. The examples differ and are drawn separately, so both sets' noise adds up."""
+    held_out, train = sets["held_out"].resampler, sets["train"].resampler
+    outside, inside = losses["held_out"][label][None, :], losses["train"][label][None, :]
+    value = held_out.mean(outside)[0] - train.mean(inside)[0]
+    return interval(float(value), held_out.drawn(outside)[:, 0] - train.drawn(inside)[:, 0])
 
 
 def _rows(result: GainResult) -> list[Row]:

@@ -9,18 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merit.base.errors import InputError
-from merit.base.progress import SILENT, Progress
 from merit.base.words import NONE, decimal, plural
-from merit.diagnose.check import Check, Journal, Reading, Row
-from merit.diagnose.losses import LossSet
+from merit.diagnose.check import Check, Reading, Row
 from merit.diagnose.plane import Plane
 from merit.diagnose.records import CheckResult
 
 if TYPE_CHECKING:
     from merit.diagnose.bench import Bench
-    from merit.diagnose.live import LiveModel
 
-_MARGIN = 0.35  # of the span of the models, on every side
+_MARGIN = 0.35  # on every side, as a share of the span of the models
 _SCALE = [[0, "--agree-2"], [0.35, "--agree-1"], [0.6, "--neutral"], [0.8, "--fight-1"], [1, "--fight-2"]]
 
 
@@ -36,36 +33,17 @@ class LandscapeResult(CheckResult):
 
 
 def _run(bench: Bench) -> LandscapeResult:
-    return landscape(
-        bench.live,
-        Plane.of(bench.moves.labels, bench.moves.gram),
-        bench.held_out,
-        grid=bench.config.grid,
-        journal=bench.journal,
-        progress=bench.progress,
-    )
-
-
-def landscape(
-    live: LiveModel,
-    plane: Plane,
-    examples: LossSet,
-    *,
-    grid: int,
-    journal: Journal | None = None,
-    progress: Progress = SILENT,
-) -> LandscapeResult:
-    """Mean loss on a grid of `grid` × `grid` points that holds all models, with a margin.
+    """Mean held-out loss on a grid that holds all models, with a margin.
 
     Raises:
         InputError: all models lie on one line with θ0, so there is no plane.
-        StageError: a loss is not finite.
     """
-    journal = journal or Journal()
+    live, examples, grid = bench.live, bench.held_out, bench.config.grid
+    plane = Plane.of(bench.moves.labels, bench.moves.gram)
     if not plane.axes[1].any():
         raise InputError("θ0 and all models lie on one line: there is no plane to draw")
     xs, ys = (_range([place[axis] for place in plane.positions.values()], grid) for axis in (0, 1))
-    with progress.bar("landscape", total=grid * grid, unit="point") as bar:
+    with bench.progress.bar("landscape", total=grid * grid, unit="point") as bar:
 
         def row(y: float) -> list[float]:
             found = []
@@ -77,21 +55,16 @@ def landscape(
 
         loss = []
         for index, y in enumerate(ys):
-            loss.append(journal.get(f"row {index}", partial(row, y)))
+            loss.append(bench.journal.get(f"row {index}", partial(row, y)))
             bar.update((index + 1) * grid)
     return LandscapeResult(
-        x=xs,
-        y=ys,
-        loss=loss,
-        models=plane.positions,
-        off_plane=plane.off_plane,
-        examples=len(examples.rows),
+        x=xs, y=ys, loss=loss, models=plane.positions, off_plane=plane.off_plane, examples=len(examples.rows)
     )
 
 
 def _range(values: list[float], count: int) -> list[float]:
-    span = max(values) - min(values)
-    found: list[float] = np.linspace(min(values) - _MARGIN * span, max(values) + _MARGIN * span, count).tolist()
+    margin = _MARGIN * (max(values) - min(values))
+    found: list[float] = np.linspace(min(values) - margin, max(values) + margin, count).tolist()
     return found
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from merit.base.progress import SILENT, Counter, Progress
 from merit.base.words import NONE, plural, signed
 from merit.diagnose.check import Check, Journal, Reading, Row
-from merit.diagnose.losses import LossSet, Matrix, Resampler, interval
+from merit.diagnose.losses import LossSet, Matrix, Resampler, interval, losses_at
 from merit.diagnose.models import BASE, MERGE, Models
 from merit.diagnose.records import CheckResult, Segment, with_interval
 
@@ -37,19 +37,18 @@ class LmcResult(CheckResult):
 
 def barriers(segments: Sequence[Segment]) -> list[Segment]:
     """Segments with a hill that is neither noise nor negligible."""
-
-    def is_one(segment: Segment) -> bool:
-        peak = segment.peak
-        return peak.low > 0 and peak.value > NEGLIGIBLE * (segment.loss[0] + segment.loss[-1]) / 2
-
-    return [segment for segment in segments if is_one(segment)]
+    return [
+        segment
+        for segment in segments
+        if segment.peak.low > 0 and segment.peak.value > NEGLIGIBLE * (segment.loss[0] + segment.loss[-1]) / 2
+    ]
 
 
 def _run(bench: Bench) -> LmcResult:
     return connectivity(
         bench.live,
         segment_pairs(bench.models),
-        {"held_out": bench.held_out, "train": bench.train},
+        bench.sets,
         points=bench.config.points,
         journal=bench.journal,
         progress=bench.progress,
@@ -86,36 +85,33 @@ def connectivity(
         StageError: a loss is not finite.
     """
     journal = journal or Journal()
-    inner = np.linspace(0, 1, points)[1:-1]
+    inner = np.linspace(0, 1, points)[1:-1].tolist()
     ends = list(dict.fromkeys(itertools.chain.from_iterable(pairs)))
     passes = len(ends) + len(pairs) * len(inner)
-    with progress.bar(
-        "connectivity", total=passes * sum(len(item.rows) for item in sets.values()), unit="example"
-    ) as bar:
+    total = passes * sum(len(item.rows) for item in sets.values())
+    with progress.bar("connectivity", total=total, unit="example") as bar:
         counter = Counter(bar)
 
-        def losses(what: str, coefficients: Mapping[str, float]) -> dict[str, list[float]]:
-            live.set(coefficients)
-            return {face: item.measure(live.model, what, counter).tolist() for face, item in sets.items()}
+        def along(a: str, b: str) -> list[dict[str, list[float]]]:
+            named = {t: f"the point t = {t:.2f} from {a} to {b}" for t in inner}
+            return [losses_at(live, {a: 1 - t, b: t}, what, sets, counter) for t, what in named.items()]
 
-        at_end = {label: journal.get(label, partial(losses, label, {label: 1.0})) for label in ends}
-        found: dict[str, list[Segment]] = {face: [] for face in sets}
+        at_end = {
+            label: journal.get(label, partial(losses_at, live, {label: 1.0}, label, sets, counter)) for label in ends
+        }
+        found: dict[str, list[Segment]] = {name: [] for name in sets}
         for a, b in pairs:
-            name = f"{a} – {b}"
-            counter.note(name)
-
-            def along(a: str = a, b: str = b) -> list[dict[str, list[float]]]:
-                return [losses(f"the point t = {t:.2f} from {a} to {b}", {a: 1 - t, b: t}) for t in inner.tolist()]
-
-            between = journal.get(name, along)
-            for face, item in sets.items():
-                rows = [at_end[a][face], *(point[face] for point in between), at_end[b][face]]
-                found[face].append(describe_segment(a, b, np.array(rows), item.resampler))
+            counter.note(f"{a} – {b}")
+            line = [at_end[a], *journal.get(f"{a} – {b}", partial(along, a, b)), at_end[b]]
+            for name, item in sets.items():
+                losses = np.array([point[name] for point in line])
+                found[name].append(describe_segment(a, b, losses, item.resampler))
+    held_out = sets["held_out"]
     return LmcResult(
         held_out=found["held_out"],
         train=found.get("train", []),
-        examples=len(sets["held_out"].rows),
-        datasets=sets["held_out"].datasets,
+        examples=len(held_out.rows),
+        datasets=len(set(held_out.owner)),
     )
 
 

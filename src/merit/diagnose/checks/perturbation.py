@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merit.base.progress import SILENT, Counter, Progress
+from merit.base.progress import Counter
 from merit.base.record import Record
 from merit.base.words import decimal, plural, signed
-from merit.diagnose.check import Check, Journal, Reading, Row
-from merit.diagnose.losses import LossSet, Matrix, Resampler
+from merit.diagnose.check import Check, Reading, Row
+from merit.diagnose.losses import Matrix, Resampler
 from merit.diagnose.models import JOINT, MERGE
 from merit.diagnose.records import CheckResult, Estimate, than, with_interval
 
 if TYPE_CHECKING:
     from merit.diagnose.bench import Bench
-    from merit.diagnose.live import LiveModel
 
 
 class NoiseLevel(Record):
@@ -40,37 +39,12 @@ class PerturbationResult(CheckResult):
 
 
 def _run(bench: Bench) -> PerturbationResult:
-    return perturbation(
-        bench.live,
-        bench.compared,
-        bench.held_out,
-        noise=bench.config.noise,
-        seeds=bench.config.noise_seeds,
-        journal=bench.journal,
-        progress=bench.progress,
-    )
-
-
-def perturbation(
-    live: LiveModel,
-    labels: Sequence[str],
-    examples: LossSet,
-    *,
-    noise: Sequence[float],
-    seeds: int,
-    journal: Journal | None = None,
-    progress: Progress = SILENT,
-) -> PerturbationResult:
-    """Held-out loss of each model under filter-normalised Gaussian noise σ, the same noise for every model.
-
-    Raises:
-        StageError: a loss is not finite.
-    """
-    journal = journal or Journal()
-    levels = sorted({0.0, *noise})
-    passes = len(labels) * (1 + seeds * (len(levels) - 1))
-    found: dict[str, list[Matrix]] = {}
-    with progress.bar("perturbation", total=passes * len(examples.rows), unit="example") as bar:
+    """Held-out loss of merge and joint under filter-normalised Gaussian noise σ, the same noise for both models."""
+    live, examples, seeds = bench.live, bench.held_out, bench.config.noise_seeds
+    sigmas = sorted({0.0, *bench.config.noise})
+    passes = len(bench.compared) * (1 + seeds * (len(sigmas) - 1))
+    found: dict[str, list[Matrix]] = {}  # model → σ by σ, (seeds, examples) losses
+    with bench.progress.bar("perturbation", total=passes * len(examples.rows), unit="example") as bar:
         counter = Counter(bar)
 
         def measure(label: str, sigma: float, seed: int) -> list[float]:
@@ -80,12 +54,12 @@ def perturbation(
             losses: list[float] = examples.measure(live.model, f"{label} with noise {sigma:g}", counter).tolist()
             return losses
 
-        for label in labels:
+        for label in bench.compared:
             found[label] = []
-            for sigma in levels:
+            for sigma in sigmas:
                 counter.note(f"{label}, σ = {sigma:g}")
                 rows = [
-                    journal.get(f"{label} {sigma:g} {seed}", partial(measure, label, sigma, seed))
+                    bench.journal.get(f"{label} {sigma:g} {seed}", partial(measure, label, sigma, seed))
                     for seed in range(seeds if sigma else 1)
                 ]
                 found[label].append(np.array(rows))
@@ -95,15 +69,15 @@ def perturbation(
         merge, joint = ([rows.mean(0) - one[0][0] for rows in one] for one in (found[MERGE], found[JOINT]))
         against = [resampler.estimate(a - b) for a, b in zip(merge, joint, strict=True)]
     return PerturbationResult(
-        levels={label: _levels(levels, rows, resampler) for label, rows in found.items()},
+        levels={label: _levels(sigmas, rows, resampler) for label, rows in found.items()},
         merge_minus_joint=against,
         seeds=seeds,
     )
 
 
-def _levels(levels: Sequence[float], rows: Sequence[Matrix], resampler: Resampler) -> list[NoiseLevel]:
+def _levels(sigmas: Sequence[float], rows: Sequence[Matrix], resampler: Resampler) -> list[NoiseLevel]:
     found = []
-    for sigma, losses in zip(levels, rows, strict=True):
+    for sigma, losses in zip(sigmas, rows, strict=True):
         spread = float(resampler.mean(losses).std(ddof=1)) if len(losses) > 1 else None
         found.append(
             NoiseLevel(
