@@ -44,7 +44,6 @@ from merit.study.measure import (
 )
 from merit.study.spec import VERSION, Study, branch_data, job_mark
 from merit.train.branch import train_branch
-from merit.train.rows import training_rows
 from merit.train.spec import BranchResult, BranchSpec, damaged_files
 from merit.train.step import prepare_branch
 
@@ -115,7 +114,6 @@ def cell_mark(spec: BranchSpec) -> str:
 class Cell:
     """A training that is done."""
 
-    spec: BranchSpec
     branch: BranchDir
     result: BranchResult
 
@@ -181,7 +179,7 @@ class Job:
         if not prepare_branch(branch, spec) and damaged_files(branch):
             branch.done.unlink()
             prepare_branch(branch, spec)
-        return Cell(spec, branch, train_branch(self.study.dir.run, branch, base=self.study.base))
+        return Cell(branch, train_branch(self.study.dir.run, branch, base=self.study.base))
 
     def drop_weights(self, spec: BranchSpec) -> None:
         """Removes the weights of a cell that nothing needs any more, unless the study keeps them."""
@@ -255,8 +253,10 @@ class Job:
         if rule is not None and rule.is_average:
             mean, distances = self.ray.mean(branches.folders, rule.weights(branches))
             return {None: mean}, distances
-        if rule is not None and rule.sums is not None:
-            return self._merge_by_sums(rule, branches, cells)
+        if rule is not None and rule.sums is not None:  # measured once, solved for every ridge
+            config = self.study.config.curvature
+            sums, distances = self.ray.sum_up(rule, branches, self.study.dir.run, config.examples)
+            return {ridge: sums.solve(ridge) for ridge in config.ridge}, distances
         out = self.folder / "merged"
         shutil.rmtree(out, ignore_errors=True)
         if rule is not None:
@@ -267,22 +267,6 @@ class Job:
         step = self.ray.step(out)
         shutil.rmtree(out)
         return {None: step}, distances
-
-    def _merge_by_sums(
-        self, rule: MergeRule, branches: Branches, cells: Sequence[Cell]
-    ) -> tuple[dict[float | None, State], list[float]]:
-        """A rule that sees every branch's training rows: measured once, solved for every ridge."""
-        if rule.sums is None:
-            raise StageError(f"{rule.label}: this rule has no sums over branches")
-        config = self.study.config.curvature
-        sums = rule.sums(self.ray.theta0)
-        distances = []
-        for cell, weight in zip(cells, rule.weights(branches), strict=True):
-            step = self.ray.step(cell.branch.checkpoint)
-            distances.append(norm(step))
-            rows = training_rows(self.study.dir.root, cell.spec, config.examples)
-            sums.add(self.ray.set(step), step, weight, rows)
-        return {ridge: sums.solve(ridge) for ridge in config.ridge}, distances
 
     def _point_of(self, step: State, scale: float, ridge: float | None, mark: str) -> PointResult:
         scores = self._point(self.ray.set(step, scale), mark, test=False)

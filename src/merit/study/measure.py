@@ -16,7 +16,7 @@ from merit.base.kept import kept
 from merit.base.record import Record, fingerprint
 from merit.config.study import MEASURED
 from merit.context import RunContext
-from merit.data.example import IGNORED, Encoded, Example, Message
+from merit.data.example import Encoded, Example, Message
 from merit.data.store import EncodedDataset
 from merit.evaluate.drift import DriftSet
 from merit.evaluate.scores import DatasetScore
@@ -171,18 +171,15 @@ class Examples:
 
 def measure(model: Any, parts: Sequence[Part], *, batch_tokens: int, precision: Precision) -> Faces:
     """Loss of every example of `parts`, and whether greedy decoding would give its reference."""
-    from merit.compute.losses import example_scores
+    from merit.evaluate.measure import score_examples
 
-    rows = [row for part in parts for row in part.rows]
-    losses, tokens, exact = example_scores(model, rows, batch_tokens=batch_tokens, precision=precision)
+    rows = {part.name: part.rows for part in parts}
     faces: dict[str, list[DatasetScore]] = {face: [] for face in FACES}
-    at = 0
-    for part in parts:
-        end = at + len(part.rows)
-        rounded = [round(value, _DIGITS) for value in losses[at:end]]
-        score = DatasetScore(name=part.name, losses=rounded, tokens=tokens[at:end], exact=exact[at:end])
-        faces[part.face].append(score)
-        at = end
+    for part, score in zip(
+        parts, score_examples(model, rows, batch_tokens=batch_tokens, precision=precision), strict=True
+    ):
+        rounded = [round(value, _DIGITS) for value in score.losses]
+        faces[part.face].append(score.model_copy(update={"losses": rounded}))
     return Faces(**faces)
 
 
@@ -207,13 +204,7 @@ def drift_set(study: Study, run: RunContext, load: Callable[[], Any]) -> DriftSe
         load(), tokenizer, prompts, max_new_tokens=faces.max_new_tokens, batch_tokens=faces.batch_tokens
     )
     answered = [(ids, answer) for ids, answer in zip(prompts, answers, strict=True) if len(answer) > 1]
-    made = DriftSet(
-        fingerprint=mark,
-        prompts=[tokenizer.decode(ids) for ids, _ in answered],
-        answers=[tokenizer.decode(answer, skip_special_tokens=True) for _, answer in answered],
-        input_ids=[[*ids, *answer] for ids, answer in answered],
-        labels=[[IGNORED] * len(ids) + list(answer) for ids, answer in answered],
-    )
+    made = DriftSet.of(mark, tokenizer, answered)
     made.save(path)
     return made
 
