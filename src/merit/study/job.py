@@ -57,7 +57,7 @@ class SeedData:
     """One seed: its data, its conflict and its partitions, which all methods and budgets share."""
 
     def __init__(self, study: Study, seed: int, progress: Progress = SILENT) -> None:
-        """Runs merit's pipeline up to the partitions, as far as that has not been done.
+        """Runs the stages up to the partitions; stages that are up to date are skipped.
 
         Raises:
             InputError: a dataset cannot be read or measured.
@@ -138,7 +138,7 @@ class Job:
         self._started = time.monotonic()
 
     def run(self) -> Summary:
-        """Does what is missing; writes the summary last.
+        """Trains, merges and measures what is missing; writes the summary last.
 
         Raises:
             InputError, StageError: as `train_branch`.
@@ -174,7 +174,7 @@ class Job:
         return summary
 
     def train(self, spec: BranchSpec) -> Cell:
-        """The cell of `spec`; it is trained here unless it is there and whole."""
+        """The cell of `spec`, which is trained here unless it is finished and undamaged."""
         branch = self.study.dir.cell(cell_mark(spec))
         if not prepare_branch(branch, spec) and damaged_files(branch):
             branch.done.unlink()
@@ -182,7 +182,7 @@ class Job:
         return Cell(branch, train_branch(self.study.dir.run, branch, base=self.study.base))
 
     def drop_weights(self, spec: BranchSpec) -> None:
-        """Removes the weights of a cell that nothing needs any more, unless the study keeps them."""
+        """Removes the weights of a cell that nothing else needs, unless the study keeps them."""
         if self.study.config.keep == "none":
             shutil.rmtree(self.study.dir.cell(cell_mark(spec)).checkpoint, ignore_errors=True)
 
@@ -242,7 +242,7 @@ class Job:
     def _merge(
         self, name: str, rule: MergeRule | None, cells: Sequence[Cell]
     ) -> tuple[dict[float | None, State], list[float]]:
-        """Ridge (None where the rule has none) → the merge's step from θ0; and how far each branch went.
+        """Ridge (None where the rule has none) → the merge's step from θ0; and each branch's ‖θ_k − θ0‖.
 
         Args:
             rule: merit's rule of this name; None for one of mergekit's.
@@ -280,7 +280,7 @@ class Job:
         )
 
     def _point(self, model: Any, mark: str, *, test: bool) -> PointScores:
-        """The scores of `model` with its present weights; measured unless they are there."""
+        """The scores of `model` with its present weights: kept ones, or measured now."""
         path = self.study.dir.point(mark)
         known = kept(path, PointScores).record
         if known is not None and (known.test is not None or not test):
