@@ -112,7 +112,10 @@ def advise_run(table: Table, weights: Mapping[str, float]) -> Advice:
         losses = {"in_mixture": row.in_mixture, "unseen": row.unseen, "retention": row.drift}
         known = {face: value for face, value in losses.items() if value is not None}
         found.append(Candidate(row.label, row.description, known, known))
-    note = "one run: the same held-out examples choose and report, so these losses are a little too low"
+    note = (
+        "one run: the same held-out examples choose and report, so these losses are a little too low; "
+        "the report shows their errors"
+    )
     return choose(found, weights, note)
 
 

@@ -145,13 +145,8 @@ class Job:
         """
         study = self.study
         base = self._point(self.ray.reset(), self._mark("base"), test=True)
-        skipped: dict[str, str] = {}
-        plans: dict[str, list[BranchSpec]] = {}
-        for name, method in study.config.methods.items():
-            if method.merge in FOREIGN_RULES and mergekit() is None:
-                skipped[name] = "mergekit is not installed"
-            else:
-                plans[name] = self.data.specs(method, self.share)
+        plans = {name: self.data.specs(method, self.share) for name, method in available_methods(study).items()}
+        skipped = {name: "mergekit is not installed" for name in study.config.methods if name not in plans}
         needed = Counter(cell_mark(spec) for specs in plans.values() for spec in specs)
         results: dict[str, MethodResult] = {}
         total = sum(spec.planned_tokens for specs in plans.values() for spec in specs)
@@ -305,6 +300,12 @@ class Job:
     def _tell(self, done: float, total: float, note: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_state(self.folder / "progress.json", done, max(1, total), note)
+
+
+def available_methods(study: Study) -> dict[str, MethodConfig]:
+    """The study's methods that this machine can merge."""
+    there = mergekit() is not None
+    return {name: item for name, item in study.config.methods.items() if there or item.merge not in FOREIGN_RULES}
 
 
 def mergekit() -> str | None:

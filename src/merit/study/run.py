@@ -77,13 +77,13 @@ def train_cells(study: Study, seed: int, budget: str, progress: Progress = SILEN
     Raises:
         InputError, StageError: as `merit.train.step.run_jobs`.
     """
-    from merit.study.job import SeedData, cell_mark
+    from merit.study.job import SeedData, available_methods, cell_mark
     from merit.train.job import branch_job
     from merit.train.step import prepare_branch, run_jobs
 
     known = summary_so_far(study, seed, budget)
     data = SeedData(study, seed, progress)
-    todo = [method for name, method in study.config.methods.items() if known is None or name not in known.methods]
+    todo = [method for name, method in available_methods(study).items() if known is None or name not in known.methods]
     cells = {cell_mark(spec): spec for method in todo for spec in data.specs(method, study.config.budgets[budget])}
     context = study.cell_run(progress)
     jobs = []
