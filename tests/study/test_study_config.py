@@ -10,7 +10,10 @@ from tiny_study import write_study
 
 from merit.base.errors import InputError
 from merit.config.study import MethodConfig, standard_methods
+from merit.study.advice import advise_study, parse_trade_off
+from merit.study.results import Results
 from merit.study.spec import Study
+from merit.study.tables import draw
 
 
 @pytest.mark.parametrize(
@@ -86,3 +89,13 @@ def test_the_shipped_studies_are_read(name):
     assert len(study.config.mixture) >= {"small": 24, "smollm2": 16}[name]
     assert len(study.config.seeds) >= {"small": 5, "smollm2": 3}[name]
     assert {"joint", "soup-2", "random-4", "merit-1d", "merit-2d", "merit-2d-regmean"} <= set(study.config.methods)
+
+
+@pytest.mark.parametrize("name", ["small", "smollm2", "smollm2-large"])
+def test_the_shipped_results_are_drawn_as_they_stand(name, tmp_path):
+    """Results of earlier versions are still read, and give the tables that lie beside them."""
+    shipped_results = Path(__file__).parents[2] / "studies" / name / "results"
+    draw(Results.load(shipped_results / "results.json"), tmp_path)
+    for file in ("tables.md", "table.tex"):
+        assert (tmp_path / file).read_text() == (shipped_results / file).read_text()
+    assert advise_study(Results.load(shipped_results / "results.json"), parse_trade_off(None)).lines

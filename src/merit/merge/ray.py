@@ -6,7 +6,7 @@ One read of a checkpoint serves every point of its ray. A merge rule of tensors 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ from merit.base.files import atomic_dir
 from merit.config.sections import SHARD_BYTES
 from merit.merge.codec import Scratch
 from merit.merge.inputs import OpenedInputs, copy_side_files, open_inputs, write_config
-from merit.merge.rule import Branches, MergeRule, TensorSteps, normalised
+from merit.merge.rule import Branches, BranchSums, MergeRule, TensorSteps, normalised
 from merit.models.checkpoint import Checkpoint, FilePool, TensorInfo
 from merit.models.layout import find_layout
 from merit.models.loading import empty_model
 from merit.models.source import ModelFolder
 from merit.models.writer import ShardFiles, ShardPlan, out_tensor
+from merit.run.layout import BranchDir, RunDir
+from merit.train.rows import training_rows
+from merit.train.spec import BranchSpec
 
 State = dict[str, Tensor]
 
@@ -78,6 +81,32 @@ class Ray:
             distances.append(norm(step))
             add_step(total, step, weight / sum(weights))
         return {name: value.to(self.theta0[name].dtype) for name, value in total.items()}, distances
+
+    def sum_up(
+        self,
+        rule: MergeRule,
+        branches: Branches,
+        run: RunDir,
+        examples: int,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> tuple[BranchSums, list[float]]:
+        """What a rule of sums has seen after all branches, and each ‖θ_k − θ0‖.
+
+        Args:
+            branches: checkpoints of branches of `run`, which holds their data.
+            examples: training examples of each branch.
+            advance: told how many branches are done.
+        """
+        if rule.sums is None:
+            raise StageError(f"{rule.label}: this rule does not sum over branches")
+        sums, distances = rule.sums(self.theta0), []
+        for done, (folder, weight) in enumerate(zip(branches.folders, rule.weights(branches), strict=True), 1):
+            step = self.step(folder)
+            distances.append(norm(step))
+            spec = BranchSpec.load(BranchDir(folder.parent).spec)
+            sums.add(self.set(step), step, weight, training_rows(run.root, spec, examples))
+            advance(done)
+        return sums, distances
 
     @torch.no_grad()
     def set(self, step: Mapping[str, Tensor], scale: float = 1.0) -> Any:
