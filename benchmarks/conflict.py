@@ -33,8 +33,8 @@ from merit.gradients.sketch import SketchLayout, SketchSpec
 from merit.gradients.store import RowInfo, SketchStore, StoreInfo
 from merit.models.loading import Precision, autocast, load_model, pick_precision
 from merit.models.source import resolve_model
+from merit.split.evidence import captured
 from merit.split.splitters.pca import pca_partition
-from merit.split.spread import captured
 
 FAMILIES = [
     *("ab", "acre", "advanced_geometry", "aiw", "base_conversion", "basic_arithmetic", "binary_alternation"),

@@ -22,8 +22,7 @@ import merit.train.trainer as trainer
 from merit.context import RunContext
 from merit.data import step as mixture_stage
 from merit.data.example import Encoded
-from merit.split.make import make_partition
-from merit.split.splitter import SplitRequest
+from merit.split.splitter import SplitRequest, make_partition
 from merit.train.branch import train_branch
 from merit.train.step import branch_specs
 

@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from merit.compute.batches import aligned_batch, length_batches
+from merit.compute.batches import length_batches, padded
 from merit.config.run import RunConfig
 from merit.config.sections import CalibrationConfig, DatasetConfig, ModelConfig
 from merit.data.check import check_mixture
@@ -50,8 +50,8 @@ def encoded(folder: Path, count: int) -> list[Encoded]:
     for task in ("count", "position", "colour", "word"):
         config = DatasetConfig(path=f"visual:{task}", max_examples=count // 4)
         for read in DatasetReader.open(task, config, folder).read():
-            if read.example is not None:
-                found.append(encoder.encode(read.example))
+            if read.value is not None:
+                found.append(encoder.encode(read.value))
     return found
 
 
@@ -81,7 +81,7 @@ def joined(folder: Path) -> Path:
 def plain(model: Any, rows: list[Encoded]) -> None:
     """Forward and backward, batches of like length, all logits."""
     for batch in length_batches([len(row.input_ids) for row in rows], BATCH_TOKENS):
-        inputs = aligned_batch(model, [rows[index] for index in batch])
+        inputs = padded([rows[index] for index in batch], model)
         labels = inputs.pop("labels")
         logits = model(**inputs, use_cache=False).logits
         functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()).backward()

@@ -23,12 +23,13 @@ import time
 import traceback
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 # In a process's environment: the jobs that it starts are forked too.
 WARM_JOBS = {"MERIT_TEST_WARM_JOBS": "1"}
 _READ_AT_START = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONHASHSEED")}
-_HERE = os.path.dirname(os.path.abspath(__file__))
+_HERE = str(Path(__file__).resolve().parent)
 _SET_CHILD_SUBREAPER = 36  # of prctl: orphans below this process become its children
 
 
@@ -54,7 +55,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
             "program": program,
             "safe": safe or "PYTHONSAFEPATH" in env,
             "env": env,
-            "cwd": os.fspath(asked["cwd"] or os.getcwd()),
+            "cwd": os.fspath(asked["cwd"] or Path.cwd()),
             "session": asked["start_new_session"],
         }
         streams = [asked["p2cread"], asked["c2pwrite"], asked["errwrite"]]
@@ -88,11 +89,11 @@ def import_everything() -> None:
 
     import merit.cli.main
     import merit.diagnose.bench
-    import merit.evaluate.evaluate
+    import merit.evaluate.measure
     import merit.merge.average
     import merit.pipeline
     import merit.report.page
-    import merit.train.train
+    import merit.train.branch
 
     # Lazy modules of theirs.
     _ = (datasets.Dataset, torch.nn.Module, transformers.LlamaForCausalLM, transformers.PreTrainedTokenizerFast)
@@ -114,9 +115,8 @@ class _Nursery:
         """This process's own, which ends with it; started at the first call."""
         if cls._ours is None or cls._ours._owner != os.getpid():
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            program = (
-                f"import sys; sys.path.append({_HERE!r}); import warm; sys.path.pop(); warm.serve({theirs.fileno()})"
-            )
+            find = f"import sys; sys.path.append({_HERE!r}); import warm; sys.path.pop()"
+            program = f"{find}; warm.serve({theirs.fileno()})"
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", program],
                 pass_fds=[theirs.fileno()],
@@ -194,8 +194,8 @@ def _begin(request: dict[str, Any], streams: list[int]) -> NoReturn:
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: PTH123, SIM115
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1, errors="backslashreplace")  # noqa: PTH123, SIM115
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1, errors="backslashreplace")  # noqa: SIM115
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from merit.config import RunConfig, load_config
-    from merit.conflict.measure import measure_conflict
+    from merit.conflict.step import measure_conflict
     from merit.context import RunContext
     from merit.data.build import build_mixture
     from merit.gradients.collect import collect_sketches
     from merit.merge.average import merge_checkpoints
     from merit.pipeline import run_pipeline
     from merit.report.build import build_report
-    from merit.split.make import make_partition
-    from merit.split.splitter import SplitRequest
+    from merit.split.splitter import SplitRequest, make_partition
     from merit.train.branch import train_branch
 
 __version__ = "0.1.0"
@@ -32,8 +31,8 @@ _HOME = {
     "build_report": "merit.report.build",
     "collect_sketches": "merit.gradients.collect",
     "load_config": "merit.config",
-    "make_partition": "merit.split.make",
-    "measure_conflict": "merit.conflict.measure",
+    "make_partition": "merit.split.splitter",
+    "measure_conflict": "merit.conflict.step",
     "merge_checkpoints": "merit.merge.average",
     "run_pipeline": "merit.pipeline",
     "train_branch": "merit.train.branch",

@@ -14,8 +14,7 @@ from merit.base.errors import InputError
 from merit.base.files import read_json
 from merit.base.progress import SILENT, Progress
 from merit.config import RunConfig, load_config
-from merit.config.resolve import resolve_paths
-from merit.config.run import BaselineConfig
+from merit.config.run import BaselineConfig, resolve_paths
 from merit.config.sections import ModelConfig, PrepareStage
 from merit.data.mixture import Mixture
 from merit.models.source import ModelFolder, resolve_model
@@ -31,18 +30,18 @@ class Step:
     """A stage of the pipeline: a function from files to files inside the run directory.
 
     Attributes:
-        run: does it; returns facts for events.jsonl.
-        depends: what its result rests on, as fingerprints; None: it runs at every call.
+        run: runs the stage; returns facts for events.jsonl.
+        depends: the fingerprints of what its result depends on; None: it runs at every call.
         says: what it is about to do, in a few words.
-        outputs: files and folders to remove when the stage is asked for again.
+        outputs: files and folders to remove when the user asks for the stage again.
         files: results whose damage a later run must notice.
-        wanted: whether this run has the stage at all.
+        wanted: whether this run has the stage.
     """
 
     name: str
     run: Callable[[RunContext], dict[str, Any]]
     depends: Callable[[RunContext], dict[str, str]] | None = None
-    says: Callable[[RunContext], str] = lambda _: ""
+    says: Callable[[RunContext], str] = lambda _: "working"
     outputs: Callable[[RunContext], list[Path]] = lambda _: []
     files: Callable[[RunContext], list[Path]] = lambda _: []
     wanted: Callable[[RunContext], bool] = lambda _: True
@@ -65,16 +64,16 @@ class RunContext:
     base: Path  # the folder that relative paths of the configuration are relative to
     run: RunDir
     progress: Progress = SILENT
-    redo: frozenset[str] = frozenset()  # stages that are asked for again
-    partial: bool = False  # merge what is done when a branch failed for good, or the deadline passed
+    redo: frozenset[str] = frozenset()  # stages that the user asked for again
+    partial: bool = False  # if a branch fails for good or the deadline passes, merge the others
     deadline: float | None = None  # Unix seconds, for training in a partial run
 
     @classmethod
     def open(cls, path: Path, *, output: Path | None = None, progress: Progress = SILENT) -> RunContext:
-        """From a configuration file, or from a run directory (which holds its own).
+        """The run of a configuration file, or of a run directory, which holds its configuration.
 
         Raises:
-            InputError: neither; or the configuration has mistakes.
+            InputError: `path` is neither, or the configuration has mistakes.
         """
         if path.is_dir():
             run = RunDir(path)
@@ -112,7 +111,7 @@ class RunContext:
 
     @property
     def branch_model(self) -> ModelConfig:
-        """Where a branch job finds θ0; a prepared one relative to the run, which may have moved."""
+        """Where a branch job finds θ0. The path of a prepared θ0 is relative to the run, which may move."""
         if self.config.prepare is None:
             return self.config.model
         path = relative(self.prepared_branch.checkpoint, self.run.root)
@@ -157,7 +156,7 @@ class RunContext:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """θ0's tokenizer. Preparation does not change it, so it may be asked for before."""
+        """θ0's tokenizer. Preparation does not change it, so it exists before."""
         from merit.models.loading import load_tokenizer
 
         template = self.config.model.chat_template

@@ -14,7 +14,7 @@ from merit.base.errors import InputError
 from merit.base.files import sweep_parts, write_text
 from merit.base.kept import Files, Kept, keep, kept
 from merit.base.record import Record
-from merit.config.resolve import dump_config
+from merit.config.run import dump_config
 from merit.conflict import step as conflict
 from merit.context import RunContext, Step
 from merit.data import step as mixture
@@ -45,16 +45,16 @@ STEPS = (
     report.STEP,
 )
 STAGE_NAMES = tuple(step.name for step in STEPS)
-_FIRST = (prepare.NAME, mixture.NAME)  # read the data: what they find wrong leaves the run directory as it was
+_FIRST = (prepare.NAME, mixture.NAME)  # they read the data; if it is bad, the run directory stays as it was
 
 
 def run_pipeline(context: RunContext, *, start: str | None = None, until: str | None = None) -> None:
-    """Runs the stages whose result is missing or no longer holds.
+    """Runs the stages whose result is missing or out of date.
 
     Args:
         context: the run.
         start: redo from this stage on, whatever the fingerprints say.
-        until: the last stage to run. The report is made all the same, of what is there.
+        until: the last stage to run. The report is made in any case, from what there is.
 
     Raises:
         InputError: bad input, an unknown stage, or another process works on the run.
@@ -82,8 +82,8 @@ def run_pipeline(context: RunContext, *, start: str | None = None, until: str | 
 
 
 def _sweep(context: RunContext) -> None:
-    """Removes what killed processes left half-written. Branches and merges resume from theirs, and sweep for
-    themselves; notes on jobs are written by this process alone."""
+    """Removes half-written files of killed processes. Branches and merges resume from theirs and clean up themselves;
+    only this process writes the records of jobs."""
     run = context.run
     for folder in (run.state, run.data_folder, run.similarity.parent, run.evaluations):
         sweep_parts(folder)
@@ -102,17 +102,17 @@ def _run_stage(context: RunContext, stage: Step) -> None:
     if state.fresh and not forced:
         _log.info("%s: unchanged, kept", stage.name)
         return
-    why = "asked for again" if state.fresh else state.why
+    why = "again, as you asked" if state.fresh else state.why
     if why:
-        _log.info("%s: %s", stage.name, why)
-    elif stage.name not in _FIRST:  # what they find wrong must be the only line
+        _log.info("%s (%s)", stage.says(context), why)
+    elif stage.name not in _FIRST:  # an error in the data must be the only line
         _log.info("%s", stage.says(context))
     forget_stage(context.run, stage.name)
     for path in (*state.damaged, *(stage.outputs(context) if forced else ())):
         _remove(path)
     with stage_events(context.run.events, stage.name) as facts:
         facts |= stage.run(context)
-    if "incomplete" in facts:  # a partial run: the next one goes on with it
+    if "incomplete" in facts:  # a partial run: the next run continues the stage
         return
     finish_stage(context.run, stage.name, depends, [path for path in stage.files(context) if path.is_file()])
 
@@ -146,14 +146,14 @@ def check_stage(run: RunDir, stage: str, depends: Mapping[str, str]) -> Kept[Sta
 
 
 def finish_stage(run: RunDir, stage: str, depends: Mapping[str, str], files: Sequence[Path] = ()) -> None:
-    """Records that `stage` is whole. Call it after everything the stage wrote is on disk.
+    """Records that `stage` is finished. Call it when everything that the stage wrote is on disk.
 
     Args:
-        files: results whose damage would otherwise go unnoticed; their checksums are recorded.
+        files: results whose checksums to record, so that a later run notices damage.
     """
     keep(run.stage(stage), StageRecord(stage=stage, depends=dict(depends)), run.root, files)
 
 
 def forget_stage(run: RunDir, stage: str) -> None:
-    """Removes the record, before the stage's files are touched."""
+    """Removes the stage's record. Call it before you touch the stage's files."""
     run.stage(stage).unlink(missing_ok=True)

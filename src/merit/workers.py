@@ -1,7 +1,7 @@
-"""Spreads the pieces of a stage over devices: one worker job each, on this machine or on a cluster's.
+"""Distributes the pieces of a stage over devices, of this machine or of a cluster: one worker job per device.
 
-Workers take the next piece that no other has taken, so none is planned and none waits for another. A worker that dies
-costs the piece in hand; another one takes it up.
+Each worker takes the next piece that no other has taken, so nothing is planned and no worker waits. If a worker dies,
+its piece is lost, and another worker does it again.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from merit.jobs.job import Job
 
 
 def run_workers(context: RunContext, pieces: int, job: Callable[[int], Job]) -> None:
-    """Starts as many workers as there are devices, this machine's or `launch.parallel` of a cluster, and returns when
-    all have ended. For one it does nothing, since this process is as good a worker; nor where the cluster's machines
+    """Starts one worker per device (this machine's devices, or `launch.parallel` on a cluster) and waits for all.
+
+    It does nothing if there would be only one worker, since this process can do the work, or if the cluster's machines
     do not see the run directory.
 
     Args:
-        pieces: how many there are to share.
+        pieces: how many pieces the workers share.
         job: the job of worker number n.
 
     Raises:
@@ -45,8 +46,8 @@ def run_workers(context: RunContext, pieces: int, job: Callable[[int], Job]) -> 
 def worker_job(context: RunContext, folder: Path, name: str, unit: str, worker: int, arguments: Sequence[str]) -> Job:
     """`merit ARGUMENTS --worker n`, with its marker, progress and output in `folder`.
 
-    `precision: auto` is what this machine likes, also on others: what they measure must be comparable, and is looked
-    for under this name.
+    This machine decides what `precision: auto` means for all workers: their results must be comparable, and are stored
+    under this precision.
     """
     from merit.models.loading import pick_precision
 
@@ -62,10 +63,10 @@ def worker_job(context: RunContext, folder: Path, name: str, unit: str, worker: 
 
 
 def open_as_worker(root: Path, precision: str | None) -> RunContext:
-    """The run, computed with the precision of the process that shares its work.
+    """The run, with the precision of the process that distributes the work.
 
     Raises:
-        InputError: `root` is no run; no such precision.
+        InputError: `root` is not a run, or there is no such precision.
     """
     context = RunContext.open(root)
     if precision is not None:

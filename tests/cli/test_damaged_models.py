@@ -72,6 +72,6 @@ def test_a_branch_that_is_damaged_before_it_is_merged_is_trained_again(damage, m
     (run / "merge.json").unlink()
     outcome = merit("run", run)
     assert outcome.code == 1, outcome
-    assert "changed since merit branch 1 was trained; run again, and the branch is trained again" in outcome.lines[-1]
+    assert "changed since merit branch 1 was trained; run again to retrain the branch" in outcome.lines[-1]
     assert merit("run", run).code == 0
     assert weights(run) == before

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from merit.base.errors import InputError
 from merit.config import RunConfig, load_config
-from merit.config.resolve import dump_config, resolve_paths, versions
+from merit.config.run import dump_config, resolve_paths, versions
 
 SMALL = {"model": "m", "mixture": {"a": {"path": "a.jsonl"}, "b": {"path": "b.jsonl"}}, "split": {"axes": 1}}
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from sketches import noisy_store, store_of
 
-from merit.conflict.measure import measure_conflict
-from merit.conflict.records import AxesResult, ConflictResult
+from merit.conflict.axes import AxesResult
+from merit.conflict.similarity import ConflictResult
+from merit.conflict.step import measure_conflict
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
 from merit.run.layout import RunDir
 
@@ -74,5 +75,5 @@ def test_notes_name_what_cannot_be_trusted(tmp_path):
 
 
 def test_no_torch():
-    code = "import sys, merit.conflict.measure, merit.split.make; sys.exit('torch' in sys.modules)"
+    code = "import sys, merit.conflict.step, merit.split.splitter; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,8 +8,7 @@ from sketches import cosines, noisy_gram, noisy_store, store_of
 
 from merit.base.errors import InputError
 from merit.conflict import similarity
-from merit.conflict.reliability import disattenuated, half_cosines, noise, reliability
-from merit.conflict.similarity import half_gram
+from merit.conflict.similarity import disattenuated, half_cosines, half_gram, noise, reliability
 
 NAMES = [f"d{i}" for i in range(6)]
 

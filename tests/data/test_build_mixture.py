@@ -72,7 +72,7 @@ def test_counts_are_those_of_the_rows(tmp_path, run):
     assert all(text.endswith("<|im_end|>") for shown in summary.rendered for text, loss in shown.pieces if loss)
     for row in data:
         assert row.held_out == is_held_out(row.id, 0.2)
-        assert row.supervised == sum(label != -100 for label in row.labels)
+        assert row.encoded.supervised == sum(label != -100 for label in row.encoded.labels)
         assert row.reference == row.prompt_text.split("what is ")[1].split("?")[0].join(["it is ", ""])
     assert Mixture.load(run.mixture).datasets[0] == summary
 
@@ -268,7 +268,7 @@ def test_a_run_directory_that_cannot_be_written(tmp_path, run, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store.StoreWriter, "finish", full)
+    monkeypatch.setattr(store, "_seal", full)
     with pytest.raises(StageError, match="the disk is full"):
         one(tmp_path, run, qa(40))
     assert not list(run.root.rglob("*.arrow*"))

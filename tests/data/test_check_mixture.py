@@ -116,7 +116,7 @@ def test_unseen_rows_that_are_trained_on_are_told(tmp_path):
     settings = config({"a": {"path": "a.jsonl"}}, unseen={"b": {"path": "b.jsonl"}})
     report = check_mixture(settings, tmp_path, make_tokenizer())
     assert report.ok
-    assert report.datasets[1].warnings == ["5 of its 25 examples are in the mixture, too: they are not unseen"]
+    assert report.datasets[1].warnings == ["5 of its 25 examples are also in the mixture: they are not unseen"]
 
 
 def test_a_tokenizer_that_cannot_be_used_is_an_error(tmp_path):

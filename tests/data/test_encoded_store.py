@@ -20,7 +20,7 @@ from merit.data.store import EncodedDataset, StoredExample, calibration_rows, wr
 def stored(number: int, *, held_out: bool = False, length: int = 5) -> StoredExample:
     """A row whose content hash is a scrambled `number`."""
     encoded = Encoded(list(range(length)), [IGNORED] * (length - 2) + [length - 2, length - 1], truncated=number == 3)
-    return StoredExample.of(
+    return StoredExample(
         f"{number * 2654435761 % 2**32:08x}" + f"{number:024x}",
         encoded,
         held_out=held_out,
@@ -45,13 +45,13 @@ def test_rows_come_back_as_they_went_in(path):
     assert data.summary is None
     assert list(data) == rows
     assert data[np.int64(599)] == rows[599]
-    assert data.lengths.tolist() == [len(row.input_ids) for row in rows]
-    assert data.supervised.tolist() == [row.supervised for row in rows] == [2] * 600
-    assert data.truncated.tolist() == [row.truncated for row in rows]
+    assert data.lengths.tolist() == [len(row.encoded.input_ids) for row in rows]
+    assert data.supervised.tolist() == [row.encoded.supervised for row in rows] == [2] * 600
+    assert data.truncated.tolist() == [row.encoded.truncated for row in rows]
     assert sorted([*data.train, *data.held_out]) == list(range(600))
     assert [rows[row].id for row in data.train] == sorted(row.id for row in rows if not row.held_out)
     assert [rows[row].id for row in data.held_out] == sorted(row.id for row in rows if row.held_out)
-    assert data.table.column("labels").to_pylist() == [row.labels for row in rows]
+    assert data.table.column("labels").to_pylist() == [row.encoded.labels for row in rows]
     assert list(pickle.loads(pickle.dumps(data))) == rows
     for row in (-1, 600):
         with pytest.raises(IndexError):

@@ -49,8 +49,8 @@ def examples(folder: Path, rows: list[dict], name: str = "d.jsonl", **config) ->
 
 def one(folder: Path, row: dict, **config) -> Example:
     (read,) = examples(folder, [row], **config)
-    assert read.example is not None, read.error
-    return read.example
+    assert read.value is not None, read.error
+    return read.value
 
 
 def data_address(content: bytes) -> str:
@@ -96,7 +96,7 @@ def test_huggingface_image_columns_of_parquet(tmp_path):
     rows = [{**QA, "image": {"bytes": png(8, 8, seed), "path": f"{seed}.png"}} for seed in range(3)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
     reads = list(DatasetReader.open("d", DatasetConfig(path="d.parquet"), tmp_path).read())
-    assert [read.example.images[0].read() for read in reads] == [row["image"]["bytes"] for row in rows]
+    assert [read.value.images[0].read() for read in reads] == [row["image"]["bytes"] for row in rows]
 
 
 def test_places_of_several_images(tmp_path):
@@ -134,7 +134,7 @@ def test_bad_rows_have_their_line(tmp_path, row, line):
     (tmp_path / "a.png").write_bytes(png(8, 8))
     (tmp_path / "empty.png").write_bytes(b"")
     (read,) = examples(tmp_path, [row])
-    assert read.example is None
+    assert read.value is None
     assert str(read.error).startswith(line)
 
 
@@ -221,7 +221,7 @@ def test_the_run_keeps_the_bytes(tmp_path, tokenizer):
     build_mixture(run_config(), tmp_path, run, tokenizer)
     stored = EncodedDataset.open(run.data("d"))
     files = {(tmp_path / f"{line}.png").read_bytes() for line in range(1, 36) if line != 15}
-    assert all(row.pictures[0] in files and row.prompt_images == 1 for row in stored)
+    assert all(row.encoded.images[0] in files and row.encoded.prompt_images == 1 for row in stored)
 
 
 def example(*sizes: tuple[int, int], answer: str = "red dog") -> Example:

@@ -23,7 +23,7 @@ def test_rows(tmp_path, task):
     other = DatasetConfig(path=f"visual:{task}", max_examples=2, options={"seed": 1})
     assert next(iter(VisualSource.open(other, "mixture.d").rows())).value != rows[0]
     (read, *_) = DatasetReader.open("d", DatasetConfig(path=f"visual:{task}", max_examples=1), tmp_path).read()
-    assert read.example.images[0].read() == rows[0]["image"]["bytes"]
+    assert read.value.images[0].read() == rows[0]["image"]["bytes"]
 
 
 def test_more_is_asked_about_the_same_picture(tmp_path):
@@ -48,8 +48,8 @@ def test_more_is_asked_about_the_same_picture(tmp_path):
     assert min(second.values()) > 15
     config = DatasetConfig(path="visual:compare", max_examples=1, options={"talk": True})
     (read,) = DatasetReader.open("d", config, tmp_path).read()
-    assert [turn.role for turn in read.example.completion] == ["assistant", "user", "assistant", "user", "assistant"]
-    assert len(read.example.images) == 1
+    assert [turn.role for turn in read.value.completion] == ["assistant", "user", "assistant", "user", "assistant"]
+    assert len(read.value.images) == 1
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def write_data(folder: Path, rows: int = 24) -> None:
 def finish_run(recipe: Path, *, steps: int = 12, rate: float = 2e-3) -> RunDir:
     """Every stage up to `merge` of a recipe."""
     from merit.base.files import write_text
-    from merit.config.resolve import dump_config
+    from merit.config.run import dump_config
     from merit.conflict import step as conflict
     from merit.context import RunContext
     from merit.data import step as mixture

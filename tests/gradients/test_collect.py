@@ -28,7 +28,7 @@ CONFIG = CalibrationConfig(examples=4, fold=7, batch_tokens=64)
 
 def write_dataset(run, name, data):
     rows = [
-        StoredExample.of(
+        StoredExample(
             hashlib.sha256(repr(e.input_ids).encode()).hexdigest()[:32],
             e,
             held_out=False,

@@ -155,10 +155,10 @@ def _only_text(reader: DatasetReader) -> None:
     """What was accepted is text that can be stored."""
     try:
         for read in chosen_rows(reader, select(reader, lambda _: None, lambda _: None)):
-            if read.example is not None:
-                for turn in (*read.example.prompt, *read.example.completion):
+            if read.value is not None:
+                for turn in (*read.value.prompt, *read.value.completion):
                     turn.content.encode("utf-8")
-                json.dumps([read.example.reference, read.example.verifier])
+                json.dumps([read.value.reference, read.value.verifier])
     except UnicodeEncodeError as error:
         raise Escape(f"accepted text that cannot be stored: {error}") from None
     except InputError:

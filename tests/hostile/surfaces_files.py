@@ -10,7 +10,7 @@ from values import as_json, as_yaml, mutated, texts_of
 from verdict import Escape
 
 from merit.config import load_config
-from merit.config.resolve import dump_config, resolve_paths
+from merit.config.run import dump_config, resolve_paths
 from merit.config.study import StudyConfig
 from merit.config.yaml import load_section
 from merit.data.build import open_readers

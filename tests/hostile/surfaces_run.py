@@ -24,7 +24,8 @@ from merit.base.files import inside, safe_name
 from merit.base.record import Record
 from merit.cli.console import print_table
 from merit.config.sections import ModelConfig, TrainConfig
-from merit.conflict.records import AxesResult, ConflictResult
+from merit.conflict.axes import AxesResult
+from merit.conflict.similarity import ConflictResult
 from merit.data.mixture import Mixture
 from merit.diagnose.check import all_checks
 from merit.evaluate.drift import DriftSet
@@ -147,7 +148,7 @@ def show_run(folder: Path) -> None:
 
     with (
         _WITHOUT_PLOTLY,
-        patch.object(slurm, "installed", lambda: True),
+        patch.object(slurm, "missing_commands", lambda: []),
         patch.object(slurm, "_call", _only_ids),
     ):
         build_report(folder)

@@ -17,16 +17,15 @@ from merit.base.errors import InputError, Problems
 from merit.base.files import read_json, write_json
 from merit.config.sections import ModelConfig
 from merit.config.yaml import read_yaml
-from merit.conflict.records import load_similarity
+from merit.conflict.similarity import load_similarity
 from merit.data.files import ParquetFile
 from merit.data.image import BadImage
 from merit.data.image_fields import ImageSource
 from merit.jobs.engines import slurm
 from merit.jobs.job import JobRecord
-from merit.merge.inputs import open_inputs
-from merit.merge.journal import NAME, Journal
+from merit.merge.inputs import copy_side_files, open_inputs
 from merit.merge.recipe import read_mergekit
-from merit.merge.source import copy_side_files
+from merit.merge.staging import JOURNAL, Journal
 from merit.models.adapter import Adapter
 from merit.models.checkpoint import Checkpoint, read_header
 from merit.models.source import resolve_model
@@ -284,7 +283,7 @@ def test_lines_of_logs_that_are_no_json(tmp_path: Path) -> None:
     "line", ["7", '{"block": "x"}', '{"block": 1}', '{"block": 1, "sums": 7}', '{"block": 1e999, "sums": []}']
 )
 def test_a_journal_of_another_making_is_begun_anew(line: str, tmp_path: Path) -> None:
-    (tmp_path / NAME).write_text(f'{{"mark":"m"}}\n{line}\n')
+    (tmp_path / JOURNAL).write_text(f'{{"mark":"m"}}\n{line}\n')
     journal = Journal(tmp_path, "m")
     journal.close()
     assert (journal.resumed, journal.done) == (False, {})

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from merit.base.errors import InputError
 from merit.base.files import sha256_file
-from merit.cli.merge_command import merge_models
+from merit.cli.merge_command import Merging, merge_models
 from merit.merge.average import merge_checkpoints
 from merit.merge.lora import merge_adapters, read_rows
 from merit.models.adapter import Adapter
@@ -189,6 +189,6 @@ def test_adapters_by_hub_id(tmp_path, monkeypatch):
         return str(tmp_path / name.removeprefix("org/"))
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    merge_models(["org/adapter0", "org/adapter1"], output=tmp_path / "out", weights="1,1", base="org/base")
+    merge_models(["org/adapter0", "org/adapter1"], Merging(tmp_path / "out", weights="1,1", base="org/base"))
     assert asked == ["org/adapter0", "org/adapter1", "org/base"]
     close(read(tmp_path / "out"), {name: (merged[0][name] + merged[1][name]) / 2 for name in merged[0]})

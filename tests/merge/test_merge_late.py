@@ -8,9 +8,8 @@ from merge_folders import bits, exact_mean, read, write
 
 from merit.base.errors import InputError
 from merit.base.files import sha256_file
-from merit.merge.average import merge_checkpoints
-from merit.merge.late import add_branch, remove_branch
-from merit.merge.plan import WeightRule
+from merit.merge.average import add_branch, merge_checkpoints, remove_branch
+from merit.merge.record import WeightRule
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ import sys, time
 from pathlib import Path
 from merit.merge import plan
 from merit.merge import stream
-from merit.merge.accumulate import Accumulator
+from merit.merge.stream import Accumulator
 from merit.merge.average import merge_checkpoints
 plan.BLOCK_ELEMENTS, stream.CHUNK, stream.JOURNAL_SECONDS = 2000, 1000, 0.02
 chunk = Accumulator.chunk

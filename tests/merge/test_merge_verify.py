@@ -11,13 +11,12 @@ from merge_folders import read, write
 
 from merit.base.errors import InputError, StageError
 from merit.base.files import sha256_file
-from merit.cli.merge_command import merge_models, parse_bytes, parse_weights
+from merit.cli.merge_command import Merging, merge_models, parse_bytes, parse_weights, verify_models
 from merit.merge import plan
-from merit.merge.average import merge_checkpoints
+from merit.merge.average import merge_checkpoints, remove_branch
 from merit.merge.card import write_card
-from merit.merge.late import remove_branch
-from merit.merge.plan import WeightRule
 from merit.merge.recipe import other_method_recipe, read_mergekit
+from merit.merge.record import WeightRule
 from merit.merge.verify import verify_merge
 
 
@@ -146,7 +145,7 @@ def test_task_arithmetic_is_a_point_on_the_ray(trio):
         "parameters": {"lambda": 0.4}, "dtype": "float32",
     }  # fmt: skip
     (trio / "r.yaml").write_text(yaml.safe_dump(recipe))
-    merge_models([str(trio / "r.yaml")], output=trio / "out")
+    merge_models([str(trio / "r.yaml")], Merging(trio / "out"))
     a, b, base, out = (read(trio / name) for name in ("a", "b", "base", "out"))
     for name, value in out.items():
         expected = base[name] + 0.4 * (0.5 * (a[name] - base[name]) + 0.5 * (b[name] - base[name]))
@@ -155,17 +154,14 @@ def test_task_arithmetic_is_a_point_on_the_ray(trio):
 
 def test_command(trio, monkeypatch):
     inputs = [str(trio / "a"), str(trio / "b")]
-    lines = merge_models(
-        inputs, output=trio / "out", weights="3,1;t1=0,1", scale=[1.0, 0.5], base=str(trio / "base"), memory="8MB"
-    )
+    wanted = Merging(trio / "out", weights="3,1;t1=0,1", scale=[1.0, 0.5], base=str(trio / "base"), memory="8MB")
+    lines = merge_models(inputs, wanted).lines
     assert lines[0].startswith("merged 2 inputs, 3,600 parameters in float32")
     assert [line.split(":")[0] for line in lines[3:]] == ["β = 1", "β = 0.5"]
     assert torch.equal(read(trio / "out")["t1"], read(trio / "b")["t1"])
-    assert (
-        "3 random blocks (100% of the parameters)" in merge_models([str(trio / "out@0.5")], output=None, verify=True)[0]
-    )
-    (result,) = merge_models(inputs, output=trio / "json", json_out=True)
-    assert json.loads(result)["weights"] == [0.5, 0.5]
+    assert "3 random blocks (100% of the parameters)" in verify_models([str(trio / "out@0.5")], None).lines[0]
+    result = merge_models(inputs, Merging(trio / "json")).record
+    assert json.loads(result.model_dump_json())["weights"] == [0.5, 0.5]
     for options, match in [
         ({"output": None}, "name a folder with -o"),
         ({"weights": "1,x"}, "not numbers with commas"),
@@ -175,18 +171,18 @@ def test_command(trio, monkeypatch):
         ({"adapter": "exact"}, "name the model that the adapters"),
     ]:
         with pytest.raises(InputError, match=match):
-            merge_models(inputs, **{"output": trio / "x"} | options)
+            merge_models(inputs, Merging(**{"output": trio / "x"} | options))
 
 
 def test_url_in_and_out(trio, monkeypatch):
     monkeypatch.setenv("MERIT_CACHE", str(trio / "cache"))
     urls = [f"file://{trio}/a", f"file://{trio}/b"]
-    merge_models(urls, output=f"file://{trio}/sent")
-    merge_models([str(trio / "a"), str(trio / "b")], output=trio / "local")
+    merge_models(urls, Merging(f"file://{trio}/sent"))
+    merge_models([str(trio / "a"), str(trio / "b")], Merging(trio / "local"))
     assert sha256_file(trio / "sent/model.safetensors") == sha256_file(trio / "local/model.safetensors")
     assert list((trio / "cache/outgoing").iterdir()) == []
     with pytest.raises(InputError, match="exists already"):
-        merge_models(urls, output=f"file://{trio}/sent")
+        merge_models(urls, Merging(f"file://{trio}/sent"))
 
     def lost(*_):
         raise OSError("connection lost")
@@ -194,13 +190,13 @@ def test_url_in_and_out(trio, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("fsspec.implementations.local.LocalFileSystem.put_file", lost)
         with pytest.raises(StageError, match="sending failed"):
-            merge_models(urls, output=f"file://{trio}/again")
-    merge_models(urls, output=f"file://{trio}/again")
+            merge_models(urls, Merging(f"file://{trio}/again"))
+    merge_models(urls, Merging(f"file://{trio}/again"))
     assert sha256_file(trio / "again/model.safetensors") == sha256_file(trio / "local/model.safetensors")
     with pytest.raises(InputError, match="cannot be fetched"):
-        merge_models([f"file://{trio}/nowhere"], output=trio / "x")
+        merge_models([f"file://{trio}/nowhere"], Merging(trio / "x"))
     with pytest.raises(InputError, match="cannot be opened"):
-        merge_models(["nosuch://x/y"], output=trio / "x")
+        merge_models(["nosuch://x/y"], Merging(trio / "x"))
 
 
 def test_small_parts():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from merit.merge import worker
-from merit.merge.worker import Worker
+from merit.merge import stream
+from merit.merge.stream import Worker
 
 
 def test_it_works_and_ends():
@@ -20,9 +20,9 @@ def test_it_works_and_ends():
 
 
 def test_one_that_never_begins_is_given_up(monkeypatch):
-    monkeypatch.setattr(worker._thread, "start_new_thread", lambda work, arguments: 0)
+    monkeypatch.setattr(stream._thread, "start_new_thread", lambda work, arguments: 0)
     item = Worker(lambda: None)
     item.start()
     assert item.is_alive()
-    monkeypatch.setattr(worker, "_BEGIN_SECONDS", 0.0)
+    monkeypatch.setattr(stream, "_BEGIN_SECONDS", 0.0)
     assert not item.is_alive()

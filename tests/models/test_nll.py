@@ -6,7 +6,8 @@ import pytest
 import torch
 import transformers
 
-from merit.compute.batches import length_batches, right_aligned
+from merit.compute.batches import length_batches, padded
+from merit.compute.head import task_of
 from merit.compute.losses import supervised_nll
 from merit.data.example import Encoded
 
@@ -59,12 +60,13 @@ def test_rows_without_loss_give_none() -> None:
     assert result.nll.numel() == 0
 
 
-def test_alignment() -> None:
-    batch = right_aligned(ROWS[:2], pad_token=42)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9], [42, 42, 42, 3, 4]]
-    assert batch["labels"].tolist() == [[-100, -100, -100, 8, 9], [-100, -100, -100, -100, 4]]
-    assert batch["attention_mask"].tolist() == [[1] * 5, [0, 0, 0, 1, 1]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 0, 1]]
+def test_padding() -> None:
+    batch = padded(ROWS[:2], pad_token=42)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9], [3, 4, 42, 42, 42]]
+    assert batch["labels"].tolist() == [[-100, -100, -100, 8, 9], [-100, 4, -100, -100, -100]]
+    assert batch["attention_mask"].tolist() == [[1] * 5, [1, 1, 0, 0, 0]]
+    task = task_of(batch)
+    assert (task.keep.tolist(), task.targets.tolist(), task.owner.tolist()) == ([2, 3, 5], [8, 9, 4], [0, 0, 1])
 
 
 def test_batches_hold_like_lengths_and_no_more_tokens_than_allowed() -> None:

@@ -117,7 +117,7 @@ def test_sketches_are_those_of_plain_gradients(folder, encoded, encoder, freeze)
 def write_branch(run: RunDir, k: int, folder: Path, encoded: list[Encoded], lora: LoraSection | None = None) -> None:
     path = run.data(f"d{k}")
     stored = [
-        StoredExample.of(f"{number:032x}", item, held_out=False, prompt_ids=[1], prompt_text="")
+        StoredExample(f"{number:032x}", item, held_out=False, prompt_ids=[1], prompt_text="")
         for number, item in enumerate(encoded)
     ]
     write_store(path, stored, images=True)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import warm
-from merit.base.program import merit_command
+from merit.base.machine import merit_command
 from merit.cli.main import run
 
 # To be formatted with `model`; the four files of four_files.py, cut in two.

@@ -188,7 +188,7 @@ def test_a_partial_run_says_so_everywhere(copied: RunDir, capsys: pytest.Capture
     # A deadline that has passed before anything is trained.
     assert merit(["run", str(run.root), "--partial", "--deadline", "0s"]) == 0
     out, err = capsys.readouterr()
-    assert "going on without the branches that are not done: the deadline has passed" in err
+    assert "continuing without the branches that failed or were late: the deadline has passed" in err
     assert "Partial: `merit` is merged without branch 1, which was not done in time." in out
     assert "only 1 of 2 branches" in Table.load(run.table).rows[1].description
     assert "Partial: " in run.card.read_text()

@@ -12,7 +12,8 @@ from runs import merit, merit_here, weights_of, write_recipe
 from safetensors.torch import load_file
 
 from four_files import write_four_files
-from merit.conflict.records import AxesResult, ConflictResult
+from merit.conflict.axes import AxesResult
+from merit.conflict.similarity import ConflictResult
 from merit.data.mixture import Mixture
 from merit.evaluate.scores import Table
 from merit.run.events import read_events

@@ -73,7 +73,8 @@ def test_a_mixture_of_text_one_and_three_images(warm_jobs, tmp_path):
     merit("run", tmp_path / "merit.yaml", "-o", tmp_path / "run")
     run = RunDir(tmp_path / "run")
     counts = {
-        name: {len(row.pictures) for row in EncodedDataset.open(run.data(name))} for name in ("one", "text", "three")
+        name: {len(row.encoded.images) for row in EncodedDataset.open(run.data(name))}
+        for name in ("one", "text", "three")
     }
     assert counts == {"one": {1}, "text": {0}, "three": {3}}
     gate = GateResult.load(run.gate_record)

@@ -10,7 +10,8 @@ import numpy as np
 import yaml
 
 from merit.base.files import write_json, write_text
-from merit.conflict.records import AxesResult, ConflictResult
+from merit.conflict.axes import AxesResult
+from merit.conflict.similarity import ConflictResult
 from merit.data.mixture import DatasetSummary, Mixture, Rendered, SplitCounts
 from merit.evaluate.drift import DriftSet
 from merit.evaluate.scores import Comparison, DatasetScore, ModelScores, Table, TableRow

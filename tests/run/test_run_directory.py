@@ -226,5 +226,5 @@ def test_a_sealed_record_knows_when_its_file_is_damaged(tmp_path):
     for damaged in (text.replace("0.1", "0.3"), text.replace('"seal": "', '"seal": "0'), text.replace("é", "e")):
         assert damaged != text
         (tmp_path / "x.json").write_text(damaged)
-        with pytest.raises(InputError, match="damaged: what it says is not what was written"):
+        with pytest.raises(InputError, match="damaged: its content is not what was written"):
             Score.load(tmp_path / "x.json")

@@ -7,11 +7,9 @@ import pytest
 
 from merit.base.errors import InputError
 from merit.conflict.axes import principal_axes
-from merit.conflict.reliability import score_noise
-from merit.conflict.similarity import HalfGram, cosines
-from merit.split.evidence import AxisEvidence, _reason, weigh_axes
+from merit.conflict.similarity import HalfGram, cosines, score_noise
+from merit.split.evidence import AxisEvidence, _reason, captured, weigh_axes
 from merit.split.splitters.pca import pca_partition
-from merit.split.spread import captured
 
 COUNT = 16
 NAMES = tuple(f"d{i:02d}" for i in range(COUNT))

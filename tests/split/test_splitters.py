@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from merit.base.errors import InputError, Problems, StageError
 from merit.conflict.axes import principal_axes
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
-from merit.split.make import make_partition
-from merit.split.splitter import SplitRequest
+from merit.split.evidence import between_variance
+from merit.split.splitter import SplitRequest, make_partition
 from merit.split.splitters.adversarial import adversarial_partition
 from merit.split.splitters.random import random_partition
-from merit.split.spread import between_variance
 
 
 def mixture_of(tokens, weight=1.0):

@@ -7,7 +7,7 @@ import pytest
 from test_evidence import COUNT, NAMES, TOKENS, halves_of, planted
 
 from merit.split.agreement import agreement, mantel
-from merit.split.stability import stability
+from merit.split.evidence import stability
 
 
 def test_strong_conflict_is_stable_and_noise_is_not():

@@ -20,7 +20,7 @@ from pictures import png
 def stored(index: int, *images: bytes) -> StoredExample:
     encoded = Encoded([5, 6, 7], [-100, 6, 7], False, images, len(images))
     ident = f"{index:032x}"
-    return StoredExample.of(ident, encoded, held_out=False, prompt_ids=[5], prompt_text="five")
+    return StoredExample(ident, encoded, held_out=False, prompt_ids=[5], prompt_text="five")
 
 
 def branch_of(run: RunDir, name: str) -> BranchSpec:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from merit.compute.batches import right_aligned
-from merit.compute.losses import batch_nll
+from merit.compute.batches import padded
+from merit.compute.head import task_nll, task_of
 from merit.data.example import IGNORED, Encoded
 from merit.models.loading import load_model
-from merit.train.trainer import collate, may_pack, packed_task, task_nll
+from merit.train.trainer import attending, collate, may_pack
 from prompted import PROMPT, prompted
 
 CPU = torch.device("cpu")
@@ -27,9 +27,9 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_packed_row_has_the_loss_and_gradients_of_padded_examples(tiny_model: Path, checkpointing: bool) -> None:
     model = load_model(tiny_model).train()
-    batch = right_aligned(ROWS)
-    padded = batch_nll(model, batch).nll.sum()
-    padded.backward()
+    batch = padded(ROWS)
+    expected = task_nll(model, task_of(batch)).sum()
+    expected.backward()
     wanted = gradients(model)
 
     if checkpointing:
@@ -38,10 +38,11 @@ def test_a_packed_row_has_the_loss_and_gradients_of_padded_examples(tiny_model: 
     assert packed is not None
     assert packed["examples"] == 3
     assert (packed["labels"][:, 1:] != IGNORED).sum() == (batch["labels"] != IGNORED).sum()
-    with packed_task(model, packed) as task:
+    task = task_of(packed)
+    with attending(model, packed):
         loss = task_nll(model, task).sum()
         loss.backward()
-    torch.testing.assert_close(loss, padded, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
     for name, found in gradients(model).items():
         torch.testing.assert_close(found, wanted[name], rtol=1e-5, atol=1e-6, msg=name)
     # The common prompt once, of each example its own tokens but the last, and nothing of the one without an answer.

@@ -13,8 +13,7 @@ from four_files import write_four_files
 from merit.context import RunContext
 from merit.data import step as mixture_stage
 from merit.run.layout import RunDir
-from merit.split.make import make_partition
-from merit.split.splitter import SplitRequest
+from merit.split.splitter import SplitRequest, make_partition
 from merit.train import branch
 from merit.train.branch import train_branch
 from merit.train.step import branch_specs

@@ -35,8 +35,7 @@ train: {{learning_rate: 0.1, batch_tokens: 1000000, micro_batch_tokens: {micro},
 
 
 def _train(folder: Path, model: Path, *, micro: int, lora: str = "null") -> tuple[RunContext, BranchResult]:
-    from merit.split.make import make_partition
-    from merit.split.splitter import SplitRequest
+    from merit.split.splitter import SplitRequest, make_partition
 
     write_four_files(folder)
     file = folder / "merit.yaml"
@@ -60,11 +59,11 @@ def _reference_step(run: RunDir, model_folder: Path) -> tuple[dict[str, torch.Te
         stored = EncodedDataset.open(run.data(item.name))
         for row in stored.train:
             example = stored[int(row)]
-            ids, labels = torch.tensor([example.input_ids]), torch.tensor([example.labels])
-            loss = model(input_ids=ids, labels=labels).loss * example.supervised
+            ids, labels = torch.tensor([example.encoded.input_ids]), torch.tensor([example.encoded.labels])
+            loss = model(input_ids=ids, labels=labels).loss * example.encoded.supervised
             loss.backward()
             loss_sum += loss.detach().double()
-            total += example.supervised
+            total += example.encoded.supervised
     stepped = {name: (value - 0.1 * value.grad / total).detach() for name, value in model.named_parameters()}
     return stepped, float(loss_sum) / total, total
 

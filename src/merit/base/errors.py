@@ -71,21 +71,21 @@ class StageError(MeritError):
     """A stage failed while it ran (a branch died, a disk filled up). Exit code 1; a rerun resumes."""
 
 
-# torch (CPU, CUDA), the C++ library, Python's threads and its loader of libraries, each in its own words.
+# What torch (CPU, CUDA), the C++ library, Python's threads and its loader of libraries say.
 _NO_MEMORY = re.compile(
     r"out of memory|not enough memory|[Cc]an(?:'t|not) allocate memory|bad_alloc|can't start new thread"
     r"|Failed to launch worker thread|failed to map segment|CUBLAS_STATUS_ALLOC_FAILED"
-    r"|error return without exception set|without setting an exception"  # CPython, with no memory to make one
+    r"|error return without exception set|without setting an exception"  # CPython without memory for an exception
 )
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether `error`, or one that it came of, says that memory ran out; few libraries raise a `MemoryError`."""
+    """Whether `error` or one of its causes says that memory ran out; few libraries raise a `MemoryError`."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, MemoryError):
             return True
-        # Our own errors and a parser's may quote the user's text, and the system's the name of a file.
+        # merit's errors and a parser's may quote the user's text, and the system's may quote a file name.
         if isinstance(seen, OSError) and seen.errno is not None:
             if seen.errno == errno.ENOMEM:
                 return True
@@ -96,15 +96,15 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def printable(text: str) -> str:
-    """`text` on one line with control characters escaped, so that no input can drive the user's terminal."""
+    """`text` on one line, with control characters escaped, so that no input can control the user's terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _shown(text: str) -> str:
-    """`text` on one line that a person can read to its end: input may be a gigabyte long."""
+    """`text` on one line and cut to a readable length: input may be a gigabyte long."""
     return printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of another library says, in one line; its class where it says nothing."""
+    """The first line of an exception's message; its class if there is no message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,8 +1,8 @@
 """Extensions: a splitter, merge rule, check, engine or data format is one object in one file.
 
-The file's name is the extension's name, so that the configuration's schema and `--help` know every name without
-importing anything. Built-in files lie in the packages of `HOMES`; anyone's own lie in a folder `merit_ext/KIND/` beside
-the modules that Python already finds (a namespace package: it needs no `__init__.py`).
+The file's name is the extension's name. So the configuration's schema and `--help` know every name without an import.
+Built-in files are in the packages of `HOMES`. Yours are in a folder `merit_ext/KIND/` anywhere on the Python path (a
+namespace package: it needs no `__init__.py`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ FOREIGN = "merit_ext"
 
 @cache
 def files(kind: Kind) -> dict[str, Path]:
-    """Name → file of every extension of this kind, built-in ones first, each sorted by name.
+    """Name → file of every extension of this kind: the built-in ones by name, then the others by name.
 
     Raises:
-        InputError: a file of `merit_ext` has the name of another extension.
+        InputError: a file in `merit_ext` has the name of another extension.
     """
     package, _ = HOMES[kind]
     found: dict[str, Path] = {}
@@ -51,27 +51,27 @@ def names(kind: Kind) -> tuple[str, ...]:
 
 
 def summary(kind: Kind, name: str) -> str:
-    """The first line of the file's docstring, read without importing or parsing the file; empty where it has none."""
+    """The first line of the file's docstring, without importing or parsing the file; empty if there is none."""
     lines = files(kind)[name].read_text(encoding="utf-8", errors="replace").splitlines()
     first = next((line for line in lines if line and not line.startswith("#")), "")
     return first[3:].removesuffix('"""').strip() if first.startswith('"""') else ""
 
 
 def summaries(kind: Kind) -> str:
-    """What each extension of this kind says of itself, in one paragraph."""
+    """The summaries of all extensions of this kind, in one paragraph."""
     return " ".join(filter(None, (summary(kind, name) for name in names(kind))))
 
 
 def foreign(kind: Kind) -> list[str]:
-    """The names of those that are not merit's own."""
+    """The names of the extensions that are not built in."""
     return [name for name, file in files(kind).items() if file.parent.parent.name == FOREIGN]
 
 
 def stated(kind: Kind, name: str, keyword: str) -> Any:
-    """The literal that the file's definition of its object gives for `keyword`, read without importing the file.
+    """The literal for `keyword` in the definition of the file's object, read without importing the file.
 
     Raises:
-        InputError: the file is no Python, or its definition gives no literal for `keyword`.
+        InputError: the file is not Python, or the definition has no literal for `keyword`.
     """
     file, (_, attribute) = files(kind)[name], HOMES[kind]
     try:
@@ -81,7 +81,7 @@ def stated(kind: Kind, name: str, keyword: str) -> Any:
                 if [ast.unparse(target) for target in node.targets] == [attribute] and keyword in given:
                     return ast.literal_eval(given[keyword])
     except (SyntaxError, ValueError) as error:
-        raise InputError(f"not read: {error}", file=file) from None
+        raise InputError(f"cannot be read: {error}", file=file) from None
     raise InputError(f"defines no {attribute} with a literal `{keyword}`", file=file)
 
 
@@ -107,7 +107,7 @@ def load(kind: Kind, name: str) -> Any:
 def _folders(package: str) -> list[Path]:
     try:
         spec = importlib.util.find_spec(package)
-    except ModuleNotFoundError:  # nobody has a `merit_ext`
+    except ModuleNotFoundError:  # there is no `merit_ext`
         return []
     places = (spec.submodule_search_locations or ()) if spec is not None else ()
     return list(dict.fromkeys(Path(place).absolute() for place in places))  # a folder may be on the path twice

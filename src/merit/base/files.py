@@ -23,12 +23,12 @@ _UNUSABLE = (
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
 )
 _MAX_JSON = 500_000_000  # bytes; tokenizers have tens of millions
-_HASHERS = 8  # threads that hash: more read no faster from one disk
-_WORTH_THREADS = 2**26  # bytes to hash that take longer than threads to start
+_HASHERS = 8  # threads that hash; one disk serves more no faster
+_WORTH_THREADS = 2**26  # bytes; hashing fewer is done before threads have started
 
 
 def disk_is_full(error: OSError) -> bool:
-    """Whether a write failed for want of space. numpy's `tofile` gives no error number, only how much it wrote."""
+    """Whether a write failed because the disk is full. numpy's `tofile` gives no error number, only what it wrote."""
     short = re.fullmatch(r"\d+ requested and \d+ written", str(error))
     return error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and short is not None)
 
@@ -38,8 +38,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turns a full disk or a forbidden path into one clear line that names `path`.
 
     Raises:
-        StageError: the disk is full; what was finished before is kept.
-        InputError: the path may not be written.
+        StageError: the disk is full; finished files stay.
+        InputError: merit may not write the path.
     """
     try:
         yield
@@ -99,11 +99,11 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 
 
 def sweep_parts(folder: Path, *, below: bool = True, of: str | None = None, but: str | None = None) -> None:
-    """Removes what killed processes left behind in `folder`, and `below` it. Call it with the run's lock held.
+    """Removes half-written files that killed processes left in `folder`, and `below` it. Hold the run's lock.
 
     Args:
         of: the only file whose leftovers are removed; default: all.
-        but: a file that another process may be writing at this moment.
+        but: a file that another process may be writing now.
     """
     pattern = f"{of or ''}*{HALF_WRITTEN}"
     for part in list(folder.rglob(pattern) if below else folder.glob(pattern)):
@@ -132,7 +132,7 @@ def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError:  # a file name that is not UTF-8 is half surrogates to Python: JSON can spell them
+    except UnicodeEncodeError:  # a file name that is not UTF-8 has surrogates in Python, which JSON can escape
         text = json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False)
     write_text(path, text + "\n")
 
@@ -141,15 +141,15 @@ def read_json(path: Path, *, parse_int: Callable[[str], int] = int) -> Any:
     """Reads a JSON file.
 
     Args:
-        parse_int: makes a whole number of its digits, or raises ValueError.
+        parse_int: converts the digits of an integer, or raises ValueError.
 
     Raises:
         InputError: the file is missing, unreadable or not JSON; names file and line.
     """
     try:
         info = path.stat()
-        if not stat.S_ISREG(info.st_mode) or info.st_size > _MAX_JSON:  # a pipe would be waited for without end
-            raise InputError(f"cannot be read: no plain file, or larger than {_MAX_JSON:,} bytes", file=path)
+        if not stat.S_ISREG(info.st_mode) or info.st_size > _MAX_JSON:  # reading a pipe may never end
+            raise InputError(f"cannot be read: not a plain file, or larger than {_MAX_JSON:,} bytes", file=path)
         return json.loads(path.read_text(encoding="utf-8"), parse_int=parse_int)
     except FileNotFoundError as error:
         raise InputError("no such file", file=path) from error
@@ -166,10 +166,10 @@ def sha256_file(path: Path) -> str:
 
 
 def digest_files(paths: Sequence[Path], digest: Callable[[Path], str] = sha256_file) -> list[str | None]:
-    """The checksum of each file, several at once; None for what is no file.
+    """The checksum of each file; None for what is not a file.
 
     Raises:
-        OSError: one cannot be read. A disk that fails for a moment is no reason to make anything again.
+        OSError: a file cannot be read. A disk that fails for a moment is no reason to repeat work.
     """
 
     def mark(path: Path) -> str | None:
@@ -182,9 +182,9 @@ def digest_files(paths: Sequence[Path], digest: Callable[[Path], str] = sha256_f
 
 
 def safe_name(name: str) -> str:
-    """The file name that stands for a dataset's name: injective, ASCII, at most 120 characters, never `.` or `..`.
+    """The file name for a dataset's name: injective, ASCII, at most 120 characters, never `.` or `..`.
 
-    Plain names stay as they are; any other keeps its readable characters and gets a hash of the whole.
+    Plain names stay as they are. Any other keeps its readable characters and gets a hash of the whole name.
     """
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,79}", name):
         return name
@@ -193,10 +193,10 @@ def safe_name(name: str) -> str:
 
 
 def is_own(file: Path, folder: Path) -> bool:
-    """Whether `file` is a plain file that lies in `folder`, and no link to one elsewhere.
+    """Whether `file` is a plain file inside `folder`, and not a link to a file elsewhere.
 
-    What is copied out of a stranger's folder, and perhaps published, must not be a file of the user's. In the Hub's
-    cache a snapshot's files are links into the same repository.
+    merit copies files out of strangers' folders and may publish them: a link must not lead to the user's own files. In
+    the Hub's cache a snapshot's files are links into the same repository.
     """
     home = folder.resolve()
     if home.parent.name == "snapshots":
@@ -217,12 +217,12 @@ def inside(root: Path, relative: str) -> Path:
 
 
 def is_url(text: str) -> bool:
-    """Whether `text` is a URL; one that went through `Path` and lost a slash counts."""
+    """Whether `text` is a URL, even one that lost a slash in `Path`."""
     return re.match(r"^[a-z][a-z0-9+.\-]+:/", text) is not None
 
 
 def url_of(text: str) -> str:
-    """The URL with all its slashes."""
+    """The URL with all its slashes, which `Path` may have removed."""
     protocol, rest = text.split(":/", 1)
     if rest.startswith("/"):
         return text
@@ -246,8 +246,7 @@ def open_url(url: str, *, field: str | None = None) -> tuple[Any, str]:
 
 
 def url_errors() -> tuple[type[Exception], ...]:
-    """What a file system of fsspec raises when the place or the way there fails: the system's errors, and those of the
-    HTTP client below it."""
+    """What a file system of fsspec raises when the place or the network fails: OSError and HTTP errors."""
     try:
         from aiohttp import ClientError
     except ImportError:

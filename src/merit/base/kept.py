@@ -1,8 +1,8 @@
-"""Kept results: is what an earlier call left on disk whole, and does it still hold? Decided here.
+"""Kept results: is the result of an earlier call whole, and is it still valid? Only this file decides.
 
-A result is a record, one small JSON file that is written last, and perhaps files that it names. The record says what
-the result rests on (fingerprints) and what its files held (checksums). `keep` writes it; `kept` reads it, and gives it
-back only where all of that still holds. A folder without a record is made in one rename: `made_once`.
+A result is a record, one small JSON file that is written last, and perhaps files that it names. The record has the
+fingerprints of what the result depends on, and the checksums of its files. `keep` writes it. `kept` reads it, and
+returns it only if all of that still holds. A folder without a record appears in one rename: `made_once`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Kept(Generic[KindT]):
 
     Attributes:
         record: None unless everything holds.
-        why: why it does not, in words; empty where nothing was ever kept.
-        changed: what it rests on that is different now.
-        damaged: its files that are not as they were written, or are gone.
+        why: why it does not, in words; empty if nothing was ever kept.
+        changed: the dependencies that are different now.
+        damaged: the files that have changed since they were written, or are gone.
     """
 
     record: KindT | None = None
@@ -49,13 +49,13 @@ class Kept(Generic[KindT]):
 
 @dataclass(frozen=True)
 class Files:
-    """How the files that a record names (`files`: name → checksum) are looked at.
+    """How to check the files that a record names (`files`: name → checksum).
 
     Attributes:
-        root: what their names are relative to.
-        digest: None: a file that is there will do, because its bytes are checked before they are used.
-        alone: whether another file below `root` is damage, too. The record's own is not.
-        always: look even where the record does not hold any more: what is damaged must go, the rest may be of use.
+        root: the folder that their names are relative to.
+        digest: how to hash a file; None: it only has to exist, because its bytes are checked before they are used.
+        alone: whether any other file below `root`, except the record, counts as damage.
+        always: check them even if the record is no longer valid: damaged files must go, the others may be of use.
     """
 
     root: Path
@@ -67,15 +67,15 @@ class Files:
 def kept(
     path: Path, kind: type[KindT], depends: Mapping[str, Any] | None = None, files: Files | None = None
 ) -> Kept[KindT]:
-    """The record at `path`, if it and its files are whole and it still holds.
+    """The record at `path`, if it and its files are whole and it is still valid.
 
     Args:
-        depends: field of the record → what it must be now. Where both are mappings, their keys are compared; a set
-            holds all that it may be.
-        files: how to look at its files; None: it has none.
+        depends: field of the record → the value that it must have now. Mappings are compared key by key; a set holds
+            all values that are allowed.
+        files: how to check its files; None: it has none.
 
     Raises:
-        OSError: a file cannot be read. A disk that fails for a moment is no reason to make anything again.
+        OSError: a file cannot be read. A disk that fails for a moment is no reason to repeat work.
     """
     try:
         record = kind.load(path)
@@ -95,10 +95,10 @@ def kept(
 
 
 def keep(path: Path, record: KindT, root: Path, files: Iterable[Path], digest: Digest = sha256_file) -> KindT:
-    """Saves `record` at `path` with the checksums of `files`; returns it with them. Call it when all files are on disk.
+    """Saves `record` at `path` with the checksums of `files`, and returns it. Call it when all files are on disk.
 
     Args:
-        root: what the names of `files` are relative to.
+        root: the folder that the names of `files` are relative to.
     """
     record = record.model_copy(update={"files": checksums(root, files, digest)})
     record.save(path)
@@ -106,14 +106,14 @@ def keep(path: Path, record: KindT, root: Path, files: Iterable[Path], digest: D
 
 
 def checksums(root: Path, files: Iterable[Path], digest: Digest = sha256_file) -> dict[str, str]:
-    """Name relative to `root` → checksum. What is no file is left out."""
+    """Name relative to `root` → checksum, without what is not a file."""
     paths = list(files)
     marks = zip(paths, digest_files(paths, digest), strict=True)
     return {path.relative_to(root).as_posix(): mark for path, mark in marks if mark is not None}
 
 
 def damaged(root: Path, files: Mapping[str, str], digest: Digest = sha256_file) -> dict[str, str]:
-    """Those of `files` (name relative to `root` → checksum) that are not as they were written → `gone` or `changed`."""
+    """Those of `files` (name relative to `root` → checksum) that have another checksum now → `gone` or `changed`."""
     marks = digest_files([root / name for name in files], digest)
     return {
         name: "gone" if now is None else "changed"
@@ -123,16 +123,16 @@ def damaged(root: Path, files: Mapping[str, str], digest: Digest = sha256_file) 
 
 
 def files_below(root: Path, *but: str) -> list[Path]:
-    """All plain files below `root`, in order, except half-written ones and those called as in `but`."""
+    """All plain files below `root`, in order, except half-written ones and those with a name in `but`."""
     found = (path for path in root.rglob("*") if path.is_file() and path.suffix != HALF_WRITTEN)
     return sorted(path for path in found if path.name not in but)
 
 
 def made_once(folder: Path, make: Callable[[Path], None], *, holds: str = ".") -> Path:
-    """`folder`, which `make` filled at the first call. It appeared in one rename, so that it is whole if it is there.
+    """`folder`, which `make` fills at the first call. It appears in one rename, so it is whole if it exists.
 
     Args:
-        holds: a file that must be in it; without that it is made again.
+        holds: a file that it must hold; without this file it is made again.
     """
     if not (folder / holds).exists():
         with atomic_dir(folder) as part:
@@ -160,7 +160,7 @@ def _wrong(files: Files, names: Mapping[str, str], record: Path) -> list[str]:
 
 
 def _own(root: Path, name: str) -> bool:
-    """Whether a record may name it: what is damaged is removed, so a record from elsewhere must not choose what."""
+    """Whether a record may name this file. Damaged files are removed, and a stranger's record must not choose them."""
     try:
         return not inside(root, name).is_dir()
     except (InputError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""File locks, which the kernel releases when their process dies, however it dies."""
+"""File locks. The kernel releases them when their process dies, however it dies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def claim(path: Path, *, wait_seconds: float = 0) -> Iterator[bool]:
     """Holds the lock file `path`; yields False if another process still holds it after `wait_seconds`.
 
     Raises:
-        InputError: the lock file may not be written.
+        InputError: merit may not write the lock file.
         StageError: the disk is full.
     """
     with disk_errors(path):
@@ -34,9 +34,9 @@ def claim(path: Path, *, wait_seconds: float = 0) -> Iterator[bool]:
 
 
 def take(handle: int, *, wait_seconds: float = 0) -> bool:
-    """Locks an open file until it is closed; False if another process still holds it after `wait_seconds`.
+    """Locks an open file until it is closed; False if another process still holds the lock after `wait_seconds`.
 
-    The file's content is the caller's: filelock's own `FileLock` would empty it.
+    It leaves the file's content alone, which filelock's own `FileLock` would delete.
     """
     deadline = time.monotonic() + wait_seconds
     while not lock_descriptor(handle, blocking=False):
@@ -47,10 +47,10 @@ def take(handle: int, *, wait_seconds: float = 0) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock at `path`, here or, where the file system knows, on another machine.
+    """Whether a process holds the lock at `path`, on this machine or, if the file system supports it, on another.
 
-    The lock is shared, which filelock does not offer: it needs no right to write, and two who look do not mistake
-    each other for a holder.
+    It tries a shared lock, which filelock does not offer. That needs no permission to write, and two processes that
+    look at the same time do not take each other for a holder.
     """
     try:
         handle = os.open(path, os.O_RDONLY)

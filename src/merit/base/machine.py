@@ -1,6 +1,6 @@
-"""This machine: its memory, cores and GPUs, how jobs share them, and how they are started.
+"""This machine: its memory, cores and GPUs, how jobs share them, and the command that starts one.
 
-psutil is imported where it is asked: `merit --help` does without it, and nothing here imports torch.
+Nothing here imports torch, and psutil is imported only when it is needed, so that `merit --help` stays instant.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 
-# `-m` alone would look for modules in the current folder first, which may hold a stranger's `torch.py` beside the data.
+# With `-m` alone Python looks for modules in the current folder first, which may hold a stranger's `torch.py`.
 PYTHON = (sys.executable, "-P")
 
 
@@ -23,14 +23,14 @@ def total_memory() -> int:
 
 
 def free_memory() -> int:
-    """Bytes that a program could take now; what the system keeps as a cache counts as free."""
+    """Bytes that a program could allocate now; the system's caches count as free."""
     import psutil
 
     return int(psutil.virtual_memory().available)
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: a scheduler or `taskset` may allow fewer than there are."""
+    """Cores that this process may use; a scheduler or `taskset` may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -58,10 +58,10 @@ def gpu_names() -> list[str]:
 
 
 def slot_environments(parallel: int | None, gpus: list[str], cores: int) -> list[dict[str, str]]:
-    """One environment a job that runs at once.
+    """One environment for each job that runs at the same time.
 
-    With GPUs: one job each, unless `parallel` says fewer. On CPU: one job with all cores by default; with more, the
-    cores are divided.
+    With GPUs, one job per GPU unless `parallel` says otherwise. On CPU, one job with all cores by default; several jobs
+    divide the cores.
     """
     count = parallel or max(1, len(gpus))
     slots = []
@@ -81,8 +81,8 @@ def local_slots(parallel: int | None) -> int:
 def thread_environment(threads: int) -> dict[str, str]:
     """Variables for a job that may use `threads` cores.
 
-    Idle OpenMP threads spin only for microseconds before they sleep: threads that spin on slow down whatever else runs
-    on the machine more than tenfold, threads that sleep at once cost a step a quarter of its time.
+    Idle OpenMP threads spin for microseconds and then sleep. If they spun on, everything else on the machine would be
+    more than ten times slower; if they slept at once, a step would take a quarter longer.
     """
     return {
         "OMP_NUM_THREADS": str(threads),

@@ -1,4 +1,4 @@
-"""How a stage tells how far it is. Stages know this protocol; only the CLI knows a terminal."""
+"""How a stage reports its progress. Stages know this protocol; only the CLI knows a terminal."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class Bar(Protocol):
     """One line of progress."""
 
     def update(self, done: float, *, total: float | None = None, note: str | None = None) -> None:
-        """Sets how much is done, of how much, and a short note (a loss, a dataset's name)."""
+        """Sets how much is done, out of how much, and a short note (a loss, a dataset's name)."""
 
 
 class Progress(Protocol):
     """Where bars are shown."""
 
     def bar(self, name: str, *, total: float, unit: str = "") -> contextlib.AbstractContextManager[Bar]:
-        """A new bar, gone when its context ends."""
+        """A new bar; it disappears when its context ends."""
 
 
 class Counter:
-    """Adds up what is done and shows the sum: for work that tells how much it did, not how far it is."""
+    """Adds up and shows what is done, for work that reports each piece and not the sum."""
 
     def __init__(self, bar: Bar) -> None:
         self.done = 0
@@ -38,7 +38,7 @@ class Counter:
         self._bar.update(self.done)
 
     def note(self, text: str) -> None:
-        """What is at work now."""
+        """Shows what is being worked on."""
         self._bar.update(self.done, note=text)
 
 
@@ -48,7 +48,7 @@ class _SilentBar:
 
 
 class SilentProgress:
-    """Shows nothing: the default of every stage when it is used as a library."""
+    """Shows nothing: the default when a stage is used as a library."""
 
     @contextlib.contextmanager
     def bar(self, name: str, *, total: float, unit: str = "") -> Iterator[Bar]:
@@ -56,7 +56,7 @@ class SilentProgress:
 
 
 def write_state(path: Path, done: float, total: float, note: str = "") -> None:
-    """Rewrites a job's progress file. Not worth an fsync, but a reader must never see half of it."""
+    """Rewrites a job's progress file. It is not worth an fsync, but nobody must read half of it."""
     part = path.with_suffix(".tmp")
     part.write_text(json.dumps({"done": done, "total": total, "note": note}), encoding="utf-8")
     part.replace(path)
@@ -75,7 +75,7 @@ class _FileBar:
 
 
 class FileProgress:
-    """Rewrites a small JSON file, {"done", "total", "note"}: how a job tells the executor that started it."""
+    """Rewrites a small JSON file, {"done", "total", "note"}, by which a job reports to its executor."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""What every JSON file of a run directory has in common."""
+"""Records: the JSON files of a run directory, their seals and fingerprints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from merit.base.files import read_json, write_json
 
 
 class Record(BaseModel):
-    """A frozen noun that lives in one JSON file."""
+    """A frozen model that is stored in one JSON file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -27,7 +27,7 @@ class Record(BaseModel):
         """Reads the record.
 
         Raises:
-            InputError: missing, not JSON, or not of this kind; names the file and the first wrong field.
+            InputError: the file is missing, not JSON or another kind of record; names it and the first wrong field.
         """
         try:
             return cls.model_validate(read_json(path, parse_int=whole))
@@ -38,7 +38,7 @@ class Record(BaseModel):
 
 
 def whole(digits: str) -> int:
-    """A whole number of a run's file. No count of ours is larger, and what is larger breaks arithmetic everywhere.
+    """An integer in a run's file. No count of merit's needs more than 64 bits, and a larger one breaks arithmetic.
 
     Raises:
         ValueError: it has more than 64 bits.
@@ -49,10 +49,10 @@ def whole(digits: str) -> int:
 
 
 class Sealed(Record):
-    """A record that knows when its file is damaged. A finished stage has the checksums of its files; this is for what a
-    rerun keeps of a stage that was interrupted."""
+    """A record that detects damage to its own file. A finished stage has checksums of its files; this is for what a
+    rerun keeps of an interrupted stage."""
 
-    seal: str = ""  # in the file: the fingerprint of all the rest
+    seal: str = ""  # in the file: the fingerprint of everything else
 
     def save(self, path: Path) -> None:
         """Writes the record atomically, sealed."""
@@ -63,11 +63,11 @@ class Sealed(Record):
         """Reads the record.
 
         Raises:
-            InputError: as `Record.load`, or the seal does not fit.
+            InputError: as `Record.load`; or the seal does not match.
         """
         found = super().load(path)
         if found.seal != found._fingerprint():
-            raise InputError("damaged: what it says is not what was written", file=path, field="seal")
+            raise InputError("damaged: its content is not what was written", file=path, field="seal")
         return found.model_copy(update={"seal": ""})
 
     def _fingerprint(self) -> str:
@@ -75,7 +75,7 @@ class Sealed(Record):
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hex digits over the canonical JSON of `parts`: JSON values and pydantic models, nested as one likes.
+    """16 hex digits of SHA-256 over the canonical JSON of `parts`: JSON values and pydantic models, nested at will.
 
     Raises:
         TypeError: a part is neither.

@@ -53,7 +53,7 @@ def signed(number: float, digits: int = 3) -> str:
 
 
 def decimal(number: float | None, digits: int = 3) -> str:
-    """A figure of a table, or a dash where there is none; with a real minus."""
+    """A figure in a table, with a real minus; a dash for None."""
     return NONE if number is None else f"{number:.{digits}f}".replace("-", "−")
 
 
@@ -79,12 +79,12 @@ def series(items: Sequence[str], *, limit: int | None = None) -> str:
 
 
 def code(name: str) -> str:
-    """A name between backticks, which the report sets in the code face; backticks of its own are taken off."""
+    """A name between backticks, which the report shows in the code font; backticks in the name are replaced."""
     return f"`{name.replace('`', 'ˋ')}`"
 
 
 def shorten(text: str, width: int) -> str:
-    """`text` in at most `width` characters, with its middle left out: heads and tails tell names apart."""
+    """`text` in at most `width` characters, without its middle: names differ at their start or end."""
     if len(text) <= width:
         return text
     tail = (width - 1) // 3
@@ -105,11 +105,11 @@ def short_labels(names: Sequence[str], width: int) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Text from outside in a sentence or in the cell of a table, without power over Markdown or HTML."""
+    """Text from outside for a sentence or a table's cell, escaped so that it cannot act as Markdown or HTML."""
     return "".join(f"\\{char}" if char in _POWERFUL else char for char in printable(text))
 
 
 def code_cell(text: str) -> str:
-    """Text from outside as code in the cell of a table, where a backslash escapes nothing but `|`."""
+    """Text from outside as code in a table's cell, where a backslash escapes only `|`."""
     code = printable(text).replace("`", "'").replace("|", "\\|")
     return f"`{code}`"

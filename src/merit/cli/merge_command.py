@@ -1,10 +1,10 @@
-"""The body of `merit merge A B C -o OUT` and `merit merge --verify OUT`: reads the options, calls one function, answers
-in lines."""
+"""`merit merge A B C -o OUT` and `merit merge --verify OUT`: reads options, merges or verifies, answers in lines."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
@@ -12,13 +12,12 @@ from merit.base import extensions
 from merit.base.errors import InputError
 from merit.base.files import is_url, url_of
 from merit.base.progress import SILENT, Progress
+from merit.base.record import Record
 from merit.config.sections import MEMORY_BYTES, DtypeName, ModelConfig
 from merit.merge.average import merge_checkpoints
 from merit.merge.lora import merge_adapters
-from merit.merge.names import short_names
-from merit.merge.plan import WeightRule
 from merit.merge.recipe import read_mergekit
-from merit.merge.record import MergeResult
+from merit.merge.record import MergeResult, WeightRule, short_names
 from merit.merge.remote import fetch, send_merge
 from merit.merge.rule import Branches, find_rule
 from merit.merge.verify import verify_merge
@@ -29,74 +28,103 @@ from merit.train.spec import BranchResult
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def merge_models(
-    inputs: Sequence[str],
-    *,
-    output: Path | None,
-    weights: str | None = None,
-    scale: Sequence[float] = (1.0,),
-    base: str | None = None,
-    dtype: str = "input",
-    memory: str | None = None,
-    verify: bool = False,
-    json_out: bool = False,
-    adapter: str | None = None,
-    partial: bool = False,
-    stochastic: bool = False,
-    keep_sums: Path | None = None,
-    progress: Progress = SILENT,
-) -> list[str]:
-    """Merges, or verifies a merge; returns the lines to print.
+@dataclass(frozen=True)
+class Merging:
+    """The options of `merit merge` for checkpoints, as they stand on the command line.
 
-    Args:
-        inputs: folders, Hub ids, URLs, or one mergekit recipe; with `verify` the merged folder.
+    Attributes:
+        output: the folder or URL to write.
         weights: `1,2,3`, or the name of a rule that is an average (by tokens: what each branch of a run says it was
             trained on); then, after `;`, `PATTERN=1,2,3` for tensors with other weights.
+        scale: every β to write.
+        base: θ0.
         adapter: `exact` or a rank: LoRA folders become one LoRA folder instead of a whole model.
+        memory: of all buffers, such as `512MB`.
+    """
+
+    output: Path | None = None
+    weights: str | None = None
+    scale: Sequence[float] = (1.0,)
+    base: str | None = None
+    dtype: str = "input"
+    adapter: str | None = None
+    partial: bool = False
+    stochastic: bool = False
+    keep_sums: Path | None = None
+    memory: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a merge gave: its record, and the lines to print."""
+
+    record: Record
+    lines: list[str]
+
+
+def merge_models(inputs: Sequence[str], wanted: Merging, progress: Progress = SILENT) -> Answer:
+    """Merges folders, Hub ids, URLs, or the models of one mergekit recipe.
 
     Raises:
         InputError: an option that cannot be read, or what the merge itself refuses.
         StageError: the disk is full, or a remote output cannot be written.
     """
-    if verify:
-        return _verify(inputs, output, json_out, progress)
+    output = wanted.output
     if output is None:
         raise InputError("where does the merged model go? name a folder with -o", field="output")
     models = list(inputs)
     if len(models) == 1 and models[0].endswith((".yaml", ".yml")):
         recipe = read_mergekit(Path(models[0]))
-        models, base, dtype, scale = list(recipe.models), recipe.base, recipe.dtype, (recipe.scale,)
-        weights = ",".join(map(repr, recipe.weights))
-    folders = [_locate(model, progress, must_exist=not partial) for model in models]
-    given, rules = parse_weights(weights, folders)
-    theta0 = _locate(base, progress) if base is not None else None
-    if adapter is not None:
-        return _merge_adapters(folders, given, output, theta0, adapter, json_out, progress)
+        models, numbers = list(recipe.models), ",".join(map(repr, recipe.weights))
+        wanted = replace(wanted, base=recipe.base, dtype=recipe.dtype, scale=(recipe.scale,), weights=numbers)
+    folders = [_locate(model, progress, must_exist=not wanted.partial) for model in models]
+    weights, rules = parse_weights(wanted.weights, folders)
+    base = _locate(wanted.base, progress) if wanted.base is not None else None
+    if wanted.adapter is not None:
+        return _merge_adapters(folders, weights, wanted, base, progress)
 
     def merge(outputs: Mapping[float, Path]) -> MergeResult:
         return merge_checkpoints(
             folders,
-            given,
+            weights,
             outputs,
-            base=theta0,
-            dtype=parse_dtype(dtype),
+            base=base,
+            dtype=parse_dtype(wanted.dtype),
             rules=rules,
-            partial=partial,
-            keep_sums=keep_sums,
-            rounding="stochastic" if stochastic else "nearest",
-            memory_bytes=MEMORY_BYTES if memory is None else parse_bytes(memory),
+            partial=wanted.partial,
+            keep_sums=wanted.keep_sums,
+            rounding="stochastic" if wanted.stochastic else "nearest",
+            memory_bytes=MEMORY_BYTES if wanted.memory is None else parse_bytes(wanted.memory),
             progress=progress,
         )
 
-    outputs = name_outputs(output, scale)
+    outputs = name_outputs(output, wanted.scale)
     if is_url(str(output)):
         urls = {beta: url_of(str(path)) for beta, path in outputs.items()}
-        result = send_merge(merge, urls, [list(map(str, folders)), weights, base, dtype, stochastic], progress)
+        depends = [list(map(str, folders)), wanted.weights, wanted.base, wanted.dtype, wanted.stochastic]
+        result = send_merge(merge, urls, depends, progress)
     else:
         result = merge(outputs)
-    if json_out:
-        return [result.model_dump_json()]
-    return _lines(result, {f"{beta:g}": str(path) for beta, path in outputs.items()})
+    return Answer(result, _lines(result, {f"{beta:g}": str(path) for beta, path in outputs.items()}))
+
+
+def verify_models(inputs: Sequence[str], output: Path | None, progress: Progress = SILENT) -> Answer:
+    """Verifies the merge in `output`, or in the last of `inputs`, against the other inputs or the recorded ones.
+
+    Raises:
+        InputError: no folder is named, or the merge is not what its record and its inputs say.
+    """
+    *sources, last = [*inputs, *([str(output)] if output else [])] or [""]
+    if not last:
+        raise InputError("name the merged folder to verify", field="output")
+    result = verify_merge(Path(last), inputs=[Path(source) for source in sources] or None, progress=progress)
+    lines = [
+        f"{last}: {result.shards} shards have their recorded SHA-256; {result.blocks} random blocks "
+        f"({result.parameters_recomputed / result.parameters:.0%} of the parameters) are what the inputs give"
+    ]
+    if result.rounded_otherwise:
+        lines.append(f"{result.rounded_otherwise} elements round to the other neighbour: a branch was removed")
+    return Answer(result, lines)
 
 
 def parse_weights(text: str | None, folders: Sequence[Path]) -> tuple[list[float], list[WeightRule]]:
@@ -181,43 +209,20 @@ def _locate(model: str, progress: Progress, *, must_exist: bool = True) -> Path:
 
 
 def _merge_adapters(
-    folders: Sequence[Path],
-    weights: Sequence[float],
-    output: Path,
-    base: Path | None,
-    wanted: str,
-    json_out: bool,
-    progress: Progress,
-) -> list[str]:
-    if base is None:
+    folders: Sequence[Path], weights: Sequence[float], wanted: Merging, base: Path | None, progress: Progress
+) -> Answer:
+    if base is None or wanted.output is None:
         raise InputError("name the model that the adapters were trained on", field="base")
-    if wanted != "exact" and not wanted.isdecimal():
-        raise InputError(f"{wanted!r} is neither `exact` nor a rank", field="adapter")
-    rank = None if wanted == "exact" else int(wanted)
-    result = merge_adapters(folders, weights, output, base=base, rank=rank, progress=progress)
-    if json_out:
-        return [result.model_dump_json()]
-    lines = [f"merged {len(folders)} adapters into {output}, ranks up to {max(result.ranks.values(), default=0)}"]
+    if wanted.adapter is None or (wanted.adapter != "exact" and not wanted.adapter.isdecimal()):
+        raise InputError(f"{wanted.adapter!r} is neither `exact` nor a rank", field="adapter")
+    rank = None if wanted.adapter == "exact" else int(wanted.adapter)
+    result = merge_adapters(folders, weights, wanted.output, base=base, rank=rank, progress=progress)
+    most = max(result.ranks.values(), default=0)
+    lines = [f"merged {len(folders)} adapters into {wanted.output}, ranks up to {most}"]
     if rank is not None:
         worst = f", most of it in {result.worst_module}" if result.worst_module else ""
         lines.append(f"cut to rank {rank}: {result.truncation_error:.2%} of the update's norm is lost{worst}")
-    return lines
-
-
-def _verify(inputs: Sequence[str], output: Path | None, json_out: bool, progress: Progress) -> list[str]:
-    *sources, last = [*inputs, *([str(output)] if output else [])] or [""]
-    if not last:
-        raise InputError("name the merged folder to verify", field="output")
-    result = verify_merge(Path(last), inputs=[Path(source) for source in sources] or None, progress=progress)
-    if json_out:
-        return [result.model_dump_json()]
-    lines = [
-        f"{last}: {result.shards} shards have their recorded SHA-256; {result.blocks} random blocks "
-        f"({result.parameters_recomputed / result.parameters:.0%} of the parameters) are what the inputs give"
-    ]
-    if result.rounded_otherwise:
-        lines.append(f"{result.rounded_otherwise} elements round to the other neighbour: a branch was removed")
-    return lines
+    return Answer(result, lines)
 
 
 def _lines(result: MergeResult, places: Mapping[str, str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from merit.base.record import Record
 from merit.cli.console import print_table, say, say_json
 from merit.conflict.explain import Carrier, Explanation, Pair
-from merit.conflict.records import ConflictResult
+from merit.conflict.similarity import ConflictResult
 from merit.data.mixture import Mixture
 from merit.evaluate.scores import Table
 from merit.report.table import table_rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 import time
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,34 +36,42 @@ def run(
     limit = _seconds(deadline) if deadline is not None else None
     if limit is not None and not partial:
         raise InputError("a deadline is for a partial run; add --partial", field="--deadline")
-    execute(file, output, start=start, until=until, partial=partial, seconds=limit, json=json)
+    execute(file, output, Part(start, until, partial, limit), json=json)
 
 
-def execute(
-    file: Path,
-    output: Path | None,
-    *,
-    start: str | None,
-    until: str | None,
-    json: bool,
-    show: str | None = None,
-    partial: bool = False,
-    seconds: float | None = None,
-) -> None:
-    """Runs the pipeline with bars, and prints what came of it: `show`, or else the result of stage `until`."""
-    from merit.cli.console import show_progress
+@dataclass(frozen=True)
+class Part:
+    """The part of the pipeline that a command runs.
+
+    Attributes:
+        start: redo this stage and all later ones.
+        until: stop after this stage.
+        partial: merge the finished branches if others fail for good.
+        seconds: longest training time of a partial run.
+    """
+
+    start: str | None = None
+    until: str | None = None
+    partial: bool = False
+    seconds: float | None = None
+
+
+def execute(file: Path, output: Path | None, part: Part, *, json: bool, show: str | None = None) -> None:
+    """Runs the pipeline with bars, and prints what came of it: `show`, or else the result of stage `part.until`."""
     from merit.context import RunContext
 
-    with show_progress() as progress:
-        context = RunContext.open(file, output=output, progress=progress)
-        context.partial = partial
-        context.deadline = time.time() + seconds if seconds is not None else None
-        # The configuration is fine: only now is it worth the imports of the stages.
+    context = RunContext.open(file, output=output)
+    # The configuration is fine: only now is it worth the imports of the terminal and of the stages.
+    from merit.cli.console import show_progress
+
+    with show_progress() as context.progress:
+        context.partial = part.partial
+        context.deadline = time.time() + part.seconds if part.seconds is not None else None
         from merit.cli.results import print_results
         from merit.pipeline import run_pipeline
 
-        run_pipeline(context, start=start, until=until)
-    print_results(context.run, show or until, json=json)
+        run_pipeline(context, start=part.start, until=part.until)
+    print_results(context.run, show or part.until, json=json)
 
 
 def _seconds(text: str) -> float:
@@ -113,7 +122,7 @@ def demo(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "demo.yaml"
         file.write_text(text, encoding="utf-8")
-        execute(file, output, start=None, until=None, json=json)
+        execute(file, output, Part(), json=json)
     if vision and not json:
         _print_accuracy(output)
 

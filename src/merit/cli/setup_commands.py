@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from merit.cli.console import complain, print_table, say, say_json
 from merit.cli.options import File, Json
 
 if TYPE_CHECKING:
@@ -83,6 +82,8 @@ _MARK = ("⟦", "⟧")
 
 def print_report(report: CheckReport, *, json: bool) -> bool:
     """Prints the report: counts and examples on stdout, problems on stderr. Returns whether a run can start."""
+    from merit.cli.console import complain, say, say_json
+
     if json:
         say_json(report.model_dump(mode="json"))
     else:
@@ -101,6 +102,8 @@ def print_report(report: CheckReport, *, json: bool) -> bool:
 
 
 def _print_counts(report: CheckReport) -> None:
+    from merit.cli.console import print_table
+
     rows = [["dataset", "format", "train", "held out", "supervised tokens", "tokens: half", "90%", "longest", "cut"]]
     for dataset in report.datasets:
         item = dataset.summary
@@ -116,6 +119,8 @@ def _print_counts(report: CheckReport) -> None:
 
 def _print_examples(report: CheckReport) -> None:
     """Three examples as the model sees them, from as many datasets as there are."""
+    from merit.cli.console import say
+
     found = [item.summary for item in report.datasets if item.summary is not None and not item.unseen]
     shown = [(item.name, item.rendered[0]) for item in found if item.rendered][:3]
     if not shown:

@@ -26,7 +26,7 @@ from merit.cli.options import (
     complete_file_or_run,
     refuse_given,
 )
-from merit.cli.run_commands import execute
+from merit.cli.run_commands import Part, execute
 
 if TYPE_CHECKING:
     from merit.context import RunContext
@@ -85,6 +85,11 @@ def _print(context: RunContext, found: GateResult | None, file: Path, *, asked: 
         say(f"add `prepare: {{}}` to {file}: `merit run` then starts from the prepared model")
 
 
+def _stage(name: str, file: Path, output: Path | None, redo: bool, *, json: bool, show: str | None = None) -> None:
+    """Runs the pipeline up to a stage, and redoes that stage if it is asked to."""
+    execute(file, output, Part(name if redo else None, name), json=json, show=show)
+
+
 _CONFIGURED = "is for a worker; without --worker it is `{}` in the configuration"
 
 
@@ -106,26 +111,19 @@ def conflict(
     """Measures which datasets conflict: gradients at θ0, similarity, axes."""
     if worker is not None:
         from merit.cli.console import show_messages
-        from merit.gradients.worker import run_worker
+        from merit.conflict.step import run_worker
 
         show_messages()
         run_worker(file, worker, examples, precision)
         return
     refuse_given(context, "examples", why=_CONFIGURED.format("calibration.examples"))
     refuse_given(context, "precision", why=_CONFIGURED.format("train.precision"))
-    execute(
-        file,
-        output,
-        start="conflict" if redo else None,
-        until="conflict",
-        json=json,
-        show="explanation" if explain else None,
-    )
+    _stage("conflict", file, output, redo, json=json, show="explanation" if explain else None)
 
 
 def split(file: File, output: Output = None, redo: Redo = False, json: Json = False) -> None:
     """Cuts the mixture into groups. Measures conflict first."""
-    execute(file, output, start="split" if redo else None, until="split", json=json)
+    _stage("split", file, output, redo, json=json)
 
 
 def evaluate(
@@ -146,7 +144,7 @@ def evaluate(
         run_worker(file, worker, precision)
         return
     refuse_given(context, "precision", why=_CONFIGURED.format("train.precision"))
-    execute(file, output, start="evaluate" if redo else None, until="evaluate", json=json)
+    _stage("evaluate", file, output, redo, json=json)
 
 
 _OF_CHECKPOINTS = ("weights", "scale", "base", "dtype", "adapter", "partial", "stochastic", "keep_sums", "memory")
@@ -189,7 +187,7 @@ def train(
     """Trains the branches. With --branch: trains one of them, as an engine's job does."""
     if branch is None:
         refuse_given(context, "method", "processes", "accelerate", "model", why="is for one branch's job; add --branch")
-        execute(Path(file), output, start="train" if redo else None, until="train", json=json)
+        _stage("train", Path(file), output, redo, json=json)
         return
     from merit.cli.console import say, say_json, show_messages
     from merit.train.job import Ranks, run_branch_job
@@ -239,7 +237,7 @@ def merge(
     path = Path(inputs[0])
     if not verify and len(inputs) == 1 and _is_run(path):
         refuse_given(context, *_OF_CHECKPOINTS, why=_AS_CONFIGURED)
-        execute(path, output, start="merge" if redo else None, until="merge", json=json)
+        _stage("merge", path, output, redo, json=json)
         return
     refuse_given(context, "redo", why="is for a run; to merge checkpoints again, name another --out")
     if verify:
@@ -249,26 +247,23 @@ def merge(
     if adapter is not None:
         refuse_given(context, *_OF_WHOLE_MODELS, why="is for whole models; leave out --adapter, or this")
     from merit.cli.console import say, show_progress
-    from merit.cli.merge_command import merge_models
+    from merit.cli.merge_command import Merging, merge_models, verify_models
 
+    wanted = Merging(
+        output=output,
+        weights=weights,
+        scale=scale or [1.0],
+        base=base,
+        dtype=dtype,
+        adapter=adapter,
+        partial=partial,
+        stochastic=stochastic,
+        keep_sums=keep_sums,
+        memory=memory,
+    )
     with show_progress() as progress:
-        lines = merge_models(
-            inputs,
-            weights=weights,
-            output=output,
-            scale=scale or [1.0],
-            base=base,
-            dtype=dtype,
-            memory=memory,
-            verify=verify,
-            json_out=json,
-            adapter=adapter,
-            partial=partial,
-            stochastic=stochastic,
-            keep_sums=keep_sums,
-            progress=progress,
-        )
-    for line in lines:
+        result = verify_models(inputs, output, progress) if verify else merge_models(inputs, wanted, progress)
+    for line in [result.record.model_dump_json()] if json else result.lines:
         say(line)
 
 

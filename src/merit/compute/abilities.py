@@ -1,4 +1,4 @@
-"""What a model can be asked to do, found by trying it on a dozen tokens rather than from a list of architectures."""
+"""What a model can do, found by a trial on a dozen tokens rather than from a list of architectures."""
 
 from __future__ import annotations
 
@@ -15,24 +15,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merit.compute.attention import packed, packed_model
-from merit.compute.batches import aligned_batch, counts_positions, packed_task
+from merit.compute.batches import packed_task, padded, segmented
 from merit.compute.head import Tail, find_tail
 from merit.compute.packing import Packed, Segment
 from merit.data.example import IGNORED, Encoded
 from merit.models.loading import images_of
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-_SIDE = 64  # pixels of a picture that is tried out
+_SIDE = 64  # pixels of a test picture
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the largest logit
 
 
 @dataclass(frozen=True)
 class Abilities:
-    """`packed`: packed rows give what examples give alone; `packed_images`: so they do with images among their tokens,
-    which some models let attend in both directions, or give places of their own. `tail`: see `find_tail`."""
+    """What a model can do.
+
+    Attributes:
+        packed: packed rows give the same as separate examples.
+        packed_images: they do with images, too. Some models let image tokens attend in both directions, or number
+            their positions differently.
+        tail: see `find_tail`.
+    """
 
     packed: bool
     packed_images: bool
@@ -40,17 +45,17 @@ class Abilities:
 
     @classmethod
     def of(cls, model: Any, device: torch.device) -> Abilities:
-        """Tries the model out, in evaluation mode."""
+        """Tests the model, in evaluation mode."""
         ids = _some_tokens(model, device)
         with _evaluating(model):
             packs = _packs(model, ids)
             abilities = cls(packs, packs and _packs_images(model, device), find_tail(model, {"input_ids": ids}))
         if not abilities.packed:
-            logger.info("this model cannot take packed rows; its calibration batches are padded")
+            _log.info("this model does not support packed rows, so merit pads its calibration batches")
         elif images_of(model) is not None and not abilities.packed_images:
-            logger.info("this model cannot take packed rows with images; such calibration batches are padded")
+            _log.info("this model does not support packed rows with images, so merit pads such calibration batches")
         if abilities.tail is None:
-            logger.info("this model's output head cannot be run by itself; its logits are made a batch at a time")
+            _log.info("this model's output head does not run by itself, so merit computes the logits of a whole batch")
         return abilities
 
 
@@ -76,7 +81,7 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 def _packs(model: Any, ids: Tensor) -> bool:
-    """Compares a row of two examples with a common prefix of 3 tokens against the two alone."""
+    """Compares a row of two examples that share a prefix of 3 tokens with the two examples alone."""
     config = model.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or [])
     if (
@@ -88,7 +93,7 @@ def _packs(model: Any, ids: Tensor) -> bool:
     segments = (Segment(0, 3), Segment(3, 8, 0, 3), Segment(8, 12, 0, 3))
     positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 3, 4, 5, 6]], device=ids.device)
     with torch.no_grad():
-        with packed_model(model), packed(segments, ids.device):
+        with segmented(model, segments, ids.device):
             together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0].float()
         first = model(input_ids=ids[:, :8], use_cache=False).logits[0].float()
         second = model(input_ids=torch.cat([ids[:, :3], ids[:, 8:]], dim=1), use_cache=False).logits[0].float()
@@ -96,9 +101,9 @@ def _packs(model: Any, ids: Tensor) -> bool:
 
 
 def _packs_images(model: Any, device: torch.device) -> bool:
-    """The same of two examples that show two different images after a common text."""
+    """Does the same with two examples that show two different images after a common text."""
     vision = images_of(model)
-    if vision is None or counts_positions(model):
+    if vision is None or _counts_positions(model):
         return False
     tokenize = partial(vision.processor.tokenizer, add_special_tokens=False)
     picture = vision.expansions([(_SIDE, _SIDE)])[0]
@@ -118,17 +123,21 @@ def _packs_images(model: Any, device: torch.device) -> bool:
     with torch.no_grad():
         alone: list[Tensor] = []
         for ids, images in zip(own, row.images, strict=True):
-            batch = aligned_batch(
-                model, [Encoded([*prefix, *ids], [IGNORED] * (len(prefix) + len(ids)), images=images)]
-            )
-            del batch["labels"], batch["position_ids"]
+            example = Encoded([*prefix, *ids], [IGNORED] * (len(prefix) + len(ids)), images=images)
+            batch = padded([example], model)
+            del batch["labels"]
             alone.append(_logits(model, batch, device)[len(alone) and start :])
         try:
-            with packed_model(model), packed(segments, device):
+            with segmented(model, segments, device):
                 together = _logits(model, packed_task(row, model).inputs, device)
         except (ValueError, RuntimeError, IndexError, TypeError):
-            return False  # it insists on a row an example
+            return False  # it needs one row per example
     return _close(together, torch.cat(alone), model.dtype)
+
+
+def _counts_positions(model: Any) -> bool:
+    """Whether positions are more than token counts (Qwen-VL's have three parts), so that the model must make them."""
+    return hasattr(model, "get_rope_index") or hasattr(getattr(model, "model", None), "get_rope_index")
 
 
 def _logits(model: Any, inputs: dict[str, Tensor], device: torch.device) -> Tensor:

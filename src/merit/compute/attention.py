@@ -1,8 +1,8 @@
 """Attention over a packed row: every example attends to itself and to the prefix that it shares, and to nothing else.
 
-Registered in transformers as the attention implementation `merit_packed`. A row's segments are brought into a few
-rectangles of similar length, each of which is one call of the model's own sdpa, and back. A GPU, which waits for calls
-more than it computes, takes a row without shared prefixes in a single call of `varlen_attn` where that fits.
+It is registered in transformers as the attention implementation `merit_packed`. It copies a row's segments into a few
+rectangles of similar length, calls the model's own sdpa once for each, and copies the results back. A GPU spends more
+time on calls than on computing, so there a row without shared prefixes is one call of `varlen_attn`, where that fits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from merit.compute.packing import Segment
 
 NAME = "merit_packed"
-_PLAIN = {"dropout", "scaling", "position_ids", "use_cache", "output_router_logits"}  # change no product here
+_PLAIN = {"dropout", "scaling", "position_ids", "use_cache", "output_router_logits"}  # options that change no product
 FILL = 0.75  # segments at least this long, relative to the longest, share a rectangle
 
 
@@ -75,7 +75,7 @@ def plan(segments: Sequence[Segment], device: torch.device) -> Plan:
 
 
 class _Spread(Function):
-    """Rows of a packed tensor along dimension 2, each real one once; padding gets and gives no gradient."""
+    """Selects rows of a packed tensor along dimension 2, each real one once; padding has no gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, spread: Tensor, where: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class _Spread(Function):
 
 
 class _Gather(Function):
-    """The way back: (R, …) → (N, …)."""
+    """The inverse of `_Spread`: (R, …) → (N, …)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, where: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class _Gather(Function):
 
 @dataclass
 class _Row:
-    """What attention knows of the row that runs; made when it is asked for, once for all layers."""
+    """What attention knows about the current row; computed when first needed, once for all layers."""
 
     segments: Sequence[Segment]
     device: torch.device
@@ -136,13 +136,13 @@ _current: list[_Row] = []
 def packed_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """What transformers calls. Shapes: query (1, heads, N, width), key and value (1, key heads, N, width).
+    """The function that transformers calls. query: (1, heads, N, width); key, value: (1, key heads, N, width).
 
     Returns:
         (1, N, heads, width).
     """
     row = _current[-1]
-    if torch.is_autocast_enabled(query.device.type):  # as sdpa itself would, but before the copies
+    if torch.is_autocast_enabled(query.device.type):  # sdpa would do it, too, but after the copies
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     window = kwargs.pop("sliding_window", None)
@@ -157,7 +157,7 @@ def packed_attention(
 
 @dataclass(frozen=True)
 class _Call:
-    """What a layer asks of attention; `scale` is None where `options` ask for more than softmax(q kᵀ · scale) v."""
+    """A layer's call of attention; `scale` is None if `options` ask for more than softmax(q kᵀ · scale) v."""
 
     module: Any
     window: int | None
@@ -191,7 +191,7 @@ def _rectangles(plan: Plan, call: _Call, query: Tensor, key: Tensor, value: Tens
 
 
 def suits_varlen(query: Tensor) -> bool:
-    """Whether torch's flash kernel takes it: a recent NVIDIA GPU, 16 bits, heads of up to 256."""
+    """Whether torch's flash kernel supports it: a recent NVIDIA GPU, 16 bits, heads of up to 256."""
     return (
         query.device.type == "cuda"
         and query.dtype in (torch.bfloat16, torch.float16)
@@ -204,7 +204,7 @@ def suits_varlen(query: Tensor) -> bool:
 
 @functools.cache
 def _varlen_arguments() -> frozenset[str] | None:
-    """What this torch's `varlen_attn` can be told; None where it has none, or none with a window."""
+    """The arguments of this torch's `varlen_attn`; None if there is no `varlen_attn`, or it supports no window."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -225,7 +225,7 @@ def _varlen(row: _Row, query: Tensor, key: Tensor, value: Tensor, window: int | 
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     bounds, longest = row.bounds_on(q.device), row.longest
     before = -1 if window is None or window > longest else window - 1  # −1 is all
-    # A tensor: its log-sum-exp would come along only if asked for.
+    # A tensor: it returns the log-sum-exp, too, only on request.
     out: Any = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=(before, 0), **more)
     found: Tensor = out.unsqueeze(0)
     return found
@@ -245,7 +245,7 @@ def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> 
 
 @contextlib.contextmanager
 def packed(segments: Sequence[Segment], device: torch.device) -> Iterator[None]:
-    """Attention inside knows the row's segments. The model must use the implementation `NAME`."""
+    """Inside, attention knows the row's segments. The model must use the implementation `NAME`."""
     _current.append(_Row(segments, device))
     try:
         yield
@@ -255,7 +255,7 @@ def packed(segments: Sequence[Segment], device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def packed_model(model: Any) -> Iterator[None]:
-    """The model attends by `merit_packed` inside, and as before afterwards; a vision tower is left alone."""
+    """Inside, the language model uses `merit_packed`; a vision tower keeps its own attention."""
     text = model.config.get_text_config()
     part = next((key for key in model.config.sub_configs if getattr(model.config, key) is text), None)
     before = text._attn_implementation
@@ -271,13 +271,13 @@ LONGEST = 256 * 256  # queries × keys
 
 
 def suits(query: Tensor, key: Tensor) -> bool:
-    """Whether this is faster than torch's."""
+    """Whether `ShortAttention` is faster than torch's attention."""
     cpu_bf16 = query.device.type == "cpu" and query.dtype == torch.bfloat16
     return cpu_bf16 and torch.is_grad_enabled() and query.shape[2] * key.shape[2] <= LONGEST
 
 
 class ShortAttention(Function):
-    """softmax(q kᵀ · scale + mask) v; the backward pass makes the probabilities again, one sequence at a time.
+    """softmax(q kᵀ · scale + mask) v. The backward pass recomputes the probabilities, one sequence at a time.
 
     Args of `apply`:
         query: (sequences, heads, queries, width).

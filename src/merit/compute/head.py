@@ -1,8 +1,8 @@
-"""The loss at supervised positions only, the vocabulary's logits a chunk of positions at a time.
+"""The loss at supervised positions only, with the logits of a few positions at a time.
 
-The model runs with its output head fed a single position; the hidden states of the supervised ones are taken aside.
-Head, loss and their backward pass then run over chunks of these, so that no more than a few megabytes of logits ever
-exist, and last the rest of the model runs backward once.
+The model runs with its output head fed a single position, and a hook keeps the hidden states of the supervised ones.
+Head, loss and their backward pass then run over chunks of these, so that only a few megabytes of logits exist at any
+time. At the end the rest of the model runs backward once.
 """
 
 from __future__ import annotations
@@ -10,37 +10,60 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from merit.data.example import IGNORED
+
 Tail = Callable[[Tensor], Tensor]
 LOGIT_BYTES = 16 * 2**20  # of one chunk's float32 logits
 MIN_ROWS = 64
+_OURS = ("labels", "segments", "examples")  # of a batch; the model does not take them
 
 
 @dataclass(frozen=True)
 class Task:
-    """One forward pass. `inputs` are the model's; `keep` (M,) int64 indexes its flattened positions."""
+    """One forward pass.
+
+    Attributes:
+        inputs: what the model takes.
+        keep: (M,) int64, the flattened positions that predict a supervised token.
+        targets: (M,) int64, the label that each of them predicts.
+        owner: (M,) int64 on the CPU, the example that each belongs to, by its place in the batch or among those packed.
+        tokens: how many the examples had before they were trimmed.
+    """
 
     inputs: dict[str, Tensor]
     keep: Tensor
-    targets: Tensor  # (M,) int64: the label that each kept position predicts
-    tokens: int  # of the examples, as they were before trimming
+    targets: Tensor
+    owner: Tensor
+    tokens: int = 0
 
     def to(self, device: torch.device) -> Task:
         inputs = {name: value.to(device) for name, value in self.inputs.items()}
-        return Task(inputs, self.keep.to(device), self.targets.to(device), self.tokens)
+        return Task(inputs, self.keep.to(device), self.targets.to(device), self.owner, self.tokens)
+
+
+def task_of(batch: Mapping[str, Tensor], *, tokens: int = 0) -> Task:
+    """A collated batch as a task: position i predicts `labels[:, i + 1]`. The model takes everything else in it."""
+    ids, shifted = batch["input_ids"], batch["labels"][:, 1 : batch["input_ids"].shape[1] + 1]
+    targets = torch.full_like(ids, IGNORED)
+    targets[:, : shifted.shape[1]] = shifted
+    where = (targets != IGNORED).nonzero()
+    keep = where[:, 0] * targets.shape[1] + where[:, 1]
+    inputs = {name: value for name, value in batch.items() if name not in _OURS}
+    return Task(inputs, keep, targets.flatten()[keep], where[:, 0].cpu(), tokens)
 
 
 def find_tail(model: Any, inputs: dict[str, Tensor]) -> Tail | None:
-    """What the model does to the head's output before it calls it logits, tried out on `inputs`.
+    """What the model does to the head's output to get its logits, tested on `inputs`.
 
-    One of nothing, soft-capping (Gemma 2), multiplying (Cohere) or dividing (Granite). None if it is something else, or
-    the head is not a module: then the model itself must make all logits at once.
+    It is nothing, soft-capping (Gemma 2), multiplying (Cohere) or dividing (Granite). None if it is something else, or
+    if the head is not a module: then the model itself must compute all logits at once.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Module):
@@ -60,7 +83,7 @@ def find_tail(model: Any, inputs: dict[str, Tensor]) -> Tail | None:
 
 
 def _tails(config: Any) -> Iterator[Tail]:
-    """What the configuration declares comes first: a cap leaves small logits nearly as they are."""
+    """The candidates. What the configuration declares comes first, because a cap hardly changes small logits."""
     cap = getattr(config, "final_logit_softcapping", None)
     if cap:
         yield lambda x: torch.tanh(x / cap) * cap
@@ -77,7 +100,8 @@ def _same(a: Tensor, b: Tensor, tolerance: float) -> bool:
 def backward(model: Any, task: Task, tail: Tail | None, autocast: Callable[[], Any], *, weight: float = 1.0) -> Tensor:
     """Runs forward and backward of Σ −log p over the task's targets; returns that sum, float32, without gradient.
 
-    Both are multiplied by `weight`: 0 lets a rank with nothing left to do take part in the others' communication.
+    Loss and gradient are multiplied by `weight`. With 0, a rank without examples takes part in the collectives of the
+    others.
     """
     count = len(task.targets)
     with only_positions(model, task.keep, first_only=tail is not None) as kept, autocast():
@@ -122,10 +146,10 @@ def _loss_and_slope(logits: Tensor, targets: Tensor, weight: float) -> tuple[Ten
 
 @contextlib.contextmanager
 def only_positions(model: Any, keep: Tensor, *, first_only: bool = False) -> Iterator[list[Tensor]]:
-    """While open, the head of `model` sees only the positions in `keep`, as (1, M, width), or the first of them.
+    """Inside, the head of `model` gets only the positions in `keep`, as (1, M, width), or the first of them.
 
     `keep` (M,) int64 indexes the flattened positions of the batch. Yields a list that receives the hidden states of all
-    kept positions, (M, width), when the head is called; it stays empty where the head is not a module.
+    kept positions, (M, width), when the head is called. It stays empty if the head is not a module.
     """
     kept: list[Tensor] = []
 
@@ -146,17 +170,26 @@ def only_positions(model: Any, keep: Tensor, *, first_only: bool = False) -> Ite
         handle.remove()
 
 
-def logits_at(model: nn.Module, inputs: dict[str, Tensor], keep: Tensor) -> Tensor:
-    """(M, vocabulary) float32 logits at `keep` (M,), positions of the flattened batch. Only these are projected."""
-    with only_positions(innermost(model), keep) as kept:
-        logits: Tensor = model(**inputs, use_cache=False).logits.flatten(0, 1)
+def task_logits(model: nn.Module, task: Task) -> Tensor:
+    """(M, vocabulary) float32: the logits of the task's positions. Gradients flow if they are enabled.
+
+    The head projects these alone: for short answers a few positions of a hundred, and the head is a third of a small
+    model's work.
+    """
+    with only_positions(innermost(model), task.keep) as kept:
+        logits: Tensor = model(**task.inputs, use_cache=False).logits.flatten(0, 1)
     if not kept:  # the head was not called as a module
-        logits = logits[keep]
+        logits = logits[task.keep]
     return logits.float()
 
 
+def task_nll(model: nn.Module, task: Task) -> Tensor:
+    """(M,) float32, nats: −log p of the task's targets. Gradients flow if they are enabled."""
+    return nn.functional.cross_entropy(task_logits(model, task), task.targets, reduction="none")
+
+
 def innermost(model: nn.Module) -> nn.Module:
-    """The model itself, behind wrappers of DDP and PEFT."""
+    """The model inside the wrappers of DDP and PEFT."""
     while isinstance(inner := getattr(model, "module", None), nn.Module):
         model = inner
     if callable(base := getattr(model, "get_base_model", None)):

@@ -1,10 +1,10 @@
-"""Packs a calibration set into rows without padding, and computes what examples have in common only once.
+"""Packs examples into rows without padding, in which a prefix that examples share runs once.
 
-A mean gradient is linear in the examples, so nothing is lost by
-- dropping the tokens after the last supervised one (and that one too: it is only ever predicted),
-- running a prompt prefix that several examples share once, with all of them attending to it,
-and both spare work that an ordinary training step does. Exact for models whose tokens attend to earlier ones only.
-An image's tokens are never shared: two examples with the same ones may show different images.
+A mean loss or gradient is linear in the examples, so nothing is lost by
+- dropping the last supervised token, which is only predicted, and all tokens after it,
+- running a prompt prefix that several examples share once, with all of them attending to it.
+Both save work that an ordinary training step does. The result is exact for models whose tokens attend only to earlier
+ones. Image tokens are never shared, because equal tokens may stand for different images.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from merit.data.example import IGNORED, Encoded
 
-MIN_SHARED = 4  # tokens; a shorter prefix is not worth an attention call of its own
+MIN_SHARED = 4  # tokens; a shorter prefix is not worth another attention call
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Packed:
     segments: tuple[Segment, ...]
     keep: Tensor  # (M,) int64: positions whose logits carry loss
     targets: Tensor  # (M,) int64: what they predict
-    owner: Tensor  # (M,) int64 on the CPU: the example that each is of, by its place among those packed
+    owner: Tensor  # (M,) int64 on the CPU: the example that each belongs to, by its place among those packed
     tokens: int  # of the original examples, for progress
     images: tuple[Sequence[bytes], ...] = ()  # of each example, in the order of their tokens
 
@@ -104,9 +104,9 @@ def _trim(index: int, example: Encoded, image_tokens: Container[int]) -> _Item:
 
 
 def _groups(items: Sequence[_Item], share: bool) -> list[tuple[int, list[_Item]]]:
-    """Cuts the sorted items into runs that share a prefix, so that the most tokens are spared.
+    """Cuts the sorted items into runs that share a prefix, so that the most tokens are saved.
 
-    A run of n items with a common prefix of p tokens spares (n − 1) p. Dynamic programming over the places of the cuts.
+    A run of n items with a common prefix of p tokens saves (n − 1) p. Dynamic programming over the positions of cuts.
     """
     if not share or len(items) < 2:
         return [(0, [item]) for item in items]
@@ -122,7 +122,7 @@ def _groups(items: Sequence[_Item], share: bool) -> list[tuple[int, list[_Item]]
         prefix = np.minimum(prefix, np.minimum.accumulate(room[:stop][::-1])[::-1])
         prefix[prefix < MIN_SHARED] = 0
         spared = best[:stop] + prefix * np.arange(stop - 1, -1, -1)
-        cut[stop] = stop - 1 - int(np.argmax(spared[::-1]))  # of equal ones the shortest run
+        cut[stop] = stop - 1 - int(np.argmax(spared[::-1]))  # the shortest run, if several save as much
         best[stop] = spared[cut[stop]]
     groups: list[tuple[int, list[_Item]]] = []
     stop = count
@@ -155,7 +155,7 @@ def _row(groups: Sequence[tuple[int, list[_Item]]]) -> Packed:
             owner += [items[0].index] * shared
             segments.append(Segment(prefix, prefix + shared))
         else:
-            shared = 0  # a run cut short by the row's end
+            shared = 0  # the row ends within the run
         for item in items:
             start = len(ids)
             ids += item.ids[shared:]

@@ -1,6 +1,6 @@
-"""Activation checkpointing for measuring: layers keep only their inputs, and run again in the backward pass.
+"""Activation checkpointing for gradients: layers keep only their inputs, and run again in the backward pass.
 
-The model's own switch works in training mode only, where dropout would be on.
+The model's own switch works only in training mode, which would turn dropout on.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ OWN_PAGES = 2**20  # blocks of this size or more, which only tensors have
 
 @functools.cache
 def return_freed_tensors() -> None:
-    """Makes glibc give a tensor's memory back to the system the moment it is freed.
+    """Makes glibc return a tensor's memory to the system as soon as it is freed.
 
     Tensors are aligned, and glibc's heap rarely reuses the hole of one aligned block for the next: a checkpointed pass
-    over 1,000 tokens of a 135M-parameter model held 600 MB for 140 MB of tensors. The price is a third of the speed,
-    paid only here, where memory was asked for; jemalloc and tcmalloc have neither fault (and ignore this call).
+    over 1,000 tokens of a 135M-parameter model held 600 MB for 140 MB of tensors. This costs a third of the speed, but
+    only here, where the user asked for less memory. jemalloc and tcmalloc do not need this call, and ignore it.
     """
     with contextlib.suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, OWN_PAGES)
@@ -37,8 +37,8 @@ def recomputed(model: Any, surroundings: Callable[[], AbstractContextManager[Any
     """Inside, every decoder layer is checkpointed.
 
     Args:
-        surroundings: the mode that a layer's second run must happen in, as its first did; on an accelerator the
-            backward pass runs in a thread of its own, where none is active.
+        surroundings: the modes in which a layer runs, and must run the second time, too. On an accelerator the
+            backward pass has its own thread, where no mode is active.
     """
     if next(model.parameters()).device == torch.device("cpu"):
         return_freed_tensors()

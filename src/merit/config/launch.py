@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from merit.base import extensions
 from merit.base.errors import InputError
-from merit.config.sections import Location, Section, refused
+from merit.config.sections import LocalPath, Location, Section, refused
 
 if TYPE_CHECKING:
     EngineName = str
@@ -86,7 +86,7 @@ class LaunchConfig(Section):
     processes: int = Field(
         default=1, ge=1, le=64, description="Processes (devices) per branch, under `accelerate launch`."
     )
-    accelerate: str | None = Field(
+    accelerate: LocalPath | None = Field(
         default=None,
         description="An accelerate configuration file (FSDP2, DeepSpeed, several nodes).",
     )

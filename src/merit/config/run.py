@@ -1,23 +1,32 @@
-"""The whole configuration of a run."""
+"""The configuration of a run, as the user writes it and as its run directory keeps it: with every default, version and
+absolute path, so that the run can be repeated."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import Field, field_validator, model_validator
+import yaml
+from pydantic import Field, model_validator
 
 from merit.base import extensions
 from merit.config.diagnose import DiagnoseConfig
 from merit.config.launch import LaunchConfig
 from merit.config.sections import (
+    LOCAL,
+    LOCAL_IF_THERE,
     UNSPLIT,
     AxesCount,
     CalibrationConfig,
     DatasetConfig,
     EvaluateConfig,
     GateConfig,
+    LocalPath,
     Location,
     MergeConfig,
     ModelConfig,
@@ -31,9 +40,11 @@ from merit.config.sections import (
     refused,
 )
 
+AnySection = TypeVar("AnySection", bound=Section)
 MAIN_METHOD = "merit"
 MAX_NAME = 200
 Problem = tuple[Location, str]
+_VERSIONS = ("merit-tuning", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
 
 
 class BaselineConfig(Section):
@@ -41,7 +52,7 @@ class BaselineConfig(Section):
 
     splitter: SplitterName = Field(description="`single` is joint training, `replicate` a uniform soup.")
     axes: AxesCount | None = Field(default=None, description="Default: the main method's.")
-    file: str | None = Field(default=None, description="Group file of a `manual` baseline.")
+    file: LocalPath | None = Field(default=None, description="Group file of a `manual` baseline.")
     scales: list[Scale] = Field(
         default_factory=lambda: [1.0],
         min_length=1,
@@ -78,11 +89,6 @@ class RunConfig(Section):
     diagnose: DiagnoseConfig = Field(default_factory=DiagnoseConfig, description="Checks of the basin and the theory.")
     seed: Seed = Field(default=0, description="Seed of splitters and training.")
     output: str | None = Field(default=None, description="The run directory. Default: runs/<name of this file>.")
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _model_from_string(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _across_fields(self) -> RunConfig:
@@ -145,3 +151,62 @@ class RunConfig(Section):
                     f"{axes} axes make {2**axes} groups, but the mixture has {count} datasets; "
                     f"use at most {count.bit_length() - 1}",
                 )
+
+
+def resolve_paths(section: AnySection, base: Path) -> AnySection:
+    """`section` with every path to a local file made absolute; Hub ids and generators stay as they are."""
+    base = base.resolve()
+    changed: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value: Any = getattr(section, name)
+        marks = [*field.metadata, *(mark for kind in get_args(field.annotation) for mark in _marks(kind))]
+        if isinstance(value, str) and (LOCAL in marks or LOCAL_IF_THERE in marks):
+            new: Any = str(base / value) if LOCAL in marks or _exists(base / value) else value
+        elif isinstance(value, Section):
+            new = resolve_paths(value, base)
+        elif isinstance(value, dict):
+            new = {key: resolve_paths(item, base) if isinstance(item, Section) else item for key, item in value.items()}
+        else:
+            continue
+        changed |= {name: new} if new != value else {}
+    return section.model_copy(update=changed) if changed else section
+
+
+def _marks(annotation: Any) -> tuple[Any, ...]:
+    marks: tuple[Any, ...] = getattr(annotation, "__metadata__", ())
+    return marks
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False  # too long a name, or a NUL in it: whoever opens it says so
+
+
+def dump_config(config: RunConfig, base: Path) -> str:
+    """YAML of the configuration, with the versions it ran with under `versions` (ignored when it is read again)."""
+    values: dict[str, Any] = config.model_dump(mode="json")
+    return yaml.safe_dump({**values, "versions": versions(base)}, sort_keys=False, allow_unicode=True, width=120)
+
+
+def versions(base: Path) -> dict[str, str]:
+    """Python, the packages that decide a result, and the commit of the folder that holds the configuration."""
+    found = {"python": sys.version.split()[0]}
+    for name in _VERSIONS:
+        try:
+            found["merit" if name == "merit-tuning" else name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    commit = _git_commit(base)
+    return found | ({"git_commit": commit} if commit else {})
+
+
+def _git_commit(folder: Path) -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from merit.base import extensions
@@ -18,6 +18,10 @@ Location = tuple[str | int, ...]
 REFUSED = "refused"  # type of the errors of checks across fields
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+# Strings that `resolve_paths` makes absolute: always, or only where such a file exists (else it is a Hub id).
+LOCAL, LOCAL_IF_THERE = "local path", "local path if it exists"
+LocalPath = Annotated[str, LOCAL]
+LocalIfThere = Annotated[str, LOCAL_IF_THERE]
 
 
 class Section(BaseModel):
@@ -38,7 +42,7 @@ Role = Literal["vision", "projector", "language"]
 class ModelConfig(Section):
     """Where θ0 comes from. In YAML a plain string is short for `path`."""
 
-    path: str = Field(min_length=1, description="Hub id, folder, .gguf file, or `embedded:smollm2-135m`.")
+    path: LocalIfThere = Field(min_length=1, description="Hub id, folder, .gguf file, or `embedded:smollm2-135m`.")
     revision: str | None = Field(default=None, description="Hub revision: a branch, tag or commit.")
     trust_remote_code: bool = Field(default=False, description="Run Python code from the model's repository.")
     freeze: list[Role] | None = Field(
@@ -46,9 +50,14 @@ class ModelConfig(Section):
         description="Parts of a vision-language model to freeze, from [vision, projector, language]: merit measures no "
         "gradient there, and the merge keeps their bits. Default, as published: [vision].",
     )
-    chat_template: str | None = Field(
+    chat_template: LocalPath | None = Field(
         default=None, description="A Jinja file that replaces the tokenizer's chat template."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
 
 
 if TYPE_CHECKING:
@@ -64,7 +73,7 @@ else:
 class DatasetConfig(Section):
     """One dataset: a source, a weight or cap, a prompt format."""
 
-    path: str = Field(
+    path: LocalIfThere = Field(
         min_length=1,
         description="A .jsonl, .json, .parquet or .csv file (relative to this configuration), a Hub dataset id, "
         "`reasoning_gym:NAME`, or `visual:NAME` (generated pictures).",
@@ -87,7 +96,7 @@ class DatasetConfig(Section):
         le=100,
         description="Share of the training examples used per epoch: 0.5 uses half, 2 uses each twice.",
     )
-    image_folder: str | None = Field(
+    image_folder: LocalPath | None = Field(
         default=None,
         description="Folder that relative image paths start from and must not leave. Default: the data file's own.",
     )
@@ -120,7 +129,7 @@ def _recipe() -> list[PrepareStage]:
 class PrepareConfig(Section):
     """Basin preparation: the LLaVA recipe for a vision-language model, a short joint warm-up for text."""
 
-    vision_tower: str | None = Field(
+    vision_tower: LocalIfThere | None = Field(
         default=None,
         description="A CLIP or SigLIP model (folder or Hub id) to join with the language model `model` through a new "
         "projector, as in LLaVA. Unset: `model` is complete.",
@@ -209,11 +218,6 @@ class CalibrationConfig(Section):
     )
     batch_tokens: int = Field(default=2048, ge=1, description="Tokens per forward pass, padding included.")
 
-    @field_validator("proxy", mode="before")
-    @classmethod
-    def _proxy_from_string(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
-
     @model_validator(mode="before")
     @classmethod
     def _from_auto(cls, value: Any) -> Any:
@@ -254,7 +258,7 @@ class SplitConfig(Section):
         default=False,
         description="Keep the groups in `split/kept/`, and place new datasets on their axes (`merit add` sets it).",
     )
-    file: str | None = Field(default=None, description="JSON or YAML {group: [dataset, …]} for `manual`.")
+    file: LocalPath | None = Field(default=None, description="JSON or YAML {group: [dataset, …]} for `manual`.")
 
 
 class LoraSection(Section):
@@ -313,6 +317,7 @@ MEMORY_BYTES = 512_000_000  # of all buffers together
 CURVATURE_BATCH_TOKENS = 4096
 
 DtypeName = Literal["input", "float32", "bfloat16", "float16"]
+Rounding = Literal["nearest", "stochastic"]
 Scale = Annotated[float, Field(gt=0, le=10)]
 if TYPE_CHECKING:
     RuleName = str

@@ -247,11 +247,6 @@ class StudyConfig(Section):
     draws: int = Field(default=2000, ge=200, le=100_000, description="Bootstrap draws.")
     output: str | None = Field(default=None, description="The study's directory. Default: runs/<name of this file>.")
 
-    @field_validator("model", mode="before")
-    @classmethod
-    def _model_from_string(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
-
     @field_validator("seeds", mode="after")
     @classmethod
     def _distinct(cls, value: list[int]) -> list[int]:

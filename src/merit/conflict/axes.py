@@ -14,11 +14,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from merit.conflict.records import AxesResult
+from merit.base.record import Record
 
 Matrix = NDArray[np.float64]
-
 _TIE = 1e-9  # components nearer than this, relative to the largest, count as equally large
+
+
+class AxesResult(Record):
+    """`axes.json`: principal axes of the (centred) similarity matrix, S = U diag(λ) Uᵀ, largest first."""
+
+    names: list[str]
+    centred: bool
+    eigenvalues: list[float]  # all T, in descending order
+    scores: list[list[float]]  # T rows, one column an axis kept (two at least where T allows): U √λ, sign fixed
+    noise: list[list[float | None]] | None = None  # standard errors of the scores; None where a half-set is empty
 
 
 def centred(similarity: Matrix) -> Matrix:

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from merit.base.errors import InputError
 from merit.base.record import Record
-from merit.conflict.axes import centred
-from merit.conflict.measure import DUPLICATE
-from merit.conflict.records import AxesResult
+from merit.conflict.axes import AxesResult, centred
+from merit.conflict.similarity import DUPLICATE
 from merit.gradients.sketch import TensorSketch
 from merit.gradients.store import SketchStore
 

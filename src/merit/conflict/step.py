@@ -1,23 +1,50 @@
-"""Stage `conflict`: one mean gradient a dataset at θ0, then similarity and axes."""
+"""Stage `conflict`: one mean gradient a dataset at θ0, then similarity, reliability and axes.
+
+Several devices share the datasets: one worker job each, the longest datasets first.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from merit.base.files import atomic_path, write_text
+from merit.base.progress import FileProgress
 from merit.base.record import fingerprint
-from merit.conflict.similarity import half_gram
+from merit.conflict.axes import AxesResult, principal_axes
+from merit.conflict.similarity import (
+    DUPLICATE,
+    ConflictResult,
+    HalfGram,
+    cosines,
+    gram,
+    half_gram,
+    noise,
+    reliability,
+    score_noise,
+)
 from merit.context import RunContext, Step
+from merit.data.mixture import Mixture
 from merit.gradients.store import SketchStore
-from merit.gradients.worker import measurement, spread
-from merit.split.evidence import most_axes
-from merit.split.stability import stability
+from merit.jobs.job import Job
+from merit.jobs.process import die_with_parent
+from merit.run.events import stage_events
+from merit.run.layout import RunDir
+from merit.split.evidence import most_axes, stability
+from merit.workers import open_as_worker, run_workers, worker_job
+
+if TYPE_CHECKING:
+    from merit.gradients.collect import Measurement
 
 NAME = "conflict"
 _log = logging.getLogger(__name__)
+UNRELIABLE = 0.5  # below it, most of a mean gradient is noise
 
 
 def wanted(context: RunContext) -> bool:
@@ -50,7 +77,6 @@ def files(context: RunContext) -> list[Path]:
 def run(context: RunContext) -> dict[str, Any]:
     """Writes gradients/ and conflict/."""
     from merit.conflict.explain import explain
-    from merit.conflict.measure import measure_conflict
     from merit.gradients.collect import collect_sketches
 
     store = collect_sketches(
@@ -89,6 +115,120 @@ def _axes(context: RunContext) -> int:
 
 def _says(context: RunContext) -> str:
     return f"measuring conflict: gradients of {len(context.config.mixture)} datasets at θ0"
+
+
+def measure_conflict(
+    run: RunDir, mixture: Mixture, store: SketchStore, axes: int, centre: bool
+) -> tuple[ConflictResult, AxesResult, NDArray[np.float64]]:
+    """Similarity (T×T cosines, float64), its axes and its reliability, in the mixture's order.
+
+    Writes `conflict/similarity.npy`, `conflict.json` and `axes.json`, each atomically.
+
+    Raises:
+        InputError: a sketch is missing or truncated.
+    """
+    products = gram(store, mixture.names)
+    similarity = cosines(products)
+    halves = half_gram(store.companion, mixture.names)
+    result = describe(store, halves, products)
+    found = principal_axes(mixture.names, similarity, axes=axes, centre=centre)
+    errors = score_noise(halves, found)
+    found = found.model_copy(update={"noise": [_optional(row) for row in errors]})
+    with atomic_path(run.similarity) as part, part.open("wb") as handle:
+        np.save(handle, similarity)
+    found.save(run.axes)
+    result.save(run.conflict)
+    return result, found, similarity
+
+
+def describe(store: SketchStore, halves: HalfGram, products: NDArray[np.float64]) -> ConflictResult:
+    """Everything about the similarity but the matrix itself. `products` are those of the mean gradients, (T, T)."""
+    rows = store.rows(halves.names)
+    rel = _optional(reliability(halves))
+    return ConflictResult(
+        names=list(halves.names),
+        sketch=str(store.info.layout.spec),
+        sketch_numbers=store.numbers,
+        parameters=store.info.layout.parameters,
+        examples=[sum(row.examples) for row in rows],
+        tokens=[sum(row.tokens) for row in rows],
+        norms=np.sqrt(np.diag(products)).tolist(),
+        losses=[row.loss for row in rows],
+        reliability=rel,
+        noise=_optional(noise(halves)),
+        notes=_notes(halves.names, cosines(products), rel),
+    )
+
+
+def _notes(names: Sequence[str], similarity: NDArray[np.float64], rel: Sequence[float | None]) -> list[str]:
+    notes = []
+    for name, value in zip(names, rel, strict=True):
+        if value is None:
+            notes.append(f"`{name}` has a single calibration example: its reliability cannot be measured")
+        elif value < UNRELIABLE:
+            notes.append(f"`{name}`: most of its gradient is noise (reliability {value:.2f}); use more examples")
+    for i, j in zip(*np.nonzero(np.triu(similarity > DUPLICATE, 1)), strict=True):
+        cosine = similarity[i, j]
+        notes.append(f"`{names[i]}` and `{names[j]}` have nearly the same gradient (cosine {cosine:.3f})")
+    return notes
+
+
+def _optional(values: NDArray[np.float64]) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
+def spread(context: RunContext, size: int) -> None:
+    """Measures `size` examples of every dataset with as many workers as there are devices.
+
+    Raises:
+        InputError, StageError: a worker failed for good.
+    """
+    job = partial(_job, context, size)
+    run_workers(context, len(context.mixture.names), job)
+
+
+def run_worker(root: Path, worker: int, size: int | None, precision: str | None = None) -> None:
+    """The job: measures datasets until none is left that no other worker has in hand.
+
+    Raises:
+        InputError: as `open_as_worker`, or as `collect_sketches`.
+    """
+    from merit.gradients.collect import Collector
+
+    die_with_parent()
+    context = open_as_worker(root, precision)
+    size = size or context.config.calibration.examples
+    job = _job(context, size, worker)
+    context.progress = FileProgress(job.progress)
+    with stage_events(context.run.events, f"gradients worker {worker}") as facts:
+        facts |= {"datasets": Collector(measurement(context)).share(size)}
+    write_text(job.done, "")
+
+
+def measurement(context: RunContext) -> Measurement:
+    """What the gradients of a run are measured with."""
+    from merit.gradients.collect import Measurement
+    from merit.models.loading import load_model, pick_precision
+
+    model = context.measured_model
+    return Measurement(
+        context.run,
+        context.mixture,
+        lambda: load_model(
+            model.path,
+            trust_remote_code=model.trust_remote_code,
+            freeze=context.config.model.freeze if model == context.model else None,
+        ),
+        context.config.calibration,
+        model.fingerprint,
+        pick_precision(context.config.train.precision),
+        context.progress,
+    )
+
+
+def _job(context: RunContext, size: int, worker: int) -> Job:
+    arguments = ("conflict", str(context.run.root.resolve()), "--examples", str(size))
+    return worker_job(context, context.run.gradients / "jobs", "gradients", "tok", worker, arguments)
 
 
 STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files, wanted=wanted)

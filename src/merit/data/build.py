@@ -18,11 +18,11 @@ from merit.base.files import disk_errors
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
 from merit.config.run import RunConfig
-from merit.data.encode import Encoder, Look
-from merit.data.example import Example
-from merit.data.image import BadImage, ImageChecker
+from merit.data.encode import Encoder, Layout
+from merit.data.example import Encoded, Example, Row
+from merit.data.image import BadImage, ImageChecker, Look
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
-from merit.data.reading import DatasetReader, Read, Selection, chosen_rows, is_held_out, select
+from merit.data.reading import DatasetReader, Selection, chosen_rows, is_held_out, select
 from merit.data.store import VERSION, EncodedDataset, StoredExample, write_store
 from merit.models.source import cache_folder
 from merit.run.layout import RunDir
@@ -67,9 +67,9 @@ def build_mixture(
                 final = run.data(reader.name)
                 path = final.with_name(f"{final.name}.new.part") if final.exists() else final
                 written[path] = final
-                summaries[reader.name] = _write(
-                    path, reader, selection, encoder, config, depends[reader.name], _shown(bar, index, reader.name)
-                )
+                encoding = Encoding(reader, selection, encoder, config.held_out_fraction)
+                show = _shown(bar, index, reader.name)
+                summaries[reader.name] = _write(path, encoding, depends[reader.name], show)
     done = [_named(summary, reader) for reader in readers if (summary := summaries[reader.name]) is not None]
     mixture = Mixture(
         datasets=done[: len(config.mixture)],
@@ -102,42 +102,25 @@ def source_fingerprints(config: RunConfig, base: Path) -> dict[str, str]:
     return {reader.name: reader.source.fingerprint() for reader in open_readers(config, base)}
 
 
-def _write(
-    path: Path,
-    reader: DatasetReader,
-    selection: Selection,
-    encoder: Encoder,
-    config: RunConfig,
-    depends: str,
-    on_progress: Callable[[float], None],
-) -> DatasetSummary:
-    tally = Tally()
+def _write(path: Path, encoding: Encoding, depends: str, on_progress: Callable[[float], None]) -> DatasetSummary:
+    reader, selection, encoder = encoding.reader, encoding.selection, encoding.encoder
+    found: list[DatasetSummary] = []
 
     def summary() -> DatasetSummary:
-        if (problem := tally.problem(reader, selection, encoder.max_length)) is not None:
+        if (problem := encoding.problem()) is not None:
             raise problem
-        return tally.summary(reader, selection, encoder)
+        found.append(encoding.summary())
+        return found[0]
 
-    rows = encoded_rows(
-        reader,
-        selection,
-        encoder,
-        tally,
-        held_out_fraction=config.held_out_fraction,
-        on_error=_refusing(reader),
-        on_progress=on_progress,
-    )
+    rows = encoding.rows(_refusing(reader), on_progress)
     write_store(path, rows, depends=depends, summary=summary, images=encoder.image_tokens is not None)
-    if left_out := tally.bad_images + selection.bad_images:
-        log.warning("%s: %d examples are left out for an image that cannot be used", reader.name, left_out)
+    if left_out := encoding.bad_images + selection.bad_images:
+        log.warning("%s: left out %d examples whose images cannot be used", reader.name, left_out)
     if selection.unanswered:
-        log.warning("%s: %d entries come without an answer; they are left out", reader.name, selection.unanswered)
-    if tally.dropped:
-        log.warning("%s: %d examples have no supervised token left; they are left out", reader.name, tally.dropped)
-    stored = EncodedDataset.open(path).summary
-    if stored is None:  # written a moment ago
-        raise InputError("was changed by another process", file=path)
-    return stored
+        log.warning("%s: left out %d entries without an answer", reader.name, selection.unanswered)
+    if encoding.dropped:
+        log.warning("%s: left out %d examples without a supervised token", reader.name, encoding.dropped)
+    return found[0]
 
 
 def _depends(reader: DatasetReader, config: RunConfig, encoder: Encoder) -> str:
@@ -200,10 +183,15 @@ _RENDERED = 3
 _QUANTILES = (0.5, 0.9, 1.0)
 
 
-class Tally:
-    """Counts while rows stream by; memory is 4 bytes a row."""
+class Encoding:
+    """The second reading of one dataset, which encodes the chosen rows and counts them. Memory is 4 bytes per row.
 
-    def __init__(self) -> None:
+    An unseen dataset is held out whole.
+    """
+
+    def __init__(self, reader: DatasetReader, selection: Selection, encoder: Encoder, held_out_fraction: float) -> None:
+        self.reader, self.selection, self.encoder = reader, selection, encoder
+        self.held_out_fraction = held_out_fraction
         self.lengths = array("i")
         self.truncated = 0
         self.dropped = 0
@@ -213,70 +201,91 @@ class Tally:
         self.bad_images = 0  # examples
         self.seen: dict[str, tuple[int, int]] = {}  # what is done to images → how many, the first one's line
         self.counts = {False: [0, 0, 0], True: [0, 0, 0]}  # held out? → examples, tokens, supervised tokens
-        self._content = 0
+        self._content = 0  # sum of the rows' digests: the order of the source does not matter
         self._shown: list[tuple[str, Example]] = []
 
-    def add(self, stored: StoredExample, example: Example) -> None:
-        length = len(stored.input_ids)
+    def rows(
+        self, on_error: Callable[[InputError], None], on_progress: Callable[[float], None]
+    ) -> Iterator[StoredExample]:
+        """The encoded rows. Those without a supervised token are dropped, and counted.
+
+        Raises:
+            InputError: the source changed; also whatever `on_error` raises for a row that cannot be encoded.
+        """
+        rows = chosen_rows(self.reader, self.selection)
+        checker = ImageChecker(self.reader.config.max_pixels, cache_folder() / "images.sqlite")
+        while chunk := list(islice(rows, _CHUNK)):
+            placed: list[tuple[Row, Layout]] = []
+            for row, look in zip(chunk, checker.look([row.value.images for row in chunk]), strict=True):
+                try:
+                    if isinstance(look, BadImage):
+                        raise look
+                    placed.append((row, self.encoder.layout(row.value, look)))
+                    self._see(row, look)
+                except InputError as error:
+                    self.bad_images += isinstance(error, BadImage)
+                    place = self.reader.source.place
+                    on_error(type(error)(error.message, file=place, line=row.number, field=error.field))
+            encoded = self.encoder.encode_layouts([layout for _, layout in placed])
+            for (row, layout), (item, prompt_ids) in zip(placed, encoded, strict=True):
+                if item.supervised:
+                    yield self._stored(row.value, item, prompt_ids, layout.prompt)
+                else:
+                    self.first_dropped = self.first_dropped or row.number
+                    self.dropped += 1
+            on_progress(chunk[-1].done)
+
+    def _stored(self, example: Example, encoded: Encoded, prompt_ids: list[int], prompt: str) -> StoredExample:
+        held_out = self.reader.unseen or is_held_out(example.id, self.held_out_fraction)
+        stored = StoredExample(example.id, encoded, held_out, prompt_ids, prompt, example.reference, example.verifier)
+        length = len(encoded.input_ids)
         self.lengths.append(length)
-        self.truncated += stored.truncated
-        self.images += len(stored.pictures)
-        self.answers |= stored.reference is not None
-        for index, value in enumerate((1, length, stored.supervised)):
-            self.counts[stored.held_out][index] += value
+        self.truncated += encoded.truncated
+        self.images += len(encoded.images)
+        self.answers |= example.reference is not None
+        for index, value in enumerate((1, length, encoded.supervised)):
+            self.counts[held_out][index] += value
         self._content = (self._content + _digest(stored)) % 2**128
         # Those with the smallest content hash: the same ones whatever the order of the file.
         self._shown = sorted([*self._shown, (stored.id, example)], key=lambda item: item[0])[:_RENDERED]
+        return stored
 
-    def see(self, read: Read, look: Look) -> None:
-        """The images of a row, before its example is encoded."""
-        for ref, (_, facts) in zip(_example(read).images, look, strict=True):
+    def _see(self, row: Row, look: Look) -> None:
+        """Counts what is done to the images of a row."""
+        for ref, (_, facts) in zip(row.value.images, look, strict=True):
             for note in (*facts.notes, *(["misnamed"] if facts.misnamed(ref.name) else [])):
-                count, first = self.seen.get(note, (0, read.number))
+                count, first = self.seen.get(note, (0, row.number))
                 self.seen[note] = (count + 1, first)
 
-    def drop(self, number: int) -> None:
-        """Row `number` has no supervised token."""
-        self.first_dropped = self.first_dropped or number
-        self.dropped += 1
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the encoded rows as a set: their order in the source does not matter."""
-        return f"{self._content:032x}"[:16]
-
-    def problem(self, reader: DatasetReader, selection: Selection, max_length: int) -> InputError | None:
+    def problem(self) -> InputError | None:
         """What is wrong with the dataset as a whole."""
-        place = reader.source.place
+        message, field, line = "", self.reader.at, None
         train, held_out = self.counts[False][0], self.counts[True][0]
-        if selection.kept == 0:
-            why = "its generator gives no answers to learn from" if selection.unanswered else "no usable example"
-            why = "not one example whose images can be used" if selection.bad_images else why
-            return InputError(why, file=place, field=reader.at)
-        if train + held_out == 0 and self.bad_images:
-            return InputError("not one example whose images can be used", file=place, field=reader.at)
-        if train + held_out == 0:
-            message = (
-                f"no example keeps a supervised token within {max_length} tokens; raise it, or shorten the prompts"
-            )
-            return InputError(message, file=place, line=self.first_dropped, field="train.max_length")
-        if not reader.unseen and min(train, held_out) == 0:
-            part = "train on" if train == 0 else "hold out"
-            message = (
-                f"none of its {train + held_out} examples falls to the rows to {part}; add rows, or change the share"
-            )
-            return InputError(message, file=place, field="held_out_fraction")
-        return None
+        if self.selection.kept == 0 and self.selection.unanswered and not self.selection.bad_images:
+            message = "its generator gives no answers to learn from"
+        elif self.selection.kept == 0 and not self.selection.bad_images:
+            message = "no usable example"
+        elif train + held_out == 0 and (self.bad_images or self.selection.kept == 0):
+            message = "not one example whose images can be used"
+        elif train + held_out == 0:
+            length = self.encoder.max_length
+            message = f"no example keeps a supervised token within {length} tokens; raise it, or shorten the prompts"
+            field, line = "train.max_length", self.first_dropped
+        elif not self.reader.unseen and min(train, held_out) == 0:
+            total, part = train + held_out, "train on" if train == 0 else "hold out"
+            message = f"none of its {total} examples falls to the rows to {part}; add rows, or change the share"
+            field = "held_out_fraction"
+        return InputError(message, file=self.reader.source.place, line=line, field=field) if message else None
 
-    def summary(self, reader: DatasetReader, selection: Selection, encoder: Encoder) -> DatasetSummary:
-        """The dataset's line of `mixture.json`."""
+    def summary(self) -> DatasetSummary:
+        """The dataset's record in `mixture.json`."""
         lengths = np.frombuffer(self.lengths, np.int32) if self.lengths else np.zeros(1, np.int32)
         quantiles = np.quantile(lengths, _QUANTILES, method="higher")
         train, held_out = (
             SplitCounts(examples=count[0], tokens=count[1], supervised_tokens=count[2])
             for count in (self.counts[False], self.counts[True])
         )
-        scoring = "verifier" if reader.source.scores else "reference" if self.answers else None
+        reader, selection = self.reader, self.selection
         return DatasetSummary(
             name=reader.name,
             source=reader.config.path,
@@ -291,74 +300,17 @@ class Tally:
             dropped=self.dropped + selection.unanswered,
             bad_images=self.bad_images + selection.bad_images,
             images=self.images,
-            scoring=scoring,
-            fingerprint=self.fingerprint,
-            rendered=[encoder.render(example) for _, example in self._shown],
+            scoring="verifier" if reader.source.scores else "reference" if self.answers else None,
+            fingerprint=f"{self._content:032x}"[:16],
+            rendered=[self.encoder.render(example) for _, example in self._shown],
         )
-
-
-def encoded_rows(
-    reader: DatasetReader,
-    selection: Selection,
-    encoder: Encoder,
-    tally: Tally,
-    *,
-    held_out_fraction: float,
-    on_error: Callable[[InputError], None],
-    on_progress: Callable[[float], None],
-) -> Iterator[StoredExample]:
-    """The second reading: encodes what was selected. Rows without a supervised token are dropped, and counted.
-
-    An unseen dataset is held out whole.
-
-    Raises:
-        InputError: the source changed; also whatever `on_error` raises for a row that cannot be encoded.
-    """
-    rows = chosen_rows(reader, selection)
-    checker = ImageChecker(reader.config.max_pixels, cache_folder() / "images.sqlite")
-    while chunk := list(islice(rows, _CHUNK)):
-        placed = []
-        looks = encoder.look([_example(read) for read in chunk], checker)
-        for read, look in zip(chunk, looks, strict=True):
-            try:
-                if isinstance(look, BadImage):
-                    raise look
-                placed.append((read, encoder.layout(_example(read), look)))
-                tally.see(read, look)
-            except InputError as error:
-                tally.bad_images += isinstance(error, BadImage)
-                on_error(type(error)(error.message, file=reader.source.place, line=read.number, field=error.field))
-        layouts = [layout for _, layout in placed]
-        for (read, layout), (encoded, prompt_ids) in zip(placed, encoder.encode_layouts(layouts), strict=True):
-            if encoded.supervised == 0:
-                tally.drop(read.number)
-                continue
-            example = _example(read)
-            stored = StoredExample.of(
-                example.id,
-                encoded,
-                held_out=reader.unseen or is_held_out(example.id, held_out_fraction),
-                prompt_ids=prompt_ids,
-                prompt_text=layout.prompt,
-                reference=example.reference,
-                verifier=example.verifier,
-            )
-            tally.add(stored, example)
-            yield stored
-        on_progress(chunk[-1].done)
-
-
-def _example(read: Read) -> Example:
-    if read.example is None:  # chosen rows have one
-        raise TypeError("a chosen row without an example")
-    return read.example
 
 
 def _digest(stored: StoredExample) -> int:
     digest = hashlib.sha256(f"{stored.id}{stored.held_out}{stored.reference}{stored.verifier}".encode())
-    for numbers in (stored.input_ids, stored.labels, stored.prompt_ids):
+    for numbers in (stored.encoded.input_ids, stored.encoded.labels, stored.prompt_ids):
         digest.update(np.asarray(numbers, "<i4").tobytes())
         digest.update(b";")
-    for picture in stored.pictures:
-        digest.update(hashlib.sha256(picture).digest())
+    for image in stored.encoded.images:
+        digest.update(hashlib.sha256(image).digest())
     return int.from_bytes(digest.digest()[:16], "big")

@@ -14,8 +14,7 @@ from merit.base.errors import InputError
 from merit.base.progress import SILENT, Progress
 from merit.base.record import Record
 from merit.config.run import RunConfig
-from merit.config.sections import DatasetConfig
-from merit.data.build import Tally, encoded_rows
+from merit.data.build import Encoding
 from merit.data.encode import Encoder
 from merit.data.image import BadImage
 from merit.data.mixture import DatasetSummary
@@ -81,23 +80,25 @@ def check_mixture(
         InputError: the tokenizer cannot be used at all.
     """
     encoder = Encoder(tokenizer, config.train.max_length) if tokenizer is not None else None
-    wanted = [(name, item, False) for name, item in config.mixture.items()]
-    wanted += [(name, item, True) for name, item in config.evaluate.unseen.items()]
+    wanted = [(name, False) for name in config.mixture] + [(name, True) for name in config.evaluate.unseen]
     checks = []
     mixed: list[NDArray[np.uint64]] = []  # content hashes of the mixture
     with progress.bar("check", total=2.0 * len(wanted)) as bar:
-        for index, (name, item, unseen) in enumerate(wanted):
+        for index, (name, unseen) in enumerate(wanted):
 
             def show(done: float, start: int = 2 * index, name: str = name) -> None:
                 bar.update(start + done, note=name)
 
-            found, hashes = _check(name, item, unseen, config, base, encoder, show)
+            check = _Check(name, unseen, config, encoder)
+            check.read(base, show)
             if not unseen:
-                mixed.append(hashes)
-            elif shared := int(np.isin(hashes, np.concatenate(mixed)).sum()):
-                line = f"{shared:,} of its {len(hashes):,} examples are in the mixture, too: they are not unseen"
-                found = found.model_copy(update={"warnings": [*found.warnings, line]})
-            checks.append(found)
+                mixed.append(check.hashes)
+            elif shared := int(np.isin(check.hashes, np.concatenate(mixed)).sum()):
+                total = len(check.hashes)
+                check.warnings.append(
+                    f"{shared:,} of its {total:,} examples are also in the mixture: they are not unseen"
+                )
+            checks.append(check.found())
     return CheckReport(
         datasets=checks,
         max_length=config.train.max_length,
@@ -106,93 +107,64 @@ def check_mixture(
     )
 
 
-class _Problems:
-    """Collects errors: the first few as lines, the rest as a count. Bad images that are skipped stand apart."""
+class _Check:
+    """One dataset while it is checked. Of errors, the first few are kept as lines, the rest as a count; bad images that
+    are to be skipped count apart."""
 
-    def __init__(self, *, skip_images: bool = False) -> None:
-        self.lines: list[str] = []
-        self.more = 0
-        self.images: list[str] = []
+    def __init__(self, name: str, unseen: bool, config: RunConfig, encoder: Encoder | None) -> None:
+        self.name, self.unseen, self.config, self.encoder = name, unseen, config, encoder
+        self.item = (config.evaluate.unseen if unseen else config.mixture)[name]
+        self.problems: list[str] = []
+        self.more_problems = 0
+        self.left_out: list[str] = []
         self.bad_images = 0
-        self._skip_images = skip_images
+        self.warnings: list[str] = []
+        self.rows = 0
+        self.hashes = np.zeros(0, np.uint64)  # of the rows in use
+        self.summary: DatasetSummary | None = None
 
     def add(self, error: InputError) -> None:
-        if self._skip_images and isinstance(error, BadImage):
+        if isinstance(error, BadImage) and self.item.bad_images == "skip":
             self.bad_images += 1
-            if len(self.images) < SHOWN:
-                self.images.append(f"left out: {error}")
-        elif len(self.lines) < SHOWN:
-            self.lines.append(str(error))
+            if len(self.left_out) < SHOWN:
+                self.left_out.append(f"left out: {error}")
+        elif len(self.problems) < SHOWN:
+            self.problems.append(str(error))
         else:
-            self.more += 1
+            self.more_problems += 1
 
+    def read(self, base: Path, show: Callable[[float], None]) -> None:
+        try:
+            reader = DatasetReader.open(self.name, self.item, base, unseen=self.unseen)
+            selection = select(reader, self.add, show)
+            self.rows, self.hashes = selection.rows, selection.hashes[selection.keep]
+            if self.encoder is not None:
+                encoding = Encoding(reader, selection, self.encoder, self.config.held_out_fraction)
+                for _ in encoding.rows(self.add, lambda done: show(1 + done)):
+                    pass
+                # Where rows are bad, that none is left says nothing new.
+                if (whole := encoding.problem()) is not None and not self.problems:
+                    self.add(whole)
+                if encoding.lengths:
+                    self.summary = encoding.summary()
+                    self.warnings = _warnings(self.summary, selection, self.config, unseen=self.unseen)
+                    self.warnings += _image_notes(encoding)
+        except InputError as error:
+            self.add(error)
 
-def _check(
-    name: str,
-    item: DatasetConfig,
-    unseen: bool,
-    config: RunConfig,
-    base: Path,
-    encoder: Encoder | None,
-    show: Callable[[float], None],
-) -> tuple[DatasetCheck, NDArray[np.uint64]]:
-    """What is found, and the content hashes of the rows in use."""
-    problems, tally = _Problems(skip_images=item.bad_images == "skip"), Tally()
-    selection: Selection | None = None
-    summary: DatasetSummary | None = None
-    warnings: list[str] = []
-    try:
-        reader = DatasetReader.open(name, item, base, unseen=unseen)
-        selection = select(reader, problems.add, show)
-        if encoder is not None:
-            _encode(reader, selection, encoder, tally, config, problems, show)
-            if tally.lengths:
-                summary = tally.summary(reader, selection, encoder)
-                warnings = _warnings(summary, selection, config, unseen=unseen) + _image_notes(tally)
-    except InputError as error:
-        problems.add(error)
-    warnings = [*problems.images, *warnings]
-    if more := problems.bad_images - len(problems.images):
-        warnings.insert(len(problems.images), f"left out: {more:,} more examples for an image that cannot be used")
-    hashes = selection.hashes[selection.keep] if selection is not None else np.zeros(0, np.uint64)
-    found = DatasetCheck(
-        name=name,
-        source=item.path,
-        unseen=unseen,
-        rows=selection.rows if selection is not None else 0,
-        summary=summary,
-        problems=problems.lines,
-        more_problems=problems.more,
-        warnings=warnings,
-    )
-    return found, hashes
-
-
-def _encode(
-    reader: DatasetReader,
-    selection: Selection,
-    encoder: Encoder,
-    tally: Tally,
-    config: RunConfig,
-    problems: _Problems,
-    show: Callable[[float], None],
-) -> None:
-    """Encodes the chosen rows into nothing but the tally."""
-    rows = encoded_rows(
-        reader,
-        selection,
-        encoder,
-        tally,
-        held_out_fraction=config.held_out_fraction,
-        on_error=problems.add,
-        on_progress=lambda done: show(1 + done),
-    )
-    for _ in rows:
-        pass
-    whole = tally.problem(reader, selection, encoder.max_length)
-    # Where rows are bad, that none is left says nothing new.
-    if whole is not None and not problems.lines:
-        problems.add(whole)
+    def found(self) -> DatasetCheck:
+        more = self.bad_images - len(self.left_out)
+        counted = [f"left out: {more:,} more examples for an image that cannot be used"] if more else []
+        return DatasetCheck(
+            name=self.name,
+            source=self.item.path,
+            unseen=self.unseen,
+            rows=self.rows,
+            summary=self.summary,
+            problems=self.problems,
+            more_problems=self.more_problems,
+            warnings=[*self.left_out, *counted, *self.warnings],
+        )
 
 
 def _warnings(summary: DatasetSummary, selection: Selection, config: RunConfig, *, unseen: bool) -> list[str]:
@@ -229,8 +201,8 @@ _DONE = {
 }
 
 
-def _image_notes(tally: Tally) -> list[str]:
-    return [f"{count:,} images {_DONE[note]} (the first: line {line})" for note, (count, line) in tally.seen.items()]
+def _image_notes(encoding: Encoding) -> list[str]:
+    return [f"{count:,} images {_DONE[note]} (the first: line {line})" for note, (count, line) in encoding.seen.items()]
 
 
 def _tokenizer_warnings(encoder: Encoder) -> list[str]:

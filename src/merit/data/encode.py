@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,13 +15,15 @@ from numpy.typing import NDArray
 from merit.base.errors import InputError
 from merit.base.record import fingerprint
 from merit.data.example import IGNORED, Encoded, Example, Message
-from merit.data.image import BadImage, Checked, ImageChecker, thumbnail
+from merit.data.image import BadImage, ImageChecker, Look, thumbnail
 from merit.data.mixture import Rendered
 from merit.data.template import ChatTemplate
 
-Span = tuple[int, int]
-Size = tuple[int, int]
-Look = list[Checked]  # an example's images: bytes and facts
+_VERSION = 1  # part of the fingerprint: raise it when the encoding of any example changes
+IMAGE_TOKENS = "merit_images"  # the attribute of a vision-language model, and of its tokenizer, that is `ImageTokens`
+
+Span = tuple[int, int]  # characters [start, end)
+Size = tuple[int, int]  # width, height
 
 
 class ImageTokens(Protocol):
@@ -36,17 +39,13 @@ class ImageTokens(Protocol):
     def fingerprint(self) -> str: ...
 
     def expansions(self, sizes: Sequence[Size]) -> list[str]:
-        """What stands in the text for each image of one example; sizes are (width, height)."""
+        """What stands in the text for each image of one example."""
         ...
-
-
-_VERSION = 1  # part of the fingerprint: raise it when the encoding of any example changes
-IMAGE_TOKENS = "merit_images"  # the attribute of a vision-language model, and of its tokenizer, that is `ImageTokens`
 
 
 @dataclass(frozen=True)
 class Layout:
-    """An example as text: `spans` are the characters [start, end) that are supervised, `images` those of each image."""
+    """An example as text: `spans` are supervised, `images` hold the tokens of each image."""
 
     text: str
     spans: tuple[Span, ...]
@@ -69,9 +68,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         if not getattr(tokenizer, "is_fast", False):
-            raise InputError(
-                "this model's tokenizer is not a fast one (tokenizer.json), which is needed", field="model"
-            )
+            raise InputError("merit needs a fast tokenizer (tokenizer.json); this model has none", field="model")
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.image_tokens: ImageTokens | None = getattr(tokenizer, IMAGE_TOKENS, None)
@@ -99,19 +96,25 @@ class Encoder:
         return self.encode_layouts([self.layout(example)])[0][1]
 
     def render(self, example: Example) -> Rendered:
-        """The example as the model sees it. The spans are read off the labels, not off the template."""
+        """The example as the model sees it, with small images. The spans are read off the labels."""
         layout = self.layout(example)
         text = layout.text
         encoded = self.encode_layouts([layout])[0][0]
         offsets = self._tokenize([text])["offset_mapping"][0][: len(encoded.labels)]
-        spans: list[tuple[int, int]] = []
+        spans: list[Span] = []
         for (start, end), label, before in zip(offsets, encoded.labels, [IGNORED, *encoded.labels[:-1]], strict=True):
             if label != IGNORED and before != IGNORED and spans:
                 spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
             elif label != IGNORED:
                 spans.append((start, end))
-        shown = text[: offsets[-1][1]] if encoded.truncated and offsets else text
-        return _short(Rendered(text=shown, spans=spans), layout, len(encoded.images))
+        if encoded.truncated and offsets:
+            text = text[: offsets[-1][1]]
+        sizes = layout.sizes[: len(encoded.images)]
+        # One word for the thousand tokens of an image.
+        words = [f"[image {number}: {width} × {height}]" for number, (width, height) in enumerate(sizes, start=1)]
+        short = _Replaced.of(text, layout.images[: len(words)], words)
+        shown = [(short.moved(start), short.moved(end)) for start, end in spans]
+        return Rendered(text=short.text, spans=shown, images=[thumbnail(content) for content in encoded.images])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -123,10 +126,6 @@ class Encoder:
         special = {key: str(value) for key, value in self.tokenizer.special_tokens_map.items()}
         images = (self.image_tokens.fingerprint,) if self.image_tokens is not None else ()
         return fingerprint(_VERSION, content, special, self.template.source, *images)
-
-    def look(self, examples: Sequence[Example], checker: ImageChecker) -> list[Look | BadImage]:
-        """The images of many examples, read and inspected at once."""
-        return read_images(examples, checker)
 
     def layout(self, example: Example, look: Look | None = None) -> Layout:
         """The text of an example, the characters to supervise, and those of its images.
@@ -142,26 +141,28 @@ class Encoder:
             if example.images:
                 raise InputError("this model takes no images; choose a vision-language model", field="image")
             return plain
-        token = self.image_tokens.token
-        check_text((*example.prompt, *example.completion), self.image_tokens.reserved)
-        if plain.text.count(token) != len(example.images):
+        _check_text((*example.prompt, *example.completion), self.image_tokens.reserved)
+        places, in_prompt = (
+            [match.span() for match in re.finditer(re.escape(self.image_tokens.token), text)]
+            for text in (plain.text, plain.prompt)
+        )
+        if len(places) != len(example.images):
             raise InputError(
-                f"the chat template shows {plain.text.count(token)} of its {len(example.images)} images", field="image"
+                f"the chat template shows {len(places)} of its {len(example.images)} images", field="image"
             )
         if not example.images:
             return plain
         if look is None:
-            found = read_images([example], ImageChecker(2**62))[0]
+            found = ImageChecker(2**62).look([example.images])[0]
             if isinstance(found, BadImage):
                 raise found
             look = found
-        contents = tuple(content for content, _ in look)
         sizes = tuple((facts.width, facts.height) for _, facts in look)
-        replacements = self.image_tokens.expansions(sizes)
-        whole = Expanded.of(plain.text, token, replacements)
-        prompt = Expanded.of(plain.prompt, token, replacements[: plain.prompt.count(token)])
+        tokens = self.image_tokens.expansions(sizes)
+        whole = _Replaced.of(plain.text, places, tokens)
+        prompt = _Replaced.of(plain.prompt, in_prompt, tokens[: len(in_prompt)])
         spans = tuple((whole.moved(start), whole.moved(end)) for start, end in plain.spans)
-        return Layout(whole.text, spans, prompt.text, whole.spans, contents, sizes)
+        return Layout(whole.text, spans, prompt.text, whole.spans, tuple(content for content, _ in look), sizes)
 
     def _plain_layout(self, example: Example) -> Layout:
         messages = (*example.prompt, *example.completion)
@@ -184,35 +185,29 @@ class Encoder:
             for layout, ids, offsets in zip(layouts, batch["input_ids"], batch["offset_mapping"], strict=True)
         ]
 
-    def _labelled(self, layout: Layout, ids: list[int], offsets: list[tuple[int, int]]) -> tuple[Encoded, list[int]]:
-        mask = supervised_mask(np.asarray(offsets, np.int64).reshape(-1, 2), layout.spans)
+    def _labelled(self, layout: Layout, ids: list[int], offsets: list[Span]) -> tuple[Encoded, list[int]]:
+        """No token of an image carries loss, and a cut that would fall among an image's tokens falls before them."""
+        places = np.asarray(offsets, np.int64).reshape(-1, 2)
+        mask = supervised_mask(places, layout.spans)
+        first = int(mask.argmax())
         if layout.text.startswith(layout.prompt):
-            prompt = list(ids[: int(mask.argmax())])
+            prompt = list(ids[:first])
         else:
             # The generation prompt opens what the text of a conversation leaves out (`<think>`): it stands alone.
             prompt = self._tokenize([layout.prompt])["input_ids"][0]
-        if layout.images:
-            return self._with_images(layout, ids, offsets, mask), prompt
-        labels = np.where(mask, np.asarray(ids, np.int64), IGNORED)[: self.max_length].tolist()
-        return Encoded(list(ids[: self.max_length]), labels, truncated=len(ids) > self.max_length), prompt
-
-    def _with_images(
-        self, layout: Layout, ids: list[int], offsets: list[tuple[int, int]], mask: NDArray[np.bool_]
-    ) -> Encoded:
-        """No token of an image carries loss, and a cut that would fall among an image's tokens falls before them."""
-        places = np.asarray(offsets, np.int64).reshape(-1, 2)
-        first = int(mask.argmax()) if mask.any() else len(ids)
+        if not mask.any():
+            first = len(ids)
         end, kept, before = min(len(ids), self.max_length), 0, 0
         for span in layout.images:
-            mine = np.flatnonzero(supervised_mask(places, [span]))
-            mask[mine] = False
-            if int(mine[-1]) >= end:
-                end = min(end, int(mine[0]))
+            tokens = np.flatnonzero(supervised_mask(places, [span]))
+            mask[tokens] = False
+            if int(tokens[-1]) >= end:
+                end = min(end, int(tokens[0]))
                 continue
             kept += 1
-            before += int(mine[0]) < first
+            before += int(tokens[0]) < first
         labels = np.where(mask, np.asarray(ids, np.int64), IGNORED)[:end].tolist()
-        return Encoded(list(ids[:end]), labels, end < len(ids), layout.contents[:kept], before)
+        return Encoded(list(ids[:end]), labels, end < len(ids), layout.contents[:kept], before), prompt
 
     def _tokenize(self, texts: list[str]) -> Any:
         # The template has written bos and the like into the text: special tokens are never added a second time.
@@ -240,54 +235,32 @@ def supervised_mask(offsets: NDArray[np.int64], spans: Sequence[tuple[int, int]]
     return mask
 
 
-def _short(rendered: Rendered, layout: Layout, kept: int) -> Rendered:
-    """The thousand tokens of an image as one word, and the images small."""
-    text, at, moves = "", 0, []
-    for number, ((start, end), (width, height)) in enumerate(zip(layout.images, layout.sizes, strict=True), start=1):
-        if number > kept:
-            break
-        text += rendered.text[at:start] + f"[image {number}: {width} × {height}]"
-        at = end
-        moves.append((end, len(text) - end))
-    if not moves:
-        return rendered
-
-    def moved(place: int) -> int:
-        return place + next((shift for end, shift in reversed(moves) if end <= place), 0)
-
-    spans = [(moved(start), moved(end)) for start, end in rendered.spans]
-    small = [thumbnail(content) for content in layout.contents[:kept]]
-    return Rendered(text=text + rendered.text[at:], spans=spans, images=small)
-
-
 @dataclass(frozen=True)
-class Expanded:
-    """A text whose placeholders have been replaced; `spans` are the characters [start, end) of each image."""
+class _Replaced:
+    """A text with some parts replaced; `spans` are the characters of the replacements."""
 
     text: str
     spans: tuple[Span, ...]
     _moves: tuple[tuple[int, int], ...]  # (end in the old text, shift of what follows)
 
     @classmethod
-    def of(cls, text: str, token: str, replacements: Sequence[str]) -> Expanded:
-        """Replaces the first `len(replacements)` occurrences of `token`."""
-        pieces = text.split(token, len(replacements))
-        out, spans, moves, old = pieces[0], [], [], len(pieces[0])
-        for replacement, piece in zip(replacements, pieces[1:], strict=True):
-            spans.append((len(out), len(out) + len(replacement)))
-            out += replacement
-            old += len(token)
-            moves.append((old, len(out) - old))
-            out += piece
-            old += len(piece)
-        return cls(out, tuple(spans), tuple(moves))
+    def of(cls, text: str, places: Sequence[Span], replacements: Sequence[str]) -> _Replaced:
+        """Replaces the characters at `places`."""
+        out, spans, moves, at = "", [], [], 0
+        for (start, end), new in zip(places, replacements, strict=True):
+            out += text[at:start]
+            spans.append((len(out), len(out) + len(new)))
+            out += new
+            moves.append((end, len(out) - end))
+            at = end
+        return cls(out + text[at:], tuple(spans), tuple(moves))
 
     def moved(self, at: int) -> int:
         """Where character `at` of the old text is now."""
         return at + next((shift for end, shift in reversed(self._moves) if end <= at), 0)
 
 
-def check_text(messages: Sequence[Message], reserved: frozenset[str]) -> None:
+def _check_text(messages: Sequence[Message], reserved: frozenset[str]) -> None:
     """Refuses text that the model would take for an image.
 
     Raises:
@@ -300,15 +273,3 @@ def check_text(messages: Sequence[Message], reserved: frozenset[str]) -> None:
                     f"the text holds {token!r}, which this model reads as an image, but no image belongs to it",
                     field=f"turn {index + 1}",
                 )
-
-
-def read_images(examples: Sequence[Example], checker: ImageChecker) -> list[Look | BadImage]:
-    """Bytes and facts of each example's images, all inspected together; or the first image that is bad."""
-    refs = [image for example in examples for image in example.images]
-    checked = iter(checker.check(refs) if refs else [])
-    found: list[Look | BadImage] = []
-    for example in examples:
-        mine = [next(checked) for _ in example.images]
-        bad = next((item for item in mine if isinstance(item, BadImage)), None)
-        found.append([item for item in mine if not isinstance(item, BadImage)] if bad is None else bad)
-    return found

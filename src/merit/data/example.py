@@ -1,4 +1,4 @@
-"""What a row becomes: the row as its source holds it, the canonical example, and the encoded example."""
+"""What a row becomes: a row as its source holds it, the canonical example, and the encoded example."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from merit.base.errors import InputError
@@ -17,11 +18,13 @@ IGNORED = -100  # label of a token that carries no loss, as in torch's cross ent
 
 @dataclass(frozen=True)
 class Row:
-    """One row as the source holds it.
+    """One row, or what is wrong with it.
 
-    `number` is the 1-based line of a text file and the 1-based row of any other source. `done` is the share of the
-    source, 0 to 1, that was read up to here. A row that cannot be read has an `error` and no `value`: the caller may
-    stop, as a run does, or go on, as `merit check` does.
+    Attributes:
+        number: the 1-based line of a text file, the 1-based row of any other source.
+        done: the share of the source, 0 to 1, that has been read up to here.
+        value: the row as its source holds it, or the `Example` that a format made of it.
+        error: why there is no value. The caller may stop, as a run does, or go on, as `merit check` does.
     """
 
     number: int
@@ -32,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation. `images` are (character of `content` before which it stands, image), in order."""
+    """One turn of a conversation; each of `images` is (the character of `content` that it stands before, image)."""
 
     role: Role
     content: str
@@ -44,10 +47,9 @@ class Message:
         found: list[str | ImageRef] = []
         at = 0
         for offset, image in self.images:
-            found += [self.content[at:offset]] if offset > at else []
-            found.append(image)
+            found += [self.content[at:offset], image]
             at = offset
-        return found + ([self.content[at:]] if at < len(self.content) else [])
+        return [part for part in (*found, self.content[at:]) if part != ""]
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,12 @@ class Example:
 
     @property
     def id(self) -> str:
-        """32 hex digits that depend on the content alone, so that adding rows moves no other row.
+        """32 hex digits of the content's SHA-256, so that new rows do not change the ids of others.
 
         Raises:
             BadImage: an image cannot be read.
         """
-        turns = [_content(m) for m in self.prompt], [_content(m) for m in self.completion]
+        turns = [_content(turn) for turn in self.prompt], [_content(turn) for turn in self.completion]
         return hashlib.sha256(json.dumps(turns, ensure_ascii=True).encode()).hexdigest()[:32]
 
 
@@ -88,18 +90,17 @@ def _content(turn: Message) -> list[object]:
 class Encoded:
     """Token ids and labels of one example; `labels[i]` is `input_ids[i]` where token i carries loss, else IGNORED.
 
-    Both are in the same positions: shifting by one is the loss's business, as in transformers. `images` are the bytes
-    of the images whose tokens are among `input_ids`, in order.
+    The loss shifts labels by one, as in transformers. `images` are the files, in order, of the images whose tokens are
+    among `input_ids`.
     """
 
     input_ids: list[int]
     labels: list[int]
     truncated: bool = False
     images: Sequence[bytes] = field(default=(), repr=False)
-    prompt_images: int = 0  # of them, those before the first supervised token
-    supervised: int = field(init=False)
+    prompt_images: int = 0  # of `images`, those before the first supervised token
 
-    def __post_init__(self) -> None:
-        # Position 0 predicts nothing: no earlier token exists, so its label never carries loss.
-        count = sum(label != IGNORED for label in self.labels[1:])
-        object.__setattr__(self, "supervised", count)
+    @cached_property
+    def supervised(self) -> int:
+        """Supervised tokens. No token comes before the first one, so its label never carries loss."""
+        return sum(label != IGNORED for label in self.labels[1:])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import csv
 import json
+import re
 from abc import ABC, abstractmethod
+from codecs import BOM_UTF8, getincrementaldecoder
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,11 +21,12 @@ from merit.data.example import Row
 MAX_ROW_BYTES = 64 * 2**20  # one row larger than this is a mistake, and would be the one thing that fills memory
 _BATCH = 128  # rows of a Parquet file decoded at once
 _GROUP_BYTES = 256 * 2**20
-_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
-class _File(ABC):
+class FileSource(ABC):
+    """A file as a `Source`. The names of the subclasses are part of fingerprints."""
+
     path: Path
     place: str
     scores: bool = False
@@ -46,105 +49,102 @@ class _File(ABC):
     def error(self, message: str, number: int | None = None) -> InputError:
         return InputError(message, file=self.place, line=number)
 
-    def lines(self, handle: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-        """Numbered lines, each bounded, without a byte-order mark."""
-        number = 0
-        while raw := handle.readline(MAX_ROW_BYTES + 1):
-            number += 1
-            if len(raw) > MAX_ROW_BYTES:
-                raise self.error(f"a line is longer than {MAX_ROW_BYTES:,} bytes", number)
-            yield number, raw.removeprefix(_BOM) if number == 1 else raw
+    def lines(self) -> Iterator[tuple[int, float, bytes]]:
+        """Line number, share of the file read, and text of each line, without a byte-order mark.
+
+        Raises:
+            InputError: a line is longer than `MAX_ROW_BYTES`.
+        """
+        with self.readable(), self.path.open("rb") as handle:
+            size = max(self.path.stat().st_size, 1)
+            read = 0
+            for number in count(1):
+                raw = handle.readline(MAX_ROW_BYTES + 1)
+                if not raw:
+                    return
+                if len(raw) > MAX_ROW_BYTES:
+                    raise self.error(f"a line is longer than {MAX_ROW_BYTES:,} bytes", number)
+                read += len(raw)
+                yield number, min(read / size, 1.0), raw.removeprefix(BOM_UTF8) if number == 1 else raw
 
 
-class JsonLinesFile(_File):
-    """One JSON object a line; blank lines are passed over."""
+class JsonLinesFile(FileSource):
+    """One JSON object per line; blank lines are skipped."""
 
     def rows(self) -> Iterator[Row]:
-        size = max(self.path.stat().st_size, 1)
-        read = 0
-        with self.readable(), self.path.open("rb") as handle:
-            for number, raw in self.lines(handle):
-                read += len(raw)
-                done = min(read / size, 1.0)
-                if not raw.strip():
-                    continue
-                try:
-                    value = json.loads(raw.rstrip(b"\r\n").decode("utf-8"))
-                except json.JSONDecodeError as error:
-                    problem = f"not valid JSON: {error.msg} (column {error.colno})"
-                    yield Row(number, done, error=self.error(problem, number))
-                except UnicodeDecodeError:
-                    yield Row(number, done, error=self.error("not valid UTF-8", number))
-                except (ValueError, RecursionError) as error:
-                    # A number of a million digits, or a thousand nested brackets.
-                    yield Row(number, done, error=self.error(f"not valid JSON: {error}", number))
-                else:
-                    yield Row(number, done, value)
+        for number, done, raw in self.lines():
+            if not raw.strip():
+                continue
+            value, problem = None, ""
+            try:
+                value = json.loads(raw.rstrip(b"\r\n").decode("utf-8"))
+            except json.JSONDecodeError as error:
+                problem = f"not valid JSON: {error.msg} (column {error.colno})"
+            except UnicodeDecodeError:
+                problem = "not valid UTF-8"
+            except (ValueError, RecursionError) as error:
+                # A number of a million digits, or a thousand nested brackets.
+                problem = f"not valid JSON: {error}"
+            yield Row(number, done, value, self.error(problem, number) if problem else None)
 
 
-class JsonFile(_File):
+class JsonFile(FileSource):
     """An array of objects (or objects one after another), parsed piece by piece.
 
-    Memory is bounded by the largest object, which may have up to `MAX_ROW_BYTES` characters. What follows a syntax
-    error cannot be read: it is reported as the last row.
+    Memory is bounded by the largest object, which may have up to `MAX_ROW_BYTES` characters. Nothing after a syntax
+    error can be read: the error is the last row.
     """
 
     def rows(self) -> Iterator[Row]:
-        size = max(self.path.stat().st_size, 1)
-        with self.readable(), self.path.open("rb") as raw:
-            if raw.read(len(_BOM)) != _BOM:
-                raw.seek(0)
-            yield from stream_json(raw, place=self.place, size=size)
+        with self.readable(), self.path.open("rb") as handle:
+            size = max(self.path.stat().st_size, 1)
+            try:
+                for number, value in stream_json(handle):
+                    yield Row(number, min(handle.tell() / size, 1.0), value)
+            except _SyntaxError as error:
+                yield Row(error.line, 1.0, error=self.error(f"not valid JSON: {error}", error.line))
 
 
-class CsvFile(_File):
-    """A header line, then one row a record; fields may hold line breaks when they are quoted."""
+class CsvFile(FileSource):
+    """A header line, then one record per row; quoted fields may hold line breaks."""
 
     delimiter = ","
 
     def rows(self) -> Iterator[Row]:
-        size = max(self.path.stat().st_size, 1)
-        read = 0
-        line = 0
+        line, done = 0, 0.0
 
-        def text(handle: IO[bytes]) -> Iterator[str]:
-            nonlocal read, line
-            for line, raw in self.lines(handle):
-                read += len(raw)
+        def text() -> Iterator[str]:
+            nonlocal line, done
+            for number, share, raw in self.lines():
+                line, done = number, share
                 try:
                     yield raw.decode("utf-8")
                 except UnicodeDecodeError:
                     raise self.error("not valid UTF-8", line) from None
 
-        # The module's own limit of 131,072 characters a field is shorter than many answers; it has no other handle.
+        # The module's own limit of 131,072 characters per field is shorter than many answers, and is global.
         csv.field_size_limit(MAX_ROW_BYTES)
-        with self.readable(), self.path.open("rb") as handle:
-            reader = csv.reader(text(handle), delimiter=self.delimiter, strict=True)
-            header: list[str] | None = None
-            while True:
-                start = line + 1
-                try:
-                    fields = next(reader)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    raise self.error(f"not valid CSV: {error}", start) from None
-                done = min(read / size, 1.0)
-                if not fields:
-                    continue
-                if header is None:
-                    header = fields
-                    self._check_header(header, start)
-                elif len(fields) != len(header):
-                    problem = f"{len(fields)} fields, but the header has {len(header)}"
-                    yield Row(start, done, error=self.error(problem, start))
-                else:
-                    yield Row(start, done, dict(zip(header, fields, strict=True)))
-
-    def _check_header(self, header: list[str], line: int) -> None:
-        twice = next((name for index, name in enumerate(header) if name in header[:index]), None)
-        if twice is not None:
-            raise self.error(f"the header names the column {twice!r} twice", line)
+        reader = csv.reader(text(), delimiter=self.delimiter, strict=True)
+        header: list[str] = []
+        while True:
+            start = line + 1
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise self.error(f"not valid CSV: {error}", start) from None
+            if not fields:
+                continue
+            if not header:
+                header = fields
+                if twice := next((name for index, name in enumerate(header) if name in header[:index]), None):
+                    raise self.error(f"the header names the column {twice!r} twice", start)
+            elif len(fields) != len(header):
+                problem = f"{len(fields)} fields, but the header has {len(header)}"
+                yield Row(start, done, error=self.error(problem, start))
+            else:
+                yield Row(start, done, dict(zip(header, fields, strict=True)))
 
 
 class TsvFile(CsvFile):
@@ -153,7 +153,7 @@ class TsvFile(CsvFile):
     delimiter = "\t"
 
 
-class ParquetFile(_File):
+class ParquetFile(FileSource):
     """Read in batches; a nested value comes as dicts and lists.
 
     Memory is bounded by a row group of `_GROUP_BYTES`, or by a batch of as many average rows. Text stays in its
@@ -174,8 +174,7 @@ class ParquetFile(_File):
                     for batch in file.iter_batches(batch_size=_batch_rows(file.metadata)):
                         for index in range(batch.num_rows):
                             number += 1
-                            value = {name: column[index].as_py() for name, column in _columns(batch)}
-                            yield Row(number, number / total, value)
+                            yield Row(number, number / total, batch.slice(index, 1).to_pylist()[0])
             except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
                 if out_of_memory(error):
                     raise MemoryError(str(error)) from error
@@ -188,10 +187,6 @@ def _texts(schema: Any) -> list[str]:
     return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
 
 
-def _columns(batch: Any) -> list[tuple[str, Any]]:
-    return list(zip(batch.schema.names, batch.columns, strict=True))
-
-
 def _batch_rows(metadata: Any) -> int:
     """Rows a batch, so that neither a large row group nor large rows fill memory."""
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
@@ -200,7 +195,7 @@ def _batch_rows(metadata: Any) -> int:
     return int(min(_BATCH, max(1, MAX_ROW_BYTES // max(average, 1))))
 
 
-KINDS: dict[str, type[_File]] = {
+KINDS: dict[str, type[FileSource]] = {
     ".jsonl": JsonLinesFile,
     ".ndjson": JsonLinesFile,
     ".json": JsonFile,
@@ -211,19 +206,7 @@ KINDS: dict[str, type[_File]] = {
 
 
 _CHUNK = 1 << 16
-_SPACE = " \t\r\n"
-
-
-def stream_json(handle: IO[bytes], *, place: str, size: int) -> Iterator[Row]:
-    """The elements of a JSON array, or of objects that follow one another; each with the line it starts in.
-
-    The first syntax error is the last row: where the next element would start is unknown.
-    """
-    buffer = _Buffer(handle)
-    try:
-        yield from _elements(buffer, size)
-    except _SyntaxError as error:
-        yield Row(error.line, 1.0, error=InputError(f"not valid JSON: {error}", file=place, line=error.line))
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class _SyntaxError(Exception):
@@ -232,20 +215,47 @@ class _SyntaxError(Exception):
         self.line = line
 
 
-class _Buffer:
-    """A window on the text: `text[at:]` is not yet consumed; `line` is the line of `text[at]`."""
+def stream_json(handle: IO[bytes]) -> Iterator[tuple[int, object]]:
+    """The elements of a JSON array, or objects that follow one another; each with the line in which it starts.
+
+    Raises:
+        _SyntaxError: at the first mistake. Where the next element would start is unknown.
+    """
+    window = _Window(handle)
+    if window.peek() != "[":
+        while window.peek():
+            yield window.value()
+        return
+    window.take(1)
+    more = window.peek() != "]"
+    while more:
+        window.peek()
+        yield window.value()
+        mark = window.peek()
+        if mark not in ("]", ","):
+            problem = "expected `,` or `]` after an element" if mark else "the array has no end"
+            raise _SyntaxError(problem, window.line)
+        if more := mark == ",":
+            window.take(1)
+    window.take(1)
+    if window.peek():
+        raise _SyntaxError("something follows the array", window.line)
+
+
+class _Window:
+    """A part of the text: `text[at:]` is not yet consumed; `line` is the line of `text[at]`."""
 
     def __init__(self, handle: IO[bytes]) -> None:
         self.handle = handle
-        self.decoder = codecs.getincrementaldecoder("utf-8")()
+        self.decoder = getincrementaldecoder("utf-8-sig")()
         self.text = ""
         self.at = 0
         self.line = 1
         self.ended = False
 
-    def more(self, count: int) -> None:
-        """Reads `count` more bytes, and forgets what is consumed."""
-        raw = self.handle.read(count)
+    def more(self, size: int) -> None:
+        """Reads `size` more bytes, and forgets what is consumed."""
+        raw = self.handle.read(size)
         self.ended = not raw
         try:
             new = self.decoder.decode(raw, final=self.ended)
@@ -254,74 +264,38 @@ class _Buffer:
             raise _SyntaxError("not valid UTF-8", line) from None
         self.text, self.at = self.text[self.at :] + new, 0
 
-    def skip(self, end: int) -> None:
-        self.line += self.text.count("\n", self.at, end)
-        self.at = end
+    def take(self, size: int) -> None:
+        """Consumes `size` characters."""
+        self.line += self.text.count("\n", self.at, self.at + size)
+        self.at += size
 
     def peek(self) -> str:
         """The next character that is not a space, or "" at the end."""
         while True:
-            end = self.at
-            while end < len(self.text) and self.text[end] in _SPACE:
-                end += 1
-            self.skip(end)
-            if end < len(self.text):
-                return self.text[end]
-            if self.ended:
-                return ""
+            spaces = _SPACE.match(self.text, self.at)
+            self.take(len(spaces[0]) if spaces else 0)
+            if self.at < len(self.text) or self.ended:
+                return self.text[self.at : self.at + 1]
             self.more(_CHUNK)
 
-    def value(self) -> object:
+    def value(self) -> tuple[int, object]:
         """Parses and consumes the value that starts here, reading on for as long as it may be incomplete."""
-        wanted = _CHUNK
+        first, wanted = self.line, _CHUNK
         while True:
-            problem: str
             try:
                 value, end = json.JSONDecoder().raw_decode(self.text, self.at)
-            except json.JSONDecodeError as error:
-                problem, line = error.msg, self.line + self.text.count("\n", self.at, error.pos)
-            except (ValueError, RecursionError) as error:
-                raise _SyntaxError(str(error), self.line) from None
-            else:
                 # `12` at the very end of the window may be the beginning of `123`.
                 if end < len(self.text) or self.ended:
-                    self.skip(end)
-                    return value
-                problem, line = "incomplete", self.line
+                    self.take(end - self.at)
+                    return first, value
+                problem, line = "incomplete", first
+            except json.JSONDecodeError as error:
+                problem, line = error.msg, first + self.text.count("\n", self.at, error.pos)
+            except (ValueError, RecursionError) as error:
+                raise _SyntaxError(str(error), first) from None
             if self.ended:
                 raise _SyntaxError(problem, line)
             if len(self.text) - self.at > MAX_ROW_BYTES:
                 raise _SyntaxError(f"{problem}, or an element longer than {MAX_ROW_BYTES:,} characters", line)
             self.more(wanted)
             wanted *= 2  # parsed again from its start each time: doubling keeps the total linear
-
-
-def _elements(buffer: _Buffer, size: int) -> Iterator[Row]:
-    def row() -> Row:
-        line = buffer.line
-        value = buffer.value()
-        return Row(line, min(buffer.handle.tell() / size, 1.0), value)
-
-    first = buffer.peek()
-    if first == "":
-        return
-    if first != "[":
-        while buffer.peek():
-            yield row()
-        return
-    buffer.skip(buffer.at + 1)
-    if buffer.peek() != "]":
-        while True:
-            buffer.peek()
-            yield row()
-            mark = buffer.peek()
-            if mark == "]":
-                break
-            if mark != ",":
-                raise _SyntaxError(
-                    "expected `,` or `]` after an element" if mark else "the array has no end", buffer.line
-                )
-            buffer.skip(buffer.at + 1)
-    buffer.skip(buffer.at + 1)
-    if buffer.peek():
-        raise _SyntaxError("something follows the array", buffer.line)

@@ -15,12 +15,13 @@ import sqlite3
 import stat
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from http.client import HTTPException
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib import request
@@ -287,47 +288,47 @@ def _pillow() -> Any:
 _VERSION = 1  # of what `inspect` finds
 _log = logging.getLogger(__name__)
 
-Checked = tuple[bytes, ImageFacts]
+Look = list[tuple[bytes, ImageFacts]]  # the files of an example's images, and what is known of them
 
 
 class ImageChecker:
     """Inspects images on all cores.
 
     Args:
-        cache: an SQLite file; None remembers nothing. One that cannot be used is done without.
+        cache: an SQLite file that remembers results; None remembers nothing. An unusable one is ignored.
     """
 
     def __init__(self, max_pixels: int, cache: Path | None = None) -> None:
         self._max_pixels = max_pixels
-        self._cache = cache
+        self._memory = _Memory(cache, max_pixels) if cache is not None else None
         self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="merit-image")
 
-    @cached_property
-    def _memory(self) -> _Memory | None:
-        return _Memory(self._cache, self._max_pixels) if self._cache is not None else None
+    def look(self, examples: Sequence[Sequence[ImageRef]]) -> list[Look | BadImage]:
+        """The images of each example, all inspected together; or the first of them that is bad."""
+        checked = iter(self._check([ref for refs in examples for ref in refs]))
+        found: list[Look | BadImage] = []
+        for refs in examples:
+            mine = list(islice(checked, len(refs)))
+            bad = next((item for item in mine if isinstance(item, BadImage)), None)
+            found.append(bad or [item for item in mine if not isinstance(item, BadImage)])
+        return found
 
-    def check(self, refs: Sequence[ImageRef]) -> list[Checked | BadImage]:
-        """Bytes and facts of each image, or what is wrong with it, in order."""
-        contents = list(self._pool.map(_read, refs))
-        digests = [None if isinstance(item, BadImage) else hashlib.sha256(item).hexdigest() for item in contents]
-        wanted = {
-            digest: item
-            for digest, item in zip(digests, contents, strict=True)
-            if digest is not None and isinstance(item, bytes)
-        }
+    def _check(self, refs: Sequence[ImageRef]) -> list[tuple[bytes, ImageFacts] | BadImage]:
+        read = list(self._pool.map(_read, refs))
+        wanted = dict(item for item in read if not isinstance(item, BadImage))
         known = self._memory.get(wanted) if self._memory is not None else {}
-        fresh = [digest for digest in wanted if digest not in known]
-        new = dict(zip(fresh, self._pool.map(self._inspect, (wanted[digest] for digest in fresh)), strict=True))
+        fresh = {digest: content for digest, content in wanted.items() if digest not in known}
+        new = dict(zip(fresh, self._pool.map(self._inspect, fresh.values()), strict=True))
         if self._memory is not None:
             self._memory.add(new)
         known |= new
-        found: list[Checked | BadImage] = []
-        for ref, digest, item in zip(refs, digests, contents, strict=True):
-            if digest is None or isinstance(item, BadImage):
-                found.append(item if isinstance(item, BadImage) else ref.bad("cannot be read"))
-                continue
-            facts = known[digest]
-            found.append(ref.bad(facts) if isinstance(facts, str) else (item, facts))
+        found: list[tuple[bytes, ImageFacts] | BadImage] = []
+        for ref, item in zip(refs, read, strict=True):
+            facts = known[item[0]] if not isinstance(item, BadImage) else ""
+            if isinstance(item, BadImage) or isinstance(facts, str):
+                found.append(item if isinstance(item, BadImage) else ref.bad(str(facts)))
+            else:
+                found.append((item[1], facts))
         return found
 
     def _inspect(self, content: bytes) -> ImageFacts | str:
@@ -337,11 +338,13 @@ class ImageChecker:
             return error.message
 
 
-def _read(ref: ImageRef) -> bytes | BadImage:
+def _read(ref: ImageRef) -> tuple[str, bytes] | BadImage:
+    """SHA-256 and bytes."""
     try:
-        return ref.read()
+        content = ref.read()
     except BadImage as error:
         return error
+    return hashlib.sha256(content).hexdigest(), content
 
 
 class _Memory:
@@ -349,19 +352,22 @@ class _Memory:
 
     def __init__(self, file: Path, max_pixels: int) -> None:
         self._file, self._limit = file, max_pixels
-        self._usable = True
+
+    @cached_property
+    def _usable(self) -> bool:
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._open() as base:
                 base.execute("create table if not exists images (key text primary key, facts text) without rowid")
         except (OSError, sqlite3.Error) as error:
             _log.info("images are not remembered between checks: %s", error)
-            self._usable = False
+            return False
+        return True
 
-    def get(self, digests: Iterable[str]) -> dict[str, ImageFacts | str]:
+    def get(self, digests: Collection[str]) -> dict[str, ImageFacts | str]:
         """Those that are known."""
         found: dict[str, ImageFacts | str] = {}
-        if self._usable:
+        if digests and self._usable:
             with contextlib.suppress(sqlite3.Error, ValueError, TypeError, KeyError), self._open() as base:
                 for digest in digests:
                     row = base.execute("select facts from images where key = ?", (self._key(digest),)).fetchone()
@@ -371,7 +377,7 @@ class _Memory:
 
     def add(self, facts: dict[str, ImageFacts | str]) -> None:
         """Remembers more."""
-        if self._usable and facts:
+        if facts and self._usable:
             rows = [
                 (self._key(digest), json.dumps(item if isinstance(item, str) else asdict(item)))
                 for digest, item in facts.items()

@@ -19,23 +19,14 @@ from numpy.typing import NDArray
 
 from merit.base.errors import InputError
 from merit.config.sections import DatasetConfig
-from merit.data.example import Example
+from merit.data.example import Row
+from merit.data.files import FileSource
 from merit.data.format import RowFormat, choose_format
 from merit.data.image import BadImage
 from merit.data.image_fields import NO_FOLDER, ImageSource
 from merit.data.source import HubSource, Source, cache_folders, open_source
 
 _PROBED = 20
-
-
-@dataclass(frozen=True)
-class Read:
-    """One row: an `example`, or an `error`, or neither where the source itself has no answer to learn from."""
-
-    number: int
-    done: float
-    example: Example | None = None
-    error: InputError | None = None
 
 
 @dataclass(frozen=True)
@@ -55,13 +46,13 @@ class DatasetReader:
         Raises:
             InputError: see `open_source`.
         """
-        source = open_source(config, base, field_of(name, unseen=unseen))
-        folder = getattr(source, "path", base).parent if isinstance(getattr(source, "path", None), Path) else None
+        at = field_of(name, unseen=unseen)
+        source = open_source(config, base, at)
+        folder = source.path.parent if isinstance(source, FileSource) else None
         if config.image_folder is not None:
             folder = base / Path(config.image_folder).expanduser()
             if not folder.is_dir():
-                at = f"{field_of(name, unseen=unseen)}.image_folder"
-                raise InputError("no such folder", file=config.image_folder, field=at)
+                raise InputError("no such folder", file=config.image_folder, field=f"{at}.image_folder")
         caches = cache_folders() if isinstance(source, HubSource) else ()
         return cls(name, config, source, unseen, ImageSource(folder, config.image_urls, caches))
 
@@ -89,19 +80,20 @@ class DatasetReader:
             config = config.model_copy(update={"format": "qa"})
         return choose_format(config, values, self.source.place, self.at, self.images)
 
-    def read(self) -> Iterator[Read]:
-        """All rows. What is wrong with a row is in the row; what ends the reading is raised."""
+    def read(self) -> Iterator[Row]:
+        """All rows, each with its `Example`, with what is wrong with it, or with neither where a generator gives no
+        answer to learn from. What ends the reading is raised."""
         layout = self.format
         for row in self.source.rows():
             if row.error is not None:
-                yield Read(row.number, row.done, error=row.error)
+                yield row
             elif self.source.scores and row.value["answer"] is None:
-                yield Read(row.number, row.done)
+                yield Row(row.number, row.done)
             else:
                 try:
-                    yield Read(row.number, row.done, example=layout.parse(row.value, row.number))
+                    yield Row(row.number, row.done, layout.parse(row.value, row.number))
                 except InputError as error:
-                    yield Read(row.number, row.done, error=error)
+                    yield Row(row.number, row.done, error=error)
 
 
 def field_of(name: str, *, unseen: bool) -> str:
@@ -142,15 +134,15 @@ def select(
     """
     hashes, good = array("Q"), array("b")
     unanswered = bad_images = 0
-    for count, read in enumerate(reader.read()):
-        if read.error is not None:
-            on_error(read.error)
-            bad_images += isinstance(read.error, BadImage)
-        unanswered += read.example is None and read.error is None
-        hashes.append(_key(read.example.id) if read.example is not None else 0)
-        good.append(read.example is not None)
+    for count, row in enumerate(reader.read()):
+        if row.error is not None:
+            on_error(row.error)
+            bad_images += isinstance(row.error, BadImage)
+        unanswered += row.value is None and row.error is None
+        hashes.append(_key(row.value.id) if row.value is not None else 0)
+        good.append(row.value is not None)
         if count % 256 == 0:
-            on_progress(read.done)
+            on_progress(row.done)
     keys = np.frombuffer(hashes, np.uint64) if hashes else np.zeros(0, np.uint64)
     usable = np.flatnonzero(np.frombuffer(good, np.int8)) if good else np.zeros(0, np.int64)
     # np.unique sorts, and gives the first place of each content.
@@ -163,22 +155,23 @@ def select(
     return Selection(keys, keep, len(keys), len(usable) - len(chosen), skipped, unanswered, bad_images)
 
 
-def chosen_rows(reader: DatasetReader, selection: Selection) -> Iterator[Read]:
+def chosen_rows(reader: DatasetReader, selection: Selection) -> Iterator[Row]:
     """The second reading: the kept rows with their examples.
 
     Raises:
         InputError: the source changed since the first reading.
     """
+    changed = InputError("the source changed while it was read; run again", file=reader.source.place)
     place = -1
-    for place, read in enumerate(reader.read()):
+    for place, row in enumerate(reader.read()):
         if place >= selection.rows:
-            raise _changed(reader)
+            raise changed
         if selection.keep[place]:
-            if read.example is None or _key(read.example.id) != int(selection.hashes[place]):
-                raise _changed(reader)
-            yield read
+            if row.value is None or _key(row.value.id) != int(selection.hashes[place]):
+                raise changed
+            yield row
     if place + 1 != selection.rows:
-        raise _changed(reader)
+        raise changed
 
 
 def is_held_out(id: str, fraction: float) -> bool:
@@ -190,7 +183,3 @@ def is_held_out(id: str, fraction: float) -> bool:
 
 def _key(id: str) -> int:
     return int(id[:16], 16)
-
-
-def _changed(reader: DatasetReader) -> InputError:
-    return InputError("the source changed while it was read; run again", file=reader.source.place)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,35 +47,7 @@ _IMAGE_SCHEMA = _SCHEMA.append(pa.field(IMAGES, pa.list_(pa.large_binary()))).ap
     pa.field("prompt_images", pa.int32())
 )
 _BATCH_BYTES = 64 * 2**20  # of images
-
-
-class StoreWriter:
-    """Collects rows into batches; made by `write_store`."""
-
-    def __init__(self, writer: Any, schema: Any, position: Callable[[], int], path: Path) -> None:
-        self._writer, self._schema, self._position, self._path = writer, schema, position, path
-        self._rows: list[dict[str, Any]] = []
-        self._bytes = 0
-
-    def add(self, example: StoredExample) -> None:
-        self._rows.append({**example.__dict__, "id": bytes.fromhex(example.id)})
-        self._bytes += sum(map(len, example.pictures))
-        if len(self._rows) == _BATCH or self._bytes > _BATCH_BYTES:
-            self._flush()
-
-    def finish(self, summary: DatasetSummary | None) -> None:
-        """Writes what is left, and the summary."""
-        self._flush()
-        last = pa.RecordBatch.from_pylist([], schema=self._schema)
-        text = summary.model_dump_json() if summary is not None else ""
-        length = self._position()
-        seal = {"length": str(length), "seal": _seal(self._path, length, text)}
-        self._writer.write_batch(last, custom_metadata={"summary": text, **seal})
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
-            self._rows, self._bytes = [], 0
+_ENCODED = ("input_ids", "labels", "truncated", "prompt_images")  # columns that are fields of `Encoded`
 
 
 def write_store(
@@ -100,10 +72,25 @@ def write_store(
     meta = json.dumps({"version": VERSION, "depends": depends})
     schema = (_IMAGE_SCHEMA if images else _SCHEMA).with_metadata({"merit": meta})
     with atomic_path(path) as part, pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        store = StoreWriter(writer, schema, sink.tell, part)
-        for example in examples:
-            store.add(example)
-        store.finish(summary() if summary is not None else None)
+        for batch in _batches(examples):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+        text = summary().model_dump_json() if summary is not None else ""
+        length = sink.tell()
+        last = {"summary": text, "length": str(length), "seal": _seal(part, length, text)}
+        writer.write_batch(pa.RecordBatch.from_pylist([], schema=schema), custom_metadata=last)
+
+
+def _batches(examples: Iterable[StoredExample]) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    size = 0  # bytes of images
+    for example in examples:
+        batch.append(example.columns())
+        size += sum(map(len, example.encoded.images))
+        if len(batch) == _BATCH or size > _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 class EncodedDataset:
@@ -175,12 +162,11 @@ class EncodedDataset:
             raise IndexError(f"row {index} of {len(self)}")
         batch = int(np.searchsorted(self._starts, index, side="right")) - 1
         part = self._batches[batch].slice(index - int(self._starts[batch]), 1)
-        if IMAGES not in part.schema.names:
-            value = part.to_pylist()[0]
-            return StoredExample(**{**value, "id": value["id"].hex()})
-        value = part.drop_columns([IMAGES]).to_pylist()[0]
-        pictures = StoredImages(part.column(IMAGES)[0])
-        return StoredExample(**{**value, "id": value["id"].hex(), IMAGES: pictures})
+        images: Sequence[bytes] = ()
+        if IMAGES in part.schema.names:
+            images = StoredImages(part.column(IMAGES)[0])
+            part = part.drop_columns([IMAGES])
+        return StoredExample.from_columns(part.to_pylist()[0], images)
 
     def __iter__(self) -> Iterator[StoredExample]:
         return (self[row] for row in range(len(self)))
@@ -293,53 +279,29 @@ class StoredImages(Sequence[bytes]):
 
 @dataclass(frozen=True)
 class StoredExample:
-    """One row. Lists as in `Encoded`; `prompt_ids` is what greedy decoding starts from."""
+    """One row of a file: an encoded example, and what its evaluation needs."""
 
     id: str
+    encoded: Encoded
     held_out: bool
-    input_ids: list[int]
-    labels: list[int]
-    supervised: int
-    truncated: bool
-    prompt_ids: list[int]
+    prompt_ids: list[int]  # what greedy decoding starts from
     prompt_text: str
     reference: str | None = None
     verifier: str | None = None
-    pictures: Sequence[bytes] = field(default=(), repr=False)
-    prompt_images: int = 0  # of them, those that greedy decoding starts from
 
-    @property
-    def encoded(self) -> Encoded:
-        """Ids and labels, with the images."""
-        return Encoded(self.input_ids, self.labels, False, self.pictures, self.prompt_images)
+    def columns(self) -> dict[str, Any]:
+        """Column → value."""
+        row, encoded = dict(self.__dict__), self.encoded
+        del row["encoded"]
+        own = {name: getattr(encoded, name) for name in _ENCODED}
+        return {**row, **own, "id": bytes.fromhex(self.id), "supervised": encoded.supervised, IMAGES: encoded.images}
 
     @classmethod
-    def of(
-        cls,
-        id: str,
-        encoded: Encoded,
-        *,
-        held_out: bool = True,
-        prompt_ids: list[int],
-        prompt_text: str,
-        reference: str | None = None,
-        verifier: str | None = None,
-    ) -> StoredExample:
-        """Puts an encoded example together with what its evaluation needs."""
-        return cls(
-            id,
-            held_out,
-            encoded.input_ids,
-            encoded.labels,
-            encoded.supervised,
-            encoded.truncated,
-            prompt_ids,
-            prompt_text,
-            reference,
-            verifier,
-            encoded.images,
-            encoded.prompt_images,
-        )
+    def from_columns(cls, row: dict[str, Any], images: Sequence[bytes]) -> StoredExample:
+        """The example that `columns` wrote, with the images of its row."""
+        own = {name: row.pop(name) for name in _ENCODED if name in row}
+        del row["supervised"]  # counted again from the labels
+        return cls(**{**row, "id": row["id"].hex()}, encoded=Encoded(**own, images=images))
 
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)

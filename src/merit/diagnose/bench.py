@@ -16,7 +16,7 @@ from merit.base.errors import InputError
 from merit.base.kept import kept
 from merit.base.record import fingerprint
 from merit.config.diagnose import CheckName
-from merit.conflict.records import load_similarity
+from merit.conflict.similarity import load_similarity
 from merit.context import RunContext
 from merit.data.store import EncodedDataset, calibration_rows
 from merit.diagnose.check import Check, Journal, find_check

@@ -118,7 +118,7 @@ class Hessian:
 
     def _gauss_newton_pass(self, rows: Sequence[Encoded], parts: Sequence[Tensor]) -> tuple[int, Gradients]:
         """Tokens, and Jᵀ (diag p − p pᵀ) J v. J v is the derivative by u of (Jᵀu)ᵀv, which is linear in u."""
-        logits = supervised_logits(self._model, rows).logits
+        logits = supervised_logits(self._model, rows)
         u = torch.zeros_like(logits, requires_grad=True)
         back = torch.autograd.grad(logits, self._parameters, u, create_graph=True, allow_unused=True)
         (change,) = torch.autograd.grad(_inner(back, parts), u, retain_graph=True)

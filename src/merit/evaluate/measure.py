@@ -192,7 +192,7 @@ class _Evaluation:
             self.model,
             tokenizer,
             [example.prompt_ids for _, example in examples],
-            [example.pictures[: example.prompt_images] for _, example in examples],
+            [example.encoded.images[: example.encoded.prompt_images] for _, example in examples],
             max_new_tokens=config.max_new_tokens,
             batch_tokens=config.batch_tokens,
             advance=self.advance,

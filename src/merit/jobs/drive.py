@@ -1,6 +1,8 @@
-"""The loop that all engines share: place, start, watch, start again.
+"""The loop that all engines share: it places jobs on slots, starts them, watches them and starts them again.
 
-It sees an engine through `Backend`, which also has the clock: a simulated fleet runs the same code as a real one.
+It sees an engine through `Backend`, which also has the clock, so a simulated fleet runs the same code as a real one.
+Machines may differ in speed. Jobs are placed longest first, each where it would *end* soonest (Graham's list scheduling
+on related machines): a slow slot stays idle if waiting for a fast one is quicker.
 """
 
 from __future__ import annotations
@@ -25,25 +27,25 @@ class Backend(Protocol):
     engine: str
 
     def slots(self) -> Sequence[Slot]:
-        """The slots that can be used now. One that goes takes its job along: `poll` says `lost`."""
+        """The slots that can be used now. If a slot disappears, its job is lost: `poll` says so."""
 
     def start(self, placed: Sequence[tuple[Job, Slot]]) -> None:
-        """Starts jobs; several at once where the engine likes it so."""
+        """Starts jobs, all at once where the engine prefers that."""
 
     def poll(self, job: Job) -> End | None:
-        """How the job ended; None while it is queued or runs. Told once for each start."""
+        """How the job ended; None while it is queued or runs. It answers once for each start."""
 
     def state(self, job: Job) -> dict[str, Any]:
         """{"done", "total", "note"} of a started job; empty if unknown."""
 
     def about(self, job: Job) -> tuple[str, str]:
-        """The engine's id of a started job, and where it is."""
+        """The engine's id of a started job, and where it runs."""
 
     def end(self, job: Job) -> None:
-        """Ends a running job, and returns when it is gone."""
+        """Stops a running job, and returns when it has stopped."""
 
     def close(self, cancel: bool) -> None:
-        """Lets go of the engine. `cancel`: end what still runs, even where jobs can go on without us."""
+        """Disconnects from the engine. `cancel`: also stop jobs that could go on without this process."""
 
     def pause(self) -> None:
         """Waits a moment."""
@@ -54,15 +56,15 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often a job starts again, and what the loop asks and fetches between polls.
+    """How often a job is started again, and what the loop does between polls.
 
     Attributes:
         retries: how many failures of its own a job survives.
-        preemption_retries: how many losses of its machine it survives.
-        checkpoint_seconds: what moving a job to another machine costs at most.
-        stop: asked between polls; a reason ends everything.
-        look: brings a job's progress here, where machines share no disk.
-        fetch: brings what a job made, when a start of it has ended; False if it made nothing.
+        preemption_retries: how many preemptions and lost machines it survives.
+        checkpoint_seconds: the most work that a move to another machine loses.
+        stop: called between polls; if it returns a reason, all jobs end.
+        look: fetches a job's progress, where machines share no disk.
+        fetch: fetches a job's result after each start; False if there is none.
     """
 
     retries: int = 1
@@ -80,7 +82,7 @@ class _Running:
     bar: Bar
     stack: ExitStack
     since: float
-    first: float | None = None  # share done when this start was first heard of
+    first: float | None = None  # share done at this start's first report
     share: float = 0.0
 
 
@@ -143,7 +145,7 @@ class Drive:
             del waiting[job]
 
     def _move(self, waiting: list[Job]) -> None:
-        """Hands a straggler on a slow machine to a faster one that has nothing to do any more."""
+        """Moves a straggler from a slow machine to a faster one that is idle."""
         if waiting:
             return
         slots = self.backend.slots()
@@ -212,7 +214,7 @@ class Drive:
         return next((item.job.weight * (1 - item.share) for item in self.running if item.slot == slot), None)
 
     def _loss(self, item: _Running) -> float:
-        """Work that a checkpoint interval is worth at the job's own pace; all of it if the pace is not known yet."""
+        """The work that a job does between checkpoints, at its own pace; all its work while the pace is unknown."""
         done = item.share - (item.first or 0.0)
         seconds = self.backend.now() - item.since
         return item.job.weight * (done / seconds * self.policy.checkpoint_seconds if done > 0 and seconds > 0 else 1.0)
@@ -225,13 +227,27 @@ class Drive:
 
 
 @dataclass(frozen=True)
+class DrivenExecutor:
+    """An executor that drives a backend, made anew at each call of `run`."""
+
+    backend: Callable[[], Backend]
+    policy: RetryPolicy
+
+    def run(self, jobs: Sequence[Job], progress: Progress = SILENT) -> None:
+        """Runs those jobs to their end that are not done; see `Executor.run`."""
+        todo = [job for job in jobs if not job.done.exists()]
+        if todo:
+            Drive(self.backend(), self.policy, progress).run(todo)
+
+
+@dataclass(frozen=True)
 class Slot:
     """Room for one job at a time.
 
     Attributes:
-        pool: the machines that it belongs to.
-        index: which of the pool's slots.
-        speed: work a unit of time, relative to the other pools.
+        pool: the group of machines that it belongs to.
+        index: its number in the pool.
+        speed: work per unit of time, relative to the other pools.
     """
 
     pool: str
@@ -243,9 +259,9 @@ def place(waiting: Sequence[float], busy: Sequence[float | None], speeds: Sequen
     """The jobs to start now, as pairs (position in `waiting`, position of a slot), longest first.
 
     Args:
-        waiting: work left of each waiting job.
-        busy: work left of the job that runs on each slot; None where the slot is free.
-        speeds: of the slots.
+        waiting: the work left in each waiting job.
+        busy: the work left in the job that runs on each slot; None if the slot is free.
+        speeds: the speed of each slot.
     """
     ends = [0.0 if left is None else left / speed for left, speed in zip(busy, speeds, strict=True)]
     free = {slot for slot, left in enumerate(busy) if left is None}
@@ -262,10 +278,10 @@ def place(waiting: Sequence[float], busy: Sequence[float | None], speeds: Sequen
 
 
 def move(busy: Sequence[float | None], speeds: Sequence[float], loss: Sequence[float]) -> tuple[int, int] | None:
-    """A running job that would end sooner on a faster free slot, as (its slot, the free slot); None if none would.
+    """A running job that would end sooner on a faster free slot, as (its slot, the free slot); None if there is none.
 
-    Call it when nothing waits. What a move costs is the work since the last checkpoint, `loss` at most; it must win a
-    tenth of the time that is left, since estimates are rough.
+    Call it when no job waits. A move costs the work since the last checkpoint, at most `loss`. Estimates are rough, so
+    it must save a tenth of the time that is left.
     """
     best: tuple[float, int, int] | None = None
     for free in (slot for slot, left in enumerate(busy) if left is None):

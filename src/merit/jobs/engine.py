@@ -1,6 +1,6 @@
-"""An engine: where jobs run. It is one file that defines `ENGINE`.
+"""An engine: where jobs run. One file defines one engine, as `ENGINE`.
 
-merit's own engines lie in `merit.jobs.engines`, anyone's in `merit_ext/engines/`.
+merit's own engines are in `merit.jobs.engines`, yours in `merit_ext/engines/`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from pydantic import BaseModel
 
@@ -18,69 +17,56 @@ from merit.jobs.drive import RetryPolicy
 from merit.jobs.job import Executor, JobRecord
 
 
-class QueuedJob(Protocol):
-    """A job as a queue sees it: `over`, or it `waits` for a `reason`, or it runs on `nodes`."""
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job as its queue sees it.
 
-    @property
-    def state(self) -> str: ...
+    Attributes:
+        state: in the queue's own words.
+        reason: why it waits.
+        nodes: where it runs.
+        over: whether it has ended, however it ended.
+        waits: whether it has not begun.
+    """
 
-    @property
-    def reason(self) -> str: ...
-
-    @property
-    def nodes(self) -> str: ...
-
-    @property
-    def over(self) -> bool: ...
-
-    @property
-    def waits(self) -> bool: ...
+    state: str
+    reason: str
+    nodes: str
+    over: bool
+    waits: bool
 
 
-class Queue(Protocol):
-    """A queue whose jobs go on when the process that started them has ended. Ids come from files: a stranger's, too.
+@dataclass(frozen=True)
+class Queue:
+    """A queue whose jobs go on after the process that started them has ended. Job ids are read from files, which may
+    come from a stranger. `read`, `cancel` and `end` raise StageError if the queue does not answer.
 
-    `title` is what the user calls it.
+    Attributes:
+        title: what the user calls it.
+        installed: whether this machine can ask the queue.
+        read: job ids → {id: job}, of those that the queue still knows.
+        cancel: takes jobs out of the queue, running or not.
+        end: takes one job out of the queue, and returns when it has ended.
     """
 
     title: str
-
-    def installed(self) -> bool:
-        """Whether this machine can ask the queue."""
-        ...
-
-    def read(self, ids: Iterable[str]) -> Mapping[str, QueuedJob]:
-        """Job id → job, of those that the queue still knows.
-
-        Raises:
-            StageError: the queue does not answer.
-        """
-        ...
-
-    def cancel(self, ids: Iterable[str]) -> None:
-        """Takes jobs out of the queue, running or not.
-
-        Raises:
-            StageError: the queue does not answer.
-        """
-        ...
-
-    def end(self, ident: str) -> None:
-        """Takes one job out of the queue, and returns when it has ended."""
-        ...
+    installed: Callable[[], bool]
+    read: Callable[[Iterable[str]], Mapping[str, QueuedJob]]
+    cancel: Callable[[Iterable[str]], None]
+    end: Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What a file of engines defines.
+    """What an engine's file defines.
 
     Attributes:
-        executor: (launch, policy, folder for files of the engine's own) → executor. Raises InputError where what the
-            engine needs is not installed, or it refuses its options.
-        about: what `merit env` says of the engine on this machine; which package is missing, for example.
-        on_this_machine: whether jobs are processes of this machine, which share its files and devices.
-        queue: of an engine whose jobs outlive the process that started them.
-        settings: the model of `launch.settings.NAME`; None if the engine takes none.
+        executor: (launch, policy, folder for the engine's own files) → executor. Raises InputError if the engine is not
+            installed or refuses its options.
+        about: what `merit env` says about the engine on this machine, for example which package is missing.
+        on_this_machine: whether jobs are processes of this machine and share its files and devices.
+        queue: its queue, if jobs outlive the process that started them.
+        settings: the pydantic model of `launch.settings.NAME`; None if the engine takes no settings.
     """
 
     executor: Callable[[LaunchConfig, RetryPolicy, Path], Executor]
@@ -101,21 +87,21 @@ def engine_named(name: str) -> Engine:
 
 
 def make_executor(launch: LaunchConfig, policy: RetryPolicy, folder: Path) -> Executor:
-    """The executor that the configuration asks for; `folder` is for files of the engine's own.
+    """The executor that the configuration asks for; `folder` is for the engine's own files.
 
     Raises:
-        InputError: what the engine needs is not installed, or the engine refuses its options.
+        InputError: the engine is not installed, or it refuses its options.
     """
     return engine_named(launch.engine).executor(launch, policy, folder)
 
 
 def queue_of(name: str) -> Queue | None:
-    """The queue of the engine that a job's record names; None if it has none, or there is no such engine here."""
+    """The queue of the engine that a job's record names; None if it has no queue, or this merit has no such engine."""
     return engine_named(name).queue if name in extensions.names("engines") else None
 
 
 def release(record: Path) -> None:
-    """Ends what an earlier driver left in a queue, before the job's files are touched."""
+    """Ends the job that an earlier driver left in a queue. Call it before you touch the job's files."""
     known = JobRecord.load(record)
     queue = queue_of(known.engine) if known is not None and known.id else None
     if known is not None and queue is not None and queue.installed():

@@ -1,4 +1,4 @@
-"""A job: a command and a marker; how it ended, what its executor notes of it and promises about it."""
+"""A job: a command that leaves a marker file; how one start of it ended; the record that its executor keeps."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from merit.base.progress import SILENT, Progress
 BAD_INPUT = 2  # exit code of a job that will fail the same way again
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 _TAIL = 10_000  # bytes of output in which the last line is looked for
-# What Python, Rust's safetensors and PyTorch's writer say last of a full disk.
+# The last line of Python, of Rust's safetensors and of PyTorch's writer when the disk is full.
 _FULL_DISK = re.compile(r"No space left on device|os error 28|disk is full|Disk quota exceeded|unexpected pos \d+ vs")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One command that leaves a marker file when it is whole. Starting it again is always safe: it resumes.
+    """One command that leaves a marker file when it has finished. It is always safe to start it again: it resumes.
 
     Attributes:
         name: what the user sees (`merit branch 2`).
-        command: the argument list. This process's own interpreter stands for that of the machine it runs on.
+        command: the argument list. Where this process's interpreter is named, the other machine uses its own.
         done: exists exactly when the job has finished; written last, by the job.
         progress: JSON {"done", "total", "note"} that the job rewrites while it runs.
-        output: file that gets stdout and stderr.
+        output: the file for stdout and stderr.
         unit: what "done" counts, for the bar (`step`, `tok`).
-        weight: expected work, in any unit; the longest job starts first, on the fastest machine.
+        weight: expected work, in any unit. The longest job starts first, on the fastest machine.
         env: variables added to the environment.
-        record: where the executor notes what it did with the job (a JobRecord); None for nowhere.
+        record: where the executor keeps a JobRecord; None: nowhere.
     """
 
     name: str
@@ -57,8 +57,8 @@ class End:
     """How one start of a job ended.
 
     Attributes:
-        kind: `done`; `died` of its own (an error, out of memory); `lost` with its machine, or preempted.
-        code: exit code, negative for a signal; None where nobody knows it.
+        kind: `done`; `died` by itself (an error, out of memory); `lost`: its machine went away, or it was preempted.
+        code: exit code, negative for a signal; None if unknown.
         said: the last line that it printed, or what the engine says about it.
     """
 
@@ -68,29 +68,29 @@ class End:
 
 
 class Executor(Protocol):
-    """Starts jobs somewhere and watches them. Knows nothing of models."""
+    """Starts jobs and watches them. It knows nothing about models."""
 
     def run(self, jobs: Sequence[Job], progress: Progress = SILENT) -> None:
-        """Runs all jobs to their end. When one fails for good, the others still finish.
+        """Runs all jobs to their end. If one fails for good, the others still finish.
 
         Raises:
-            StageError: names each job that failed, and the end of what it printed.
-            InputError: the same, when bad input was the cause; or the engine cannot be used as configured.
+            StageError: jobs failed; names each, and the last line that it printed.
+            InputError: the same, where bad input was the cause; or the engine cannot be used as configured.
         """
 
 
 @dataclass(frozen=True)
 class JobRecord:
-    """One job, as its executor last saw it.
+    """`job.json`: one job, as its executor last saw it. `merit status` reads it, and a new driver finds its jobs by it.
 
     Attributes:
         engine: its name, as in `launch.engine`.
-        state: `queued` on the engine counts as not begun.
-        id: the engine's own name of the job (a process, a Slurm job id).
+        state: `queued` includes jobs that wait in the engine's own queue.
+        id: the engine's name for the job (a process id, a Slurm job id).
         where: pool or machine.
-        attempt: how often it was started, this time included.
+        attempt: how many times it has been started.
         said: why it failed.
-        time: of this note, Unix seconds.
+        time: when this was written, Unix seconds.
     """
 
     engine: str
@@ -102,13 +102,13 @@ class JobRecord:
     time: float = 0.0
 
     def save(self, path: Path | None) -> None:
-        """Writes the note; nowhere if `path` is None."""
+        """Writes the record, unless `path` is None."""
         if path is not None:
             write_json(path, asdict(self) | {"time": round(time.time(), 3)})
 
     @classmethod
     def load(cls, path: Path | None) -> JobRecord | None:
-        """The note at `path`, or None if there is none that can be read."""
+        """The record at `path`; None if there is none, or it cannot be read."""
         if path is None:
             return None
         with contextlib.suppress(InputError, ValidationError):
@@ -118,7 +118,7 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class Failure:
-    """A start of a job that did not end well."""
+    """A start of a job that failed."""
 
     job: Job
     end: End
@@ -129,7 +129,7 @@ class Failure:
 
     @property
     def may_pass(self) -> bool:
-        """Whether another start may go better."""
+        """Whether another start may succeed."""
         return self.end.code != BAD_INPUT and not self.disk_full
 
     @property
@@ -154,7 +154,7 @@ def failed_jobs(failures: Sequence[Failure]) -> StageError | InputError:
 
 
 def last_line(output: Path, after: int = 0) -> str:
-    """The last line of a job's output, of what it printed beyond byte `after`: an earlier start explains nothing."""
+    """The last line of a job's output after byte `after`, where its latest start began to print; empty if none."""
     with contextlib.suppress(OSError), output.open("rb") as handle:
         size = handle.seek(0, os.SEEK_END)
         handle.seek(max(after, size - _TAIL))

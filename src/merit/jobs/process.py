@@ -1,4 +1,4 @@
-"""A job as a process of the machine that it runs on: started, read and ended by an engine; and what it does itself."""
+"""A job as a process: how an engine starts, reads and stops it, and how it notices that its engine is gone."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def start_process(job: Job, command: Sequence[str], env: dict[str, str]) -> JobP
 
 
 def ended(job: Job, code: int, printed: int) -> End:
-    """What came of a process. The marker counts, whatever the exit code."""
+    """How a process ended. Only the marker decides, whatever the exit code."""
     if job.done.exists():
         return End("done", code)
     return End("died", code, last_line(job.output, printed))
 
 
 def read_progress(job: Job) -> dict[str, Any]:
-    """What the job last wrote about itself; empty if it cannot be read."""
+    """The job's progress file; empty if it cannot be read."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         state = json.loads(job.progress.read_text(encoding="utf-8"))
         if isinstance(state, dict):
@@ -81,13 +81,13 @@ def stop_processes(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Ends this job soon after the executor that started it (or process `parent`) is gone, however that died.
+    """Ends this job soon after the executor that started it (or the process `parent`) dies, however it dies.
 
-    A killed run leaves no branch training in the background, where it would race with the rerun's.
+    So a killed run leaves no branch that trains in the background and races with the next run's.
     """
     parent = parent or int(os.environ.get("MERIT_PARENT", "0"))
     if parent:
-        # `Thread.start` would wait for ever for a thread that found no memory to begin with.
+        # `Thread.start` would wait for ever for a thread that had no memory to begin.
         _thread.start_new_thread(_watch, (parent,))
 
 
@@ -95,14 +95,14 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_CHECK_SECONDS)
     if os.getpgrp() == os.getpid():
-        # The executor gave this job a group of its own: whatever it has started ends with it.
+        # The executor gave this job its own process group: everything that it started ends with it.
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 
 @contextlib.contextmanager
 def job_lock(path: Path, *, wait_seconds: float = 30) -> Iterator[None]:
-    """Holds the lock of one job's folder; waits for the last moments of an orphaned predecessor.
+    """Holds the lock of one job's folder. Waits, because an orphaned predecessor takes a moment to end.
 
     Raises:
         StageError: another process still works on it.

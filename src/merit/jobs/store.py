@@ -1,7 +1,7 @@
 """A place that every machine can reach (S3, GCS, SFTP, a folder) through fsspec, for machines that share no disk.
 
-Networks fail: every call is tried again, a little later each time. Files are put one by one; what they belong to is
-whole when its marker, put last, is there.
+Networks fail, so every call is retried, each time after a longer wait. Files are uploaded one by one, and the marker of
+what they belong to last: what has its marker is complete.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ T = TypeVar("T")
 
 
 class GoneFromHere(FileNotFoundError):
-    """A file of this machine that was to go into the store; trying again brings nothing."""
+    """A file that was to be uploaded is not on this machine (any more). Another try would not help."""
 
 
 class Store:
-    """Files below one URL, by names relative to it, with forward slashes. Counts the bytes that it moves."""
+    """Files below one URL, named relative to it, with forward slashes. It counts the bytes that it moves."""
 
     def __init__(self, url: str) -> None:
         """Raises InputError: not a URL that fsspec knows, or its driver (s3fs, gcsfs, …) is not installed."""
@@ -42,7 +42,7 @@ class Store:
 
         Raises:
             GoneFromHere: there is no such file (any more).
-            StageError: the store cannot be reached, again and again.
+            StageError: the store cannot be reached in several tries.
         """
         target = self._path(name)
         size = self._again(f"put {name}", lambda: self._put(file, target))
@@ -53,7 +53,7 @@ class Store:
         """Copies `name` to `file`, under a temporary name first; False if it is not there.
 
         Raises:
-            StageError: the store cannot be reached, again and again.
+            StageError: the store cannot be reached in several tries.
         """
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f"{file.name}.get.part")
@@ -71,7 +71,7 @@ class Store:
         """The names of all files below a folder.
 
         Raises:
-            StageError: the store cannot be reached, again and again.
+            StageError: the store cannot be reached in several tries.
         """
         return self._again(f"list {below}", lambda: self._names(self._path(below)))
 
@@ -79,7 +79,7 @@ class Store:
         """Removes a folder, if it is there.
 
         Raises:
-            StageError: the store cannot be reached, again and again.
+            StageError: the store cannot be reached in several tries.
         """
         self._again(f"remove {below}", lambda: self._remove(self._path(below)))
 
@@ -133,7 +133,7 @@ class Store:
             except url_errors() as error:
                 if not left:
                     raise StageError(f"the store {self.url} cannot {what}: {error}") from error
-                _log.warning("the store cannot %s (%s); tried again in %g s", what, first_line(error), wait)
+                _log.warning("the store cannot %s (%s); merit tries again in %g s", what, first_line(error), wait)
                 time.sleep(wait)
                 wait *= 2
         raise StageError(f"the store {self.url} cannot {what}")

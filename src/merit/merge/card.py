@@ -11,9 +11,8 @@ import yaml
 from merit.base.errors import InputError
 from merit.base.files import write_text
 from merit.base.words import code_cell, plain
-from merit.merge.names import hub_id, short_names
 from merit.merge.recipe import mergekit_recipe
-from merit.merge.record import MergeRecord, load_record
+from merit.merge.record import MergeRecord, hub_id, load_record, short_names
 from merit.merge.rule import MergeRule
 
 CARD = "README.md"

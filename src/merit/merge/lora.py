@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,12 @@ from merit.base.files import atomic_dir, sha256_file, write_json
 from merit.base.progress import SILENT, Progress
 from merit.base.record import Record
 from merit.merge.codec import Float64s, Scratch, decode
-from merit.merge.source import CheckpointSource
-from merit.merge.weights import check_weights, normalised
+from merit.merge.rule import check_weights, normalised
 from merit.models.adapter import CONFIG, WEIGHTS, Adapter, LowRank
 from merit.models.checkpoint import ITEM_BYTES, Checkpoint, FilePool, TensorInfo
+
+if TYPE_CHECKING:
+    from merit.merge.inputs import CheckpointSource
 
 _CACHE_BYTES = 64_000_000  # of factors that several threads use at once
 

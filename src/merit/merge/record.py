@@ -1,13 +1,17 @@
-"""MergeResult: what a merge was made of, and what it measured. Kept in the merged folder as `merit_merge.json`."""
+"""MergeResult: what a merge was made of, and what it measured. Kept in the merged folder as `merit_merge.json`.
+
+Inputs have short names: what tells them apart, and nothing of the machine they lay on.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from merit.base.errors import InputError
 from merit.base.record import Record
-from merit.config.sections import DtypeName
-from merit.merge.plan import Rounding, WeightRule
+from merit.config.sections import DtypeName, Rounding
 
 RECORD = "merit_merge.json"
 
@@ -72,3 +76,25 @@ def load_record(folder: Path) -> MergeRecord:
     if not (folder / RECORD).is_file():
         raise InputError(f"not a merge of ours: there is no {RECORD} in it", file=folder)
     return MergeRecord.load(folder / RECORD)
+
+
+class WeightRule(Record):
+    """Other weights for the tensors whose name `pattern` (a regular expression) is found in; the first match counts."""
+
+    pattern: str
+    weights: list[float]
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """A Hub id where the path is a Hub snapshot; otherwise what follows the folder that all paths share."""
+    local = [path for path in paths if hub_id(path) is None]
+    shared = os.path.commonpath([Path(path).parent for path in local]) if local else ""
+    return [hub_id(path) or Path(os.path.relpath(path, shared)).as_posix() for path in paths]
+
+
+def hub_id(path: str) -> str | None:
+    """`org/name` of `…/models--org--name/snapshots/…`, the cache of the Hub's client."""
+    for part in Path(path).parts:
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/")
+    return None

@@ -6,7 +6,7 @@ disk to disk. A rule that weighs directions, too, gives one of two things beside
 * `tensor`: a function of one tensor in all branches and in θ0, for rules that need no data: θ = θ0 + f(δ_1 … δ_K).
   Tensors are read and written one at a time, so memory is K + 2 tensors, whatever the model's size;
 * `sums`: an object that is shown one branch model after the other, with its training rows, and then solves for the
-  step: see `merit.merge.curvature`.
+  step: see `CurvatureMerge`.
 
 Their result is written as a float32 checkpoint, which the engine takes on as it takes any other: types, rounding,
 points of the ray, checks and cards are the same for all rules. So `merit_ext/rules/median.py`, anywhere on the Python
@@ -25,13 +25,15 @@ path, is a whole rule:
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from merit.base import extensions
-from merit.merge.weights import token_weights
+from merit.base.errors import InputError, StageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -119,3 +121,134 @@ def find_rule(name: str) -> MergeRule:
     """
     found: MergeRule = extensions.load("rules", name)
     return found
+
+
+class CurvatureMerge(ABC):
+    """Weighs every direction by how much each branch's data care about it. `solve` gives the step from θ0.
+
+    In a quadratic model with L_k(θ) ≈ ½ (θ − θ_k)ᵀ H_k (θ − θ_k), Σ_k w_k L_k is least at
+    (Σ_k w_k H_k)⁻¹ Σ_k w_k H_k θ_k; the token average is that only where all H_k are alike. A rule of this kind
+    (`merit.merge.rules.fisher`, `regmean`) has a stand-in for H_k, measured on branch k's own training data.
+
+    Data of a few dozen examples leave most directions undetermined, and there the plain formulas run away. So a rule is
+    a ridge problem around the token average: λ ‖θ − θ̄‖² is added, λ = `ridge` × the mean curvature of the tensor. At
+    ridge → ∞ the result is the token average itself.
+
+    Branches come one at a time: memory is two models and one set of curvatures, whatever K. Sums are float64.
+
+    Args:
+        names: the parameters to merge, as `model.named_parameters` has them.
+    """
+
+    def __init__(self, names: Mapping[str, Tensor]) -> None:
+        from merit.merge.ray import zeros
+
+        self._mean = zeros(names)
+        self._curvature: dict[str, Tensor] = {}  # Σ w_k H_k
+        self._pulled: dict[str, Tensor] = {}  # Σ w_k H_k δ_k
+        self._weight = 0.0
+
+    def add(self, model: nn.Module, step: Mapping[str, Tensor], weight: float, rows: Sequence[Encoded]) -> None:
+        """Adds a branch.
+
+        Args:
+            model: with the branch's own weights.
+            step: θ_k − θ0.
+            weight: w_k, relative (its tokens).
+            rows: examples of its training data.
+
+        Raises:
+            InputError: no rows.
+            StageError: a curvature is not finite.
+        """
+        from merit.merge.ray import add_step
+
+        if not rows:
+            raise InputError("a branch's curvature needs training examples of it")
+        self._weight += weight
+        add_step(self._mean, step, weight)
+        for name, curvature in self._measure(model, rows).items():
+            if not bool(curvature.isfinite().all()):
+                raise StageError(f"the curvature of {name} is not finite: a diverged branch")
+            accumulate(self._curvature, name, curvature * weight)
+            accumulate(self._pulled, name, self._apply(curvature, step[name].double()) * weight)
+
+    def solve(self, ridge: float) -> dict[str, Tensor]:
+        """The merge's step from θ0, float32."""
+        found = {}
+        for name, total in self._mean.items():
+            mean = total / self._weight
+            if name in self._curvature:
+                curvature, pulled = self._curvature[name] / self._weight, self._pulled[name] / self._weight
+                mean = self._solve(curvature, pulled, mean, ridge)
+            found[name] = mean.float()
+        return found
+
+    @abstractmethod
+    def _measure(self, model: nn.Module, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+        """H_k of each parameter that has one."""
+
+    @abstractmethod
+    def _apply(self, curvature: Tensor, step: Tensor) -> Tensor:
+        """H_k δ_k."""
+
+    @abstractmethod
+    def _solve(self, curvature: Tensor, pulled: Tensor, mean: Tensor, ridge: float) -> Tensor:
+        """The minimum of the ridge problem."""
+
+
+def accumulate(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    """Adds `value` to the sum of this name."""
+    sums[name] = sums[name] + value if name in sums else value
+
+
+# Weights are relative numbers, one an input; the merge divides by their sum, once, at the end. They stay unnormalised
+# on purpose. θ̄ = Σ n_k θ_k / Σ n_k with whole n_k (tokens, or ones) has sums that float64 mostly holds exactly, so a
+# mean half-way between two bfloat16 values stays there and rounds to the even one; with n_k / Σ n_k as factors it would
+# fall to either side at random.
+
+
+def token_weights(tokens: Sequence[int]) -> list[float]:
+    """w_k ∝ supervised tokens of branch k (method.md, step 4).
+
+    Raises:
+        InputError: a count is negative, or all are zero.
+    """
+    return check_weights([float(count) for count in tokens], len(tokens))
+
+
+def uniform_weights(k: int) -> list[float]:
+    """Equal weights for `k` inputs: a uniform soup."""
+    return [1.0] * k
+
+
+def check_weights(weights: Sequence[float], inputs: int) -> list[float]:
+    """The weights as floats, when they can weigh `inputs` inputs.
+
+    Raises:
+        InputError: too many or few; negative, NaN or infinite; all zero.
+    """
+    if inputs == 0:
+        raise InputError("nothing to merge: there are no inputs", field="weights")
+    if len(weights) != inputs:
+        raise InputError(f"{len(weights)} weights for {inputs} inputs; give one an input", field="weights")
+    for index, weight in enumerate(weights):
+        if not math.isfinite(weight):
+            raise InputError(f"{weight} is not a number to weigh by", field=f"weights[{index}]")
+        if weight < 0:
+            raise InputError(f"{weight:g} is negative; a merge averages", field=f"weights[{index}]")
+    total = math.fsum(weights)
+    if not 0 < total < math.inf:
+        raise InputError("the weights sum to 0" if total == 0 else "the weights are too large", field="weights")
+    return [float(weight) for weight in weights]
+
+
+def exact_factors(weights: Sequence[float]) -> list[float]:
+    """Equal weights become ones: their sums are the plainest, and one input alone stays what it is."""
+    return [1.0] * len(weights) if len(set(weights)) == 1 else list(weights)
+
+
+def normalised(weights: Sequence[float]) -> list[float]:
+    """The weights divided by their sum, as they are reported."""
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]

@@ -1,16 +1,27 @@
-"""Output folders while they are written: hidden siblings, renamed into place once all of them are whole."""
+"""Output folders of a merge while they are written: hidden siblings, renamed into place once all of them are whole.
+
+The journal in the first of them says which blocks are on disk, so that a killed merge goes on where it was.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
+import os
 import shutil
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from merit.base.errors import InputError
 from merit.base.files import disk_errors, fsync_dir
-from merit.merge.journal import NAME as JOURNAL
-from merit.merge.journal import Journal
+from merit.base.locks import take
 from merit.merge.plan import Output
+
+JOURNAL = ".journal.jsonl"
+Hashed = list[list[Any]]  # a shard each: bytes, and their SHA-256 in hex
 
 
 class Staging:
@@ -70,3 +81,117 @@ class Staging:
         """Leaves nothing behind."""
         for folder in self.folders:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _line(value: dict[str, Any]) -> str:
+    """One line, which carries a checksum of itself."""
+    text = json.dumps(value, separators=(",", ":"))
+    return f'{{"check":{zlib.crc32(text.encode())},{text[1:]}\n'
+
+
+_READY = _line({"ready": True}).encode()
+
+
+class Journal:
+    """Append-only lines. The first names what is being merged; each other, one block and its sums of squares, or what
+    the files hold up to a block.
+
+    A line is written only after its block's bytes are durable, so whatever the journal says is true after a power
+    cut too. A line torn by a kill or damaged is dropped, with all that follow it.
+    """
+
+    def __init__(self, folder: Path, mark: str) -> None:
+        """Opens the journal of `folder`, or begins one. `mark` is the fingerprint of inputs, weights and options.
+
+        Raises:
+            InputError: another process writes this output.
+        """
+        self.path = folder / JOURNAL
+        self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        if not take(self._handle):
+            os.close(self._handle)
+            raise InputError("another process is writing this merge; wait for it", file=folder)
+        self._mark = mark
+        self.done: dict[int, list[float]] = {}  # block → its sums of squares
+        self.hashed: list[Hashed] = []  # an output each: what its shards held when all blocks in `done` were in them
+        self.files: list[dict[str, str]] = []  # an output each, once it is ready: file → SHA-256
+        self.ready = False  # everything is written; only renames are left
+        self.resumed = self._load(mark)
+        if not self.resumed:
+            self.restart()
+
+    def restart(self) -> None:
+        """Forgets everything."""
+        self.done, self.hashed, self.files, self.ready = {}, [], [], False
+        os.ftruncate(self._handle, 0)
+        os.lseek(self._handle, 0, os.SEEK_SET)
+        self._append([{"mark": self._mark}])
+
+    @staticmethod
+    def is_ready(folder: Path) -> bool:
+        """Whether the merge in `folder` was whole, and died while it renamed."""
+        try:
+            return (folder / JOURNAL).read_bytes().endswith(_READY)
+        except OSError:
+            return False
+
+    def add(self, blocks: dict[int, list[float]], whole: int, hashed: list[Hashed]) -> None:
+        """Records finished blocks. Their bytes must be durable.
+
+        Args:
+            whole: all blocks before it are finished, and `hashed` is what the outputs' shards hold up to it. What is
+                finished beyond it is merged again after a kill, because nothing would tell whether it is damaged.
+        """
+        self.done.update(blocks)
+        lines = [{"block": number, "sums": sums} for number, sums in blocks.items()]
+        self._append([*lines, {"whole": whole, "hashed": hashed}])
+
+    def finish(self, files: list[dict[str, str]]) -> None:
+        """Records that the outputs are complete, and what each holds: file → SHA-256."""
+        self.files, self.ready = files, True
+        self._append([{"files": files}, {"ready": True}])
+
+    def close(self) -> None:
+        """Releases the journal."""
+        os.close(self._handle)
+
+    def _append(self, lines: list[dict[str, Any]]) -> None:
+        text = "".join(map(_line, lines)).encode()
+        while text:
+            text = text[os.write(self._handle, text) :]
+        os.fsync(self._handle)
+
+    def _load(self, mark: str) -> bool:
+        with os.fdopen(os.dup(self._handle), "rb") as handle:
+            raw = handle.read().splitlines(keepends=True)
+        lines = [*itertools.takewhile(lambda line: line is not None, map(_read, raw))]
+        if not lines or lines[0] != {"mark": mark}:
+            return False
+        done, whole = {}, 0
+        try:
+            for line in filter(None, lines[1:]):
+                if "block" in line:
+                    done[int(line["block"])] = [float(value) for value in line["sums"]]
+                elif "whole" in line:
+                    whole = int(line["whole"])
+                    self.hashed = [[[int(at), str(digest)] for at, digest in shards] for shards in line["hashed"]]
+                elif "files" in line:
+                    self.files = [{str(name): str(mark) for name, mark in files.items()} for files in line["files"]]
+                else:
+                    self.ready = True
+        except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
+            return False  # not a journal of ours: merge from the start
+        self.done = {number: sums for number, sums in done.items() if number < whole}
+        os.ftruncate(self._handle, sum(map(len, raw[: len(lines)])))
+        os.lseek(self._handle, 0, os.SEEK_END)
+        return True
+
+
+def _read(raw: bytes) -> dict[str, Any] | None:
+    """The value of a line; None if it is torn or damaged."""
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        value: dict[str, Any] = json.loads(raw)
+        del value["check"]
+        if _line(value).encode() == raw:
+            return value
+    return None

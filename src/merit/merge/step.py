@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from merit.base.files import sweep_parts
+from merit.base.errors import StageError
+from merit.base.files import atomic_dir, sweep_parts
 from merit.base.kept import Files, checksums, files_below, kept
 from merit.base.record import Sealed, fingerprint
 from merit.context import Method, RunContext, Step
-from merit.run.layout import relative
+from merit.merge.rule import Branches, MergeRule, find_rule, normalised
+from merit.run.layout import BranchDir, relative
 from merit.split.partition import Partition
-from merit.train.spec import BranchResult
+from merit.train.spec import BranchResult, BranchSpec
 from merit.train.step import branch_results, check_branches, left_out
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "merge"
 _EDITED = ("README.md", "generation_config.json")
+CURVED = "curved"  # beside the method's merges
 
 
 class MethodMerge(Sealed):
@@ -90,8 +93,6 @@ def merge_method(context: RunContext, method: Method, mark: str) -> MethodMerge:
     """Merges one method's branches by the configured rule (the method's step 4)."""
     from merit.merge.average import merge_checkpoints
     from merit.merge.card import write_card
-    from merit.merge.rule import Branches, find_rule
-    from merit.merge.weights import normalised
 
     config = context.config.merge
     results = branch_results(context, method)
@@ -106,8 +107,6 @@ def merge_method(context: RunContext, method: Method, mark: str) -> MethodMerge:
     _clear(method)
     inputs, shares, distances = branches.folders, weights, None
     if not rule.is_average and len(inputs) > 1:
-        from merit.merge.curved import prepared_checkpoint
-
         folder, distances = prepared_checkpoint(context, method, rule, branches)
         inputs, shares = [folder], [1.0]
     merge = merge_checkpoints(
@@ -169,6 +168,52 @@ def _files(method: Method, merge: MergeResult) -> dict[str, str]:
 
 def _says(context: RunContext) -> str:
     return f"merging the branches of {', '.join(method.name for method in context.methods)}"
+
+
+def prepared_checkpoint(
+    context: RunContext, method: Method, rule: MergeRule, branches: Branches
+) -> tuple[Path, list[float]]:
+    """Writes curved/ in float32, and returns it with each ‖θ_k − θ0‖.
+
+    Memory: of a rule of tensors K + 2 tensors; of a rule that sums over branches three models, and its sums.
+
+    Raises:
+        InputError: a branch is not of θ0's model.
+        StageError: a branch has diverged.
+    """
+    from merit.merge.ray import merge_tensors
+
+    out = method.dir.root / CURVED
+    shutil.rmtree(out, ignore_errors=True)
+    if rule.tensor is not None:
+        ridge = context.config.merge.effective_ridge
+        return out, merge_tensors(rule, branches, out, base=context.model.path, ridge=ridge)
+    return out, _sum_up(context, method, rule, branches, out)
+
+
+def _sum_up(context: RunContext, method: Method, rule: MergeRule, branches: Branches, out: Path) -> list[float]:
+    from merit.merge.ray import Ray, norm
+    from merit.models.loading import load_model
+    from merit.train.rows import training_rows
+
+    if rule.sums is None:
+        raise StageError(f"{rule.label}: an average needs no checkpoint of its own")
+    config = context.config.merge
+    ray = Ray(load_model(context.model.path, trust_remote_code=context.model.trust_remote_code))
+    sums = rule.sums(ray.theta0)
+    distances = []
+    with context.progress.bar(f"curvature {method.name}", total=len(branches.folders), unit="branch") as bar:
+        for done, (folder, weight) in enumerate(zip(branches.folders, rule.weights(branches), strict=True), 1):
+            step = ray.step(folder)
+            distances.append(norm(step))
+            spec = BranchSpec.load(BranchDir(folder.parent).spec)
+            sums.add(ray.set(step), step, weight, training_rows(context.run.root, spec, config.curvature_examples))
+            bar.update(done)
+    model = ray.set(sums.solve(config.effective_ridge))
+    with atomic_dir(out) as part:
+        model.save_pretrained(part)
+        context.tokenizer.save_pretrained(part)
+    return distances
 
 
 STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files)

@@ -12,11 +12,9 @@ from merit.base.errors import InputError
 from merit.base.kept import damaged
 from merit.base.progress import SILENT, Progress
 from merit.base.record import Record
-from merit.merge.accumulate import Accumulator
-from merit.merge.plan import Block, MergeOptions, Output, whole_rows
+from merit.merge.plan import Block, MergeOptions, Output, PreparedMerge, prepare_merge, whole_rows
 from merit.merge.record import MergeRecord, MergeResult, load_record
-from merit.merge.setup import PreparedMerge, prepare_merge
-from merit.merge.stream import CHUNK
+from merit.merge.stream import CHUNK, Accumulator
 from merit.models.checkpoint import ITEM_BYTES, Checkpoint, FilePool
 from merit.models.source import weights_fingerprint
 

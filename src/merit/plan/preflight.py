@@ -10,8 +10,7 @@ from merit.base.progress import SILENT, Progress
 from merit.context import RunContext
 from merit.data.check import CheckReport, check_mixture
 from merit.data.encode import Encoder
-from merit.split.make import make_partition
-from merit.split.splitter import SplitRequest, find_splitter
+from merit.split.splitter import SplitRequest, find_splitter, make_partition
 
 
 def preflight_problems(context: RunContext) -> list[InputError]:

@@ -15,8 +15,7 @@ from merit.base.errors import InputError
 from merit.base.progress import SILENT, Progress
 from merit.base.record import Record
 from merit.config.yaml import read_yaml
-from merit.merge.names import short_names
-from merit.merge.record import RECORD, MergeRecord, load_record
+from merit.merge.record import RECORD, MergeRecord, load_record, short_names
 from merit.merge.verify import check_shards
 from merit.run.layout import RunDir
 

@@ -11,7 +11,7 @@ from merit.base.errors import InputError
 from merit.base.files import write_text
 from merit.base.words import compact, duration, plural
 from merit.report.evidence import Evidence, read_evidence
-from merit.report.misfit import refusing_misfits
+from merit.report.fit import plausible
 from merit.report.page import Section, render_page
 from merit.report.sections.asked import asked, reproduce
 from merit.report.sections.basin import diagnostics, gate
@@ -29,7 +29,7 @@ def build_report(root: Path) -> Path:
     """Writes RUN/report.html from whatever the run has so far, and returns its path.
 
     Raises:
-        InputError: there is no such folder, or it may not be written; its files do not fit together.
+        InputError: there is no such folder, or it may not be written; a file of the run makes no sense.
         StageError: the disk is full.
     """
     if not root.is_dir():
@@ -40,23 +40,18 @@ def build_report(root: Path) -> Path:
 
 
 def render_report(evidence: Evidence, *, follow: str | None = None) -> str:
-    """The whole page. `follow` is the state that a served page shows: it asks for newer ones, and says what runs.
-
-    Raises:
-        InputError: the run's files do not fit together.
-    """
-    with refusing_misfits(evidence.run.root):
-        verdict = reach_verdict(evidence)
-        return render_page(
-            "report.html.j2",
-            eyebrow="Report of a run",
-            follow=follow,
-            now=running_now(evidence.events, time.time()) if follow else None,
-            name=evidence.run.root.resolve().name,
-            headline=verdict.headline if verdict else _state(evidence),
-            measures=_measures(evidence, verdict),
-            sections=chapters(evidence, verdict),
-        )
+    """The whole page. `follow` is the state that a served page shows: it asks for newer ones, and says what runs."""
+    verdict = reach_verdict(evidence)
+    return render_page(
+        "report.html.j2",
+        eyebrow="Report of a run",
+        follow=follow,
+        now=running_now(evidence.events, time.time()) if follow else None,
+        name=evidence.run.root.resolve().name,
+        headline=verdict.headline if verdict else _state(evidence),
+        measures=_measures(evidence, verdict),
+        sections=chapters(evidence, verdict),
+    )
 
 
 def chapters(evidence: Evidence, verdict: Verdict | None = None) -> list[Section]:
@@ -133,8 +128,8 @@ def running_now(events: Sequence[dict[str, Any]], moment: float) -> str:
 
 
 def _since(event: dict[str, Any], now: float) -> str:
-    moment = event.get("time")
-    if not isinstance(moment, int | float) or isinstance(moment, bool) or now < moment:
+    moment = plausible(event.get("time"))
+    if moment is None or now < moment:
         return ""
     told = duration(max(10.0, now - moment))  # whole seconds
     return f", for {told}" if event.get("event") == "start" else f", {told} ago"

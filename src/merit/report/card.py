@@ -11,9 +11,8 @@ from merit.base.errors import printable
 from merit.base.files import write_text
 from merit.base.words import count, duration, plain, plural
 from merit.evaluate.scores import TableRow
-from merit.merge.names import hub_id
+from merit.merge.record import hub_id
 from merit.report.evidence import Evidence, read_evidence
-from merit.report.misfit import refusing_misfits
 from merit.report.sections.asked import facts
 from merit.report.table import table_markdown
 from merit.report.verdict import reach_verdict
@@ -38,15 +37,13 @@ def write_run_card(root: Path) -> None:
     """Writes the card from what the run holds; a run that is not measured yet has none.
 
     Raises:
-        InputError: it may not be written; the run's files do not fit together.
+        InputError: it may not be written; a file of the run makes no sense.
     """
     run = RunDir(root)
     if run.table.is_file() and run.method().partition.is_file():
         evidence = read_evidence(root)
         if evidence.table is not None and evidence.main.partition is not None:
-            with refusing_misfits(root):
-                text = run_card(evidence)
-            write_text(run.card, text)
+            write_text(run.card, run_card(evidence))
 
 
 def run_card(evidence: Evidence) -> str:

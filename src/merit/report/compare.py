@@ -18,7 +18,6 @@ from merit.base.words import NONE, code, count, data_size, decimal, duration, pl
 from merit.report.differences import FACES, Difference, Side, compare_results, results_section
 from merit.report.drawing import DataTable
 from merit.report.evidence import group_label, read_evidence
-from merit.report.misfit import refusing_misfits
 from merit.report.page import Section, render_page
 from merit.report.sections.cost import stage_totals
 from merit.run.guard import refuse_links
@@ -71,29 +70,28 @@ def build_comparison(roots: Sequence[Path], page: Path) -> SideBySide:
     """Reads the runs, and writes the page.
 
     Raises:
-        InputError: fewer than two runs, no run directory, one given twice; its files do not fit together, or
-            the page may not be written.
+        InputError: fewer than two runs, no run directory, one given twice; a file of a run makes no sense; or the page
+            may not be written.
     """
     sides = read_sides(roots)
-    with refusing_misfits(roots[-1]):
-        settings, groups = compare_settings(sides), compare_groups(sides)
-        differences, notes = compare_results(sides)
-        problems = [f"`{side.name}`: {problem}" for side in sides for problem in side.evidence.problems]
-        text = render_page(
-            "report.html.j2",
-            eyebrow="Runs side by side",
-            name=" · ".join(side.name for side in sides),
-            headline=_headline(sides, differences),
-            measures=[],
-            sections=[
-                settings_section(sides, settings),
-                groups_section(sides, groups),
-                results_section(sides, differences, [*notes, *problems]),
-                costs_section(sides),
-            ],
-            follow=None,
-            now=None,
-        )
+    settings, groups = compare_settings(sides), compare_groups(sides)
+    differences, notes = compare_results(sides)
+    problems = [f"`{side.name}`: {problem}" for side in sides for problem in side.evidence.problems]
+    text = render_page(
+        "report.html.j2",
+        eyebrow="Runs side by side",
+        name=" · ".join(side.name for side in sides),
+        headline=_headline(sides, differences),
+        measures=[],
+        sections=[
+            settings_section(sides, settings),
+            groups_section(sides, groups),
+            results_section(sides, differences, [*notes, *problems]),
+            costs_section(sides),
+        ],
+        follow=None,
+        now=None,
+    )
     write_text(page, text)
     return SideBySide(sides, settings, groups, differences, [*notes, *problems])
 

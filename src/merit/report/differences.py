@@ -200,7 +200,7 @@ def _paired(
         if b is None:
             continue
         count = min(len(a.losses), len(b.losses))
-        if count and a.tokens[:count] == b.tokens[:count]:
+        if any(a.tokens[:count]) and a.tokens[:count] == b.tokens[:count]:
             pairs.append((_cut(a, b, count), _cut(b, a, count)))
     return [a for a, _ in pairs], [b for _, b in pairs]
 

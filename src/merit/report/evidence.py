@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,12 +15,14 @@ from merit.base.errors import InputError
 from merit.base.files import read_json
 from merit.base.record import Record, whole
 from merit.config.yaml import read_yaml
+from merit.conflict.axes import AxesResult
 from merit.conflict.explain import Explanation
-from merit.conflict.records import AxesResult, ConflictResult, load_similarity
+from merit.conflict.similarity import ConflictResult, load_similarity
 from merit.data.mixture import Mixture
 from merit.evaluate.drift import DriftSet
 from merit.evaluate.scores import ModelScores, Table
 from merit.gate.step import GateResult
+from merit.report.fit import LARGEST, plausible, refuse_misfit
 from merit.run.events import read_events
 from merit.run.layout import MAIN_METHOD, BranchDir, MethodDir, RunDir
 from merit.split.evidence import AxesEvidence
@@ -30,6 +31,7 @@ from merit.split.splitter import known_splitter
 from merit.train.spec import BranchResult
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class MethodEvidence:
     name: str
     partition: Partition | None
     branches: Sequence[BranchEvidence]
-    merge: dict[str, Any] | None  # merge.json as it is: weights, displacement, rounding error
+    weights: Sequence[float]  # of the branches in the merge; empty where nothing is merged
 
     @property
     def is_joint(self) -> bool:
@@ -65,11 +67,22 @@ class Reader:
     problems: list[str] = field(default_factory=list)
 
     def record(self, kind: type[R], path: Path) -> R | None:
-        """The record at `path`; None if there is none, or if it cannot be read."""
+        """The record at `path`; None if there is none, or if it cannot be read.
+
+        Raises:
+            InputError: it can be read, and makes no sense.
+        """
+        found = self.attempt(path, kind.load)
+        if found is not None:
+            refuse_misfit(found, path)
+        return found
+
+    def attempt(self, path: Path, read: Callable[[Path], T]) -> T | None:
+        """What `read` makes of the file at `path`; None if there is none, or if it cannot be read."""
         if not path.exists():
             return None
         try:
-            return kind.load(path)
+            return read(path)
         except InputError as error:
             self.problem(path, error.message + (f" (`{error.field}`)" if error.field else ""))
             return None
@@ -144,15 +157,10 @@ def read_evidence(root: Path) -> Evidence:
 
 
 def _config(reader: Reader, path: Path) -> tuple[str | None, dict[str, Any]]:
-    if not path.exists():
+    found = reader.attempt(path, read_yaml)
+    if found is None:
         return None, {}
-    try:
-        value, _ = read_yaml(path)
-    except InputError as error:
-        reader.problem(path, error.message)
-        return None, {}
-    text = path.read_text(encoding="utf-8")
-    return text, value if isinstance(value, dict) else {}
+    return path.read_text(encoding="utf-8"), found[0] if isinstance(found[0], dict) else {}
 
 
 def _baselines(run: RunDir, config: dict[str, Any]) -> list[str]:
@@ -168,14 +176,12 @@ def _method(reader: Reader, run: RunDir, name: str) -> MethodEvidence:
     method = run.method(name)
     partition = reader.record(Partition, method.partition)
     folders = len(partition.groups) if partition else 0
-    merge = None
-    if method.merge_record.exists():
-        try:
-            value = read_json(method.merge_record)
-            merge = value if isinstance(value, dict) else None
-        except InputError as error:
-            reader.problem(method.merge_record, error.message)
-    return MethodEvidence(name, partition, [_branch(reader, method, k) for k in range(folders)], merge)
+    merge = reader.attempt(method.merge_record, read_json)
+    weights = merge.get("weights") if isinstance(merge, dict) else None
+    weights = [plausible(weight) for weight in weights] if isinstance(weights, list) else []
+    known = [weight for weight in weights if weight is not None]
+    branches = [_branch(reader, method, k) for k in range(folders)]
+    return MethodEvidence(name, partition, branches, known if len(known) == len(weights) == folders else [])
 
 
 def _branch(reader: Reader, method: MethodDir, k: int) -> BranchEvidence:
@@ -195,15 +201,14 @@ def _scores(reader: Reader, run: RunDir) -> list[ModelScores]:
 
 
 def _similarity(reader: Reader, path: Path, size: int) -> NDArray[np.float64] | None:
-    if not path.exists() or not size:
-        return None
-    try:
-        matrix = load_similarity(path)
-    except InputError as error:
-        reader.problem(path, error.message)
+    matrix = reader.attempt(path, load_similarity) if size else None
+    if matrix is None:
         return None
     if matrix.shape != (size, size):
         reader.problem(path, f"its shape is {matrix.shape}, not {(size, size)}")
+        return None
+    if not (np.abs(matrix) <= LARGEST).all():
+        reader.problem(path, "it holds what is no cosine")
         return None
     return matrix
 
@@ -239,16 +244,11 @@ def read_log(path: Path) -> list[LogLine]:
 def _line(value: Any) -> LogLine | None:
     if not isinstance(value, dict):
         return None
-    step, loss = _number(value.get("step")), _number(value.get("loss"))
+    step, loss = plausible(value.get("step")), plausible(value.get("loss"))
     if step is None or loss is None:
         return None
-    tokens = _number(value.get("supervised_tokens"))
-    return LogLine(int(step), loss, None if tokens is None else int(tokens), _number(value.get("seconds")))
-
-
-def _number(value: Any) -> float | None:
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if usable else None
+    tokens = plausible(value.get("supervised_tokens"))
+    return LogLine(int(step), loss, None if tokens is None else int(tokens), plausible(value.get("seconds")))
 
 
 @dataclass(frozen=True)

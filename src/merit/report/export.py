@@ -16,7 +16,6 @@ from merit.base.files import write_bytes, write_text
 from merit.report.build import chapters
 from merit.report.drawing import DataTable, Figure
 from merit.report.evidence import read_evidence
-from merit.report.misfit import refusing_misfits
 from merit.report.page import Section, plotly_text
 
 WIDTH, SCALE = 960, 2  # CSS pixels, and how many pixels of the picture each gets
@@ -35,10 +34,9 @@ def export_figures(root: Path, folder: Path, *, theme: Theme = "light") -> Expor
     """Writes FOLDER/ID.csv and FOLDER/ID.png for every figure of the run's report.
 
     Raises:
-        InputError: no such run, or the folder may not be written.
+        InputError: a file of the run makes no sense, or the folder may not be written.
     """
-    with refusing_misfits(root):
-        figures = figures_of(chapters(read_evidence(root)))
+    figures = figures_of(chapters(read_evidence(root)))
     files = []
     for figure in figures:
         path = folder / f"{figure.id}.csv"

@@ -160,10 +160,8 @@ def _gain(evidence: Evidence, merge: TableRow) -> list[str]:
     """Theorem 1's left side, Σ w_k L(θ_k) − L(θ̄), where the branches were measured."""
     table = evidence.table
     branches = [row for row in table.rows if row.kind == "branch" and row.method == MAIN] if table else []
-    weights = (evidence.main.merge or {}).get("weights")
-    if len(branches) < 2 or not isinstance(weights, list) or len(weights) != len(branches):
-        return []
-    if merge.label != MAIN or not all(isinstance(weight, int | float) for weight in weights):
+    weights = evidence.main.weights
+    if len(branches) < 2 or len(weights) != len(branches) or merge.label != MAIN:
         return []
     mean = sum(weight * row.in_mixture for weight, row in zip(weights, branches, strict=True)) / (sum(weights) or 1)
     gain = mean - merge.in_mixture
@@ -179,8 +177,8 @@ def _displacement(evidence: Evidence, merge: TableRow) -> list[str]:
     row = next((row for row in table.rows if joint and row.label == joint.name), None) if table else None
     if row is None or not row.displacement or not merge.displacement:
         return []
-    ratio = row.displacement / merge.displacement
-    way = f"{ratio:.1f}× closer to" if ratio >= 1 else f"{1 / ratio:.1f}× further from"
+    near, far = sorted((merge.displacement, row.displacement))
+    way = f"{far / near:.1f}× {'closer to' if near == merge.displacement else 'further from'}"
     return [
         f"The merge stays {way} θ0 than joint training (‖θ − θ0‖ = {merge.displacement:.2f} against "
         f"{row.displacement:.2f}; the paper reports 2.4–2.9× closer)."

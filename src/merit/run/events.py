@@ -1,4 +1,4 @@
-"""`events.jsonl`: what happened in a run, append-only, one JSON object a line."""
+"""`events.jsonl`: what happened in a run, one JSON object per line, append-only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from merit.base.record import whole
 
 
 def append_event(path: Path, event: str, **fields: Any) -> None:
-    """Appends one event with time (Unix seconds) and host. One `write` with O_APPEND: lines of processes never mix."""
+    """Appends one event with its time (Unix seconds) and host, in one `write`, so that processes never mix lines."""
     line = json.dumps({"time": round(time.time(), 3), "event": event, "host": socket.gethostname(), **fields})
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def append_event(path: Path, event: str, **fields: Any) -> None:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All whole events; a line torn by a kill or a full disk, or not ours, is passed over."""
+    """All whole events, without lines that a kill or a full disk cut, or that merit did not write."""
     events = []
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -43,14 +43,13 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def is_job(stage: str) -> bool:
-    """Whether a job logs itself under this name ("train merit 0", "gradients worker 1"): inside a stage, whose time has
-    it already."""
+    """Whether this is the name of a job ("train merit 0", "gradients worker 1"). Its stage's time includes a job's."""
     return stage.startswith("train ") or " worker " in stage
 
 
 @contextlib.contextmanager
 def stage_events(path: Path, stage: str) -> Iterator[dict[str, Any]]:
-    """Logs start and end (or failure) of a stage; what the caller puts in the yielded dict goes into the end event."""
+    """Logs the start and end (or failure) of a stage. The end event has what the caller adds to the yielded dict."""
     append_event(path, "start", stage=stage)
     started = time.monotonic()
     extra: dict[str, Any] = {}
@@ -71,9 +70,9 @@ def stage_events(path: Path, stage: str) -> Iterator[dict[str, Any]]:
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far, in bytes."""
+    """The largest resident size of this process so far, in bytes."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        # Linux's ru_maxrss starts at the size of the process that forked this one.
+        # On Linux, ru_maxrss starts at the size of the process that forked this one.
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""What must hold of a folder before a run works in it: it holds nothing of the user's, and no way out."""
+"""What a run may touch: it replaces no file of the user's, follows no link out of its folder, and works alone."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from merit.base.files import disk_errors, write_bytes
 from merit.base.locks import claim
 from merit.run.layout import RunDir
 
-_LOOK_SECONDS = 0.3  # `merit status` holds it for a moment, to see whether it is free
+_LOOK_SECONDS = 0.3  # `merit status` takes the lock for a moment, to see whether it is free
 
 
 def refuse_foreign(run: RunDir) -> None:
-    """A configuration may have come from anywhere, and names its output: what is there already must be a run.
+    """Refuses an output folder with other content: a configuration from anywhere may name any folder.
 
     Raises:
-        InputError: the folder has files of a run's names, but is none; names the first.
+        InputError: the folder has files that a run would replace, but is not a run; names the first.
     """
     if run.state.exists() or not run.root.is_dir():
         return
     for path in run.written:
         if path.exists() or path.is_symlink():
             raise InputError(
-                f"holds `{path.name}`, but is no run directory; a run would replace it: name another one with -o",
+                f"holds `{path.name}`, but is no run directory; a run would replace it: choose another folder with -o",
                 file=run.root,
             )
 
 
 def refuse_links(root: Path) -> None:
-    """Looks through the folder without following anything. `root` may itself be a link: the user named it.
+    """Refuses links out of the folder. `root` itself may be a link, because the user named it.
 
     Raises:
-        InputError: a link below `root` leads out of it, or round in a circle; something is neither file nor folder, and
+        InputError: a link below `root` leads out of it or to itself, or something is neither file nor folder, so that
             reading it may never end. Names the first.
     """
     home = root.resolve()
@@ -46,7 +46,7 @@ def refuse_links(root: Path) -> None:
         with contextlib.suppress(FileNotFoundError), os.scandir(folders.pop()) as found:  # a run at work removes some
             for entry in sorted(found, key=lambda entry: entry.name):
                 if (why := _why_not(entry, home)) is not None:
-                    what = "put what it means in its place, or name another run directory with -o"
+                    what = "replace it by what it stands for, or choose another run directory with -o"
                     raise InputError(f"{why}; {what}", file=root / Path(entry).relative_to(home))
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(Path(entry))
@@ -77,12 +77,12 @@ def _target(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Before:
-    """A run directory before a call writes into it.
+    """A run directory as it was before a call wrote into it.
 
     Attributes:
-        missing: folders that are not there yet, the run's own first, then its parents.
-        names: what is in the run directory.
-        contents: the small files that the first stage replaces; None where there is none yet.
+        missing: the folders that did not exist, the run's own first, then its parents.
+        names: what the run directory held.
+        contents: the small files that the first stages replace; None for one that did not exist.
     """
 
     run: RunDir
@@ -92,10 +92,10 @@ class Before:
 
     @classmethod
     def of(cls, run: RunDir, *files: Path) -> Before:
-        """Looks at `run`; `files` are those to put back.
+        """Reads the state of `run`; `files` are the ones to restore.
 
         Raises:
-            InputError: the run directory cannot be looked into.
+            InputError: merit may not read the run directory.
         """
         with disk_errors(run.root):
             missing = [path for path in (run.root, *run.root.parents) if not path.exists()]
@@ -104,7 +104,7 @@ class Before:
 
     @contextlib.contextmanager
     def restored_on_bad_input(self) -> Iterator[None]:
-        """Call it with the run's lock held: what another process writes must not be taken for our own."""
+        """Undoes what the call wrote if it ends with an InputError. Hold the run's lock, so that nobody else writes."""
         try:
             yield
         except InputError:
@@ -125,7 +125,7 @@ class Before:
             if path != self.run.state:
                 _remove(path)
         _remove(self.run.state)
-        # Only empty folders: somebody may have put something beside the run in the meantime.
+        # Only empty folders: somebody may have put other files beside the run meanwhile.
         with contextlib.suppress(OSError):
             for folder in self.missing:
                 folder.rmdir()

@@ -15,7 +15,7 @@ GATE = "gate"  # the method whose branches are pilots
 
 @dataclass(frozen=True)
 class MethodDir:
-    """The part of a run that one method owns: the main method's is the run itself, a baseline's a folder below."""
+    """The part of a run that one method owns: the run itself for the main method, a folder below for a baseline."""
 
     root: Path
 
@@ -30,7 +30,7 @@ class MethodDir:
 
     @property
     def kept_axes(self) -> Path:
-        """The axes that they were cut on."""
+        """The axes of the first split, on which the groups were cut."""
         return self.root / "split" / "kept" / "axes.json"
 
     @property
@@ -66,7 +66,7 @@ class BranchDir:
 
     @property
     def incoming(self) -> Path:
-        """A checkpoint from outside while it is checked."""
+        """A checkpoint of another trainer, while merit checks it."""
         return self.root / "incoming"
 
     @property
@@ -76,12 +76,12 @@ class BranchDir:
 
     @property
     def log(self) -> Path:
-        """One JSON object a logged step: step, epoch, loss, learning_rate, grad_norm, supervised_tokens, seconds."""
+        """One JSON object per step: step, epoch, loss, learning_rate, grad_norm, supervised_tokens, seconds."""
         return self.root / "log.jsonl"
 
     @property
     def progress(self) -> Path:
-        """A small JSON file the job rewrites: {"done", "total", "note"}."""
+        """A small JSON file that the job rewrites: {"done", "total", "note"}."""
         return self.root / "progress.json"
 
     @property
@@ -95,7 +95,7 @@ class BranchDir:
         return self.root / "output.txt"
 
     def snapshot(self, index: int) -> Path:
-        """A sketch of the weights along the way, 0 at the start; kept if `train.snapshots` asks for it."""
+        """A sketch of the weights during training, 0 at the start, if `train.snapshots` asks for it."""
         return self.root / "trajectory" / f"{index:03d}.npy"
 
     @property
@@ -105,7 +105,7 @@ class BranchDir:
 
     @property
     def done(self) -> Path:
-        """The BranchResult; written last, so its presence means that the branch is whole."""
+        """The BranchResult. It is written last, so the branch is whole if it exists."""
         return self.root / "DONE"
 
 
@@ -149,7 +149,7 @@ class RunDir:
 
     @property
     def explanation(self) -> Path:
-        """Which pairs fight, and which layers carry the conflict."""
+        """Which pairs of datasets conflict, and in which layers."""
         return self.root / "conflict" / "explanation.json"
 
     @property
@@ -167,12 +167,12 @@ class RunDir:
         return MethodDir(self.root if name == MAIN_METHOD else self.baselines / safe_name(name))
 
     def handover(self, trainer: str, method: str, k: int) -> Path:
-        """The folder that takes a branch to another trainer."""
+        """The folder with everything that another trainer needs for a branch."""
         return self.root / "handover" / safe_name(trainer) / f"{safe_name(method)}-{k:02d}"
 
     @property
     def prepare(self) -> RunDir:
-        """Basin preparation: a small run of its own, whose branches are the stages, one after another."""
+        """Basin preparation: a small run of its own, whose branches are the rounds, one after another."""
         return RunDir(self.root / "prepare")
 
     @property
@@ -185,7 +185,7 @@ class RunDir:
         return self.root / "evaluation"
 
     def evaluation(self, model: str) -> Path:
-        """The figures of one evaluated model; `model` is a label such as `base`, `merit`, `joint@0.5`."""
+        """The results of one evaluated model; `model` is a label such as `base`, `merit`, `joint@0.5`."""
         return self.evaluations / f"{safe_name(model)}.json"
 
     @property
@@ -194,7 +194,7 @@ class RunDir:
 
     @property
     def drift(self) -> Path:
-        """θ0's own answers to the general prompts: what drift is measured on."""
+        """θ0's own answers to the general prompts, on which drift is measured."""
         return self.evaluations / "drift-set.json"
 
     @property
@@ -223,7 +223,7 @@ class RunDir:
 
     @property
     def state(self) -> Path:
-        """Stage records and the lock: what makes a rerun skip what is done."""
+        """Stage records, by which a rerun skips finished stages, and the lock."""
         return self.root / ".merit"
 
     def stage(self, name: str) -> Path:
@@ -231,7 +231,7 @@ class RunDir:
 
     @property
     def written(self) -> list[Path]:
-        """What a run writes at its top, and may replace."""
+        """What a run writes at its top level, and may replace."""
         main = self.method()
         folders = [self.data_folder, self.gradients, self.conflict.parent, self.baselines, self.evaluations]
         folders += [self.diagnostics, self.prepare.root, self.gate_record.parent, self.handover("x", "x", 0).parents[1]]
@@ -245,7 +245,7 @@ class RunDir:
 
     @property
     def cancel(self) -> Path:
-        """`merit cancel` leaves it for the process that watches the jobs."""
+        """The file by which `merit cancel` stops the process that watches the jobs."""
         return self.state / "cancel"
 
     @property

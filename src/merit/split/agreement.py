@@ -11,13 +11,13 @@ from sklearn.metrics import adjusted_rand_score
 
 from merit.base.errors import InputError
 from merit.base.record import Record
-from merit.conflict.axes import principal_axes
-from merit.conflict.records import AxesResult, load_similarity
+from merit.conflict.axes import AxesResult, principal_axes
+from merit.conflict.similarity import load_similarity
 from merit.data.mixture import Mixture
 from merit.run.layout import RunDir
+from merit.split.evidence import captured
 from merit.split.partition import Partition
 from merit.split.splitters.pca import pca_partition
-from merit.split.spread import captured
 
 PERMUTATIONS = 2000
 

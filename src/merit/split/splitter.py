@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Literal
 
 from merit.base import extensions
 from merit.base.errors import InputError, StageError
+from merit.config.sections import SplitterName
 from merit.split.partition import Group, Partition
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from merit.conflict.records import AxesResult
+    from merit.conflict.axes import AxesResult
 
 
 @dataclass(frozen=True)
@@ -145,3 +146,13 @@ def known_splitter(name: str) -> Splitter:
 
 def _absent(request: SplitRequest) -> Partition:
     raise StageError("this machine does not have the splitter")
+
+
+def make_partition(splitter: SplitterName, request: SplitRequest) -> Partition:
+    """The mixture's datasets in groups.
+
+    Raises:
+        InputError: no such splitter; fewer datasets than groups; a wrong or missing file.
+        StageError: the splitter needs the conflict stage, which belongs to another mixture or has not run.
+    """
+    return find_splitter(splitter).partition(request).model_copy(update={"splitter": splitter})

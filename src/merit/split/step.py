@@ -12,16 +12,15 @@ from merit.base.errors import InputError
 from merit.base.files import sha256_file
 from merit.base.record import fingerprint
 from merit.config.sections import UNSPLIT
-from merit.conflict.records import AxesResult, load_similarity
-from merit.conflict.similarity import half_gram
+from merit.conflict.axes import AxesResult
+from merit.conflict.similarity import half_gram, load_similarity
 from merit.conflict.step import wanted as has_conflict
 from merit.context import Method, RunContext, Step
 from merit.gradients.store import SketchStore
 from merit.run.layout import MAIN_METHOD
 from merit.split.evidence import AxesEvidence, weigh_axes
-from merit.split.make import make_partition
-from merit.split.partition import Partition
-from merit.split.splitter import SplitRequest, known_splitter
+from merit.split.partition import Partition, extend_partition
+from merit.split.splitter import SplitRequest, known_splitter, make_partition
 
 NAME = "split"
 _log = logging.getLogger(__name__)
@@ -100,11 +99,10 @@ def _weigh(context: RunContext, axes: AxesResult) -> AxesEvidence | None:
 
 
 def _kept(context: RunContext, method: Method, similarity: np.ndarray | None) -> Partition:
-    from merit.split.extend import extend_partition
-
     mixture = context.mixture
-    axes = AxesResult.load(method.dir.kept_axes) if method.dir.kept_axes.is_file() else None
-    kept = Partition.load(method.dir.kept_partition)
+    kept, axes = Partition.load(method.dir.kept_partition), None
+    if method.dir.kept_axes.is_file() and known_splitter(kept.splitter).on_axes:
+        axes = AxesResult.load(method.dir.kept_axes)
     return extend_partition(kept, axes, mixture.names, similarity, mixture.planned_tokens)
 
 

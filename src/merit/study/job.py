@@ -27,23 +27,21 @@ from merit.base.progress import SILENT, Progress, write_state
 from merit.base.record import fingerprint
 from merit.config.sections import OTHER_RIDGE, UNSPLIT
 from merit.config.study import FOREIGN_RULES, MethodConfig
-from merit.conflict.measure import measure_conflict
-from merit.conflict.records import AxesResult
+from merit.conflict.axes import AxesResult
 from merit.conflict.similarity import half_gram
+from merit.conflict.step import measure_conflict
 from merit.data.build import build_mixture
 from merit.data.mixture import Mixture
 from merit.gradients.collect import Measurement, collect_sketches
 from merit.jobs.process import job_lock
-from merit.merge.ray import Ray, State, norm
+from merit.merge.ray import Ray, State, merge_tensors, norm
 from merit.merge.recipe import other_method_recipe
 from merit.merge.rule import Branches, find_rule
-from merit.merge.tensors import merge_tensors
 from merit.models.loading import load_model, pick_precision
 from merit.run.layout import BranchDir, relative
 from merit.split.evidence import AxesEvidence, weigh_axes
-from merit.split.make import make_partition
 from merit.split.partition import Partition
-from merit.split.splitter import SplitRequest
+from merit.split.splitter import SplitRequest, make_partition
 from merit.study.measure import (
     Examples,
     MethodResult,

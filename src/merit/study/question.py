@@ -27,8 +27,7 @@ from scipy import stats
 from merit.base.errors import InputError
 from merit.base.kept import kept
 from merit.base.record import Record, fingerprint
-from merit.conflict.reliability import disattenuated
-from merit.conflict.similarity import HalfGram, cosines
+from merit.conflict.similarity import HalfGram, cosines, disattenuated
 from merit.evaluate.scores import DatasetScore
 from merit.gradients.store import SketchStore
 from merit.study.compare import Interval

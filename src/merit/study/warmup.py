@@ -104,8 +104,8 @@ def _config(config: StudyConfig, warmup: WarmupConfig, model: ModelConfig) -> Ru
 def _texts(config: RunConfig, base: Path) -> Iterator[str]:
     for reader in open_readers(config, base):
         for read in reader.read():
-            if read.example is not None:
-                yield from (turn.content for turn in (*read.example.prompt, *read.example.completion))
+            if read.value is not None:
+                yield from (turn.content for turn in (*read.value.prompt, *read.value.completion))
 
 
 def _random_model(folder: Path, warmup: WarmupConfig, texts: list[str]) -> None:

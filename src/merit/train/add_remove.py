@@ -1,4 +1,4 @@
-"""`merit add` and `merit remove`: the mixture of a finished run changes; one branch is trained again, not all."""
+"""`merit add` and `merit remove`: change the mixture of a finished run, and retrain one branch instead of all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from merit.base.errors import InputError
 from merit.base.files import read_json, write_bytes, write_text
 from merit.config import RunConfig
-from merit.config.resolve import dump_config
+from merit.config.run import dump_config
 from merit.config.sections import DatasetConfig
 from merit.config.yaml import load_config
 from merit.context import RunContext
@@ -21,25 +21,25 @@ from merit.train.spec import BranchResult
 
 @dataclass(frozen=True)
 class Cost:
-    """What a change cost. Tokens are supervised tokens trained on."""
+    """What a change cost. Tokens are the supervised tokens that were trained on."""
 
-    branches: list[int]  # trained again
-    tokens: int
-    all_tokens: int  # of all branches: what retraining everything would have taken
-    dropped: list[str]  # baselines that the new mixture has not
+    branches: list[int]  # retrained
+    tokens: int  # of the retrained branches
+    all_tokens: int  # of all branches, which a new run would train on
+    dropped: list[str]  # baselines that are not trained on the new mixture
 
 
 def add_dataset(
     context: RunContext, name: str, dataset: DatasetConfig, run: Callable[[RunContext], None], *, baselines: bool
 ) -> Cost:
-    """Adds a dataset to the run's mixture, and runs the run again.
+    """Adds a dataset to the run's mixture, and runs the pipeline again.
 
     Args:
         run: the pipeline.
-        baselines: train the configured baselines on the new mixture, too; without, they are dropped.
+        baselines: retrain the configured baselines on the new mixture; otherwise they are dropped.
 
     Raises:
-        InputError: the name is taken, the data is bad, or the run is not split yet; the run is as it was then.
+        InputError: the name is taken, the data is bad, or the run has no split yet. The run stays as it was.
     """
     if name in context.config.mixture or name in context.config.evaluate.unseen:
         raise InputError(f"this run has a dataset {name!r} already", field="NAME")
@@ -47,7 +47,7 @@ def add_dataset(
 
 
 def remove_dataset(context: RunContext, name: str, run: Callable[[RunContext], None], *, baselines: bool) -> Cost:
-    """Takes a dataset out of the run's mixture, and runs the run again; as `add_dataset`."""
+    """Removes a dataset from the run's mixture, and runs the pipeline again; otherwise as `add_dataset`."""
     if name not in context.config.mixture:
         raise InputError(f"this run has no dataset {name!r}; it has {', '.join(context.config.mixture)}", field="NAME")
     rest = {key: item for key, item in context.config.mixture.items() if key != name}
@@ -77,7 +77,7 @@ def _change(
         changed: RunConfig = load_config(context.run.config)
         run(RunContext(changed, context.base, context.run, context.progress))
     except InputError:
-        if set(_read_names(context)) != set(mixture):  # the data never got in
+        if set(_read_names(context)) != set(mixture):  # the new data was refused
             write_bytes(context.run.config, before)
         raise
     new = _results(method)
@@ -93,7 +93,7 @@ def _change(
 
 
 def _keep(run: RunDir, method: MethodDir, *, first: bool) -> None:
-    """The axes of the first split stay; the partition is the one of today."""
+    """Keeps today's partition, and the axes of the first split."""
     method.kept_partition.parent.mkdir(parents=True, exist_ok=True)
     if first and run.axes.is_file():
         write_bytes(method.kept_axes, run.axes.read_bytes())

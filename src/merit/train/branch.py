@@ -1,6 +1,6 @@
-"""Trains one branch with TRL. Only trainer.py and trl_arguments.py import trl.
+"""Trains one branch. Only trainer.py and trl_arguments.py import trl.
 
-`train_branch` is the whole of a branch job: idempotent, resumable, and self-contained given the run directory.
+`train_branch` is all that a branch job does. It can be repeated and resumed, and needs nothing but the run directory.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from merit.base.errors import InputError
 from merit.base.files import atomic_dir
 from merit.base.kept import files_below, keep
 from merit.base.record import fingerprint
-from merit.config.sections import LoraSection, Role, TrainConfig
+from merit.config.sections import LoraSection, Role
 from merit.data.store import IMAGES
 from merit.models.layout import FROZEN, role_of
 from merit.models.loading import images_of, load_model, load_tokenizer
@@ -41,9 +41,12 @@ _log = logging.getLogger(__name__)
 def train_branch(run: RunDir, branch: BranchDir, *, base: Path, model: Path | None = None) -> BranchResult:
     """Trains `branch` from θ0 as its spec.json says, or returns what an earlier call finished.
 
-    A killed call loses at most `train.checkpoint_minutes`; the resumed weights are bit-identical to an undisturbed
-    run's on the same machine with the same number of threads. `base` is the folder that a relative model path in the
-    spec is relative to; `model` is where θ0 lies on this machine, if not there.
+    A kill loses at most `train.checkpoint_minutes`. The resumed weights are bit-identical to those of an undisturbed
+    run on the same machine with the same number of threads.
+
+    Args:
+        base: the folder that a relative model path in the spec is relative to.
+        model: where θ0 is on this machine; default: where the spec says.
 
     Raises:
         InputError: the spec, the data or θ0 is damaged or not what the spec was made for.
@@ -61,13 +64,12 @@ def train_branch(run: RunDir, branch: BranchDir, *, base: Path, model: Path | No
     data = branch_rows(run, spec)
     resumed = newest_checkpoint(branch)
     counters = resumed[1] if resumed else Counters()
-    lengths = [len(ids) for ids in data["input_ids"]]
     with tracked(run, branch, spec):
-        trainer = _make_trainer(run, spec, branch, theta0, data, lengths, counters)
+        trainer = _make_trainer(_Branch(run, branch, spec, theta0, counters), data)
         if resumed:
             _log.info("branch %d resumes from %s", spec.branch, resumed[0].name)
         trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
-    whole = _whole_state(trainer)  # a thing that all processes do together
+    whole = _whole_state(trainer)  # a collective: every rank must call it
     if not trainer.accelerator.is_main_process:
         return _no_result(mark)
     _save(trainer, branch, spec.train.lora, theta0.path, whole)
@@ -86,17 +88,21 @@ def train_branch(run: RunDir, branch: BranchDir, *, base: Path, model: Path | No
     return result
 
 
-def _make_trainer(
-    run: RunDir,
-    spec: BranchSpec,
-    branch: BranchDir,
-    theta0: ModelFolder,
-    data: datasets.Dataset,
-    lengths: list[int],
-    counters: Counters,
-) -> BranchTrainer:
-    train = spec.train
-    # With LoRA θ0 is frozen and may stay in its own type; trained weights are kept in fp32.
+@dataclass(frozen=True)
+class _Branch:
+    """A branch to be trained."""
+
+    run: RunDir
+    dir: BranchDir
+    spec: BranchSpec
+    theta0: ModelFolder
+    counters: Counters
+
+
+def _make_trainer(branch: _Branch, data: datasets.Dataset) -> BranchTrainer:
+    spec, theta0, train = branch.spec, branch.theta0, branch.spec.train
+    lengths = [len(ids) for ids in data["input_ids"]]
+    # With LoRA θ0 is frozen and may keep its own type; weights that are trained are kept in fp32.
     model = load_model(
         theta0.path,
         trust_remote_code=theta0.trust_remote_code,
@@ -105,7 +111,7 @@ def _make_trainer(
     )
     template = Path(spec.model.chat_template) if spec.model.chat_template else None
     tokenizer = load_tokenizer(theta0, template)
-    training = Training(run, branch, spec, model.device.type != "cpu", IMAGES in data.column_names)
+    training = Training(branch.run, branch.dir, spec, model.device.type != "cpu", IMAGES in data.column_names)
     processes = sft_config(training).world_size
     if train.lora is not None and _is_sharded():
         raise InputError("LoRA under FSDP or DeepSpeed is not supported; use DDP", field="launch.accelerate")
@@ -125,23 +131,22 @@ def _make_trainer(
         train_dataset=data,
         processing_class=tokenizer,
         peft_config=_peft_config(train.lora, model, spec.model.freeze),
-        callbacks=_callbacks(branch, counters, train, model),
+        callbacks=_callbacks(branch, model),
         lengths=lengths,
         batching=batching,
-        counters=counters,
+        counters=branch.counters,
     )
 
 
-def _callbacks(
-    branch: BranchDir, counters: Counters, train: TrainConfig, model: PreTrainedModel
-) -> list[TrainerCallback]:
-    found: list[TrainerCallback] = [BranchCallback(branch, counters, train.checkpoint_minutes)]
+def _callbacks(branch: _Branch, model: PreTrainedModel) -> list[TrainerCallback]:
+    train = branch.spec.train
+    found: list[TrainerCallback] = [BranchCallback(branch.dir, branch.counters, train.checkpoint_minutes)]
     if train.pull:
         found.append(PullCallback(model, train.pull))
     if train.snapshots and train.lora is None:
-        found.append(TrajectoryCallback(branch, train.snapshots))
+        found.append(TrajectoryCallback(branch.dir, train.snapshots))
     elif train.snapshots:
-        _log.warning("`train.snapshots` are of full fine-tuning; with LoRA none are taken")
+        _log.warning("`train.snapshots` needs full fine-tuning; with LoRA merit takes no snapshots")
     return found
 
 
@@ -161,7 +166,7 @@ def _peft_config(lora: LoraSection | None, model: PreTrainedModel, freeze: Seque
 
 
 def _frozen_modules(model: PreTrainedModel, freeze: Sequence[Role]) -> list[str] | None:
-    """Names of the modules that get no adapter because their role is frozen."""
+    """The modules that get no adapter because their role is frozen; None if there are none."""
     if images_of(model) is None or not freeze:
         return None
     return [name for name, module in model.named_modules() if name and role_of(name) in freeze] or None
@@ -172,7 +177,7 @@ def _is_sharded() -> bool:
 
 
 def _whole_state(trainer: BranchTrainer) -> Any:
-    """The trained weights gathered from all processes, where each holds a part of them; else None."""
+    """The trained weights, gathered from all processes if each holds a part of them; else None."""
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         return None
     return trainer.accelerator.get_state_dict(trainer.model if trainer.is_fsdp_enabled else trainer.deepspeed)
@@ -185,7 +190,7 @@ def _save(trainer: BranchTrainer, branch: BranchDir, lora: LoraSection | None, t
     if lora is not None:
         with atomic_dir(branch.root / "adapter") as part:
             model.save_pretrained(part)
-        # The average of the merged weights is the average of the updates B·A, which averaging A and B is not.
+        # Averaging merged weights averages the updates B·A; averaging A and B apart would not.
         model = model.to(torch.float32).merge_and_unload()
     with atomic_dir(branch.checkpoint) as part:
         model.save_pretrained(part, state_dict=whole)
@@ -194,7 +199,7 @@ def _save(trainer: BranchTrainer, branch: BranchDir, lora: LoraSection | None, t
 
 
 def _no_result(mark: str) -> BranchResult:
-    """What a helper process of a multi-process branch returns; only the main process knows the result."""
+    """What every process but the main one returns where several train a branch."""
     return BranchResult(
         fingerprint=mark, supervised_tokens=0, examples=0, steps=0, seconds=0, final_loss=None, files={}
     )

@@ -1,4 +1,4 @@
-"""What a branch writes while it trains: its log, its progress, and checkpoints that are known to be whole."""
+"""What happens beside training: log, progress, checkpoints, snapshots of the weights, and the pull towards θ0."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from merit.train.checkpoints import Counters, drop_older, mark_whole
 
 WIDTH = 65_536
 _BLOCK = 256 * WIDTH  # elements whose signs are drawn at once
-_SEED = 0  # the same for all branches of all runs: their sketches must be comparable
+_SEED = 0  # one for all branches of all runs, so that their sketches can be compared
 _log = logging.getLogger(__name__)
 
 
@@ -39,7 +39,7 @@ class BranchCallback(TrainerCallback):
         self._saved = time.monotonic()
         self._shown = 0.0
         self._loss: float | None = None
-        self._began = (time.monotonic(), counters.supervised_tokens)  # of this sitting
+        self._began = (time.monotonic(), counters.supervised_tokens)  # of this start
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -81,7 +81,7 @@ class BranchCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if args.world_size > 1:
-            torch.distributed.barrier()  # every process writes a part of it
+            torch.distributed.barrier()  # every process writes a part of the checkpoint
         if state.is_world_process_zero:
             mark_whole(self.branch, state.global_step, self.counters)
             drop_older(self.branch)
@@ -96,7 +96,7 @@ class BranchCallback(TrainerCallback):
 
 
 def _first_says(due: bool, args: TrainingArguments) -> bool:
-    """The first process's clock decides for all: saving is a thing that all do together, or none."""
+    """The first process's clock decides for all: saving is a collective, which every rank must call."""
     if args.world_size == 1:
         return due
     flag = torch.tensor([int(due)], device=args.device)
@@ -105,7 +105,7 @@ def _first_says(due: bool, args: TrainingArguments) -> bool:
 
 
 def _cut_log(log: Path, step: int) -> None:
-    """Drops what a killed sitting logged after the checkpoint that training resumes from."""
+    """Removes the lines that a killed start logged after the checkpoint from which training resumes."""
     if not log.exists():
         return
     kept = []
@@ -124,7 +124,7 @@ def sketch_weights(parameters: Iterable[tuple[str, Tensor]]) -> NDArray[np.float
     for name, parameter in parameters:
         digest = hashlib.sha256(f"{_SEED}:{name}".encode()).digest()
         signs = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        shift = int.from_bytes(digest[8:10], "little")  # small parameters must not share the first buckets
+        shift = int.from_bytes(digest[8:10], "little")  # else small parameters would all share the first buckets
         flat = parameter.detach().reshape(-1)
         for start in range(0, flat.numel(), _BLOCK):
             block = flat[start : start + _BLOCK].to("cpu", torch.float64)
@@ -138,7 +138,7 @@ def sketch_weights(parameters: Iterable[tuple[str, Tensor]]) -> NDArray[np.float
 
 
 class TrajectoryCallback(TrainerCallback):
-    """Writes trajectory/000.npy (the start) to trajectory/NNN.npy (the end), at even distances in steps."""
+    """Writes sketches of the weights, from trajectory/000.npy (the start) to trajectory/NNN.npy (the end), evenly."""
 
     def __init__(self, branch: BranchDir, snapshots: int) -> None:
         self._branch = branch
@@ -164,7 +164,7 @@ class TrajectoryCallback(TrainerCallback):
         parameters = list(model.named_parameters())
         if any(type(parameter.data) is not Tensor for _, parameter in parameters):
             if index == 0:
-                _log.warning("`train.snapshots`: the weights are sharded over processes; none are taken")
+                _log.warning("`train.snapshots`: the weights are sharded over processes, so merit takes none")
             return
         path = self._branch.snapshot(index)
         path.parent.mkdir(exist_ok=True)
@@ -173,9 +173,9 @@ class TrajectoryCallback(TrainerCallback):
 
 
 class PullCallback(TrainerCallback):
-    """After each optimizer step θ ← θ − rate · pull · (θ − θ0), decoupled from the gradient as AdamW's decay is.
+    """After each optimizer step θ ← θ − rate · pull · (θ − θ0), decoupled from the gradient like AdamW's decay.
 
-    Keeps a copy of θ0 in memory, taken before any checkpoint is loaded into the model.
+    It copies θ0 before a checkpoint is loaded into the model.
     """
 
     def __init__(self, model: Any, pull: float) -> None:
@@ -192,7 +192,7 @@ class PullCallback(TrainerCallback):
             if start is None or id(parameter) not in rates:
                 continue
             if start.shape != parameter.shape:
-                raise InputError("weights in shards cannot be pulled to θ0; leave it 0", field="train.pull")
+                raise InputError("sharded weights cannot be pulled towards θ0; set it to 0", field="train.pull")
             if start.device != parameter.device:
                 start = self._start[name.removeprefix("module.")] = start.to(parameter.device)
             parameter.lerp_(start.to(parameter.dtype), min(1.0, rates[id(parameter)] * self.pull))

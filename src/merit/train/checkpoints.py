@@ -1,11 +1,11 @@
-"""Checkpoints of a branch in training: which of them are whole, and which may go."""
+"""Checkpoints of a branch in training: which are whole, and which may be removed."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 import time
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import xxhash
@@ -14,13 +14,13 @@ from merit.base.kept import Files, files_below, keep, kept
 from merit.run.layout import BranchDir
 from merit.train.spec import MARKER, CheckpointMarker
 
-_KEPT = 2  # a crash of the machine may take what the newest has not yet got onto the disk
+KEPT = 2  # if the machine crashes, the newest may not be on the disk yet
 _CHUNK = 1 << 22  # bytes
 _log = logging.getLogger(__name__)
 
 
 class Counters:
-    """What was really trained on, over all sittings of the branch."""
+    """What the branch has really trained on, over all its starts."""
 
     def __init__(self, supervised_tokens: int = 0, examples: int = 0, seconds: float = 0.0) -> None:
         self.supervised_tokens = supervised_tokens
@@ -41,15 +41,15 @@ class Counters:
 
 
 def newest_checkpoint(branch: BranchDir) -> tuple[Path, Counters] | None:
-    """The newest checkpoint that is whole. Any other is removed: a kill may have cut it short.
+    """The newest checkpoint that is whole. Newer ones, which a kill cut short, are removed.
 
-    transformers resumes without a word where a file of the optimizer is missing, or has other bytes than were written.
+    transformers itself would resume silently from a checkpoint whose optimizer file is missing or damaged.
     """
     best: tuple[Path, Counters] | None = None
-    for folder in sorted(branch.training_state.glob("checkpoint-*"), key=_step, reverse=True):
+    for folder in sorted(branch.training_state.glob("checkpoint-*"), key=step_of, reverse=True):
         if best is not None and (folder / MARKER).is_file():
-            continue  # what it holds is looked at if it is ever needed
-        counters = _counters(folder) if _step(folder) >= 0 and best is None else None
+            continue  # it is verified if it is ever needed
+        counters = _counters(folder) if step_of(folder) >= 0 and best is None else None
         if counters is None:
             _drop(folder)
         else:
@@ -58,22 +58,22 @@ def newest_checkpoint(branch: BranchDir) -> tuple[Path, Counters] | None:
 
 
 def _counters(folder: Path) -> Counters | None:
-    """What the marker says of the checkpoint in `folder`; None if any of it is not as it was written."""
+    """What the marker in `folder` says; None if any file of the checkpoint is not as it was written."""
     found = kept(folder / MARKER, CheckpointMarker, files=Files(folder, _xxh3, alone=True))
     if found.damaged:
-        _log.warning("%s is damaged; training goes on from an earlier one, or from the start", folder)
+        _log.warning("%s is damaged; training resumes from an earlier checkpoint, or from the start", folder)
     marker = found.record
     return Counters(marker.supervised_tokens, marker.examples, marker.seconds) if marker is not None else None
 
 
 def mark_whole(branch: BranchDir, step: int, counters: Counters) -> None:
-    """Says that the checkpoint of `step` is whole; called when all of it has been written."""
+    """Marks the checkpoint of `step` as whole. Call it when all of it has been written."""
     folder = branch.training_state / f"checkpoint-{step}"
     keep(folder / MARKER, CheckpointMarker(**counters.as_dict(), files={}), folder, files_below(folder, MARKER), _xxh3)
 
 
 def _xxh3(path: Path) -> str:
-    """SHA-256 of 100 GB takes over a minute, each time."""
+    """Hex XXH3 of a file: SHA-256 of 100 GB takes over a minute, each time."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as handle:
         while chunk := handle.read(_CHUNK):
@@ -84,19 +84,20 @@ def _xxh3(path: Path) -> str:
 def drop_older(branch: BranchDir) -> None:
     """Removes all but the newest checkpoints.
 
-    The trainer's own rotation is not used: it goes by time of change, so that one whose removal a kill cut short passes
-    for the newest, and keeps its marker to the end.
+    The trainer's own rotation sorts by time of change: a checkpoint whose removal a kill cut short would count as the
+    newest. It would also remove the marker last.
     """
-    for folder in sorted(branch.training_state.glob("checkpoint-*"), key=_step)[:-_KEPT]:
+    for folder in sorted(branch.training_state.glob("checkpoint-*"), key=step_of)[:-KEPT]:
         _drop(folder)
 
 
 def _drop(folder: Path) -> None:
-    """The marker goes first: what is left after a kill is not whole, and says so."""
+    """Removes the marker first, so that what a kill leaves behind does not count as whole."""
     (folder / MARKER).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _step(folder: Path) -> int:
+def step_of(folder: PurePath) -> int:
+    """The step of a checkpoint's folder, by its name; −1 if it has none."""
     number = folder.name.removeprefix("checkpoint-")
     return int(number) if number.isdigit() else -1

@@ -1,4 +1,4 @@
-"""`merit train RUN --branch k`, seen from inside the job."""
+"""The job of a branch, `merit train RUN --branch k`: how the driver describes it, and what it does."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from merit.run.layout import BranchDir, RunDir
 from merit.train.spec import BranchResult, BranchSpec, finished_branch
 from merit.train.staging import store_url
 
-RANKED = "MERIT_RANKED"  # set for the processes that train one branch together
+RANKED = "MERIT_RANKED"  # set in the processes that train one branch together
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of one branch: how many, and an accelerate configuration that says more than that."""
+    """How many processes train one branch, or the accelerate configuration that says so."""
 
     processes: int = 1
     accelerate: Path | None = None
@@ -39,11 +39,11 @@ class Ranks:
 def run_branch_job(
     root: Path, method: str, k: int, ranks: Ranks | None = None, model: Path | None = None
 ) -> BranchResult:
-    """Trains branch `k` of `method` in the run at `root`, or returns what is finished.
+    """Trains branch `k` of `method` in the run at `root`, unless it is trained already.
 
     Args:
-        ranks: the processes that train it together; default: this one.
-        model: where θ0 lies on this machine, if not where the branch's spec says.
+        ranks: the processes that train it together; default: this one alone.
+        model: where θ0 is on this machine; default: where the branch's spec says.
 
     Raises:
         InputError: `root` holds no such branch.
@@ -52,7 +52,7 @@ def run_branch_job(
     run = RunDir(root)
     branch = run.method(method).branch(k)
     if os.environ.get(RANKED):
-        die_with_parent(os.getppid())  # the launcher, which gives each process a session of its own
+        die_with_parent(os.getppid())  # the launcher, which starts each process in its own session
         from merit.train.branch import train_branch
 
         return train_branch(run, branch, base=root, model=model)
@@ -61,7 +61,7 @@ def run_branch_job(
     if not branch.spec.is_file():
         raise InputError(f"no branch {k} of {method!r} is planned here; `merit split` plans branches", file=root)
     with job_lock(branch.root / "lock"), stage_events(run.events, f"train {method} {k}") as facts:
-        sweep_parts(branch.root, but=branch.job.name)  # which is the driver's
+        sweep_parts(branch.root, but=branch.job.name)  # the driver writes that one
         if ranks is not None and ranks.several:
             arguments = ["train", str(root), "--branch", str(k), "--method", method]
             arguments += ["--model", str(model)] if model is not None else []
@@ -75,7 +75,7 @@ def run_branch_job(
 
 
 def train_with_ranks(branch: BranchDir, arguments: Sequence[str], ranks: Ranks) -> BranchResult:
-    """Runs `merit ARGUMENTS` in several processes, to the end.
+    """Runs `merit ARGUMENTS` in several processes, to their end.
 
     Raises:
         InputError: the accelerate configuration is missing, or a process met bad input.
@@ -91,7 +91,7 @@ def train_with_ranks(branch: BranchDir, arguments: Sequence[str], ranks: Ranks) 
     ).returncode
     done = finished_branch(branch, mark)
     if done is None:
-        raise StageError(f"its processes ended with exit code {code} and no result; what they said is above")
+        raise StageError(f"its processes ended with exit code {code} and without a result; see their messages above")
     return done
 
 
@@ -112,12 +112,12 @@ def launcher(ranks: Ranks) -> list[str]:
             *(*PYTHON, "-m", "accelerate.commands.launch", "--num_processes", str(ranks.processes), *options),
             *("--main_process_port=0", "--module"),
         ]
-    # On CPU `accelerate launch` needs MPI; PyTorch's own launcher does not, and sets the same variables.
+    # On CPU `accelerate launch` needs MPI. PyTorch's own launcher does not, and sets the same variables.
     return [*PYTHON, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks.processes}", "-m"]
 
 
 def _environment(ranks: Ranks) -> dict[str, str]:
-    env = {RANKED: "1", "PYTHONSAFEPATH": "1"}  # the latter is -P for what the launcher starts
+    env = {RANKED: "1", "PYTHONSAFEPATH": "1"}  # -P for the processes that the launcher starts
     if ranks.accelerate is None and not _has_gpu():
         threads = max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) // ranks.processes)
         env |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(threads)}
@@ -131,7 +131,7 @@ def _has_gpu() -> bool:
 
 
 def branch_job(context: RunContext, method: Method, branch: BranchDir, spec: BranchSpec) -> Job:
-    """`merit train RUN --branch k --method NAME`, with the devices that the configuration gives a branch."""
+    """`merit train RUN --branch k --method NAME`, with the devices that the configuration gives to a branch."""
     launch = context.config.launch
     root = store_url(context) if launch.store is not None else str(context.run.root.resolve())
     command = merit_command("train", root, "--branch", str(spec.branch), "--method", method.name)

@@ -1,4 +1,4 @@
-"""Stage `prepare`: joint training that makes θ0 merge-ready (method.md, step 0), one branch job a round."""
+"""Stage `prepare`: joint training that makes θ0 merge-ready (method.md, step 0), one branch job per round."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ NAME = "prepare"
 
 
 def wanted(context: RunContext) -> bool:
-    """Only where the configuration has it."""
+    """Whether the configuration has a section `prepare`."""
     return context.config.prepare is not None
 
 
 def depends(context: RunContext) -> dict[str, str]:
-    """The recipe, what it starts from, and the general mixture."""
+    """The recipe, the model that it starts from, and the general mixture."""
     config = _config(context)
     return {
         "prepare": fingerprint(_section(context), config.train, config.held_out_fraction),
@@ -42,16 +42,16 @@ def depends(context: RunContext) -> dict[str, str]:
 
 
 def files(context: RunContext) -> list[Path]:
-    """What must not be damaged: the last round's result and checkpoint. A round without them is trained again."""
+    """The last round's result and checkpoint. If they are damaged, the round is trained again."""
     branch = context.prepared_branch
     return [branch.done, *(branch.root / name for name in BranchResult.load(branch.done).files)]
 
 
 def run(context: RunContext) -> dict[str, Any]:
-    """Writes prepare/: the mixture, and one branch a round, each from where the one before ended.
+    """Writes prepare/: the mixture, and one branch per round, each from the checkpoint of the round before.
 
     Raises:
-        InputError: a tower that cannot be joined, bad data.
+        InputError: the tower cannot be joined, or the data is bad.
         StageError: a round failed for good.
     """
     home = context.run.prepare
@@ -64,19 +64,19 @@ def run(context: RunContext) -> dict[str, Any]:
         spec = _spec(context, mixture, number, stage, path)
         branch = home.method().branch(number)
         todo = prepare_branch(branch, spec)
-        if not todo and damaged_files(branch):  # everything after it would grow out of it
+        if not todo and damaged_files(branch):  # all later rounds start from it
             branch.done.unlink()
             todo = prepare_branch(branch, spec)
         if todo:
             launch = context.config.launch
             job = _job(home.root, branch, spec, f"preparation {number + 1} of {len(rounds)}")
-            # Its paths are this run's own: with a store, where machines do not see them, it is trained here.
+            # Other machines do not see its paths if there is a store; then it is trained on this machine.
             here = launch.model_copy(update={"parallel": 1, "engine": "local" if launch.store else launch.engine})
             policy = RetryPolicy(retries=launch.retries, preemption_retries=launch.preemption_retries)
             make_executor(here, policy, context.run.engine).run([job], context.progress)
             trained += 1
-        if finished_branch(branch, fingerprint(spec)) is None:
-            raise InputError("changed while it was trained; run again", file=branch.root)
+        if finished_branch(branch, fingerprint(BranchSpec.load(branch.spec))) is None:
+            raise InputError("its spec changed during training; run again", file=branch.root)
     results = [BranchResult.load(home.method().branch(number).done) for number in range(len(rounds))]
     return {"rounds": len(rounds), "trained": trained, "losses": [result.final_loss for result in results]}
 
@@ -94,7 +94,7 @@ def _config(context: RunContext) -> RunConfig:
 
 
 def _start(context: RunContext) -> Path:
-    """What the first round starts from: the model itself, or tower and language model joined."""
+    """The model of the first round: the configured one, or vision tower and language model joined."""
     tower = _section(context).vision_tower
     if tower is None:
         return context.origin.path

@@ -35,16 +35,17 @@ def branch_rows(run: RunDir, spec: BranchSpec) -> Any:
 
 
 def row_without_loss(rows: Any) -> Any:
-    """One more row, which several processes need to fill their last micro-batches (StepSampler)."""
+    """A row without loss. Several processes need it to fill their last micro-batches (StepSampler)."""
     row: dict[str, Any] = {name: [None] for name in rows.column_names}
     row |= {"input_ids": [[0, 0]], "labels": [[IGNORED, IGNORED]]}
     return datasets.Dataset.from_dict(row, features=rows.features)
 
 
 def training_rows(root: Path, spec: BranchSpec, wanted: int) -> list[Encoded]:
-    """input_ids and labels, with images, of about `wanted` training examples, the branch's datasets in equal parts.
+    """About `wanted` training examples of the branch, equally many from each dataset.
 
-    `root` is the folder that the spec's paths are relative to.
+    Args:
+        root: the folder that the spec's paths are relative to.
     """
     each = -(-wanted // len(spec.data))
     found: list[Encoded] = []
@@ -58,12 +59,12 @@ def training_rows(root: Path, spec: BranchSpec, wanted: int) -> list[Encoded]:
 class StepSampler(Sampler[int]):
     """A seeded shuffle, cut into windows of one optimizer step, each window sorted by length.
 
-    A step's gradient is a token-weighted sum over its window, whatever the order inside; sorting only puts examples
-    of like length into one micro-batch, which saves the padding. The order depends on (seed, epoch) alone, so a
-    resumed branch sees what an undisturbed one would have.
+    A step's gradient is a token-weighted sum over its window, so the order inside does not matter. Sorting puts
+    examples of similar length into one micro-batch, which saves padding. The order depends on (seed, epoch) alone, so a
+    resumed branch sees the same examples as an undisturbed one.
 
-    Processes that train together must get equally many micro-batches. Where the last ones are short, accelerate would
-    deal the epoch's first examples again; index `len(lengths)`, a row without loss, is dealt instead.
+    Processes that train together must get the same number of micro-batches. To fill the last ones, accelerate would
+    repeat the epoch's first examples; this sampler gives index `len(lengths)`, a row without loss.
     """
 
     def __init__(self, lengths: Sequence[int], examples_per_step: int, seed: int, *, multiple: int = 1) -> None:
@@ -92,8 +93,8 @@ class StepSampler(Sampler[int]):
 class Batching:
     """Batch sizes in examples."""
 
-    micro: int  # a forward pass on one device
-    accumulation: int  # micro-batches a step on one device
+    micro: int  # per forward pass on one device
+    accumulation: int  # micro-batches per step on one device
     processes: int
 
     @property
@@ -101,15 +102,15 @@ class Batching:
         return self.micro * self.accumulation * self.processes
 
     def steps(self, examples: int, epochs: float) -> int:
-        """Optimizer steps for so many examples an epoch."""
+        """Optimizer steps for `epochs` epochs of `examples` examples."""
         return max(1, round(-(-examples // self.examples_per_step) * epochs))
 
 
 def plan_batching(lengths: Sequence[int], batch_tokens: int, micro_batch_tokens: int, processes: int = 1) -> Batching:
-    """Sizes such that a step sees `batch_tokens` tokens on average, and no forward pass more than fits.
+    """Sizes such that a step has `batch_tokens` tokens on average, and a forward pass at most `micro_batch_tokens`.
 
-    Counting by the branch's own mean length gives every branch, and joint training, steps of like token count,
-    though their examples differ in length.
+    They follow from the branch's own mean length. So the steps of every branch, and of joint training, have similarly
+    many tokens, although the lengths of their examples differ.
     """
     mean = sum(lengths) / len(lengths)
     wanted = max(1, min(len(lengths), round(batch_tokens / mean)))

@@ -1,4 +1,4 @@
-"""The branch job's contract: BranchSpec goes in, BranchResult comes out. Both are JSON and cross machines."""
+"""The contract of a branch job: BranchSpec goes in, BranchResult comes out. Both are JSON, for any machine."""
 
 from __future__ import annotations
 
@@ -34,9 +34,14 @@ class BranchSpec(Record):
     planned_tokens: int  # supervised tokens over all epochs
     seed: int
 
+    def same_training(self, other: BranchSpec) -> bool:
+        """Whether both train the same branch. θ0 counts by what it is, `model_fingerprint`, not by where it lies."""
+        place = {"path": other.model.path, "revision": other.model.revision}
+        return self.model_copy(update={"model": self.model.model_copy(update=place)}) == other
+
 
 class CheckpointMarker(Sealed):
-    """`merit.json` in a training checkpoint: what had been trained on, and what the checkpoint's files hold."""
+    """`merit.json` in a training checkpoint: what it has trained on so far, and the checksums of its files."""
 
     supervised_tokens: int
     examples: int
@@ -45,27 +50,27 @@ class CheckpointMarker(Sealed):
 
 
 class BranchResult(Sealed):
-    """`DONE`: written last. `supervised_tokens` were really trained on; the merge weighs by them."""
+    """`DONE`: written last. The merge weighs by `supervised_tokens`, which were really trained on."""
 
     fingerprint: str  # of the spec
     supervised_tokens: int
     examples: int  # examples seen, epochs counted
     steps: int
-    seconds: float  # training alone, over all sittings
+    seconds: float  # of training alone, over all starts
     final_loss: float | None
     files: dict[str, str]  # file of the checkpoint → sha256
 
     @property
     def adopted(self) -> bool:
-        """Whether another trainer made it, which leaves merit no time to measure."""
+        """Whether another trainer trained it, so that merit has no training time."""
         return self.seconds == 0 and self.final_loss is None
 
 
 def finished_branch(branch: BranchDir, mark: str) -> BranchResult | None:
-    """The result of `branch` if its files are there and it was made from the spec with fingerprint `mark`, else None.
+    """The result of `branch`, if its files exist and its spec had the fingerprint `mark`; else None.
 
-    Their bytes are read by `damaged_files`, before anything is made of them. A job that is killed after its DONE leaves
-    its training state behind; that goes now.
+    It does not read the files' bytes: `damaged_files` does, before the files are used. If a job was killed after it
+    wrote DONE, its training state is still there, and is removed now.
     """
     result = kept(branch.done, BranchResult, {"fingerprint": mark}, Files(branch.root, digest=None)).record
     if result is not None:
@@ -74,7 +79,7 @@ def finished_branch(branch: BranchDir, mark: str) -> BranchResult | None:
 
 
 def damaged_files(branch: BranchDir) -> list[str]:
-    """Files of a finished branch that are not as its job wrote them; reads all of them.
+    """The files of a finished branch that are not as its job wrote them. It reads all of them.
 
     Raises:
         InputError: the branch is not finished.

@@ -1,7 +1,7 @@
-"""A branch job on a machine that does not see the run directory: stage in, train, stage out.
+"""Branch jobs on machines that do not see the run directory: what the driver and the job send through the store.
 
-The store mirrors the run directory. What is whole is told by the file put last: a checkpoint's marker, the branch's
-DONE. A job that starts on another machine goes on from the newest whole checkpoint in the store.
+The store mirrors the run directory. A file that is uploaded last says that what it belongs to is whole: a checkpoint's
+marker, the branch's DONE. A job that starts on another machine resumes from the newest whole checkpoint in the store.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from merit.jobs.job import Job
 from merit.jobs.process import die_with_parent, job_lock
 from merit.jobs.store import Store
 from merit.run.layout import BranchDir, RunDir, relative
+from merit.train.checkpoints import KEPT, step_of
 from merit.train.spec import MARKER, BranchResult, BranchSpec
 
 _SYNC_SECONDS = 5.0
-_KEPT = 2  # checkpoints in the store
 THETA0 = "theta0"
 _LOOK_SECONDS = 5.0
 
@@ -36,7 +36,7 @@ def run_remote_branch_job(url: str, method: str, k: int, options: Sequence[str])
     """Trains branch `k` of the run that the store at `url` mirrors.
 
     Args:
-        options: further arguments of `merit train`, passed on.
+        options: further arguments for `merit train`.
 
     Raises:
         InputError: the store holds no such branch.
@@ -62,7 +62,7 @@ def run_remote_branch_job(url: str, method: str, k: int, options: Sequence[str])
             out.checkpoints()
         if not branch.done.is_file():
             if code == InputError.exit_code:
-                raise InputError("training met bad input; what it said is above", file=branch.root)
+                raise InputError("training met bad input; see its message above", file=branch.root)
             raise StageError(f"training ended with exit code {code}")
         result = BranchResult.load(branch.done)
         out.result(result)
@@ -71,19 +71,19 @@ def run_remote_branch_job(url: str, method: str, k: int, options: Sequence[str])
 
 
 def scratch_folder(url: str) -> Path:
-    """Where this machine keeps its part of a run: below $MERIT_SCRATCH, or the temporary folder.
+    """Where this machine keeps its files of a run: below $MERIT_SCRATCH, or in the temporary folder.
 
     Raises:
-        InputError: the place belongs to another user, or cannot be made.
+        InputError: the folder belongs to another user, or cannot be made.
     """
     import tempfile
 
     home = Path(os.environ.get("MERIT_SCRATCH") or tempfile.gettempdir()) / f"merit-{os.getuid()}"
     with disk_errors(home):
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if home.is_symlink() or home.stat().st_uid != os.getuid():  # anyone may have made it in the temporary folder
+        if home.is_symlink() or home.stat().st_uid != os.getuid():  # anyone can make one in the temporary folder
             raise InputError("belongs to another user; set $MERIT_SCRATCH to a folder of your own", file=home)
-    # The last part is the run's own name: trackers group its branches by it.
+    # The last part is the run's name, by which trackers group its branches.
     return home / fingerprint(url) / PurePosixPath(url).name
 
 
@@ -94,7 +94,7 @@ def _stage_in(store: Store, run: RunDir, branch: BranchDir, method: str, k: int)
     spec = BranchSpec.load(branch.spec)
     for item in spec.data:
         file = inside(run.root, item.data)
-        # The same dataset may be here from another branch; a stale one has another fingerprint in its name.
+        # Another branch may have fetched this dataset already; a file of other content has another mark beside it.
         if not file.is_file() or not _is_fresh(file, item.fingerprint):
             if not store.get(item.data, file):
                 raise InputError(f"the data of {item.name!r} is not in the store", file=store.url)
@@ -119,26 +119,21 @@ def _mark_fresh(file: Path, mark: str) -> None:
 
 
 def _newest_checkpoint_in(store: Store, run: RunDir, branch: BranchDir) -> None:
-    """Brings the newest whole checkpoint, unless this machine has one that is as new."""
+    """Fetches the newest whole checkpoint, unless this machine has it."""
     names = store.names(relative(branch.training_state, run.root))
     whole = {PurePosixPath(name).parent for name in names if PurePosixPath(name).name == MARKER}
-    for folder in sorted(whole, key=_step, reverse=True):
+    for folder in sorted(whole, key=step_of, reverse=True):
         if (run.root / folder / MARKER).is_file():
             return
         files = [name for name in names if PurePosixPath(name).is_relative_to(folder)]
-        files.sort(key=lambda name: PurePosixPath(name).name == MARKER)  # last, as when it was written
+        files.sort(key=lambda name: PurePosixPath(name).name == MARKER)  # the marker last
         if all(store.get(name, inside(run.root, name)) for name in files):
             store.get(relative(branch.log, run.root), branch.log)
             return
 
 
-def _step(folder: PurePosixPath) -> int:
-    number = folder.name.removeprefix("checkpoint-")
-    return int(number) if number.isdigit() else -1
-
-
 class _StageOut:
-    """What the store gets while a branch trains."""
+    """Uploads what a branch writes while it trains."""
 
     def __init__(self, store: Store, run: RunDir, branch: BranchDir) -> None:
         self.store, self.run, self.branch = store, run, branch
@@ -146,7 +141,7 @@ class _StageOut:
         self._seen: dict[Path, float] = {}
 
     def small_files(self) -> None:
-        """Progress, log and output, where they have changed."""
+        """Uploads progress, log, output and event files that have changed."""
         output = os.environ.get("MERIT_OUTPUT")
         sources = {self.branch.progress: self.branch.progress, self.branch.log: self.branch.log}
         if output:
@@ -160,9 +155,8 @@ class _StageOut:
                     self._seen[target] = changed
 
     def checkpoints(self) -> None:
-        """Whole checkpoints that the store does not have, each with its marker last; old ones go."""
-        folders = sorted(self.branch.training_state.glob("checkpoint-*"), key=lambda path: _step(PurePosixPath(path)))
-        for folder in folders:
+        """Uploads whole checkpoints that the store lacks, each with its marker last, and removes old ones."""
+        for folder in sorted(self.branch.training_state.glob("checkpoint-*"), key=step_of):
             if folder.name in self._put or not (folder / MARKER).is_file():
                 continue
             files = sorted((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.name == MARKER)
@@ -170,14 +164,14 @@ class _StageOut:
                 for file in files:
                     self.store.put(file, relative(file, self.run.root))
             except FileNotFoundError:
-                continue  # the trainer has removed it meanwhile: a newer one is there
+                continue  # the trainer has removed it, because there is a newer one
             self._put.add(folder.name)
-        for name in sorted(self._put, key=lambda name: _step(PurePosixPath(name)))[:-_KEPT]:
+        for name in sorted(self._put, key=lambda name: step_of(PurePosixPath(name)))[:-KEPT]:
             self.store.remove(relative(self.branch.training_state / name, self.run.root))
             self._put.discard(name)
 
     def result(self, result: BranchResult) -> None:
-        """The trained checkpoint, then DONE."""
+        """Uploads the trained checkpoint, then DONE."""
         for name in result.files:
             self.store.put(self.branch.root / name, relative(self.branch.root / name, self.run.root))
         for file in sorted(self.branch.snapshot(0).parent.glob("*.npy")):
@@ -188,13 +182,13 @@ class _StageOut:
 
 
 def fetch_result(store: Store, run: RunDir, branch: BranchDir, mark: str, *, tries: int = 3) -> bool:
-    """Brings a finished branch from the store, checked file by file; False if the store has none.
+    """Fetches a finished branch from the store and verifies it file by file; False if the store has none.
 
     Args:
-        mark: the fingerprint of the branch's spec; what was made from another one is left where it is.
+        mark: the fingerprint of the branch's spec. The result of another spec is not fetched.
 
     Raises:
-        StageError: a file arrives damaged, again and again.
+        StageError: a file arrives damaged in several tries.
     """
     incoming = branch.root / "DONE.store"
     if not store.get(relative(branch.done, run.root), incoming):
@@ -208,7 +202,7 @@ def fetch_result(store: Store, run: RunDir, branch: BranchDir, mark: str, *, tri
         left = tries
         while damaged(branch.root, {name: wanted}):
             if not left:
-                raise StageError(f"{file}: arrives damaged from {store.url}, again and again")
+                raise StageError(f"{file}: arrived damaged from {store.url} in {tries} tries")
             store.get(relative(file, run.root), file)
             left -= 1
     for folder in (branch.snapshot(0).parent, branch.tensorboard):
@@ -221,7 +215,7 @@ def fetch_result(store: Store, run: RunDir, branch: BranchDir, mark: str, *, tri
 
 
 class Staging:
-    """A run and its mirror in the store."""
+    """The driver's side: a run and its mirror in the store."""
 
     def __init__(self, context: RunContext) -> None:
         """Raises InputError: the store cannot be opened."""
@@ -230,7 +224,7 @@ class Staging:
         self._looked: dict[str, float] = {}
 
     def send(self, branches: Sequence[BranchDir]) -> None:
-        """Puts specs, data and, where it has no Hub id, θ0. What another plan left of a branch is removed.
+        """Uploads specs, data and, if it has no Hub id, θ0. Removes what another plan left of a branch.
 
         Raises:
             StageError: the store cannot be reached.
@@ -244,10 +238,10 @@ class Staging:
                 incoming = branch.root / "spec.store"
                 known = kept(incoming, BranchSpec).record if self.store.get(name, incoming) else None
                 incoming.unlink(missing_ok=True)
-                if known is None or fingerprint(known) != fingerprint(spec):
+                if known is None or not known.same_training(spec):
                     self.store.remove(relative(branch.root, run.root))
                 for item in spec.data:
-                    mark = f"{item.data}.{item.fingerprint}"  # an empty file that says which content is there
+                    mark = f"{item.data}.{item.fingerprint}"  # an empty file whose name says which content is there
                     if mark not in there:
                         self.store.put(inside(run.root, item.data), item.data)
                         self._put_mark(mark)
@@ -258,7 +252,7 @@ class Staging:
                 bar.update(index + 1)
 
     def fetch(self, branch: BranchDir) -> bool:
-        """Brings a branch that is done; False if it is not.
+        """Fetches a branch if it is done; False if it is not.
 
         Raises:
             StageError: its files arrive damaged, or the store cannot be reached.
@@ -267,7 +261,7 @@ class Staging:
         return fetch_result(self.store, self.context.run, branch, mark)
 
     def look(self, job: Job) -> None:
-        """Brings a job's progress, now and then."""
+        """Fetches a job's progress, every few seconds."""
         now = time.monotonic()
         if now - self._looked.get(job.name, 0.0) >= _LOOK_SECONDS:
             self._looked[job.name] = now
@@ -276,7 +270,7 @@ class Staging:
 
     @property
     def model_is_local(self) -> bool:
-        """Whether other machines cannot fetch θ0 from the Hub themselves."""
+        """Whether other machines cannot get θ0 from the Hub."""
         path = self.context.config.model.path
         return path.startswith("embedded:") or (self.context.base / path).exists()
 

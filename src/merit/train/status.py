@@ -1,4 +1,4 @@
-"""What the branches of a run are doing, read from its files and from the queue: works on any machine that sees them."""
+"""`merit status` and `merit cancel`: what the branches are doing, by the run's files and the engine's queue."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class BranchStatus:
     """One branch.
 
     Attributes:
-        state: planned, queued, running, done, failed, cancelled, or interrupted (whoever watched it is gone).
-        done, total: optimizer steps; 0 of 0 where nothing is known.
-        job: the engine's name of it.
+        state: planned, queued, running, done, failed, cancelled, or interrupted (no process watches it any more).
+        done, total: optimizer steps; 0 of 0 if unknown.
+        job: the engine's id of its job.
     """
 
     method: str
@@ -42,10 +42,10 @@ class BranchStatus:
 
 
 def run_status(run: RunDir) -> list[BranchStatus]:
-    """Every planned branch, methods in order of name, the main one first.
+    """Every planned branch: the main method's first, then the baselines' by name.
 
     Raises:
-        InputError: no run, or one that has planned no branch yet.
+        InputError: this is no run, or no branch is planned yet.
     """
     if not run.config.is_file():
         raise InputError("not a run directory: there is no config.yaml in it", file=run.root)
@@ -67,9 +67,10 @@ def branch_folders(run: RunDir) -> list[BranchDir]:
 
 
 def cancel_run(run: RunDir) -> int:
-    """Asks whoever watches the jobs to end them, and takes the run's jobs out of their engine's queue.
+    """Asks the process that watches the jobs to end them, and takes them out of their engine's queue.
 
-    Returns how many jobs there were to end.
+    Returns:
+        How many jobs were queued or running.
 
     Raises:
         InputError: as `run_status`.
@@ -88,13 +89,13 @@ def cancel_run(run: RunDir) -> int:
 
 
 def _queued(records: Sequence[JobRecord]) -> dict[tuple[str, str], QueuedJob]:
-    """(engine, job id) → the job in that engine's queue, of all jobs that a queue still knows."""
+    """(engine, job id) → the job in that engine's queue, for all jobs that a queue still knows."""
     found: dict[tuple[str, str], QueuedJob] = {}
     for engine in {record.engine for record in records}:
         ids = [record.id for record in records if record.engine == engine and record.id]
         queue = queue_of(engine)
         if queue is not None and ids and queue.installed():
-            with contextlib.suppress(StageError):  # the files still say something
+            with contextlib.suppress(StageError):  # the run's files still tell something
                 found |= {(engine, ident): job for ident, job in queue.read(ids).items()}
     return found
 

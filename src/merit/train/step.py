@@ -1,4 +1,4 @@
-"""Stage `train`: every branch of every method, as jobs on an executor."""
+"""Stage `train`: trains every branch of every method, as jobs of an executor."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from merit.train.spec import BranchData, BranchResult, BranchSpec, damaged_files
 from merit.train.staging import Staging
 
 NAME = "train"
-_FEW_STEPS = 10  # fewer, and warm-up and schedule mean nothing
-_ARRIVALS = 2  # how often a checkpoint may arrive damaged
+_FEW_STEPS = 10  # with fewer, warm-up and schedule mean nothing
+_ARRIVALS = 2  # how many times a job may run if its checkpoint arrives damaged
 _log = logging.getLogger(__name__)
 
 
 def depends(context: RunContext) -> dict[str, str]:
-    """Partitions, recipe, θ0, data and seed: what the branches' specs hold."""
+    """Partitions, recipe, θ0, data and seed: the content of the branches' specs."""
     return {
         "split": fingerprint([Partition.load(method.dir.partition) for method in context.methods]),
         "train": fingerprint(context.config.train),
@@ -41,21 +41,22 @@ def depends(context: RunContext) -> dict[str, str]:
 
 
 def outputs(context: RunContext) -> list[Path]:
-    """What a forced rerun makes anew."""
+    """What a forced rerun makes again."""
     return [method.dir.branches for method in context.methods]
 
 
 def files(context: RunContext) -> list[Path]:
-    """What must not be damaged: the results that the merge weighs by. A branch without one is trained again."""
+    """The results, by which the merge weighs. A branch whose result is damaged is trained again."""
     return [path for method in context.methods for path in sorted(method.dir.branches.glob("*/DONE"))]
 
 
 def run(context: RunContext) -> dict[str, Any]:
-    """Trains what is not trained yet; a branch whose spec is unchanged is kept.
+    """Trains the branches that are not trained yet. A branch whose spec is unchanged is kept.
 
     Raises:
-        InputError: `train.trl` holds what TRL does not know, or merit owns.
-        StageError: a branch failed for good, or the run was cancelled. In a partial run: no branch of a method is done.
+        InputError: `train.trl` has an argument that TRL does not know, or that merit sets.
+        StageError: a branch failed for good, or the run was cancelled. A partial run goes on, unless a method has no
+            trained branch.
     """
     if context.config.train.trl:
         from merit.train.trl_arguments import check_trl
@@ -76,7 +77,7 @@ def run(context: RunContext) -> dict[str, Any]:
     except (StageError, InputError) as error:
         if not _goes_on(context):
             raise
-        _log.warning("going on without the branches that are not done: %s", error)
+        _log.warning("continuing without the branches that failed or were late: %s", error)
     results = [result for method in context.methods for result in branch_results(context, method).values()]
     missing = {method.name: gone for method in context.methods if (gone := left_out(method))}
     return {
@@ -88,7 +89,7 @@ def run(context: RunContext) -> dict[str, Any]:
 
 
 def branch_specs(context: RunContext, method: Method) -> list[BranchSpec]:
-    """One spec a group. Every branch has the run's seed, but replicas of a soup, which differ in nothing else."""
+    """One spec per group. Branches share the run's seed, except replicas of a soup, which differ in nothing else."""
     mixture = context.mixture
     summaries = {item.name: item for item in mixture.datasets}
     whole = find_splitter(method.config.splitter).whole_mixture
@@ -120,7 +121,7 @@ def branch_specs(context: RunContext, method: Method) -> list[BranchSpec]:
 
 
 def branch_results(context: RunContext, method: Method) -> dict[int, BranchResult]:
-    """The results of a method's finished branches, by k, in order. Those not done are left out in a partial run.
+    """The results of a method's branches, by k, in order. A partial run leaves out unfinished ones.
 
     Raises:
         InputError: a branch is not finished.
@@ -130,10 +131,10 @@ def branch_results(context: RunContext, method: Method) -> dict[int, BranchResul
 
 
 def check_branches(context: RunContext, method: Method, results: dict[int, BranchResult]) -> None:
-    """Refuses branches whose bytes are not those that were trained: their average would be a model of nothing.
+    """Refuses branches whose files are not as they were trained: their average would mean nothing.
 
     Raises:
-        StageError: a branch is damaged; the next run trains it again, or, if it is another trainer's, asks for it.
+        StageError: a branch is damaged. The next run retrains it, or asks for it if another trainer made it.
     """
     with context.progress.bar("checksums", total=len(results), unit="branch") as bar:
         for done, (k, result) in enumerate(results.items(), 1):
@@ -141,27 +142,26 @@ def check_branches(context: RunContext, method: Method, results: dict[int, Branc
             if damaged := damaged_files(branch):
                 what = f"{branch.root / damaged[0]}: changed since {method.name} branch {k} was trained; "
                 if result.adopted:
-                    raise StageError(f"{what}bring it in again with `merit adopt --redo`")
+                    raise StageError(f"{what}adopt it again with `merit adopt --redo`")
                 branch.done.unlink()
-                raise StageError(f"{what}run again, and the branch is trained again")
+                raise StageError(f"{what}run again to retrain the branch")
             bar.update(done)
 
 
 def left_out(method: Method) -> list[int]:
-    """The branches of a method that are not done."""
+    """The branches of a method that are not trained."""
     return [k for k in range(_groups(method)) if not method.dir.branch(k).done.is_file()]
 
 
 def prepare_branch(branch: BranchDir, spec: BranchSpec) -> bool:
-    """Writes the spec; False if the branch is already whole. What another spec left behind is removed."""
-    mark = fingerprint(spec)
+    """Writes the spec; False if the branch is already trained. Removes what a different training left behind."""
     known = kept(branch.spec, BranchSpec).record
-    if known is None or fingerprint(known) != mark:
+    if known is None or not known.same_training(spec):
         release(branch.job)
         shutil.rmtree(branch.root, ignore_errors=True)
     else:
-        stale = branch.done.exists()  # looked at first: a job in a queue may finish at any moment
-        if finished_branch(branch, mark) is not None:
+        stale = branch.done.exists()  # asked first, because a job in a queue may finish at any moment
+        if finished_branch(branch, fingerprint(known)) is not None:
             return False
         if stale:
             branch.done.unlink(missing_ok=True)
@@ -170,7 +170,7 @@ def prepare_branch(branch: BranchDir, spec: BranchSpec) -> bool:
 
 
 def run_jobs(context: RunContext, jobs: Sequence[tuple[BranchDir, Job]]) -> None:
-    """Runs the jobs. What comes from other machines is checked when it is here; damaged, it is made again."""
+    """Runs the jobs. Checkpoints from other machines are verified here; a damaged one is trained again."""
     launch = context.config.launch
     staging = Staging(context) if launch.store is not None and jobs else None
     folders = {job.name: branch for branch, job in jobs}
@@ -193,13 +193,13 @@ def run_jobs(context: RunContext, jobs: Sequence[tuple[BranchDir, Job]]) -> None
         todo = [(branch, job) for branch, job in todo if _arrived_damaged(branch, job)]
         if not todo:
             return
-    raise StageError(f"{todo[0][1].name}: its checkpoint arrives damaged, again and again; see {todo[0][0].root}")
+    raise StageError(f"{todo[0][1].name}: its checkpoint arrived damaged {_ARRIVALS} times; see {todo[0][0].root}")
 
 
 def _arrived_damaged(branch: BranchDir, job: Job) -> bool:
     damaged = damaged_files(branch)
     if damaged:
-        _log.warning("%s: %s arrived damaged; it is trained again", job.name, ", ".join(damaged))
+        _log.warning("%s: %s arrived damaged; merit trains it again", job.name, ", ".join(damaged))
         branch.done.unlink(missing_ok=True)
         shutil.rmtree(branch.checkpoint, ignore_errors=True)
     return bool(damaged)
@@ -214,7 +214,7 @@ def _why_stop(context: RunContext) -> str | None:
 
 
 def _goes_on(context: RunContext) -> bool:
-    """Whether a partial run can be merged with what there is."""
+    """Whether this is a partial run and every method has a branch to merge."""
     enough = all(len(left_out(method)) < _groups(method) for method in context.methods)
     return context.partial and enough and not context.run.cancel.exists()
 
@@ -227,7 +227,7 @@ def _warn_of_few_steps(context: RunContext, method: Method, specs: list[BranchSp
         steps = max(1, round(total / train.batch_tokens))
         if steps < _FEW_STEPS:
             _log.warning(
-                "%s branch %d trains for about %d optimizer steps only; lower `train.batch_tokens` (%s) for more",
+                "%s branch %d trains for only about %d optimizer steps; lower `train.batch_tokens` (%s) for more",
                 method.name,
                 spec.branch,
                 steps,

@@ -1,11 +1,12 @@
-"""SFTTrainer with our order of examples, a count of what it really trained on, and a head that is cheap on CPU."""
+"""SFTTrainer with merit's order of examples, a count of what it trained on, and on CPU rows without padding."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -13,10 +14,8 @@ from torch import Tensor, nn
 from trl import SFTTrainer
 
 from merit.compute.abilities import takes_packed_rows
-from merit.compute.attention import packed, packed_model
-from merit.compute.batches import aligned_batch
-from merit.compute.head import Task, innermost, logits_at
-from merit.compute.losses import batch_nll
+from merit.compute.batches import padded, segmented
+from merit.compute.head import innermost, task_nll, task_of
 from merit.compute.packing import Segment, pack
 from merit.data.example import IGNORED, Encoded
 from merit.data.store import IMAGES
@@ -26,11 +25,11 @@ from merit.train.rows import Batching, StepSampler
 
 
 class BranchTrainer(SFTTrainer):
-    """What trains a branch.
+    """Trains a branch.
 
-    TRL's fused head scores supervised positions only where Triton runs; elsewhere it projects every position, in
-    fp32, and again in the backward pass. On CPU the loss is therefore ours: the same sum over the same tokens, of rows
-    without padding where the model takes them.
+    TRL's fused head computes supervised positions alone only where Triton runs. Elsewhere it projects every position,
+    in fp32, and again in the backward pass. So on CPU merit computes the loss: the same sum over the same tokens, of
+    rows without padding if the model takes them.
     """
 
     def __init__(
@@ -41,19 +40,18 @@ class BranchTrainer(SFTTrainer):
         self._counters = counters
         super().__init__(*args, **kwargs)
         own = self.args.device.type == "cpu" and self.args.loss_type == "nll" and not self.args.label_smoothing_factor
-        # TRL would process images itself, and refuses most of what is asked of it here: with images the loss is ours.
+        # TRL would process images itself, and refuses most of these settings: with images merit computes the loss.
         vision = images_of(self.model) is not None
         self._own_loss = (own or vision) and not self.aux_loss_enabled
         packs = own and self._own_loss and not self.args.torch_compile
         self._packs = packs and may_pack(innermost(self.model), self.args.device)
-        self._task: Task | None = None
         if self._own_loss:
             pad = self.processing_class.pad_token_id or 0
             self.data_collator = lambda rows: self._collate([_encoded(row) for row in rows], pad)
 
     def _collate(self, rows: list[Encoded], pad: int) -> dict[str, torch.Tensor]:
         packed = collate(rows) if self._packs and not any(row.images for row in rows) else None
-        return packed or aligned_batch(self.model, rows, pad)
+        return packed or padded(rows, self.model, pad)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
         batching = self._batching
@@ -67,9 +65,8 @@ class BranchTrainer(SFTTrainer):
         tokens, examples = self.accelerator.reduce(counts, "sum").tolist()
         self._counters.supervised_tokens += tokens
         self._counters.examples += examples
-        with packed_task(model, inputs) if packed else contextlib.nullcontext() as self._task:
+        with attending(model, inputs):
             loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
-        self._task = None
         return loss
 
     def compute_loss(
@@ -77,9 +74,9 @@ class BranchTrainer(SFTTrainer):
     ) -> Any:
         if not self._own_loss or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        nll = batch_nll(model, inputs).nll if self._task is None else task_nll(model, self._task)
+        nll = task_nll(model, task_of(inputs))
         total = num_items_in_batch if num_items_in_batch is not None else max(1, len(nll))
-        # DDP averages gradients over processes; the total already counts the tokens of all.
+        # DDP averages gradients over processes, and the total already counts the tokens of all.
         return nll.sum() / total * self.accelerator.num_processes
 
 
@@ -88,9 +85,9 @@ def _encoded(row: Any) -> Encoded:
 
 
 def may_pack(model: Any, device: torch.device) -> bool:
-    """Whether packed rows train `model` as examples alone would.
+    """Whether packed rows train `model` as separate examples would.
 
-    With dropout they would not: a shared prefix runs once, and so would draw one mask for all.
+    With dropout they would not: a shared prefix runs once, and would draw one mask for all its examples.
     """
     config = model.config.get_text_config()
     drops = getattr(config, "attention_dropout", 0) or any(
@@ -100,14 +97,14 @@ def may_pack(model: Any, device: torch.device) -> bool:
 
 
 def collate(rows: Sequence[Encoded]) -> dict[str, Tensor] | None:
-    """A micro-batch of text as one row without padding, in which what prompts have in common runs once.
+    """A micro-batch of text as one row without padding, in which a prefix that prompts share runs once.
 
     Returns:
         input_ids, position_ids: (1, N) int64.
         segments: (S, 4) int64, the fields of each `Segment`.
-        labels: (1, N + 1) int64; place i + 1 holds what position i predicts, or IGNORED. Trainers count these.
+        labels: (1, N + 1) int64; position i predicts `labels[0, i + 1]`, or IGNORED. The Trainer counts these.
         examples: () int64, how many rows have a supervised token.
-        None where no row has one.
+        None if no row has one.
     """
     row = next(pack(rows, sys.maxsize), None)
     if row is None:
@@ -123,19 +120,8 @@ def collate(rows: Sequence[Encoded]) -> dict[str, Tensor] | None:
     }
 
 
-@contextlib.contextmanager
-def packed_task(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[Task]:
-    """A batch of `collate` as a task. Forward and backward pass both belong inside: with checkpointing the backward
-    pass runs layers again."""
-    ids = batch["input_ids"]
-    targets = batch["labels"][0, 1:]
-    keep = torch.nonzero(targets != IGNORED).reshape(-1)
-    segments = [Segment(*numbers) for numbers in batch["segments"].tolist()]
-    with packed_model(innermost(model)), packed(segments, ids.device):
-        inputs = {"input_ids": ids, "position_ids": batch["position_ids"]}
-        yield Task(inputs, keep, targets[keep], ids.shape[1])
-
-
-def task_nll(model: nn.Module, task: Task) -> Tensor:
-    """(M,) float32: −log p of the task's targets. Gradients flow if they are enabled."""
-    return nn.functional.cross_entropy(logits_at(model, task.inputs, task.keep), task.targets, reduction="none")
+def attending(model: nn.Module, batch: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    """Inside, `model` attends within the segments of a batch of `collate`; for another batch nothing changes."""
+    if "segments" not in batch:
+        return contextlib.nullcontext()
+    return segmented(model, [Segment(*numbers) for numbers in batch["segments"].tolist()], batch["input_ids"].device)

@@ -1,4 +1,4 @@
-"""TRL's arguments: those that merit sets, what to use instead of them, and the check of those that a user sets."""
+"""TRL's arguments: those that merit sets, the check of those that a user sets, and what trackers get."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from merit.run.layout import BranchDir, RunDir
 from merit.train.spec import BranchSpec
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
-# Whether these can be met is for the machine that trains to say, which need not be this one.
+# Only the machine that trains can tell whether it supports these; it need not be this one.
 _HARDWARE = ("tf32", "deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config", "use_cpu")
 
 
 @dataclass(frozen=True)
 class Training:
-    """What the arguments of one branch's training follow from.
+    """What determines the arguments of one branch's training.
 
     Attributes:
-        micro: examples a forward pass on each process; with `accumulation` and `warmup_steps`, planned once the number
-            of processes is known.
+        micro: examples per forward pass on each process. It is planned, like `accumulation` and `warmup_steps`, once
+            the number of processes is known.
     """
 
     run: RunDir
@@ -47,13 +47,13 @@ class Training:
 
 
 class _Owned(NamedTuple):
-    """An argument that merit sets: what a user sets instead, and its value. None: TRL's default is what is meant."""
+    """An argument that merit decides: what a user sets instead, and its value. None: TRL's default."""
 
     instead: str
     value: Callable[[Training], Any] | None = None
 
 
-# The one list of arguments that merit decides: it sets them, and it refuses them under `train.trl`.
+# The only list of arguments that merit decides: it sets them, and refuses them under `train.trl`.
 OWNED: dict[str, _Owned] = {
     "output_dir": _Owned("the run directory decides", lambda t: str(t.branch.training_state)),
     "num_train_epochs": _Owned("set `train.epochs`", lambda t: t.spec.train.epochs),
@@ -78,7 +78,7 @@ OWNED: dict[str, _Owned] = {
     "save_total_limit": _Owned("merit keeps the newest two"),
     "save_only_model": _Owned("merit resumes from what is saved"),
     "resume_from_checkpoint": _Owned("merit resumes by itself"),
-    # Every step's loss is an event of the run, and a loss that is not finite must be seen to stop the branch.
+    # The log has the loss of every step, and a loss that is not finite must stop the branch.
     "logging_strategy": _Owned("merit records the loss of every step", lambda t: "steps"),
     "logging_steps": _Owned("merit records the loss of every step", lambda t: 1),
     "logging_nan_inf_filter": _Owned("merit stops at a loss that is not finite", lambda t: False),
@@ -93,7 +93,7 @@ OWNED: dict[str, _Owned] = {
     "push_to_hub": _Owned("push the merged model when it is done"),
 }
 
-# Where merit only prefers another default than TRL's, `train.trl` has the last word.
+# Where merit only prefers another default than TRL, `train.trl` overrides it.
 PREFERRED: dict[str, Callable[[Training], Any]] = {
     "report_to": lambda t: "none",
     "run_name": lambda t: run_name(t.run, t.branch, t.spec),
@@ -101,7 +101,7 @@ PREFERRED: dict[str, Callable[[Training], Any]] = {
     "disable_tqdm": lambda t: True,
     "gradient_checkpointing": lambda t: t.on_gpu,
     "dataloader_pin_memory": lambda t: t.on_gpu,
-    # A micro-batch of text alone leaves the projector without a gradient, which DDP must be told to expect.
+    # A micro-batch without images leaves the projector without a gradient; DDP must expect that.
     "ddp_find_unused_parameters": lambda t: True if t.images else None,
 }
 
@@ -110,8 +110,8 @@ def check_trl(config: TrainConfig) -> None:
     """Checks `train.trl` against SFTConfig's fields and their values, before anything is trained.
 
     Raises:
-        InputError: an unknown argument, or one that merit owns, or a value that TRL refuses; names it and what to use
-            instead.
+        InputError: an unknown argument, one that merit decides, or a value that TRL refuses; names it and says what to
+            use instead.
     """
     known = {item.name for item in fields(SFTConfig)}
     types = typing.get_type_hints(SFTConfig)
@@ -126,7 +126,7 @@ def check_trl(config: TrainConfig) -> None:
 
 
 def _check_value(key: str, value: Any, kind: Any) -> None:
-    """The type that TRL declares, then TRL's own checks of this argument alone."""
+    """Checks the type that TRL declares, then lets TRL check this argument alone."""
     field = f"train.trl.{key}"
     try:
         TypeAdapter(dict[str, kind], config=_STRICT).validate_python({key: value})
@@ -143,28 +143,28 @@ def _check_value(key: str, value: Any, kind: Any) -> None:
 
 
 def sft_config(training: Training) -> SFTConfig:
-    """TRL's arguments for one branch: what merit sets, over `train.trl`, over what merit prefers."""
+    """TRL's arguments for one branch: what merit decides overrides `train.trl`, which overrides what merit prefers."""
     owned = {key: item.value(training) for key, item in OWNED.items() if item.value is not None}
     preferred = {key: value(training) for key, value in PREFERRED.items()}
     return SFTConfig(**{**preferred, **training.spec.train.trl, **owned})
 
 
 def group_name(run: RunDir) -> str:
-    """What the branches of a run have in common: a project, a group or an experiment of this name."""
+    """The tracker's project, group or experiment of this run's branches."""
     return run.root.resolve().name
 
 
 def run_name(run: RunDir, branch: BranchDir, spec: BranchSpec) -> str:
-    """The branch's name in its group. A study's cells are told apart by their folder: its methods come many times."""
+    """The branch's name in its group. A study trains a method many times, so its cells add their folder's name."""
     name = f"{spec.method}-{spec.branch:02d}"
     return name if branch == run.method(spec.method).branch(spec.branch) else f"{name}-{branch.root.name}"
 
 
 @contextlib.contextmanager
 def tracked(run: RunDir, branch: BranchDir, spec: BranchSpec) -> Iterator[None]:
-    """Sets what trackers read from the environment, unless the user has. More branches may follow in this process.
+    """Sets the variables that trackers read, unless the user has, and restores them for the next branch.
 
-    A branch that resumes goes on in the same run of Weights & Biases: its id is made from what the branch is.
+    A branch that resumes continues its run in Weights & Biases, because the run's id follows from the branch's spec.
     """
     group = group_name(run)
     values = {
@@ -183,6 +183,6 @@ def tracked(run: RunDir, branch: BranchDir, spec: BranchSpec) -> Iterator[None]:
         for key in ours:
             os.environ.pop(key, None)
         if "wandb" in sys.modules:
-            # transformers leaves its run open, and wandb reads the environment once: the next branch would go on in it.
+            # transformers leaves the run open, and wandb reads the environment once: the next branch would continue it.
             sys.modules["wandb"].finish()
             sys.modules["wandb"].teardown()

@@ -9,8 +9,7 @@ from typing import Any
 
 from merit.base.files import disk_errors
 from merit.base.machine import local_slots, slot_environments, usable_cores, visible_gpus
-from merit.base.progress import SILENT, Progress
-from merit.jobs.drive import Drive, RetryPolicy, Slot
+from merit.jobs.drive import DrivenExecutor, RetryPolicy, Slot
 from merit.jobs.engine import Engine
 from merit.jobs.job import End, Job
 from merit.jobs.process import JobProcess, ended, read_progress, start_process, stop_processes
@@ -18,22 +17,12 @@ from merit.jobs.process import JobProcess, ended, read_progress, start_process, 
 _POLL_SECONDS = 0.2
 
 
-class LocalExecutor:
+class LocalExecutor(DrivenExecutor):
     """Starts jobs, watches their progress files, restarts those that died."""
 
     def __init__(self, *, parallel: int | None = None, policy: RetryPolicy | None = None) -> None:
-        self._policy = policy or RetryPolicy()
-        self._environments = slot_environments(parallel, visible_gpus(), usable_cores())
-
-    def run(self, jobs: Sequence[Job], progress: Progress = SILENT) -> None:
-        """Runs all jobs to their end, longest first. When one fails for good, the others still finish.
-
-        Raises:
-            StageError: names each job that failed, and the end of what it printed.
-            InputError: the same, when bad input was the cause.
-        """
-        backend = LocalBackend(self._environments)
-        Drive(backend, self._policy, progress).run([job for job in jobs if not job.done.exists()])
+        environments = slot_environments(parallel, visible_gpus(), usable_cores())
+        super().__init__(lambda: LocalBackend(environments), policy or RetryPolicy())
 
 
 class LocalBackend:

@@ -21,46 +21,36 @@ from typing import Any
 
 from merit.base.errors import InputError, StageError, first_line
 from merit.base.machine import thread_environment
-from merit.base.progress import SILENT, Progress
 from merit.config.launch import LaunchConfig, RayConfig, RayPool
-from merit.jobs.drive import Drive, RetryPolicy, Slot
+from merit.jobs.drive import DrivenExecutor, RetryPolicy, Slot
 from merit.jobs.engine import Engine
 from merit.jobs.job import End, Job, last_line
 from merit.jobs.process import ended, read_progress, start_process, stop_processes
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
-_MANY = 1000  # slots of a pool without a limit: Ray itself queues what has no room
+_MANY = 1000  # slots of a pool without a limit: Ray queues what has no room
 NOT_INSTALLED = "Ray is not installed; run `pip install 'merit-tuning[ray]'`"
 _KNOCK_SECONDS = 10
-_ASK_SECONDS = 5  # between two looks at the head
-_SILENT_SECONDS = 30  # Ray ends the whole process, ours, when its head has been silent for a minute
+_ASK_SECONDS = 5  # between two checks of the head
+_SILENT_SECONDS = 30  # Ray ends this whole process after its head has been silent for a minute
 # Ray speaks HTTP/2: how a client begins, with no settings of its own. A server's first frame has its settings (type 4).
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class RayExecutor:
-    """Starts each job as a task on the cluster; a task whose machine goes away starts again elsewhere."""
+class RayExecutor(DrivenExecutor):
+    """Starts each job as a task on the cluster. A task that loses its machine starts again on another.
+
+    `run` also raises InputError: Ray is not installed or not reachable.
+    """
 
     def __init__(self, launch: LaunchConfig, policy: RetryPolicy) -> None:
-        self._launch, self._policy = launch, policy
-
-    def run(self, jobs: Sequence[Job], progress: Progress = SILENT) -> None:
-        """Runs all jobs to their end, the longest on the fastest pool.
-
-        Raises:
-            InputError: Ray is not installed or not reachable, no machine can ever hold a job; or bad input failed one.
-            StageError: names each job that failed, and the end of what it printed.
-        """
-        todo = [job for job in jobs if not job.done.exists()]
-        if todo:
-            with RayBackend(self._launch) as backend:
-                Drive(backend, self._policy, progress).run(todo)
+        super().__init__(lambda: RayBackend(launch), policy)
 
 
 class RayBackend:
-    """A Ray cluster. Tasks end with their driver."""
+    """A Ray cluster. Tasks end when their driver does."""
 
     engine = "ray"
 
@@ -71,10 +61,9 @@ class RayBackend:
         self._tasks: dict[str, tuple[Any, Slot, int]] = {}  # job → reference, slot, bytes printed before
         self._about: dict[str, tuple[str, str]] = {}  # job → Ray's id of its task, and where it is
 
-    def __enter__(self) -> RayBackend:
         self._ray, self._started = connect(self._config)
         with contextlib.ExitStack() as stack:
-            stack.callback(self.__exit__)
+            stack.callback(self._leave)
             self._head = head_of(self._ray, self._config)
             self._pools = pools_of(self._config)
             there = self._ray.cluster_resources()
@@ -82,9 +71,8 @@ class RayBackend:
             self._slots = self._make_slots(there)
             self._task = self._ray.remote(run_job)
             stack.pop_all()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def _leave(self) -> None:
         if self._started:
             self._ray.shutdown()
 
@@ -92,7 +80,7 @@ class RayBackend:
         return self._slots
 
     def start(self, placed: Sequence[tuple[Job, Slot]]) -> None:
-        for job, slot in placed:  # without a word to the head: where it is gone, Ray would wait, and end the process
+        for job, slot in placed:  # no call to the head here: if it is gone, Ray waits, and then ends this process
             pool = self._pools[slot.pool]
             cpus = pool.cpus or self._config.cpus
             task = self._task.options(
@@ -102,7 +90,7 @@ class RayBackend:
                 resources=dict(pool.resources) or None,
                 accelerator_type=pool.accelerator,
                 memory=None if self._config.memory_gb is None else int(self._config.memory_gb * 1e9),
-                max_retries=0,  # ours to count: Ray's own restarts would not be seen
+                max_retries=0,  # merit counts restarts, and would not see Ray's own
             )
             printed = job.output.stat().st_size if job.output.exists() else 0
             where = _elsewhere(job) if self._store else job
@@ -124,7 +112,7 @@ class RayBackend:
             end = End("died", -signal.SIGKILL, "Ray ended it: the machine ran out of memory")
         except (failures.WorkerCrashedError, failures.NodeDiedError, failures.ObjectLostError) as error:
             end = End("lost", None, first_line(error))
-        except failures.RayTaskError as error:  # before the process: no such folder there, no merit there
+        except failures.RayTaskError as error:  # before the process began: no such folder there, or no merit
             end = End("died", 1, first_line(error.cause))
         except failures.RayError as error:
             end = End("died", None, first_line(error))
@@ -148,11 +136,14 @@ class RayBackend:
 
     def close(self, cancel: bool) -> None:
         references = [reference for reference, _, _ in self._tasks.values()]
-        for reference in references:
-            self._ray.cancel(reference, force=False)
-        if references:
-            self._ray.wait(references, num_returns=len(references), timeout=15)
-        self._tasks.clear()
+        try:
+            for reference in references:
+                self._ray.cancel(reference, force=False)
+            if references:
+                self._ray.wait(references, num_returns=len(references), timeout=15)
+            self._tasks.clear()
+        finally:
+            self._leave()
 
     def pause(self) -> None:
         references = [reference for reference, _, _ in self._tasks.values()]
@@ -171,7 +162,7 @@ class RayBackend:
             needs = {"CPU": pool.cpus or self._config.cpus, "GPU": self._gpus(pool), **pool.resources}
             for key, amount in needs.items():
                 if amount > there.get(key, 0.0):
-                    # Machines may still be starting: an autoscaler adds them when they are asked for.
+                    # An autoscaler may still add machines, and does so only when they are asked for.
                     _log.warning("no %s on the Ray cluster yet for pool %s; jobs wait until there is", key, name)
             count = pool.slots or self._parallel or _MANY
             slots += [Slot(name, index, pool.speed) for index in range(count)]
@@ -193,7 +184,7 @@ def pools_of(config: RayConfig) -> dict[str, RayPool]:
 
 
 def _elsewhere(job: Job) -> Job:
-    """The job on a machine that does not see the run directory: its files go to that machine's temporary folder."""
+    """The job for a machine that does not see the run directory: its files go to that machine's temporary folder."""
     folder = Path("/tmp") / "merit-jobs" / hashlib.sha256(str(job.output).encode()).hexdigest()[:16]
     return replace(job, done=folder / "DONE", progress=folder / "progress.json", output=folder / "output.txt")
 
@@ -201,14 +192,14 @@ def _elsewhere(job: Job) -> Job:
 def run_job(job: Job, driver_python: str, threads: int) -> tuple[End, str]:
     """Runs the job to its end, on a machine of the cluster; returns how it ended and where.
 
-    A job is a process and not a Python call, so that it is the same command on every engine, frees its GPU memory
-    whatever happens, and cannot hurt the worker.
+    A job is a process and not a Python call. So it is the same command on every engine, it always frees its GPU memory,
+    and it cannot harm Ray's worker.
     """
     command = [sys.executable if part == driver_python else part for part in job.command]
     started = start_process(job, command, thread_environment(threads))
     code: int | None = None
     try:
-        while code is None:  # a wait without an end cannot be interrupted, and a cancelled task is
+        while code is None:  # cancelling a task interrupts it, which a wait without a timeout would not notice
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = started.process.wait(timeout=1)
     finally:
@@ -218,7 +209,7 @@ def run_job(job: Job, driver_python: str, threads: int) -> tuple[End, str]:
 
 
 def connect(config: RayConfig) -> tuple[Any, bool]:
-    """The `ray` module, connected; and whether it was we who connected.
+    """The `ray` module, connected; and whether this call connected it.
 
     Raises:
         InputError: not installed, no cluster answers, or none can be started here.
@@ -242,24 +233,28 @@ def connect(config: RayConfig) -> tuple[Any, bool]:
                 logging_level=logging.ERROR,
                 include_dashboard=None if address else False,
             )
-    except Exception as error:  # Ray raises whatever its parts do, and plain Exception where its own do not start
+    except Exception as error:  # Ray passes on its parts' errors, and raises plain Exception if one does not start
         what = "Ray does not start on this machine" if address is None else f"no Ray cluster answers at {address}"
         raise InputError(f"{what}: {_reason(error)}", field=field) from None
     finally:
-        for number, handler in handlers.items():  # Ray takes SIGTERM for itself
+        for number, handler in handlers.items():  # Ray installs its own handler of SIGTERM
             signal.signal(number, handler)
     return ray, True
 
 
 def _address(config: RayConfig) -> tuple[str | None, str]:
-    """The address that Ray will use, and where it was given: its own order."""
+    """The address that Ray will use, by its own rules, and the setting that gave it."""
     if config.address in (None, "auto") and os.environ.get("RAY_ADDRESS"):
         return os.environ["RAY_ADDRESS"], "RAY_ADDRESS"
     return config.address, "launch.ray.address" if config.address else "launch.engine"
 
 
 def _knock(address: str | None, field: str) -> None:
-    """Ray itself waits for minutes, or for ever, where nobody listens or something else does."""
+    """Checks that Ray answers at `address`. Ray itself would wait for minutes, or for ever, if it does not.
+
+    Raises:
+        InputError: nobody answers there, or something that is not Ray.
+    """
     place = _host_and_port(address)
     if place is None:
         if address is not None and address.startswith("ray://"):
@@ -268,18 +263,18 @@ def _knock(address: str | None, field: str) -> None:
     try:
         with socket.create_connection(place, timeout=_KNOCK_SECONDS) as line:
             if os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true"):
-                return  # it talks to nobody without a certificate
+                return  # it answers nobody without a certificate
             line.sendall(_HELLO)
             settings = line.makefile("rb").read(9)
-    except (OSError, UnicodeError) as error:  # the latter: no name of a host
+    except (OSError, UnicodeError) as error:  # UnicodeError: not a host name
         raise InputError(f"no Ray cluster answers at {address}: {error}", field=field) from None
     if settings[3:4] != b"\x04":
-        raise InputError(f"no Ray cluster answers at {address}: what listens there is not Ray", field=field)
+        raise InputError(f"no Ray cluster answers at {address}: another program listens there", field=field)
 
 
 def _reason(error: Exception) -> str:
     if "InvalidAuthToken" in str(error.__cause__):
-        return "it wants its token; set RAY_AUTH_MODE=token here, where ~/.ray/auth_token must be the cluster's"
+        return "it asks for its token; copy the cluster's ~/.ray/auth_token here, and set RAY_AUTH_MODE=token"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # "Failed to start GCS. Last 5 lines of error files:" and the lines.
     return f"{lines[0]} {lines[-1]}" if len(lines) > 1 and lines[0].endswith(":") else first_line(error)
@@ -287,7 +282,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
-    """Keeps from the terminal what Ray's C++ prints, past Python, of every try to connect."""
+    """Hides what Ray's C++ code prints, past Python, about each attempt to connect."""
     with Path(os.devnull).open("wb") as nowhere:
         kept = os.dup(2)
         try:
@@ -312,14 +307,14 @@ def head_of(ray: Any, config: RayConfig) -> Head:
 
 
 class Head:
-    """The head of a cluster, looked at now and then."""
+    """The head of a cluster, checked every few seconds."""
 
     def __init__(self, address: str) -> None:
         self._address, self._place = address, _host_and_port(address)
         self._asked = self._answered = time.monotonic()
 
     def look(self) -> None:
-        """Raises a StageError when it has not answered for half a minute."""
+        """Raises StageError if the head has not answered for half a minute."""
         now = time.monotonic()
         if self._place is None or now - self._asked < _ASK_SECONDS:
             return

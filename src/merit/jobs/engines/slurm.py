@@ -1,7 +1,7 @@
 """Runs jobs on a Slurm cluster, through submitit: one array job for all that start together. Needs the extra `slurm`.
 
-Jobs stay in the queue when the driver ends; started again, it finds them by their records and goes on watching. A job
-that is preempted or reaches its time limit is requeued and resumes.
+Jobs stay in the queue when the driver ends. A new driver finds them by their records and watches them again. A job that
+is preempted or reaches its time limit is requeued and resumes.
 """
 
 from __future__ import annotations
@@ -23,27 +23,26 @@ from typing import Any
 from merit.base.errors import InputError, StageError, first_line
 from merit.base.files import read_json, safe_name, write_json
 from merit.base.machine import thread_environment
-from merit.base.progress import SILENT, Progress
 from merit.config.launch import LaunchConfig, SlurmConfig
-from merit.jobs.drive import Drive, RetryPolicy, Slot
-from merit.jobs.engine import Engine
+from merit.jobs.drive import DrivenExecutor, RetryPolicy, Slot
+from merit.jobs.engine import Engine, Queue, QueuedJob
 from merit.jobs.job import End, Job, JobRecord, last_line
 from merit.jobs.process import ended, read_progress, start_process, stop_processes
 
 _log = logging.getLogger(__name__)
 _NOT_INSTALLED = "submitit is not installed; run `pip install 'merit-tuning[slurm]'`"
-_MANY = 1000  # the queue is Slurm's business
+_MANY = 1000  # Slurm queues what has no room
 _TICK_SECONDS = 0.5
 _JOB_POLL_SECONDS = 0.2  # on the node
-_UNANSWERED_SECONDS = 900  # a controller that restarts is waited for
+_UNANSWERED_SECONDS = 900  # merit waits this long for a controller that restarts
 NAME = "slurm"
-# What a job can be in when it is over; any other state means that it waits or runs.
+# The states of a job that has ended; in any other state it waits or runs.
 _OVER = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
 }  # fmt: skip
 MACHINE_LOST = {"BOOT_FAIL", "NODE_FAIL", "PREEMPTED", "REVOKED", "TIMEOUT"}
-# Reasons to wait that no waiting ends, and what does. Slurm has such a job stand in the queue like any other.
+# Reasons why a job will never start, and what the user can do. Slurm keeps such a job in its queue like any other.
 _STUCK = {
     "PartitionTimeLimit": "it asks for more time than the partition allows; lower `launch.slurm.minutes`",
     "PartitionNodeLimit": "it asks for more nodes than the partition allows",
@@ -52,37 +51,29 @@ _STUCK = {
     "AssocMaxWallDurationPerJobLimit": "it asks for more time than the account may; lower `launch.slurm.minutes`",
     "InvalidAccount": "Slurm does not know the account; see `launch.slurm.account`",
     "InvalidQOS": "Slurm does not know the QOS; see `launch.slurm.extra`",
-    "JobHeldUser": "it is held; `scontrol release` lets it go",
+    "JobHeldUser": "it is held; `scontrol release` releases it",
     "JobHeldAdmin": "an administrator holds it",
     "PartitionDown": "the partition is down",
     "PartitionInactive": "the partition is inactive",
 }
 _SECONDS = 60  # a busy controller answers late
 _COMMANDS = ("sbatch", "srun", "squeue", "scancel")
-# The controller or munge is down, or this machine is not told where they are.
+# The controller or munge is down, or this machine does not know where they are.
 _UNANSWERED = re.compile(
     r"Unable to contact slurm controller|timed out|Zero Bytes|[Mm]unge|authentication|establish a configuration source"
     r"|process configuration file|Communication connection failure"
 )
 
 
-class SlurmExecutor:
-    """Submits jobs and watches the queue."""
+class SlurmExecutor(DrivenExecutor):
+    """Submits jobs and watches the queue.
+
+    `run` also raises InputError: no Slurm or submitit here, or Slurm refuses the options; StageError: Slurm does not
+    answer.
+    """
 
     def __init__(self, launch: LaunchConfig, policy: RetryPolicy, folder: Path) -> None:
-        self._launch, self._policy, self._folder = launch, policy, folder
-
-    def run(self, jobs: Sequence[Job], progress: Progress = SILENT) -> None:
-        """Runs all jobs to their end.
-
-        Raises:
-            InputError: no Slurm or submitit here, Slurm refuses the options; or bad input failed a job.
-            StageError: Slurm does not answer; or names each job that failed, and the end of what it printed.
-        """
-        todo = [job for job in jobs if not job.done.exists()]
-        if todo:
-            backend = SlurmBackend(self._launch, self._folder, self._policy.preemption_retries)
-            Drive(backend, self._policy, progress).run(todo)
+        super().__init__(lambda: SlurmBackend(launch, folder, policy.preemption_retries), policy)
 
 
 class SlurmBackend:
@@ -99,7 +90,7 @@ class SlurmBackend:
         self._ids: dict[str, str] = {}  # of every job that was started
         self._open: set[str] = set()  # names of those that have not ended
         self._printed: dict[str, int] = {}
-        self._queue: dict[str, Queued] = {}
+        self._queue: dict[str, QueuedJob] = {}
         self._asked = self._answered = time.monotonic()
         self._gone: dict[str, int] = {}  # job → how many answers in a row did not have it
         self._fresh = False
@@ -119,7 +110,7 @@ class SlurmBackend:
             if line is not None and not line.over:
                 self._ids[job.name] = known[job.name]
                 _log.info("%s is in Slurm's queue already, as job %s", job.name, known[job.name])
-            elif job.done.exists():  # it left the queue after the driver had looked for its marker
+            elif job.done.exists():  # it finished after the driver had looked for its marker
                 self._ids[job.name] = known.get(job.name, "")
             else:
                 fresh.append(job)
@@ -140,7 +131,7 @@ class SlurmBackend:
             self._gone[job.name] = 0
             return None
         else:
-            # The marker may reach this machine later than the news that the job is over.
+            # The marker may become visible here later than the end of the job.
             self._gone[job.name] += self._fresh
             if self._gone[job.name] < 2:
                 return None
@@ -196,16 +187,16 @@ class SlurmBackend:
                 raise
 
     def _tell_stuck(self) -> None:
-        """Says once of each reason why jobs will not start: without a terminal nobody sees the bars' notes."""
+        """Warns once for each reason why jobs do not start: without a terminal nobody sees the bars' notes."""
         for line in self._queue.values():
-            if line.stuck is not None and line.reason not in self._told:
+            if line.waits and line.reason in _STUCK and line.reason not in self._told:
                 self._told.add(line.reason)
-                _log.warning("Slurm does not start a job (%s): %s", line.reason, line.stuck)
+                _log.warning("Slurm does not start a job (%s): %s", line.reason, _STUCK[line.reason])
 
-    def _why(self, job: Job, line: Queued | None) -> End:
+    def _why(self, job: Job, line: QueuedJob | None) -> End:
         with contextlib.suppress(InputError, TypeError):
             return End(**read_json(self._exit_file(job)))
-        # Where the job printed nothing, it may never have begun: Slurm's own log says why (srun, the setup's commands).
+        # A job that printed nothing may never have begun: Slurm's own log says why (srun, the setup's commands).
         log = self._folder / f"{self._ids[job.name]}_0_log.err"
         said = last_line(job.output, self._printed[job.name]) or last_line(log)
         if line is None:
@@ -220,7 +211,7 @@ class SlurmBackend:
 
 
 def _make_submitter(launch: LaunchConfig, folder: Path, preemption_retries: int) -> Any:
-    """A function from commands to the ids of the Slurm jobs that run them."""
+    """A function that submits commands and returns the ids of their Slurm jobs."""
     try:
         import submitit
     except ImportError:
@@ -236,7 +227,7 @@ def _make_submitter(launch: LaunchConfig, folder: Path, preemption_retries: int)
 
     def submit(commands: Sequence[Any]) -> list[str]:
         try:
-            # submitit prints what sbatch says, too.
+            # submitit also prints what sbatch says.
             with contextlib.redirect_stderr(io.StringIO()), executor.batch():
                 jobs = [executor.submit(command) for command in commands]
             return [job.job_id for job in jobs]
@@ -274,9 +265,9 @@ class JobCommand:
 
     Attributes:
         job: what to run.
-        driver_python: the interpreter in its command that this machine's own replaces.
-        threads: cores that it may use.
-        exit_file: gets how it ended, as JSON (an End).
+        driver_python: the driver's interpreter; this machine's own replaces it in the command.
+        threads: how many cores it may use.
+        exit_file: where to write how it ended, as JSON (an End).
     """
 
     job: Job
@@ -290,13 +281,13 @@ class JobCommand:
         command = [sys.executable if part == self.driver_python else part for part in self.job.command]
         started = start_process(self.job, command, thread_environment(self.threads))
         self._process = started.process
-        # No wait without an end: it holds a lock that `checkpoint`, called by a signal in the midst of it, needs.
+        # Not `wait`: it holds a lock that `checkpoint` needs, which a signal may call in the middle of it.
         while (code := started.process.poll()) is None:
             time.sleep(_JOB_POLL_SECONDS)
         write_json(self.exit_file, asdict(ended(self.job, code, started.printed)))
 
     def checkpoint(self) -> Any:
-        """Called by submitit shortly before the time is up: the requeued job resumes from its last checkpoint."""
+        """submitit calls it shortly before the time limit. The requeued job resumes from its last checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         if self._process is not None:
@@ -314,52 +305,30 @@ def _about() -> str:
     return f"submitit {version}" + (f"; not on this machine: {', '.join(missing)}" if missing else "")
 
 
-@dataclass(frozen=True)
-class Queued:
-    """One line of the queue."""
-
-    state: str
-    reason: str
-    nodes: str
-
-    @property
-    def over(self) -> bool:
-        return self.state in _OVER
-
-    @property
-    def waits(self) -> bool:
-        return self.state not in _OVER and self.state not in ("RUNNING", "COMPLETING")
-
-    @property
-    def stuck(self) -> str | None:
-        """Why this job will not start by itself, and what the user can do; None if it runs or may start."""
-        return _STUCK.get(self.reason) if self.waits else None
+def _queued(state: str, reason: str, nodes: str) -> QueuedJob:
+    over = state in _OVER
+    return QueuedJob(state, reason, nodes, over, waits=not over and state not in ("RUNNING", "COMPLETING"))
 
 
 def missing_commands() -> list[str]:
-    """Those of Slurm's commands that are needed and not on this machine."""
+    """The commands of Slurm that merit needs and this machine lacks."""
     return [name for name in _COMMANDS if shutil.which(name) is None]
 
 
-def installed() -> bool:
-    """Whether this machine has Slurm's commands."""
-    return not missing_commands()
-
-
 def unanswered(said: str) -> bool:
-    """Whether one of Slurm's commands failed with these words because nobody answered it, and not because of a job."""
+    """Whether a Slurm command that failed with these words got no answer, so that no job is to blame."""
     return _UNANSWERED.search(said) is not None
 
 
 def spoken(stderr: str) -> str:
-    """What a failed command said, in one line, without its name and its levels (`sbatch: error: `)."""
+    """What a failed command said, in one line, without prefixes such as `sbatch: error: `."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     told = [line for line in lines if "error" in line.lower() or "fatal" in line.lower()] or lines
     return "; ".join(re.sub(r"^(\w+: )*(error|fatal): ", "", line) for line in told[-3:])[:300]
 
 
-def read_queue(ids: Iterable[str]) -> dict[str, Queued]:
-    """Job id → its line, of those that Slurm still knows; finished ones stay known for some minutes.
+def read_queue(ids: Iterable[str]) -> dict[str, QueuedJob]:
+    """Job id → job, of those that Slurm still knows. It remembers finished jobs for some minutes.
 
     Raises:
         StageError: the controller does not answer.
@@ -376,12 +345,12 @@ def read_queue(ids: Iterable[str]) -> dict[str, Queued]:
     for line in result.stdout.splitlines():
         name, _, rest = line.partition("|")
         if name in wanted and len(parts := rest.split("|")) == 3:
-            found[name] = Queued(*parts)
+            found[name] = _queued(*parts)
     return found
 
 
 def cancel_jobs(ids: Iterable[str]) -> None:
-    """Takes jobs out of the queue, running or not; those that are gone already do not matter.
+    """Takes jobs out of the queue, running or not. Jobs that have ended already do not matter.
 
     Raises:
         StageError: the controller does not answer: the jobs go on.
@@ -394,43 +363,25 @@ def cancel_jobs(ids: Iterable[str]) -> None:
 
 
 def no_answer(stderr: str) -> str:
-    """The error of a command that nobody answered."""
+    """The message for a command that got no answer."""
     return f"Slurm does not answer: {spoken(stderr)}; run again when it does"
 
 
 def cancel_and_wait(ident: str) -> None:
-    """Takes one job out of the queue, and returns when it has ended."""
+    """Takes one job out of the queue, and returns when the job has ended."""
     cancel_jobs([ident])
     while (line := read_queue([ident]).get(ident)) is not None and not line.over:
         time.sleep(0.5)
 
 
 def recorded_id(record: Path | None) -> str | None:
-    """The Slurm job that the note at `record` speaks of."""
+    """The id of the Slurm job in the record at `record`."""
     known = JobRecord.load(record)
     return known.id if known is not None and known.engine == NAME and known.id else None
 
 
-class SlurmQueue:
-    """Slurm's queue, as a run's status and `merit cancel` ask it."""
-
-    title = "Slurm"
-
-    def installed(self) -> bool:
-        return installed()
-
-    def read(self, ids: Iterable[str]) -> dict[str, Queued]:
-        return read_queue(ids)
-
-    def cancel(self, ids: Iterable[str]) -> None:
-        cancel_jobs(ids)
-
-    def end(self, ident: str) -> None:
-        cancel_and_wait(ident)
-
-
 def _job_ids(ids: Iterable[str]) -> list[str]:
-    """Those that are ids: a run's files may be a stranger's, and `--user=…` would be an option."""
+    """Those of `ids` that are job ids: a run's files may come from a stranger, and `--user=…` would be an option."""
     return sorted({name for name in ids if re.fullmatch(r"[0-9]{1,12}(_[0-9]{1,9})?", name)})
 
 
@@ -444,7 +395,7 @@ def _call(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 ENGINE = Engine(
-    executor=lambda launch, policy, folder: SlurmExecutor(launch, policy, folder),
+    executor=SlurmExecutor,
     about=_about,
-    queue=SlurmQueue(),
+    queue=Queue("Slurm", lambda: not missing_commands(), read_queue, cancel_jobs, cancel_and_wait),
 )

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from merit.compute.losses import supervised_nll
 from merit.data.example import Encoded
-from merit.merge.curvature import CurvatureMerge
 from merit.merge.ray import zeros
-from merit.merge.rule import MergeRule
+from merit.merge.rule import CurvatureMerge, MergeRule
 
 
 class FisherMerge(CurvatureMerge):

@@ -17,8 +17,7 @@ from merit.compute.batches import length_batches
 from merit.compute.losses import supervised_nll
 from merit.config.sections import CURVATURE_BATCH_TOKENS
 from merit.data.example import Encoded
-from merit.merge.curvature import CurvatureMerge, accumulate
-from merit.merge.rule import MergeRule
+from merit.merge.rule import CurvatureMerge, MergeRule, accumulate
 
 
 class RegMeanMerge(CurvatureMerge):

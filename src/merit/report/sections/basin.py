@@ -20,6 +20,7 @@ from merit.report.drawing import (
     whiskers,
 )
 from merit.report.evidence import Evidence, Reader
+from merit.report.fit import plausible
 from merit.report.page import Section
 
 ID, TITLE = "gate", "Whether to go on"
@@ -71,9 +72,8 @@ def _losses(result: GateResult) -> DataTable:
 def _max_barrier(config: dict[str, Any]) -> float:
     """As the run's configuration has it."""
     found = config.get("gate")
-    value = found.get("max_barrier") if isinstance(found, dict) else None
-    usable = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if usable and value is not None else GateConfig().max_barrier
+    value = plausible(found.get("max_barrier")) if isinstance(found, dict) else None
+    return GateConfig().max_barrier if value is None else value
 
 
 _SHOWN = 28  # pairs of eight pilots

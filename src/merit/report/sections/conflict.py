@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merit.base.words import code, compact, count, decimal, plural, series, short_labels, shorten
-from merit.conflict.axes import centred
+from merit.conflict.axes import AxesResult, centred
 from merit.conflict.explain import Carrier, Explanation
-from merit.conflict.records import AxesResult, ConflictResult
+from merit.conflict.similarity import ConflictResult
 from merit.report.drawing import (
     DataTable,
     Figure,

@@ -17,6 +17,7 @@ from merit.base.words import (
 )
 from merit.report.drawing import DataTable, Figure, row_axis, share
 from merit.report.evidence import Evidence, MethodEvidence
+from merit.report.fit import plausible
 from merit.report.page import Section, missing
 from merit.run.events import is_job
 from merit.train.spec import BranchResult
@@ -66,9 +67,9 @@ def _stages(events: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         if kind == "start":
             stage["sittings"] += 1
             continue
-        stage["seconds"] += _number(event.get("seconds"))
-        stage["memory"] = max(stage["memory"], _number(event.get("peak_memory_bytes")))
-        stage["tokens"] = max(stage["tokens"], _number(event.get("tokens") or event.get("supervised_tokens")))
+        stage["seconds"] += plausible(event.get("seconds")) or 0.0
+        stage["memory"] = max(stage["memory"], plausible(event.get("peak_memory_bytes")) or 0.0)
+        stage["tokens"] = max(stage["tokens"], plausible(event.get("tokens") or event.get("supervised_tokens")) or 0.0)
     return stages
 
 
@@ -133,10 +134,6 @@ def _failures(events: Sequence[dict[str, Any]]) -> list[str]:
     return [
         f"{event.get('stage')}: {str(event.get('error'))[:300]}" for event in events if event.get("event") == "failed"
     ]
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
 
 
 def stage_figure(stages: Sequence[tuple[str, float]]) -> Figure:

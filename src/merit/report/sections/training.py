@@ -26,13 +26,12 @@ def training(evidence: Evidence) -> Section:
     figures = [figure for figure in (branch_curves(evidence.main), baseline_curves(methods[1:])) if figure is not None]
     if not figures and not any(branch.result for method in methods for branch in method.branches):
         return missing(ID, TITLE, "No branch has been trained in this run yet.")
-    weights = (evidence.main.merge or {}).get("weights")
     context = {
         "count": len(evidence.main.branches),
         "figures": figures,
         "smoothed": any(is_smoothed(branch) for method in methods for branch in method.branches),
         "unfinished": [words for method in methods if (words := _unfinished(method))],
-        "weights": _weights(evidence.main, weights) if isinstance(weights, list) else None,
+        "weights": _weights(evidence.main),
     }
     return Section(ID, TITLE, "training", context)
 
@@ -45,14 +44,14 @@ def _unfinished(method: MethodEvidence) -> str | None:
     return f"{code(method.name)}: {noun} {series(open_branches, limit=12)} not finished."
 
 
-def _weights(method: MethodEvidence, weights: list[float]) -> DataTable | None:
+def _weights(method: MethodEvidence) -> DataTable | None:
     results = [branch.result for branch in method.branches]
-    if len(weights) != len(results) or len(results) < 2:
+    if not method.weights or len(results) < 2:
         return None
     rows = [
-        [f"branch {k}", count(result.supervised_tokens), plural(result.steps, "step"), f"{float(weight):.4f}"]
-        for k, (result, weight) in enumerate(zip(results, weights, strict=True))
-        if result is not None and isinstance(weight, int | float)
+        [f"branch {k}", count(result.supervised_tokens), plural(result.steps, "step"), f"{weight:.4f}"]
+        for k, (result, weight) in enumerate(zip(results, method.weights, strict=True))
+        if result is not None
     ]
     return DataTable(["branch", "supervised tokens trained on", "optimizer steps", "weight in the merge"], rows)
 

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-
 from merit.base.errors import InputError
-from merit.conflict.records import AxesResult
 from merit.split.partition import Group, Partition
 from merit.split.splitter import SplitRequest, Splitter
 
@@ -18,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from merit.conflict.records import AxesResult
+    from merit.conflict.axes import AxesResult
 
 RESTARTS = 20
 
@@ -32,6 +27,7 @@ def kmeans_partition(axes: AxesResult, tokens: Mapping[str, int], *, r: int, see
         InputError: fewer datasets than groups.
     """
     import numpy as np
+    from sklearn.cluster import KMeans
 
     order = sorted(axes.names)
     k = 2**r

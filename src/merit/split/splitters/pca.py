@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from merit.conflict.records import AxesResult
-from merit.split.median import median_partition
-from merit.split.partition import Cut, Partition
+from merit.split.partition import Cut, Partition, median_partition
 from merit.split.splitter import SplitRequest, Splitter
 
 if TYPE_CHECKING:
-    from merit.conflict.records import AxesResult
+    from merit.conflict.axes import AxesResult
 
 
 def pca_partition(axes: AxesResult, tokens: Mapping[str, int], *, r: int) -> Partition:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from merit.split.median import median_partition
-from merit.split.partition import Partition
+from merit.split.partition import Partition, median_partition
 from merit.split.splitter import SplitRequest, Splitter
 
 
