@@ -82,7 +82,7 @@ def count_branch_bytes(quick: bool) -> dict[str, float]:
     from merit.models.checkpoint import Checkpoint
     from merit.pipeline import run_pipeline
     from merit.plan.costs import model_facts
-    from merit.plan.estimate import plan
+    from merit.plan.estimate import Estimate
 
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -106,7 +106,7 @@ def count_branch_bytes(quick: bool) -> dict[str, float]:
         other = sum(int(size) for what, size, name in lines if what == "get" and "/theta0/" not in name)
         counted = K * theta0 + other  # one machine here kept θ0 for the second branch
         facts = model_facts(Checkpoint.open(model), None)
-        traffic = plan(context.config, context.mixture, facts).traffic
+        traffic = Estimate(context.config, context.mixture, facts).plan.traffic
         if traffic is None:
             raise SystemExit("the plan has no traffic")
         return {

@@ -29,9 +29,9 @@ ORDER = [
     {"diagnose", "doctor"},
     {"gate"},
     {"report", "push"},
-    {"study"},
     {"plan"},
     {"pipeline"},
+    {"study"},
     {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

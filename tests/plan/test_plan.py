@@ -9,7 +9,7 @@ import pytest
 from merit.config import RunConfig
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
 from merit.plan.costs import ModelFacts, Plan, flops, plan_rows
-from merit.plan.estimate import plan
+from merit.plan.estimate import Estimate
 from merit.split.partition import Group, Partition
 
 N = 1_000_000
@@ -49,6 +49,10 @@ MIXTURE = Mixture(
     max_length=128,
     tokenizer_fingerprint="0",
 )
+
+
+def plan(*facts: Any, **known: Any) -> Plan:
+    return Estimate(*facts, **known).plan
 
 
 def config(**fields: Any) -> RunConfig:

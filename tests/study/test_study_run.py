@@ -11,16 +11,18 @@ import torch
 from tiny_study import write_study
 
 from merit.base.errors import InputError, StageError
+from merit.context import RunContext
 from merit.evaluate.drift import general_texts
 from merit.merge.average import merge_checkpoints
 from merit.merge.ray import read_state
+from merit.split.partition import Partition
 from merit.study.compare import check_tokens, contenders
-from merit.study.job import Job, cell_mark, mergekit
+from merit.study.job import Job, SeedData, cell_mark, mergekit
 from merit.study.measure import PointScores, Summary
-from merit.study.run import run_init, run_job, run_study, summary
+from merit.study.run import run_init, run_job, run_study, summary, train_cells
 from merit.study.spec import Study
 from merit.study.tables import publish
-from merit.train.spec import BranchResult
+from merit.train.spec import BranchResult, damaged_files
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,9 @@ def test_equal_tokens_by_the_logs(finished):
     study, found, _ = finished
     for item in found:
         counts = {name: result.supervised_tokens for name, result in item.methods.items()}
-        logs = [BranchResult.load(path).supervised_tokens for path in study.dir.root.glob("cells/*/DONE")]
+        logs = [
+            BranchResult.load(path).supervised_tokens for path in study.dir.root.glob("baselines/*/branches/00/DONE")
+        ]
         assert counts["joint"] in logs
         assert counts["joint"] == counts["random-2"] == counts["merit-1d"] == counts["merit-1d-regmean"]
         assert counts["soup-2"] == 2 * counts["joint"] == counts["joint-2ep"]
@@ -62,7 +66,7 @@ def test_cells_are_shared(finished):
         assert marks["soup-2"][0] == marks["joint"][0] != marks["soup-2"][1]
         assert marks["merit-1d"] == marks["merit-1d-regmean"]
         asked = [mark for found in marks.values() for mark in found]
-        there = {path.parent.name for path in study.dir.root.glob("cells/*/DONE")}
+        there = {path.parents[2].name for path in study.dir.root.glob("baselines/*/branches/00/DONE")}
         assert set(asked) <= there
         assert len(set(asked)) <= len(asked) - 1 - 2 * 2
 
@@ -71,12 +75,11 @@ def test_the_merge_is_the_engines(finished, tmp_path):
     study, found, _ = finished
     job = _job(study, 0)
     specs = job.data.specs(study.config.methods["merit-1d"], 0.5)
-    branches = [job.train(spec) for spec in specs]
-    tokens = [result.supervised_tokens for _, result in branches]
-    step, distances = job.ray.mean([branch.checkpoint for branch, _ in branches], tokens)
-    merge = merge_checkpoints(
-        [branch.checkpoint for branch, _ in branches], tokens, {1.5: tmp_path / "m"}, base=study.theta0.path
-    )
+    cells = [job.train(spec) for spec in specs]
+    tokens = [cell.result.supervised_tokens for cell in cells]
+    folders = [cell.branch.checkpoint for cell in cells]
+    step, distances = job.ray.mean(folders, tokens)
+    merge = merge_checkpoints(folders, tokens, {1.5: tmp_path / "m"}, base=study.theta0.path)
     state = read_state(tmp_path / "m")
     for name, start in job.ray.theta0.items():
         torch.testing.assert_close(start + 1.5 * step[name], state[name], atol=1e-6, rtol=1e-5)
@@ -110,7 +113,7 @@ def test_what_retention_is_measured_on(finished):
     parts = {part.name: part.rows for part in job.examples.test if part.face == "retention"}
     assert set(parts) - {"drift"} == {"equations", "general text"}  # this θ0 answers too little for drift
     texts = general_texts(6)
-    assert [study.tokenizer.decode(row.input_ids) for row in parts["general text"]] == texts[1::2]
+    assert [job.data.context.tokenizer.decode(row.input_ids) for row in parts["general text"]] == texts[1::2]
     scores = PointScores.load(study.dir.point(job._mark("base"))).test.retention
     (text,) = (score for score in scores if score.name == "general text")
     assert text.tokens == [len(row.input_ids) - 1 for row in parts["general text"]]
@@ -140,6 +143,44 @@ def test_resumes_after_losses(finished):
     assert after.methods["joint"].points == kept
     for name, result in before.methods.items():
         assert after.methods[name].points == result.points, name
+
+
+def test_with_a_store_each_cell_is_a_branch_job(finished, tmp_path):
+    """A cell that is gone comes back from `merit train STORE --method CELL`, as a run's branches do."""
+    study, _, _ = finished
+    launch = study.config.launch.model_copy(update={"store": f"{tmp_path}/store"})
+    apart = Study(study.config.model_copy(update={"launch": launch}), study.base, study.dir)
+    assert (apart.trains_apart, study.trains_apart) == (True, False)
+    mark = cell_mark(SeedData(study, 0).specs(study.config.methods["joint"], 0.5)[0])
+    cell = study.dir.cell(mark)
+    before = BranchResult.load(cell.done)
+    study.dir.summary(0, "half").rename(tmp_path / "summary.json")
+    shutil.rmtree(cell.root)
+    train_cells(apart, 0, "half")
+    assert BranchResult.load(cell.done).supervised_tokens == before.supervised_tokens
+    assert damaged_files(cell) == []
+    assert (tmp_path / "store" / "out" / "baselines" / mark / "branches" / "00" / "DONE").is_file()
+    (tmp_path / "summary.json").rename(study.dir.summary(0, "half"))
+
+
+def test_a_damaged_cell_is_trained_again(finished):
+    study, _, _ = finished
+    job = _job(study, 1)
+    spec = job.data.specs(study.config.methods["joint"], 0.5)[0]
+    weights = study.dir.cell(cell_mark(spec)).checkpoint / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4] + b"\0\0\0\0")
+    job.train(spec)
+    assert weights.read_bytes() == whole
+
+
+def test_a_seed_is_a_run(finished):
+    """Every command reads it."""
+    study, _, _ = finished
+    context = RunContext.open(study.dir.seed(0).root)
+    assert context.config.baselines == study.seed_run(0).config.baselines
+    assert "partition" in context.run.report.read_text()
+    assert Partition.load(context.run.method("random-1").partition).splitter == "random"
 
 
 def test_a_finished_study_does_nothing(finished, monkeypatch):

@@ -103,10 +103,15 @@ def study(
     if json:
         say_json({"study": str(opened.dir.root), "results": result.model_dump(mode="json")})
         return
-    from merit.study.tables import console_lines
+    from merit.cli.console import print_table
+    from merit.study.tables import budget_title, main_table
 
-    for line in console_lines(result):
-        say(line)
+    say(f"{result.name}: {len(result.seeds)} seeds, budgets {', '.join(result.budgets)}")
+    for note in result.notes:
+        say(note)
+    for name in result.budgets:
+        say(f"{budget_title(result, name)}:")
+        print_table(main_table(result, name))
     say(f"tables and figures: {opened.dir.results}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from merit.base.record import Record
@@ -111,14 +111,13 @@ class MethodCost(Record):
     @property
     def hours(self) -> float | None:
         """Device hours of all branches."""
-        hours = [branch.hours for branch in self.branches]
-        return None if None in hours else sum(hour or 0.0 for hour in hours)
+        return total_hours(branch.hours for branch in self.branches)
 
     @property
     def longest_hours(self) -> float | None:
         """Hours when every branch has a device: those of the longest."""
-        hours = [branch.hours for branch in self.branches]
-        return None if None in hours else max(hour or 0.0 for hour in hours)
+        hours = [branch.hours for branch in self.branches if branch.hours is not None]
+        return max(hours) if len(hours) == len(self.branches) else None
 
 
 class StageCost(Record):
@@ -177,27 +176,24 @@ def plan_rows(plan: Plan) -> list[list[str]]:
 
     `moved` are bytes between machines, one machine a branch; for joint training, on as many data-parallel workers.
     """
-    stages = {stage.stage: stage for stage in plan.stages}
-    train = stages["train"]
-    rows = [HEADER, _stage("gradients", stages["gradients"])]
-    for method in plan.methods:
-        rows.append(_method(plan, method, train))
-    rows += [_stage("merge", stages["merge"]), _stage("evaluate", stages["evaluate"])]
-    hours = [stage.hours for stage in plan.stages]
-    rows.append(
-        [
-            "whole run",
-            compact(sum(stage.tokens for stage in plan.stages)),
-            compact(sum(stage.supervised_tokens for stage in plan.stages)),
-            flops(sum(stage.flops for stage in plan.stages)),
-            NONE if None in hours else _time(sum(hour or 0.0 for hour in hours)),
-            NONE,
-            data_size(max(stage.memory_bytes or 0 for stage in plan.stages)),
-            data_size(sum(stage.disk_bytes for stage in plan.stages)),
-            NONE,
-        ]
+    gradients, train, merge, evaluate = plan.stages
+    whole = StageCost(
+        stage="whole run",
+        tokens=sum(stage.tokens for stage in plan.stages),
+        supervised_tokens=sum(stage.supervised_tokens for stage in plan.stages),
+        flops=sum(stage.flops for stage in plan.stages),
+        hours=total_hours(stage.hours for stage in plan.stages),
+        memory_bytes=max(stage.memory_bytes or 0 for stage in plan.stages),
+        disk_bytes=sum(stage.disk_bytes for stage in plan.stages),
     )
-    return rows
+    methods = [_method(plan, method, train) for method in plan.methods]
+    return [HEADER, _stage(gradients), *methods, _stage(merge), _stage(evaluate), _stage(whole)]
+
+
+def total_hours(hours: Iterable[float | None]) -> float | None:
+    """Their sum; None where one is not known."""
+    known = [*hours]
+    return None if None in known else sum(hour or 0.0 for hour in known)
 
 
 def flops(number: float) -> str:
@@ -208,9 +204,9 @@ def flops(number: float) -> str:
     return f"{number:.3g} FLOP"
 
 
-def _stage(name: str, stage: StageCost) -> list[str]:
+def _stage(stage: StageCost) -> list[str]:
     return [
-        name,
+        stage.stage,
         compact(stage.tokens) if stage.tokens else NONE,
         compact(stage.supervised_tokens) if stage.supervised_tokens else NONE,
         flops(stage.flops),

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 
 from merit.base.errors import InputError
 from merit.evaluate.scores import Table
+from merit.study.measure import FACES
 from merit.study.results import Results
-
-FACES = ("in_mixture", "unseen", "retention")
-EVEN = dict.fromkeys(FACES, 1.0)
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,8 @@ def parse_trade_off(text: str | None) -> dict[str, float]:
         InputError: an unknown face, a negative or missing number, all zero.
     """
     if not text:
-        return dict(EVEN)
-    weights = dict.fromkeys(FACES, 0.0)
+        return dict.fromkeys(FACES, 1.0)
+    weights: dict[str, float] = dict.fromkeys(FACES, 0.0)
     for part in text.split(","):
         face, _, number = part.partition("=")
         face = face.strip().replace("-", "_")

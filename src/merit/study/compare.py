@@ -17,6 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,16 @@ from merit.config.study import MethodConfig
 from merit.evaluate.scores import DatasetScore
 from merit.evaluate.statistics import half_width, p_value
 from merit.split.splitter import find_splitter, known_splitter
-from merit.study.measure import DRIFT, FACES, Faces, MethodResult, PointResult, PointScores, Summary
+from merit.study.measure import DRIFT, FACES, Face, MethodResult, PointResult, PointScores, Summary
 from merit.study.spec import Study
+
+BASE = "base"
+CHOSEN = "*"
+BEST = "best:"
+AVERAGE = "average"
+
+Values = NDArray[np.float64]
+KeyT = TypeVar("KeyT")
 
 
 class Interval(Record):
@@ -63,251 +72,6 @@ class Comparison(Record):
         return "better" if self.high < 0 else "worse" if self.low > 0 else "undecided"
 
 
-Values = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds with its 95% interval.
-
-    Attributes:
-        effect: Cohen's d over seeds, mean ÷ standard deviation of the seeds' values; None with a single seed.
-        p: two-sided, of the value being 0.
-        seeds: the value of each seed.
-    """
-
-    value: float
-    low: float
-    high: float
-    error: float
-    p: float
-    effect: float | None
-    seeds: tuple[float, ...]
-
-    @property
-    def sign(self) -> int:
-        """−1 or 1 where the interval excludes zero, else 0."""
-        return -1 if self.high < 0 else 1 if self.low > 0 else 0
-
-
-def paired(
-    a: Sequence[Sequence[DatasetScore]],
-    b: Sequence[Sequence[DatasetScore]] | None,
-    *,
-    shared: bool,
-    draws: int,
-    seed: int,
-    weights: Sequence[float] | None = None,
-) -> Estimate:
-    """The difference a − b, or a's own mean without `b`.
-
-    Args:
-        a, b: seed → dataset → scores, in the same order.
-        shared: whether all seeds were measured on the same examples.
-        seed: of the bootstrap; all differences of a study use the same resamples, which are drawn once.
-        weights: of the datasets; equal if unset.
-
-    Raises:
-        ValueError: the two were measured on different examples.
-    """
-    tables = [
-        _table([seed[d] for seed in a], [seed[d] for seed in b] if b is not None else None) for d in range(len(a[0]))
-    ]
-    share = np.full(len(tables), 1 / len(tables)) if weights is None else np.asarray(weights) / sum(weights)
-    seeds = np.zeros(len(a))
-    parts: list[tuple[float, int]] = []  # variance over examples, and degrees of freedom, of independent parts
-    for d, ((values, tokens), part) in enumerate(zip(tables, share, strict=True)):
-        weighted, count = values * tokens, values.shape[1]
-        seeds += part * weighted.sum(1) / tokens.sum(1)
-        means = np.stack(
-            [
-                (picks @ weighted[s]) / (picks @ tokens[s])
-                for s in range(len(a))
-                for picks in [_resamples(seed, draws, count, d, 0 if shared else s)]
-            ]
-        )  # (seeds, draws)
-        scale = (part / len(a)) ** 2 * count / max(1, count - 1)  # a bootstrap's variance is n − 1 over n too small
-        if shared:
-            parts.append((scale * float(means.sum(axis=0).var(ddof=1)), count - 1))
-        else:
-            parts += [(scale * float(row.var(ddof=1)), count - 1) for row in means]
-    return combine(seeds, parts, shared=shared)
-
-
-@lru_cache(maxsize=4096)
-def _resamples(seed: int, draws: int, count: int, dataset: int, copy: int) -> Values:
-    """(draws, count): how often each of `count` examples is drawn."""
-    rng = np.random.default_rng([seed, count, dataset, copy])
-    return rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)
-
-
-def combine(seeds: Values, examples: Sequence[tuple[float, int]], *, shared: bool) -> Estimate:
-    """Value and interval from the seeds' values and the bootstrap's variances over examples."""
-    count, value = len(seeds), float(np.mean(seeds))
-    deviation = float(np.std(seeds, ddof=1)) if count > 1 else 0.0
-    over_seeds = [(deviation**2 / count, count - 1)] if count > 1 else []
-    over_examples = [(variance, freedom) for variance, freedom in examples if freedom > 0]
-    if shared or not over_seeds:
-        parts = over_seeds + over_examples
-    else:
-        # A few seeds that happen to agree do not make a claim surer than a few seeds can: S − 1 degrees, either way.
-        parts = [(max(over_seeds[0][0], sum(variance for variance, _ in over_examples)), count - 1)]
-    variance = sum(part for part, _ in parts)
-    error = math.sqrt(variance)
-    if error == 0:
-        return Estimate(value, value, value, 0.0, 1.0 if value == 0 else 0.0, None, tuple(map(float, seeds)))
-    # Satterthwaite: the degrees of freedom of a sum of variances, each estimated with its own.
-    known = variance**2 / sum(part**2 / freedom for part, freedom in parts)
-    reach = half_width(error, known)
-    effect = value / deviation if deviation > 0 else None
-    p = p_value(value, error, known)
-    return Estimate(value, value - reach, value + reach, error, p, effect, tuple(map(float, seeds)))
-
-
-def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down adjustment: key → adjusted p, monotone and at most 1. Controls the chance of any false claim."""
-    order = sorted(p, key=lambda key: (p[key], key))
-    adjusted: dict[str, float] = {}
-    highest = 0.0
-    for rank, key in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * p[key]))
-        adjusted[key] = highest
-    return adjusted
-
-
-def _table(a: Sequence[DatasetScore], b: Sequence[DatasetScore] | None) -> tuple[Values, Values]:
-    """(seeds, examples): values and token weights of one dataset. Seeds with more examples lose the last."""
-    if b is not None and any(x.tokens != y.tokens or x.name != y.name for x, y in zip(a, b, strict=True)):
-        raise ValueError("models that were measured on different examples cannot be compared")
-    count = min(len(score.losses) for score in a)
-    values = np.array([score.losses[:count] for score in a], dtype=np.float64)
-    if b is not None:
-        values = values - np.array([score.losses[:count] for score in b], dtype=np.float64)
-    return values, np.array([score.tokens[:count] for score in a], dtype=np.float64)
-
-
-AVERAGE = "average"
-_SEED = 20260601  # of the bootstrap: tables of the same scores are the same
-
-
-def shared_examples(study: Study) -> bool:
-    """Whether seeds are measured on the same held-out examples: yes, unless every dataset is drawn anew."""
-    config = study.config
-    datasets = [*config.mixture.values(), *config.unseen.values(), *config.retention.values()]
-    return not all(item.path.startswith("reasoning_gym:") for item in datasets)
-
-
-def compare(study: Study, budget: str, competing: dict[str, Contender]) -> list[Comparison]:
-    """Every subject against every control, with Holm's correction over all comparisons of one face at this budget."""
-    pairs = [(a, b) for a in _subjects(study, competing) for b in _controls(study, competing, a)]
-    estimates: dict[tuple[str, str, str], Estimate] = {}
-    for a, b in pairs:
-        for face in (*face_names(competing[a]), AVERAGE):
-            estimates[a, b, face] = difference(study, competing[a], competing[b], face)
-    adjusted: dict[tuple[str, str, str], float] = {}
-    for face in (*face_names(competing[BASE]), AVERAGE):
-        found = holm({f"{a}\t{b}": item.p for (a, b, at), item in estimates.items() if at == face})
-        adjusted |= {(*key.split("\t"), face): p for key, p in found.items()}  # type: ignore[misc]
-    gains = {
-        face: difference(study, competing[study.config.reference], competing[BASE], face).value
-        for face in (*face_names(competing[BASE]), AVERAGE)
-        if study.config.reference in competing
-    }
-    return [
-        Comparison(
-            budget=budget,
-            a=a,
-            b=b,
-            face=face,
-            difference=item.value,
-            low=item.low,
-            high=item.high,
-            p=item.p,
-            holm=adjusted[a, b, face],
-            effect=item.effect,
-            share=item.value / abs(gains[face]) if gains.get(face) else None,
-            wins=wins,
-            datasets=count,
-        )
-        for (a, b, face), item in estimates.items()
-        for wins, count in [_wins(competing[a], competing[b], face)]
-    ]
-
-
-def _subjects(study: Study, competing: dict[str, Contender]) -> list[str]:
-    """What is tested: the methods by conflict, as published and as validation chose them, and pools of them."""
-    methods = study.config.methods
-    wanted = study.config.subjects or [
-        name for name, item in methods.items() if find_splitter(item.splitter).role == "method"
-    ]
-    curved = {name for name in wanted if not methods[name].is_published}
-    # A curvature-aware merge has no published form: only what validation made of it is tested.
-    labels = [name for name in wanted if name not in curved] + [name + CHOSEN for name in sorted(curved)]
-    pools = {methods[name].pool for name in wanted} - {None}
-    labels += [BEST + str(pool) for pool in sorted(str(item) for item in pools)]
-    return [label for label in dict.fromkeys(labels) if label in competing]
-
-
-def _controls(study: Study, competing: dict[str, Contender], subject: str) -> list[str]:
-    """What it is tested against: joint training, the same pulled back, its best, soup, and random groups: as many as
-    the subject's where there are such, else the best of them."""
-    reference, methods = study.config.reference, study.config.methods
-    labels = [reference, reference + CHOSEN]
-    pools = {item.pool for item in methods.values() if find_splitter(item.splitter).whole_mixture} - {None}
-    labels += [BEST + str(pool) for pool in sorted(str(item) for item in pools)]
-    groups = methods[subject].groups if subject in methods else None
-    random = {name: item for name, item in methods.items() if find_splitter(item.splitter).role == "chance"}
-    plain = [name for name, item in random.items() if item.is_published]
-    matched = [name for name in plain if groups is not None and random[name].groups == groups]
-    best = {BEST + str(item.pool) for item in random.values() if item.pool is not None}
-    labels += matched or [label for label in sorted(best) if label in competing] or plain
-    own = methods.get(subject.removesuffix(CHOSEN))
-    if own is not None and not own.is_published:  # against the token average of the same branches, too
-        same = own.model_copy(update={"merge": PUBLISHED, "scales": [], "pool": None})
-        plain = [n for n, m in methods.items() if m.model_copy(update={"scales": [], "pool": None}) == same]
-        labels += [label for name in plain for label in (name, name + CHOSEN)]
-        labels += [name + CHOSEN for name, item in random.items() if item.merge == own.merge]
-    return [label for label in dict.fromkeys(labels) if label in competing and label != subject]
-
-
-def difference(study: Study, a: Contender, b: Contender | None, face: str) -> Estimate:
-    """Of one face, or of the unweighted mean of all faces."""
-    shared = shared_examples(study)
-    names = face_names(a) if face == AVERAGE else [face]
-
-    def tables(item: Contender) -> list[list[DatasetScore]]:
-        return [[score for name in names for score in entry.face(name)] for entry in item.entries]
-
-    weights = None
-    if face == AVERAGE:  # every face counts the same, whatever the number of its datasets
-        sizes = [len(a.entries[0].face(name)) for name in names]
-        weights = [1 / size / len(sizes) for size in sizes for _ in range(size)]
-    return paired(
-        tables(a),
-        tables(b) if b is not None else None,
-        shared=shared,
-        draws=study.config.draws,
-        seed=_SEED,
-        weights=weights,
-    )
-
-
-def _wins(a: Contender, b: Contender, face: str) -> tuple[int, int]:
-    names = face_names(a) if face == AVERAGE else [face]
-    won = total = 0
-    for name in names:
-        for d in range(len(a.entries[0].face(name))):
-            pairs = [(x.face(name)[d].loss, y.face(name)[d].loss) for x, y in zip(a.entries, b.entries, strict=True)]
-            won += sum(left for left, _ in pairs) < sum(right for _, right in pairs)
-            total += 1
-    return won, total
-
-
-BASE = "base"
-CHOSEN = "*"
-BEST = "best:"
-
-
 @dataclass(frozen=True)
 class Entry:
     """One seed's model of a contender. `point` is None for θ0."""
@@ -316,14 +80,11 @@ class Entry:
     method: MethodResult | None
     point: PointResult | None
 
-    @property
-    def test(self) -> Faces:
+    def face(self, name: Face) -> list[DatasetScore]:
+        """Test scores, dataset by dataset."""
         if self.scores.test is None:
             raise StageError(f"the test scores of point {self.scores.mark} are missing; run the study again")
-        return self.scores.test
-
-    def face(self, name: str) -> list[DatasetScore]:
-        return self.test.face(name)  # type: ignore[arg-type]
+        return self.scores.test.face(name)
 
 
 @dataclass(frozen=True)
@@ -336,6 +97,20 @@ class Contender:
     passes: float
     entries: Sequence[Entry]
     chooses: bool = False
+
+    @property
+    def faces(self) -> list[str]:
+        """The faces that the study has, and their average."""
+        return [*self._measured, AVERAGE]
+
+    @property
+    def _measured(self) -> list[Face]:
+        return [name for name in FACES if self.entries[0].face(name)]
+
+    def scores(self, face: str) -> list[list[DatasetScore]]:
+        """Seed → dataset → test scores on a face, or on all of them for `average`."""
+        names = [name for name in self._measured if face in (name, AVERAGE)]
+        return [[score for name in names for score in entry.face(name)] for entry in self.entries]
 
     def drift(self) -> float | None:
         found = [score.loss for e in self.entries for score in e.face("retention") if score.name == DRIFT]
@@ -421,11 +196,6 @@ def describe(method: MethodConfig) -> str:
     return ", ".join([words, *extra])
 
 
-def face_names(contender: Contender) -> list[str]:
-    """The faces that the study has."""
-    return [name for name in FACES if contender.entries[0].face(name)]
-
-
 def _scores(study: Study, mark: str, store: dict[str, PointScores]) -> PointScores:
     if mark not in store:
         store[mark] = PointScores.load(study.dir.point(mark))
@@ -438,3 +208,207 @@ def _choice(entry: Entry, pooled: bool) -> str:
     text = f"{entry.method.name} " if pooled else ""
     text += f"× {entry.point.scale:g}"
     return f"{text}, ridge {entry.point.ridge:g}" if entry.point.ridge is not None else text
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with its 95% interval.
+
+    Attributes:
+        effect: Cohen's d over seeds, mean ÷ standard deviation of the seeds' values; None with a single seed.
+        p: two-sided, of the value being 0.
+        seeds: the value of each seed.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    effect: float | None
+    seeds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How examples are resampled.
+
+    Attributes:
+        shared: whether all seeds were measured on the same examples.
+        seed: all differences of a study use the same resamples, which are drawn once.
+    """
+
+    shared: bool
+    draws: int
+    seed: int = 20260601  # fixed, so that tables of the same scores are the same
+
+
+def paired(
+    a: Sequence[Sequence[DatasetScore]],
+    b: Sequence[Sequence[DatasetScore]] | None,
+    bootstrap: Bootstrap,
+    weights: Sequence[float] | None = None,
+) -> Estimate:
+    """The difference a − b, or a's own mean without `b`.
+
+    Args:
+        a, b: seed → dataset → scores, in the same order.
+        weights: of the datasets; equal if unset.
+
+    Raises:
+        ValueError: the two were measured on different examples.
+    """
+    count = len(a[0])
+    share = np.full(count, 1 / count) if weights is None else np.asarray(weights) / sum(weights)
+    seeds = np.zeros(len(a))
+    parts: list[tuple[float, int]] = []  # variance over examples, and degrees of freedom, of independent parts
+    for d, part in enumerate(share):
+        values, tokens = _table([seed[d] for seed in a], [seed[d] for seed in b] if b is not None else None)
+        weighted, examples = values * tokens, values.shape[1]
+        seeds += part * weighted.sum(1) / tokens.sum(1)
+        picks = [_resamples(bootstrap, examples, d, 0 if bootstrap.shared else s) for s in range(len(a))]
+        means = np.stack([(picks[s] @ weighted[s]) / (picks[s] @ tokens[s]) for s in range(len(a))])  # (seeds, draws)
+        scale = (part / len(a)) ** 2 * examples / max(1, examples - 1)
+        for row in [means.sum(axis=0)] if bootstrap.shared else means:
+            parts.append((scale * float(row.var(ddof=1)), examples - 1))
+    return combine(seeds, parts, shared=bootstrap.shared)
+
+
+@lru_cache(maxsize=4096)
+def _resamples(bootstrap: Bootstrap, count: int, dataset: int, copy: int) -> Values:
+    """(draws, count): how often each of `count` examples is drawn."""
+    rng = np.random.default_rng([bootstrap.seed, count, dataset, copy])
+    return rng.multinomial(count, np.full(count, 1 / count), size=bootstrap.draws).astype(np.float64)
+
+
+def combine(seeds: Values, examples: Sequence[tuple[float, int]], *, shared: bool) -> Estimate:
+    """Value and interval from the seeds' values and the bootstrap's variances over examples."""
+    count, value = len(seeds), float(np.mean(seeds))
+    deviation = float(np.std(seeds, ddof=1)) if count > 1 else 0.0
+    over_seeds = [(deviation**2 / count, count - 1)] if count > 1 else []
+    over_examples = [(variance, freedom) for variance, freedom in examples if freedom > 0]
+    if shared or not over_seeds:
+        parts = over_seeds + over_examples
+    else:
+        # A few seeds that happen to agree do not make a claim surer than a few seeds can: S − 1 degrees, either way.
+        parts = [(max(over_seeds[0][0], sum(variance for variance, _ in over_examples)), count - 1)]
+    variance = sum(part for part, _ in parts)
+    error = math.sqrt(variance)
+    if error == 0:
+        return Estimate(value, value, value, 1.0 if value == 0 else 0.0, None, tuple(map(float, seeds)))
+    # Satterthwaite: the degrees of freedom of a sum of variances, each estimated with its own.
+    known = variance**2 / sum(part**2 / freedom for part, freedom in parts)
+    reach = half_width(error, known)
+    effect = value / deviation if deviation > 0 else None
+    p = p_value(value, error, known)
+    return Estimate(value, value - reach, value + reach, p, effect, tuple(map(float, seeds)))
+
+
+def holm(p: Mapping[KeyT, float]) -> dict[KeyT, float]:
+    """Holm's step-down adjustment: key → adjusted p, monotone and at most 1. Controls the chance of any false claim."""
+    order = sorted(p, key=lambda key: p[key])
+    adjusted: dict[KeyT, float] = {}
+    highest = 0.0
+    for rank, key in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p[key]))
+        adjusted[key] = highest
+    return adjusted
+
+
+def _table(a: Sequence[DatasetScore], b: Sequence[DatasetScore] | None) -> tuple[Values, Values]:
+    """(seeds, examples): values and token weights of one dataset. Seeds with more examples lose the last."""
+    if b is not None and any(x.tokens != y.tokens or x.name != y.name for x, y in zip(a, b, strict=True)):
+        raise ValueError("models that were measured on different examples cannot be compared")
+    count = min(len(score.losses) for score in a)
+    values = np.array([score.losses[:count] for score in a], dtype=np.float64)
+    if b is not None:
+        values = values - np.array([score.losses[:count] for score in b], dtype=np.float64)
+    return values, np.array([score.tokens[:count] for score in a], dtype=np.float64)
+
+
+def shared_examples(study: Study) -> bool:
+    """Whether seeds are measured on the same held-out examples: yes, unless every dataset is drawn anew."""
+    config = study.config
+    datasets = [*config.mixture.values(), *config.unseen.values(), *config.retention.values()]
+    return not all(item.path.startswith("reasoning_gym:") for item in datasets)
+
+
+def compare(study: Study, budget: str, competing: dict[str, Contender]) -> list[Comparison]:
+    """Every subject against every control, with Holm's correction over all comparisons of one face at this budget."""
+    faces, base, reference = competing[BASE].faces, competing[BASE], competing.get(study.config.reference)
+    pairs = [(a, b) for a in _subjects(study, competing) for b in _controls(study, competing, a)]
+    estimates = {(a, b, face): difference(study, competing[a], competing[b], face) for a, b in pairs for face in faces}
+    adjusted: dict[tuple[str, str, str], float] = {}
+    for face in faces:
+        adjusted |= holm({key: item.p for key, item in estimates.items() if key[2] == face})
+    gains = {face: difference(study, reference, base, face).value for face in faces} if reference else {}
+    return [
+        Comparison(
+            budget=budget,
+            a=a,
+            b=b,
+            face=face,
+            difference=item.value,
+            low=item.low,
+            high=item.high,
+            p=item.p,
+            holm=adjusted[a, b, face],
+            effect=item.effect,
+            share=item.value / abs(gains[face]) if gains.get(face) else None,
+            wins=wins,
+            datasets=count,
+        )
+        for (a, b, face), item in estimates.items()
+        for wins, count in [_wins(competing[a], competing[b], face)]
+    ]
+
+
+def _subjects(study: Study, competing: dict[str, Contender]) -> list[str]:
+    """What is tested: the methods by conflict, as published and as validation chose them, and pools of them."""
+    methods = study.config.methods
+    wanted = study.config.subjects or [
+        name for name, item in methods.items() if find_splitter(item.splitter).role == "method"
+    ]
+    curved = {name for name in wanted if not methods[name].is_published}
+    # A curvature-aware merge has no published form: only what validation made of it is tested.
+    labels = [name for name in wanted if name not in curved] + [name + CHOSEN for name in sorted(curved)]
+    pools = {methods[name].pool for name in wanted} - {None}
+    labels += [BEST + str(pool) for pool in sorted(str(item) for item in pools)]
+    return [label for label in dict.fromkeys(labels) if label in competing]
+
+
+def _controls(study: Study, competing: dict[str, Contender], subject: str) -> list[str]:
+    """What it is tested against: joint training, the same pulled back, its best, soup, and random groups: as many as
+    the subject's where there are such, else the best of them."""
+    reference, methods = study.config.reference, study.config.methods
+    labels = [reference, reference + CHOSEN]
+    pools = {item.pool for item in methods.values() if find_splitter(item.splitter).whole_mixture} - {None}
+    labels += [BEST + str(pool) for pool in sorted(str(item) for item in pools)]
+    groups = methods[subject].groups if subject in methods else None
+    random = {name: item for name, item in methods.items() if find_splitter(item.splitter).role == "chance"}
+    plain = [name for name, item in random.items() if item.is_published]
+    matched = [name for name in plain if groups is not None and random[name].groups == groups]
+    best = {BEST + str(item.pool) for item in random.values() if item.pool is not None}
+    labels += matched or [label for label in sorted(best) if label in competing] or plain
+    own = methods.get(subject.removesuffix(CHOSEN))
+    if own is not None and not own.is_published:  # against the token average of the same branches, too
+        same = own.model_copy(update={"merge": PUBLISHED, "scales": [], "pool": None})
+        plain = [n for n, m in methods.items() if m.model_copy(update={"scales": [], "pool": None}) == same]
+        labels += [label for name in plain for label in (name, name + CHOSEN)]
+        labels += [name + CHOSEN for name, item in random.items() if item.merge == own.merge]
+    return [label for label in dict.fromkeys(labels) if label in competing and label != subject]
+
+
+def difference(study: Study, a: Contender, b: Contender | None, face: str) -> Estimate:
+    """a − b, or a's own mean without `b`, on one face, or on the unweighted mean of all faces."""
+    weights = None
+    if face == AVERAGE:  # every face counts the same, whatever the number of its datasets
+        sizes = [len(a.scores(name)[0]) for name in a.faces if name != AVERAGE]
+        weights = [1 / size / len(sizes) for size in sizes for _ in range(size)]
+    bootstrap = Bootstrap(shared_examples(study), study.config.draws)
+    return paired(a.scores(face), b.scores(face) if b is not None else None, bootstrap, weights)
+
+
+def _wins(a: Contender, b: Contender, face: str) -> tuple[int, int]:
+    """On how many datasets a has the lower loss, summed over seeds; and of how many."""
+    left, right = (np.sum([[score.loss for score in seed] for seed in item.scores(face)], axis=0) for item in (a, b))
+    return int((left < right).sum()), len(left)

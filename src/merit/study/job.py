@@ -1,47 +1,38 @@
 """One seed at one budget: every method trained, merged and measured in one process, which can be killed at any moment.
 
-A small model trains in seconds and a process takes ten to start, so a job holds many cells; a cell that is there, from
-this job or another, is not trained again, and a method that is measured is not touched.
+The seed is a run of merit itself up to its partitions (`SeedData`); a cell is the branch of a branch job. A cell that
+another method or job has trained is not trained again, and a measured method is not touched.
 """
 
 from __future__ import annotations
 
 import gc
-import logging
 import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from merit.base.errors import StageError
 from merit.base.files import write_text
 from merit.base.kept import Files, kept
 from merit.base.progress import SILENT, Progress, write_state
 from merit.base.record import fingerprint
-from merit.config.sections import OTHER_RIDGE, UNSPLIT
+from merit.config.sections import OTHER_RIDGE, TrainConfig
 from merit.config.study import FOREIGN_RULES, MethodConfig
-from merit.conflict.axes import AxesResult
-from merit.conflict.similarity import half_gram
-from merit.conflict.step import measure_conflict
-from merit.data.build import build_mixture
-from merit.data.mixture import Mixture
-from merit.gradients.collect import Measurement, collect_sketches
 from merit.jobs.process import job_lock
 from merit.merge.ray import Ray, State, merge_tensors, norm
 from merit.merge.recipe import other_method_recipe
-from merit.merge.rule import Branches, find_rule
+from merit.merge.rule import Branches, MergeRule, find_rule
 from merit.models.loading import load_model, pick_precision
-from merit.run.layout import BranchDir, relative
-from merit.split.evidence import AxesEvidence, weigh_axes
+from merit.pipeline import run_pipeline
+from merit.run.layout import BranchDir
+from merit.split import step as split
 from merit.split.partition import Partition
-from merit.split.splitter import SplitRequest, make_partition
 from merit.study.measure import (
     Examples,
     MethodResult,
@@ -50,16 +41,83 @@ from merit.study.measure import (
     Summary,
     drift_set,
     measure,
-    other_rows,
 )
-from merit.study.spec import VERSION, Study, job_mark
+from merit.study.spec import VERSION, Study, branch_data, job_mark
 from merit.train.branch import train_branch
 from merit.train.rows import training_rows
-from merit.train.spec import BranchData, BranchResult, BranchSpec
+from merit.train.spec import BranchResult, BranchSpec, damaged_files
+from merit.train.step import prepare_branch
 
-_LONG_RAY = 4  # points; a ray of so many is drawn, so all of it is measured on test examples
+_LONG_RAY = 4  # points; a figure shows a ray of this length, so all its points are measured on test examples
+_SEED_STEP = 1000  # between the training seeds of two study seeds: room for a soup's copies
 _PATIENCE_SECONDS = 24 * 3600
-_log = logging.getLogger(__name__)
+_MERGEKIT_SECONDS = 3600
+
+
+class SeedData:
+    """One seed: its data, its conflict and its partitions, which all methods and budgets share."""
+
+    def __init__(self, study: Study, seed: int, progress: Progress = SILENT) -> None:
+        """Runs merit's pipeline up to the partitions, as far as that has not been done.
+
+        Raises:
+            InputError: a dataset cannot be read or measured.
+            StageError: another process has worked on this seed for a day.
+        """
+        self.study, self.seed = study, seed
+        self.context = study.seed_run(seed, progress)
+        # The jobs of one seed's budgets share this: the first one makes it, the others wait for it.
+        with job_lock(self.context.run.root / "lock", wait_seconds=_PATIENCE_SECONDS):
+            run_pipeline(self.context, until=split.NAME)
+        self.mixture = self.context.mixture
+
+    def specs(self, method: MethodConfig, budget: float) -> list[BranchSpec]:
+        """The trainings that a method needs, one spec a branch."""
+        partition = Partition.load(self.study.dir.partition(self.seed, method).partition)
+        groups = [group.datasets for group in partition.groups]
+        if method.copies is not None:  # a soup: copies of the whole mixture
+            groups = groups[:1] * method.copies
+        recipe = scaled(self.study.config.train, method)
+        return [
+            self.spec(group, budget, recipe, copy=k if method.copies is not None else 0)
+            for k, group in enumerate(groups)
+        ]
+
+    def spec(self, names: Sequence[str], budget: float, recipe: TrainConfig, *, copy: int = 0) -> BranchSpec:
+        """The training on the datasets `names`. Nothing in it says which method asked for it."""
+        summaries = {item.name: item for item in self.mixture.datasets}
+        data = [summaries[name] for name in sorted(names)]  # the same group is the same cell, however it was found
+        return BranchSpec(
+            method="study",
+            branch=0,
+            model=self.study.model,
+            model_fingerprint=self.study.theta0.fingerprint,
+            train=recipe,
+            data=branch_data(data, self.context.run, self.study.dir.root, share=budget),
+            max_length=self.mixture.max_length,
+            planned_tokens=round(sum(item.planned_tokens for item in data) * budget * recipe.epochs),
+            seed=self.seed * _SEED_STEP + copy,
+        )
+
+
+def scaled(train: TrainConfig, by: MethodConfig) -> TrainConfig:
+    """The study's recipe with the epochs, the rate and the decay of one method."""
+    changes = {"epochs": train.epochs * by.epochs, "learning_rate": train.learning_rate * by.rate, "pull": by.pull}
+    return train.model_copy(update=changes)
+
+
+def cell_mark(spec: BranchSpec) -> str:
+    """The cell's name. Equal specs are one cell, whichever methods ask for it."""
+    return fingerprint(spec)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A training that is done."""
+
+    spec: BranchSpec
+    branch: BranchDir
+    result: BranchResult
 
 
 class Job:
@@ -67,17 +125,15 @@ class Job:
 
     def __init__(self, study: Study, seed: int, budget: str, progress: Progress = SILENT) -> None:
         self.study, self.seed, self.budget, self.progress = study, seed, budget, progress
-        config = study.config
-        self.share = config.budgets[budget]
-        self.precision = pick_precision(config.train.precision)
-        self.ray = Ray(self._load())
-        # Jobs of one seed's budgets share this: the first one makes it, the others wait for it.
-        with job_lock(study.dir.seed(seed).root / "lock", wait_seconds=_PATIENCE_SECONDS):
-            self.data = SeedData(study, seed, progress)
-            drift = drift_set(study, seed, self.data.mixture, self.ray.reset)
-        self.examples = Examples.of(
-            self.data.run, self.data.mixture, frozenset(config.retention), config.faces, other_rows(study, drift)
-        )
+        self.share = study.config.budgets[budget]
+        self.folder = study.dir.job(seed, budget)
+        self.data = SeedData(study, seed, progress)
+        self.precision = pick_precision(study.config.train.precision)
+        theta0 = study.theta0
+        self.ray = Ray(load_model(theta0.path, trust_remote_code=theta0.trust_remote_code))
+        with job_lock(self.data.context.run.root / "lock", wait_seconds=_PATIENCE_SECONDS):
+            drift = drift_set(study, self.data.context, self.ray.reset)
+        self.examples = Examples.of(study, self.data.context, drift)
         # The trainer collects garbage once a branch, which takes a second among the objects of large libraries.
         gc.collect()
         gc.freeze()
@@ -89,15 +145,15 @@ class Job:
         Raises:
             InputError, StageError: as `train_branch`.
         """
-        config, study = self.study.config, self.study
+        study = self.study
         base = self._point(self.ray.reset(), self._mark("base"), test=True)
         skipped: dict[str, str] = {}
         plans: dict[str, list[BranchSpec]] = {}
-        for name, method in config.methods.items():
+        for name, method in study.config.methods.items():
             if method.merge in FOREIGN_RULES and mergekit() is None:
                 skipped[name] = "mergekit is not installed"
-                continue
-            plans[name] = self.data.specs(method, self.share)
+            else:
+                plans[name] = self.data.specs(method, self.share)
         needed = Counter(cell_mark(spec) for specs in plans.values() for spec in specs)
         results: dict[str, MethodResult] = {}
         total = sum(spec.planned_tokens for specs in plans.values() for spec in specs)
@@ -105,19 +161,32 @@ class Job:
         with self.progress.bar(f"seed {self.seed}, {self.budget}", total=total, unit="tok") as bar:
             for name, specs in plans.items():
                 self._tell(done, total, name)
-                results[name] = self._method(name, config.methods[name], specs)
+                results[name] = self._method(name, study.config.methods[name], specs)
                 done += sum(spec.planned_tokens for spec in specs)
                 bar.update(done, note=name)
-                for mark in map(cell_mark, specs):
-                    needed[mark] -= 1
-                    if not needed[mark] and config.keep == "none":
-                        shutil.rmtree(study.dir.cell(mark).checkpoint, ignore_errors=True)
+                for spec in specs:
+                    needed[cell_mark(spec)] -= 1
+                    if not needed[cell_mark(spec)]:
+                        self.drop_weights(spec)
                 self._summary(base, results, skipped).save(study.dir.so_far(self.seed, self.budget))
         summary = self._summary(base, results, skipped)
         summary.save(study.dir.summary(self.seed, self.budget))
         study.dir.so_far(self.seed, self.budget).unlink(missing_ok=True)
         self._tell(total, total, "")
         return summary
+
+    def train(self, spec: BranchSpec) -> Cell:
+        """The cell of `spec`; it is trained here unless it is there and whole."""
+        branch = self.study.dir.cell(cell_mark(spec))
+        if not prepare_branch(branch, spec) and damaged_files(branch):
+            branch.done.unlink()
+            prepare_branch(branch, spec)
+        return Cell(spec, branch, train_branch(self.study.dir.run, branch, base=self.study.base))
+
+    def drop_weights(self, spec: BranchSpec) -> None:
+        """Removes the weights of a cell that nothing needs any more, unless the study keeps them."""
+        if self.study.config.keep == "none":
+            shutil.rmtree(self.study.dir.cell(cell_mark(spec)).checkpoint, ignore_errors=True)
 
     def _summary(self, base: PointScores, results: dict[str, MethodResult], skipped: dict[str, str]) -> Summary:
         return Summary(
@@ -133,16 +202,15 @@ class Job:
 
     def _method(self, name: str, method: MethodConfig, specs: list[BranchSpec]) -> MethodResult:
         study = self.study
-        measured = method.merge not in FOREIGN_RULES and find_rule(method.merge).sums is not None
-        curvature = study.config.curvature if measured else None
+        rule = None if method.merge in FOREIGN_RULES else find_rule(method.merge)
+        curvature = study.config.curvature if rule is not None and rule.sums is not None else None
         mark = self._mark(specs, method.merge, method.scales, curvature)
-        path = study.dir.job(self.seed, self.budget) / "methods" / f"{name}.json"
+        path = self.folder / "methods" / f"{name}.json"
         known = kept(path, MethodResult, {"mark": mark}, Files(study.dir.point("").parent, digest=None)).record
         if known is not None:
             return known
-        branches = [self.train(spec) for spec in specs]
-        tokens = [result.supervised_tokens for _, result in branches]
-        steps, distances = self._steps(method, specs, branches)
+        cells = [self.train(spec) for spec in specs]
+        steps, distances = self._merge(method.merge, rule, cells)
         points = [
             self._point_of(step, scale, ridge, fingerprint(mark, scale, ridge))
             for ridge, step in steps.items()
@@ -156,61 +224,65 @@ class Job:
         for index in reported:
             item = points[index]
             self._point(self.ray.set(steps[item.ridge], item.scale), item.mark, test=True)
-        result = MethodResult(
+        results = [cell.result for cell in cells]
+        found = MethodResult(
             name=name,
             mark=mark,
             groups=[[item.name for item in spec.data] for spec in specs],
-            supervised_tokens=sum(tokens),
-            branch_tokens=tokens,
-            steps=[result.steps for _, result in branches],
-            seconds=round(sum(result.seconds for _, result in branches), 3),
+            supervised_tokens=sum(result.supervised_tokens for result in results),
+            branch_tokens=[result.supervised_tokens for result in results],
+            steps=[result.steps for result in results],
+            seconds=round(sum(result.seconds for result in results), 3),
             branch_distance=distances,
             points=points,
             plain=plain,
             chosen=chosen,
         )
-        result.save(path)
-        return result
+        found.save(path)
+        return found
 
-    def train(self, spec: BranchSpec) -> tuple[BranchDir, BranchResult]:
-        """The cell of `spec`, trained unless it is there."""
-        branch = self.study.dir.cell(cell_mark(spec))
-        if not branch.spec.is_file():
-            spec.save(branch.spec)
-        return branch, train_branch(self.study.dir.run, branch, base=self.study.base)
-
-    def _steps(
-        self, method: MethodConfig, specs: list[BranchSpec], branches: list[tuple[BranchDir, BranchResult]]
+    def _merge(
+        self, name: str, rule: MergeRule | None, cells: Sequence[Cell]
     ) -> tuple[dict[float | None, State], list[float]]:
-        """Ridge (None where the rule has none) → the merge's step from θ0; and how far each branch went."""
-        folders = [branch.checkpoint for branch, _ in branches]
-        tokens = [result.supervised_tokens for _, result in branches]
-        if method.merge in FOREIGN_RULES:
-            distances = [norm(self.ray.step(folder)) for folder in folders]
-            work = self.study.dir.job(self.seed, self.budget) / "mergekit"
-            return {
-                None: foreign_step(self.ray, method.merge, folders, tokens, self.study.theta0.path, work)
-            }, distances
-        rule = find_rule(method.merge)
-        merged = Branches(folders, tokens)
-        weights = rule.weights(merged)
-        if rule.tensor is not None:
-            out = self.study.dir.job(self.seed, self.budget) / "tensors"
-            distances = merge_tensors(rule, merged, out, base=self.study.theta0.path, ridge=OTHER_RIDGE)
-            step = self.ray.step(out)
-            shutil.rmtree(out)
-            return {None: step}, distances
-        if rule.sums is None:
-            mean, distances = self.ray.mean(folders, weights)
+        """Ridge (None where the rule has none) → the merge's step from θ0; and how far each branch went.
+
+        Args:
+            rule: merit's rule of this name; None for one of mergekit's.
+        """
+        branches = Branches(
+            [cell.branch.checkpoint for cell in cells], [cell.result.supervised_tokens for cell in cells]
+        )
+        if rule is not None and rule.is_average:
+            mean, distances = self.ray.mean(branches.folders, rule.weights(branches))
             return {None: mean}, distances
+        if rule is not None and rule.sums is not None:
+            return self._merge_by_sums(rule, branches, cells)
+        out = self.folder / "merged"
+        shutil.rmtree(out, ignore_errors=True)
+        if rule is not None:
+            distances = merge_tensors(rule, branches, out, base=self.study.theta0.path, ridge=OTHER_RIDGE)
+        else:
+            distances = [norm(self.ray.step(folder)) for folder in branches.folders]
+            merge_by_mergekit(name, branches, self.study.theta0.path, out)
+        step = self.ray.step(out)
+        shutil.rmtree(out)
+        return {None: step}, distances
+
+    def _merge_by_sums(
+        self, rule: MergeRule, branches: Branches, cells: Sequence[Cell]
+    ) -> tuple[dict[float | None, State], list[float]]:
+        """A rule that sees every branch's training rows: measured once, solved for every ridge."""
+        if rule.sums is None:
+            raise StageError(f"{rule.label}: this rule has no sums over branches")
+        config = self.study.config.curvature
         sums = rule.sums(self.ray.theta0)
         distances = []
-        for spec, folder, weight in zip(specs, folders, weights, strict=True):
-            step = self.ray.step(folder)
+        for cell, weight in zip(cells, rule.weights(branches), strict=True):
+            step = self.ray.step(cell.branch.checkpoint)
             distances.append(norm(step))
-            rows = training_rows(self.study.dir.root, spec, self.study.config.curvature.examples)
+            rows = training_rows(self.study.dir.root, cell.spec, config.examples)
             sums.add(self.ray.set(step), step, weight, rows)
-        return {ridge: sums.solve(ridge) for ridge in self.study.config.curvature.ridge}, distances
+        return {ridge: sums.solve(ridge) for ridge in config.ridge}, distances
 
     def _point_of(self, step: State, scale: float, ridge: float | None, mark: str) -> PointResult:
         scores = self._point(self.ray.set(step, scale), mark, test=False)
@@ -224,7 +296,7 @@ class Job:
         )
 
     def _point(self, model: Any, mark: str, *, test: bool) -> PointScores:
-        """The scores of what `model` is now; measured unless they are there."""
+        """The scores of `model` with its present weights; measured unless they are there."""
         path = self.study.dir.point(mark)
         known = kept(path, PointScores).record
         if known is not None and (known.test is not None or not test):
@@ -243,130 +315,12 @@ class Job:
         return scores
 
     def _mark(self, *parts: Any) -> str:
-        """Of a model that `parts` make from θ0, measured on this seed's examples."""
+        """The fingerprint of a model that `parts` make from θ0, measured on this seed's examples."""
         return fingerprint(VERSION, parts, self.examples.mark, self.study.theta0.fingerprint)
 
-    def _load(self) -> Any:
-        theta0 = self.study.theta0
-        return load_model(theta0.path, trust_remote_code=theta0.trust_remote_code)
-
     def _tell(self, done: float, total: float, note: str) -> None:
-        folder = self.study.dir.job(self.seed, self.budget)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_state(folder / "progress.json", done, max(1, total), note)
-
-
-_SEED_STEP = 1000  # between the training seeds of two study seeds: room for a soup's copies
-
-
-class SeedData:
-    """One seed: its data, and its conflict, which is measured once for all methods and budgets.
-
-    Attributes:
-        evidence: how many axes the data support.
-    """
-
-    def __init__(self, study: Study, seed: int, progress: Progress = SILENT) -> None:
-        """Reads and measures what is not there yet.
-
-        Raises:
-            InputError: a dataset cannot be read or measured.
-        """
-        self.study, self.seed = study, seed
-        self.run = study.dir.seed(seed)
-        config = study.run_config(seed)
-        self.mixture: Mixture = build_mixture(config, study.base, self.run, study.tokenizer, progress)
-        theta0 = study.theta0
-        measurement = Measurement(
-            self.run,
-            self.mixture,
-            lambda: load_model(theta0.path, trust_remote_code=theta0.trust_remote_code),
-            config.calibration,
-            theta0.fingerprint,
-            pick_precision(config.train.precision),
-            progress,
-        )
-        self.store = collect_sketches(measurement)
-        most = max(2, *(item.axes for item in study.config.methods.values() if isinstance(item.axes, int)))
-        most = min(most, len(self.mixture.names))
-        _, axes, similarity = measure_conflict(self.run, self.mixture, self.store, most, study.config.centre)
-        self.axes: AxesResult = axes
-        self.similarity: NDArray[np.float64] = similarity
-        self.halves = half_gram(self.store.companion, self.mixture.names)
-        self.evidence: AxesEvidence = weigh_axes(self.halves, self.mixture.planned_tokens, centre=study.config.centre)
-
-    def partition(self, method: MethodConfig) -> Partition:
-        """The method's groups. A soup's are copies of the whole; no axis worth a cut is joint training."""
-        splitter, axes = method.splitter, 1
-        if isinstance(method.axes, int):
-            axes = method.axes
-        else:
-            axes = min(self.evidence.recommended, len(self.axes.scores[0]))
-            if axes == 0:
-                splitter, axes = UNSPLIT, 1
-        partition = make_partition(
-            splitter,
-            SplitRequest(
-                self.mixture.planned_tokens, r=axes, seed=self.seed, axes=self.axes, similarity=self.similarity
-            ),
-        )
-        if method.copies is not None:
-            return partition.model_copy(update={"groups": [partition.groups[0]] * method.copies})
-        return partition
-
-    def specs(self, method: MethodConfig, budget: float) -> list[BranchSpec]:
-        """One a branch."""
-        return [
-            self.spec(
-                group.datasets,
-                budget,
-                epochs=method.epochs,
-                rate=method.rate,
-                pull=method.pull,
-                copy=k if method.copies is not None else 0,
-            )
-            for k, group in enumerate(self.partition(method).groups)
-        ]
-
-    def spec(
-        self, names: Sequence[str], budget: float, *, epochs: float, rate: float, pull: float = 0.0, copy: int = 0
-    ) -> BranchSpec:
-        """The training on `names`. Nothing in it says which method asked."""
-        study, train = self.study, self.study.config.train
-        summaries = {item.name: item for item in self.mixture.datasets}
-        order = sorted(names)  # the same group is the same cell, however it was found
-        data = [
-            BranchData(
-                name=name,
-                data=relative(self.run.data(name), study.dir.root),
-                weight=summaries[name].weight * budget,
-                fingerprint=summaries[name].fingerprint,
-            )
-            for name in order
-        ]
-        recipe = train.model_copy(
-            update={"epochs": train.epochs * epochs, "learning_rate": train.learning_rate * rate, "pull": pull}
-        )
-        planned = sum(summaries[name].planned_tokens for name in order) * budget * recipe.epochs
-        return BranchSpec(
-            method="study",
-            branch=0,
-            model=study.model,
-            model_fingerprint=study.theta0.fingerprint,
-            train=recipe,
-            data=data,
-            max_length=self.mixture.max_length,
-            planned_tokens=round(planned),
-            seed=self.seed * _SEED_STEP + copy,
-        )
-
-
-def cell_mark(spec: BranchSpec) -> str:
-    """The cell's name."""
-    return fingerprint(spec)
-
-
-_SECONDS = 3600
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_state(self.folder / "progress.json", done, max(1, total), note)
 
 
 def mergekit() -> str | None:
@@ -375,29 +329,24 @@ def mergekit() -> str | None:
     return str(beside) if beside.is_file() else shutil.which("mergekit-yaml")
 
 
-def foreign_step(
-    ray: Ray, method: str, folders: Sequence[Path], tokens: Sequence[int], base: Path, work: Path
-) -> State:
-    """The step from θ0 that mergekit's `method` makes of the branches, at its own defaults.
+def merge_by_mergekit(method: str, branches: Branches, base: Path, out: Path) -> None:
+    """Writes mergekit's merge of the branches to `out`, at the method's own defaults.
 
     Raises:
-        StageError: mergekit is not installed, took too long, or failed; says what it printed last.
+        StageError: mergekit is not installed, took too long, or failed; quotes the last line that it printed.
     """
     program = mergekit()
     if program is None:
         raise StageError("mergekit is not installed")
-    recipe, out = work / "recipe.yaml", work / "out"
-    shutil.rmtree(work, ignore_errors=True)
-    models = [str(folder) for folder in folders]
-    write_text(recipe, other_method_recipe(method, models, [float(n) for n in tokens], str(base), "float32"))
+    recipe = out.with_name("recipe.yaml")
+    models = [str(folder) for folder in branches.folders]
+    weights = [float(count) for count in branches.tokens]
+    write_text(recipe, other_method_recipe(method, models, weights, str(base), "float32"))
     command = [program, str(recipe), str(out), "--no-copy-tokenizer", "--random-seed", "0"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_MERGEKIT_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        raise StageError(f"mergekit-yaml has not finished {recipe} within {_SECONDS} s") from None
+        raise StageError(f"mergekit-yaml has not finished {recipe} within {_MERGEKIT_SECONDS} s") from None
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["nothing"])[-1][:300]
         raise StageError(f"mergekit-yaml failed on {recipe}: {said}")
-    step = ray.step(out)
-    shutil.rmtree(work, ignore_errors=True)
-    return step

@@ -1,26 +1,29 @@
-"""One model on the held-out examples of a seed: those that choose, and those that are reported."""
+"""The measured loss of a study's models: on which examples, and the records that are kept of it.
+
+Validation examples choose, test examples are reported.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from merit.base.errors import InputError
 from merit.base.kept import kept
 from merit.base.record import Record, fingerprint
-from merit.compute.losses import example_scores
-from merit.config.study import MEASURED, FacesConfig
-from merit.data.example import Encoded
-from merit.data.mixture import Mixture
+from merit.config.study import MEASURED
+from merit.context import RunContext
+from merit.data.example import IGNORED, Encoded, Example, Message
 from merit.data.store import EncodedDataset
-from merit.evaluate.drift import DriftSet, general_prompts, general_texts
+from merit.evaluate.drift import DriftSet
 from merit.evaluate.scores import DatasetScore
-from merit.models.loading import Precision
-from merit.run.layout import RunDir
 from merit.study.spec import Study
+
+if TYPE_CHECKING:
+    from merit.models.loading import Precision
 
 Face = Literal["in_mixture", "unseen", "retention"]
 FACES: tuple[Face, ...] = ("in_mixture", "unseen", "retention")
@@ -127,43 +130,36 @@ class Examples:
     mark: str  # of all of them
 
     @classmethod
-    def of(
-        cls,
-        run: RunDir,
-        mixture: Mixture,
-        retained: frozenset[str],
-        config: FacesConfig,
-        others: Mapping[str, Sequence[Encoded]],
-    ) -> Examples:
+    def of(cls, study: Study, run: RunContext, drift: DriftSet | None) -> Examples:
         """Takes them in the order of their content hash, validation first.
 
-        Args:
-            retained: names of the datasets that measure retention.
-            others: what measures it besides; every other row validates.
+        Retention is also measured on θ0's own answers and on plain text, whose every token counts; every other row of
+        these validates.
 
         Raises:
             InputError: a dataset has too few held-out examples; names it.
         """
+        faces, mixture = study.config.faces, run.mixture
         validation, test = [], []
         for item in (*mixture.datasets, *mixture.unseen):
-            face: Face = "retention" if item.name in retained else "unseen"
+            face: Face = "retention" if item.name in study.config.retention else "unseen"
             if item in mixture.datasets:
                 face = "in_mixture"
-            stored = EncodedDataset.open(run.data(item.name))
-            rows = [stored[int(row)] for row in stored.held_out[: config.validation + config.test]]
-            if len(rows) < config.validation + 2:
+            stored = EncodedDataset.open(run.run.data(item.name))
+            rows = [stored[int(row)].encoded for row in stored.held_out[: faces.validation + faces.test]]
+            if len(rows) < faces.validation + 2:
                 raise InputError(
-                    f"{len(rows)} held-out examples; a study needs {config.validation + 2} at least, "
-                    f"of which {config.validation} validate: give more rows, or hold out a larger share",
+                    f"{len(rows)} held-out examples; a study needs {faces.validation + 2} at least, "
+                    f"of which {faces.validation} validate: give more rows, or hold out a larger share",
                     field=f"{'mixture' if face == 'in_mixture' else face}.{item.name}",
                 )
-            encoded = [row.encoded for row in rows]
-            validation.append(Part(face, item.name, encoded[: config.validation]))
-            test.append(Part(face, item.name, encoded[config.validation :]))
-        for name, rows_of in others.items():
-            if len(rows_of) >= _FEWEST:
-                validation.append(Part("retention", name, list(rows_of[::2])))
-                test.append(Part("retention", name, list(rows_of[1::2])))
+            validation.append(Part(face, item.name, rows[: faces.validation]))
+            test.append(Part(face, item.name, rows[faces.validation :]))
+        others = {DRIFT: drift.encoded if drift is not None else [], TEXT: _plain_text(run, faces.text)}
+        for name, rows in others.items():
+            if len(rows) >= _FEWEST:
+                validation.append(Part("retention", name, rows[::2]))
+                test.append(Part("retention", name, rows[1::2]))
         mark = fingerprint(
             [
                 [part.face, part.name, [[row.input_ids, row.labels] for row in part.rows]]
@@ -173,86 +169,80 @@ class Examples:
         return cls(validation, test, mark)
 
 
-def measure(model: Any, parts: list[Part], *, batch_tokens: int, precision: Precision) -> Faces:
-    """Loss and exactness of every example of `parts`."""
+def measure(model: Any, parts: Sequence[Part], *, batch_tokens: int, precision: Precision) -> Faces:
+    """Loss of every example of `parts`, and whether greedy decoding would give its reference."""
+    from merit.compute.losses import example_scores
+
     rows = [row for part in parts for row in part.rows]
     losses, tokens, exact = example_scores(model, rows, batch_tokens=batch_tokens, precision=precision)
-    faces: dict[Face, list[DatasetScore]] = {"in_mixture": [], "unseen": [], "retention": []}
+    faces: dict[str, list[DatasetScore]] = {face: [] for face in FACES}
     at = 0
     for part in parts:
         end = at + len(part.rows)
-        score = DatasetScore(
-            name=part.name,
-            losses=[round(value, _DIGITS) for value in losses[at:end]],
-            tokens=tokens[at:end],
-            exact=exact[at:end],
-        )
+        rounded = [round(value, _DIGITS) for value in losses[at:end]]
+        score = DatasetScore(name=part.name, losses=rounded, tokens=tokens[at:end], exact=exact[at:end])
         faces[part.face].append(score)
         at = end
     return Faces(**faces)
 
 
-def other_rows(study: Study, drift: DriftSet | None) -> dict[str, list[Encoded]]:
-    """What measures retention and is no dataset: θ0's own answers, and plain text, whose every token counts."""
-    found: dict[str, list[Encoded]] = {}
-    if drift is not None:
-        found[DRIFT] = drift.encoded
-    if study.config.faces.text:
-        texts = [study.tokenizer(text)["input_ids"] for text in general_texts(study.config.faces.text)]
-        found[TEXT] = [Encoded(ids, ids) for ids in texts]
-    return found
+def drift_set(study: Study, run: RunContext, load: Callable[[], Any]) -> DriftSet | None:
+    """θ0's own greedy answers to prompts of the datasets to retain, in turn, or to merit's general prompts. Kept.
 
-
-def drift_set(
-    study: Study, seed: int, mixture: Mixture, load: Callable[[], Any], progress: Callable[[int], None] = lambda _: None
-) -> DriftSet | None:
-    """θ0's own greedy answers: to prompts of what it is to retain, in turn, or to merit's general prompts. Kept.
-
-    An answer that ends at once would measure nothing but the end token; such prompts are left out.
+    An answer that ends at once would measure nothing but the end token, so such prompts are left out.
     """
     faces = study.config.faces
     if not faces.drift:
         return None
-    from merit.data.encode import Encoder
-    from merit.data.example import Example, Message
     from merit.evaluate.answers import greedy_answers
 
-    run = study.dir.seed(seed)
-    mark = fingerprint(faces, study.theta0.fingerprint, [item.fingerprint for item in mixture.unseen])
-    path = study.dir.drift(seed)
+    mark = fingerprint(faces, study.theta0.fingerprint, [item.fingerprint for item in run.mixture.unseen])
+    path = study.dir.drift(run.config.seed)
     stored = kept(path, DriftSet, {"fingerprint": mark}).record
     if stored is not None:
         return stored
-    prompts = _retained_prompts(study, run, faces)
-    if not prompts:
-        encoder = Encoder(study.tokenizer, mixture.max_length)
-        texts = general_prompts(faces.drift)
-        prompts = [encoder.prompt_ids(Example(prompt=(Message("user", text),), completion=())) for text in texts]
+    tokenizer = run.tokenizer
+    prompts = _retained_prompts(study, run) or _general_prompts(run, faces.drift)
     answers = greedy_answers(
-        load(),
-        study.tokenizer,
-        prompts,
-        max_new_tokens=faces.max_new_tokens,
-        batch_tokens=faces.batch_tokens,
-        advance=progress,
+        load(), tokenizer, prompts, max_new_tokens=faces.max_new_tokens, batch_tokens=faces.batch_tokens
     )
     answered = [(ids, answer) for ids, answer in zip(prompts, answers, strict=True) if len(answer) > 1]
     made = DriftSet(
         fingerprint=mark,
-        prompts=[study.tokenizer.decode(ids) for ids, _ in answered],
-        answers=[study.tokenizer.decode(answer, skip_special_tokens=True) for _, answer in answered],
+        prompts=[tokenizer.decode(ids) for ids, _ in answered],
+        answers=[tokenizer.decode(answer, skip_special_tokens=True) for _, answer in answered],
         input_ids=[[*ids, *answer] for ids, answer in answered],
-        labels=[[-100] * len(ids) + list(answer) for ids, answer in answered],
+        labels=[[IGNORED] * len(ids) + list(answer) for ids, answer in answered],
     )
     made.save(path)
     return made
 
 
-def _retained_prompts(study: Study, run: RunDir, faces: FacesConfig) -> list[list[int]]:
+def _retained_prompts(study: Study, run: RunContext) -> list[list[int]]:
+    """Token ids of held-out prompts, a dataset after the other: the last of the test examples first."""
+    faces = study.config.faces
     found: list[list[int]] = []
-    stored = [EncodedDataset.open(run.data(name)) for name in study.config.retention]
+    stored = [EncodedDataset.open(run.run.data(name)) for name in study.config.retention]
     place = faces.validation + faces.test - 1
     while stored and len(found) < faces.drift and place >= 0:
         found += [list(item[int(item.held_out[place])].prompt_ids) for item in stored if place < len(item.held_out)]
         place -= 1
     return found[: faces.drift]
+
+
+def _general_prompts(run: RunContext, count: int) -> list[list[int]]:
+    from merit.data.encode import Encoder
+    from merit.evaluate.drift import general_prompts
+
+    encoder = Encoder(run.tokenizer, run.mixture.max_length)
+    texts = general_prompts(count)
+    return [encoder.prompt_ids(Example(prompt=(Message("user", text),), completion=())) for text in texts]
+
+
+def _plain_text(run: RunContext, count: int) -> list[Encoded]:
+    if not count:
+        return []
+    from merit.evaluate.drift import general_texts
+
+    texts = [run.tokenizer(text)["input_ids"] for text in general_texts(count)]
+    return [Encoded(ids, ids) for ids in texts]

@@ -1,22 +1,21 @@
-"""Does conflict predict harm? θ0 is tuned on every dataset alone, and the loss of all others is looked at.
+"""Does conflict predict harm? θ0 is tuned on every dataset alone, and the loss of all others is measured.
 
-Ways to say how alike two datasets' gradients are; the study asks which of them foretells harm.
+The study asks which of these ways to say how alike two datasets' gradients are foretells harm:
 
 raw             cosine of the mean gradients, as published
-disattenuated   as between the true means: divided by √(reliability · reliability)
+disattenuated   cosine of the true means, as estimated: raw divided by √(reliability · reliability)
 matrices        without norm weights and biases, which hold much of the energy in few coordinates
-adam            gradients divided by √RMS of the mixture's: the inner product ⟨g_i, g_j / RMS⟩, what AdamW's step on j
-                does to i in first order
+adam            gradients divided by √RMS of the mixture's: the inner product ⟨g_i, g_j / RMS⟩, the first-order effect
+                of AdamW's step on j on the loss of i
 rms             gradients divided by the RMS: every coordinate counts alike (the diagonal Fisher's inverse as metric)
 curvature       the same with damping: ⟨g_i, (F + λ)⁻¹ g_j⟩, F the mixture's mean squared gradient, λ its mean
 
-RMS and F are taken over the half-set means of all datasets, coordinate by coordinate of what the sketch keeps: exact
-for a full sketch, sums of a hundred coordinates for a fold.
+RMS and F are means over the half-sets of all datasets, for each number that the sketch keeps. For a full sketch they
+are exact; in a fold each number is a sum of a hundred coordinates.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -27,12 +26,11 @@ from scipy import stats
 from merit.base.errors import InputError
 from merit.base.kept import kept
 from merit.base.record import Record, fingerprint
-from merit.conflict.similarity import HalfGram, cosines, disattenuated
-from merit.evaluate.scores import DatasetScore
+from merit.conflict.similarity import HalfGram, cosines, disattenuated, half_gram
 from merit.gradients.store import SketchStore
+from merit.split.evidence import AxesEvidence
 from merit.study.compare import Interval
-from merit.study.job import cell_mark
-from merit.study.measure import measure
+from merit.study.measure import Part, measure
 
 if TYPE_CHECKING:
     from merit.study.job import Job
@@ -120,49 +118,52 @@ def ask(job: Job) -> QuestionResult:
     Raises:
         InputError, StageError: as training.
     """
-
-    question = job.study.config.question
+    study, data = job.study, job.data
+    question = study.config.question
     if question is None:
         raise InputError("the study file asks no question", field="question")
-    names = job.data.mixture.names
-    specs = [job.data.spec([name], job.share, epochs=question.epochs, rate=question.rate) for name in names]
+    names = data.mixture.names
+    train = study.config.train
+    recipe = train.model_copy(
+        update={"epochs": train.epochs * question.epochs, "learning_rate": train.learning_rate * question.rate}
+    )
+    specs = [data.spec([name], job.share, recipe.model_copy(update={"pull": 0.0})) for name in names]
     mark = fingerprint("question", specs, job.examples.mark, VARIANTS)
-    path = job.study.dir.question(job.seed)
+    path = study.dir.question(job.seed)
     known = kept(path, QuestionResult, {"mark": mark}).record
     if known is not None:
         return known
     # All held-out examples: nothing is chosen here, and harm is small beside its noise.
-    parts = [part for part in (*job.examples.validation, *job.examples.test) if part.face == "in_mixture"]
-    tokens = job.study.config.faces.batch_tokens
+    parts = [
+        Part(chosen.face, chosen.name, [*chosen.rows, *reported.rows])
+        for chosen, reported in zip(job.examples.validation, job.examples.test, strict=True)
+        if chosen.face == "in_mixture"
+    ]
+    tokens = study.config.faces.batch_tokens
 
     def losses(model: object) -> list[float]:
-        scores = measure(model, parts, batch_tokens=tokens, precision=job.precision).in_mixture
-        return [_joined(scores[i], scores[i + len(names)]) for i in range(len(names))]
+        scores = measure(model, parts, batch_tokens=tokens, precision=job.precision)
+        return [score.loss for score in scores.in_mixture]
 
     base = losses(job.ray.reset())
     columns = []
     for spec in specs:
-        branch, _ = job.train(spec)
-        after = losses(job.ray.set(job.ray.step(branch.checkpoint)))
+        after = losses(job.ray.set(job.ray.step(job.train(spec).branch.checkpoint)))
         columns.append([b - a for a, b in zip(base, after, strict=True)])
-        if job.study.config.keep == "none":
-            shutil.rmtree(job.study.dir.cell(cell_mark(spec)).checkpoint, ignore_errors=True)
-    found = similarities(job.data.store, job.data.halves, names)
+        job.drop_weights(spec)
+    run = data.context.run
+    store = SketchStore.open(run.gradients)
+    found = similarities(store, half_gram(store.companion, names), names)
     result = QuestionResult(
         mark=mark,
         names=names,
         similarity={name: matrix.tolist() for name, matrix in found.items()},
         harm=[list(row) for row in zip(*columns, strict=True)],
         base=base,
-        recommended_axes=job.data.evidence.recommended,
+        recommended_axes=AxesEvidence.load(run.axes_evidence).recommended,
     )
     result.save(path)
     return result
-
-
-def _joined(a: DatasetScore, b: DatasetScore) -> float:
-    total = sum(a.tokens) + sum(b.tokens)
-    return (a.loss * sum(a.tokens) + b.loss * sum(b.tokens)) / total
 
 
 _SEED = 20260602

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
-import subprocess
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from merit.base.errors import InputError
 from merit.base.kept import kept
 from merit.base.machine import gpu_names, usable_cores
 from merit.base.record import Record
+from merit.config.run import versions
 from merit.study.compare import (
     AVERAGE,
     Comparison,
@@ -23,10 +25,9 @@ from merit.study.compare import (
     compare,
     contenders,
     difference,
-    face_names,
     shared_examples,
 )
-from merit.study.measure import PointScores, Summary
+from merit.study.measure import FACES, PointScores, Summary
 from merit.study.question import Answer, QuestionResult, answers
 from merit.study.run import summary, summary_so_far
 from merit.study.spec import Study
@@ -94,7 +95,7 @@ class Results(Record):
 
 
 def collect(study: Study) -> Results:
-    """Everything that jobs have come to so far, budget by budget."""
+    """The results of all jobs so far, budget by budget."""
     config = study.config
     found = {(s, b): summary_so_far(study, s, b) for s in config.seeds for b in config.budgets}
     by_budget = {b: largest_block([item for s in config.seeds if (item := found[s, b])]) for b in config.budgets}
@@ -110,9 +111,9 @@ def collect(study: Study) -> Results:
         comparisons += compare(study, budget, competing)
         known = shared_methods(items)
         rays += [_ray(study, budget, name, items) for name in config.methods if name in known]
-    any_items = next(iter(by_budget.values()))
-    faces = PointScores.load(study.dir.point(any_items[0].base)).test
-    asked = [_question(study, seed) for seed in config.seeds]
+    first = next(iter(by_budget.values()))[0]
+    faces = PointScores.load(study.dir.point(first.base)).test
+    asked = [kept(study.dir.question(seed), QuestionResult).record for seed in config.seeds]
     answered = [item for item in asked if item is not None]
     return Results(
         name=config.name,
@@ -120,11 +121,9 @@ def collect(study: Study) -> Results:
         seeds=sorted({item.seed for items in by_budget.values() for item in items}),
         budgets=list(by_budget),
         budget_seeds={budget: [item.seed for item in items] for budget, items in by_budget.items()},
-        parameters=any_items[0].parameters,
-        datasets={name: len(faces.face(name)) for name in ("in_mixture", "unseen", "retention")} if faces else {},
-        examples={n: sum(len(s.losses) for s in faces.face(n)) for n in ("in_mixture", "unseen", "retention")}
-        if faces
-        else {},
+        parameters=first.parameters,
+        datasets={face: len(faces.face(face)) for face in FACES} if faces else {},
+        examples={face: sum(len(s.losses) for s in faces.face(face)) for face in FACES} if faces else {},
         rows=rows,
         comparisons=comparisons,
         rays=rays,
@@ -133,7 +132,7 @@ def collect(study: Study) -> Results:
         shared_examples=shared_examples(study),
         skipped={name: why for items in by_budget.values() for item in items for name, why in item.skipped.items()},
         notes=_notes(study, by_budget),
-        machine=machine(),
+        machine=machine(study.base),
     )
 
 
@@ -168,7 +167,7 @@ def _row(study: Study, budget: str, item: Contender) -> Row:
         words=item.words,
         passes=item.passes,
         supervised_tokens=round(float(np.mean([m.supervised_tokens for m in methods]))) if methods else 0,
-        faces={face: interval(face) for face in face_names(item)},
+        faces={face: interval(face) for face in item.faces if face != AVERAGE},
         average=interval(AVERAGE),
         exact=item.exact(),
         drift=item.drift(),
@@ -179,35 +178,31 @@ def _row(study: Study, budget: str, item: Contender) -> Row:
 
 
 def _ray(study: Study, budget: str, name: str, items: Sequence[Summary]) -> Ray:
-    """Points at each scale, mean over seeds, at the ridge that validation chose, where test scores are."""
+    """A point for each scale that was measured on test examples in all seeds: the mean over seeds.
+
+    The ridge is the one that validation chose. Only long rays, and the points of a table's rows, are measured on test
+    examples.
+    """
     results = [item.methods[name] for item in items]
     points = []
     for scale in sorted({point.scale for point in results[0].points}):
-        found = []
-        chosen_by = []
-        for result in results:
-            ridge = result.points[result.chosen].ridge
-            point = next(p for p in result.points if p.scale == scale and p.ridge == ridge)
-            test = PointScores.load(study.dir.point(point.mark)).test
-            chosen_by.append(point.validation)
-            if test is not None:
-                found.append(test.losses)
-        if len(found) < len(results):  # only points of long rays, and those that a row shows, are measured on test
-            continue
-        mean = {face: float(np.mean([losses[face] for losses in found])) for face in found[0]}
-        points.append(
-            RayPoint(
-                scale=scale,
-                faces=mean,
-                average=float(np.mean(list(mean.values()))),
-                validation={face: float(np.mean([item[face] for item in chosen_by])) for face in chosen_by[0]},
-            )
-        )
+        found = [
+            next(p for p in result.points if p.scale == scale and p.ridge == result.points[result.chosen].ridge)
+            for result in results
+        ]
+        tests = [
+            scores.test for point in found if (scores := PointScores.load(study.dir.point(point.mark))).test is not None
+        ]
+        if len(tests) == len(found):
+            faces = _mean([test.losses for test in tests if test])
+            validation = _mean([point.validation for point in found])
+            average = float(np.mean([*faces.values()]))
+            points.append(RayPoint(scale=scale, faces=faces, average=average, validation=validation))
     return Ray(budget=budget, method=name, points=points)
 
 
-def _question(study: Study, seed: int) -> QuestionResult | None:
-    return kept(study.dir.question(seed), QuestionResult).record
+def _mean(items: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([item[name] for item in items])) for name in items[0]}
 
 
 def _notes(study: Study, by_budget: dict[str, list[Summary]]) -> list[str]:
@@ -230,27 +225,15 @@ def _notes(study: Study, by_budget: dict[str, list[Summary]]) -> list[str]:
     return notes
 
 
-def machine() -> dict[str, str]:
-    """Where and with what the tables were made. No host names."""
-    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    found["cores"] = str(usable_cores())
+def machine(base: Path) -> dict[str, str]:
+    """Where and with what the tables were made. No host names. `base`: whose commit is named."""
+    found = {"system": f"{platform.system()} {platform.machine()}", "cores": str(usable_cores())}
     cpu = Path("/proc/cpuinfo")
-    if cpu.is_file():
-        names = [
-            line.split(":", 1)[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")
-        ]
-        found["processor"] = names[0] if names else "unknown"
+    if cpu.is_file() and (names := re.findall(r"^model name\s*:\s*(.*)$", cpu.read_text(), re.MULTILINE)):
+        found["processor"] = names[0]
     if gpus := gpu_names():
         found["gpu"] = ", ".join(sorted(set(gpus)))
-    for package in ("merit-tuning", "torch", "transformers", "trl", "reasoning-gym"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    try:
-        here = Path(__file__).parent
-        command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
-        found["commit"] = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        pass
+    found |= versions(base)
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        found["reasoning-gym"] = metadata.version("reasoning-gym")
     return found

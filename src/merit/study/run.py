@@ -1,8 +1,7 @@
-"""`merit study`: θ0, then a job a seed and budget on the executor, then the tables. Resumes; skips what is done."""
+"""`merit study`: θ0, then a job for each seed and budget on the executor. Resumes; skips what is done."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from merit.base.kept import kept
 from merit.base.machine import merit_command
 from merit.base.progress import SILENT, Progress
 from merit.base.record import Record, fingerprint
+from merit.config.run import BaselineConfig
+from merit.context import Method
 from merit.jobs.drive import RetryPolicy
 from merit.jobs.engine import make_executor
 from merit.jobs.job import Job as LaunchedJob
@@ -21,8 +22,6 @@ from merit.run.guard import run_lock
 from merit.run.layout import BranchDir
 from merit.study.measure import Summary
 from merit.study.spec import Study, job_mark
-
-_log = logging.getLogger(__name__)
 
 
 def run_study(
@@ -45,11 +44,11 @@ def run_study(
         if seed not in study.config.seeds:
             raise InputError(f"no seed {seed}; there are {', '.join(map(str, study.config.seeds))}", field="--seed")
     with run_lock(study.dir.run):
-        for folder in (study.dir.root / "points", study.dir.root / "cells"):
+        for folder in (study.dir.root / "points", study.dir.run.baselines):
             if folder.is_dir():
                 sweep_parts(folder)
         study.save()
-        launch = study.config.launch
+        launch = study.launch
         policy = RetryPolicy(retries=launch.retries, preemption_retries=launch.preemption_retries)
         executor = make_executor(launch, policy, study.dir.run.engine)
         if study.config.warmup is not None:
@@ -60,13 +59,44 @@ def run_study(
             for budget in study.config.budgets
             if (seeds is None or seed in seeds) and (budgets is None or budget in budgets)
         ]
-        jobs = [_launched(study, seed, budget) for seed, budget in wanted if summary(study, seed, budget) is None]
-        executor.run(jobs, progress)
+        jobs = {(s, b): _launched(study, s, b) for s, b in wanted if summary(study, s, b) is None}
+        if study.trains_apart:
+            for (seed, budget), job in jobs.items():
+                train_cells(study, seed, budget, progress)
+                executor.run([job], progress)
+        else:
+            executor.run([*jobs.values()], progress)
     return all(summary(study, s, b) is not None for s in study.config.seeds for b in study.config.budgets)
 
 
+def train_cells(study: Study, seed: int, budget: str, progress: Progress = SILENT) -> None:
+    """Trains the cells that one seed and budget needs as branch jobs, as `merit run` trains branches.
+
+    Each has the processes, the engine and the store that `launch` names. What the job has measured is left alone.
+
+    Raises:
+        InputError, StageError: as `merit.train.step.run_jobs`.
+    """
+    from merit.study.job import SeedData, cell_mark
+    from merit.train.job import branch_job
+    from merit.train.step import prepare_branch, run_jobs
+
+    known = summary_so_far(study, seed, budget)
+    data = SeedData(study, seed, progress)
+    todo = [method for name, method in study.config.methods.items() if known is None or name not in known.methods]
+    cells = {cell_mark(spec): spec for method in todo for spec in data.specs(method, study.config.budgets[budget])}
+    context = study.cell_run(progress)
+    jobs = []
+    for mark, spec in cells.items():
+        branch = study.dir.cell(mark)
+        if prepare_branch(branch, spec):
+            cell = Method(mark, study.dir.run.method(mark), BaselineConfig(splitter="single"))
+            jobs.append((branch, branch_job(context, cell, branch, spec)))
+    run_jobs(context, jobs)
+
+
 def summary(study: Study, seed: int, budget: str) -> Summary | None:
-    """What a finished job came to, if the study still asks for the same."""
+    """The results of a finished job, if the study still asks for the same."""
     return _load_summary(study, study.dir.summary(seed, budget))
 
 
@@ -96,7 +126,7 @@ def run_init(root: Path) -> None:
 
 
 class InitRecord(Record):
-    """`init/init.json`: says of what settings θ0 is the result; written last."""
+    """`init/init.json`: the settings that θ0 is the result of; written last."""
 
     mark: str
 

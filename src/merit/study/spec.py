@@ -1,30 +1,30 @@
-"""A study: its configuration, its directory, and θ0."""
+"""A study: its configuration, its directory, and the runs that it consists of."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
 from merit.base.errors import InputError
 from merit.base.files import write_text
+from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
-from merit.config.run import RunConfig
-from merit.config.sections import DatasetConfig, EvaluateConfig, ModelConfig
-from merit.config.study import StudyConfig
+from merit.config.launch import LaunchConfig
+from merit.config.run import BaselineConfig, RunConfig, resolve_paths
+from merit.config.sections import DatasetConfig, EvaluateConfig, ModelConfig, SplitConfig
+from merit.config.study import MethodConfig, StudyConfig
 from merit.config.yaml import load_section
+from merit.context import RunContext
+from merit.data.mixture import DatasetSummary
 from merit.models.source import ModelFolder, resolve_model
 from merit.run.guard import refuse_links
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-from merit.run.layout import BranchDir, RunDir
+from merit.run.layout import BranchDir, MethodDir, RunDir, relative
+from merit.train.spec import BranchData
 
 VERSION = 1  # raise it when a score would come out differently
 _EXAMPLE = "`mixture: …`, `seeds: [0, 1, 2]`"
@@ -33,8 +33,11 @@ _STEP = 1_000_003  # between the generator seeds of two study seeds
 
 @dataclass(frozen=True)
 class StudyDir:
-    """A study. Cells and points are named by the fingerprint of all that they depend on, so what is shared is there
-    once, and what is there is right."""
+    """The paths of a study.
+
+    It is a run directory, whose methods are the cells: one branch each, named by the fingerprint of its spec. So
+    `merit train STUDY --method CELL --branch 0` is the job that trains a cell. Each seed is a run directory, too.
+    """
 
     root: Path
 
@@ -44,26 +47,30 @@ class StudyDir:
 
     @property
     def init(self) -> Path:
-        """θ0 that was made here, its random start, and the data of its warm-up."""
+        """θ0 that the warm-up makes, its random start, and the data of its warm-up."""
         return self.root / "init"
 
     @property
     def init_done(self) -> Path:
-        """Says of what settings `init` is the result; written last."""
+        """The settings that `init` is the result of; written last."""
         return self.init / "init.json"
 
     @property
     def run(self) -> RunDir:
-        """The study as a run directory: its lock and its events."""
+        """The study as a run directory: its lock, its events, its cells."""
         return RunDir(self.root)
 
     def seed(self, seed: int) -> RunDir:
-        """One seed's data, gradients and conflict."""
+        """One seed's data, gradients, conflict and partitions."""
         return RunDir(self.root / "seeds" / str(seed))
+
+    def partition(self, seed: int, method: MethodConfig) -> MethodDir:
+        """Where the run of a seed keeps the partition that the method trains on."""
+        return self.seed(seed).method(_partition_name(method))
 
     def cell(self, mark: str) -> BranchDir:
         """One training."""
-        return BranchDir(self.root / "cells" / mark)
+        return self.run.method(mark).branch(0)
 
     def point(self, mark: str) -> Path:
         """The scores of one model."""
@@ -71,22 +78,22 @@ class StudyDir:
 
     def drift(self, seed: int) -> Path:
         """θ0's own answers to this seed's prompts."""
-        return self.root / "seeds" / str(seed) / "drift.json"
+        return self.seed(seed).root / "drift.json"
 
     def job(self, seed: int, budget: str) -> Path:
         return self.root / "jobs" / f"{seed}-{budget}"
 
     def summary(self, seed: int, budget: str) -> Path:
-        """What one seed and budget have come to: written by their job, read by the tables."""
+        """The results of one seed and budget: their job writes them, the tables read them."""
         return self.job(seed, budget) / "summary.json"
 
     def so_far(self, seed: int, budget: str) -> Path:
-        """The same of a job that has not finished: the methods that it has measured."""
+        """The same of an unfinished job: the methods that it has measured."""
         return self.job(seed, budget) / "so_far.json"
 
     def question(self, seed: int) -> Path:
         """Similarities and measured harm of one seed."""
-        return self.root / "seeds" / str(seed) / "question.json"
+        return self.seed(seed).root / "question.json"
 
     @property
     def results(self) -> Path:
@@ -125,7 +132,7 @@ class Study:
             output = base / (config.output or f"runs/{path.stem}")
         study = StudyDir(Path(os.path.abspath(output)))  # noqa: PTH100
         refuse_links(study.root)
-        return cls(resolve_study(config, base), base, study)
+        return cls(_with_absolute_paths(config, base), base, study)
 
     def save(self) -> None:
         """Writes study.yaml, from which jobs and reruns read the study."""
@@ -144,30 +151,51 @@ class Study:
         """θ0, found and checked, not loaded."""
         return resolve_model(self.model, self.base)
 
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """θ0's tokenizer."""
-        from merit.models.loading import load_tokenizer
+    @property
+    def trains_apart(self) -> bool:
+        """Whether each cell is a job of its own. A small model trains in seconds and a process takes ten to start, so
+        a study job trains its cells itself, unless `launch` gives a branch more than the study job has."""
+        launch = self.config.launch
+        return launch.store is not None or launch.processes > 1 or launch.accelerate is not None
 
-        return load_tokenizer(self.theta0, Path(self.model.chat_template) if self.model.chat_template else None)
+    @property
+    def launch(self) -> LaunchConfig:
+        """Where study jobs run: where they see the study's directory, which the machines behind a store do not."""
+        launch = self.config.launch
+        return launch.model_copy(update={"engine": "local"}) if launch.store is not None else launch
 
-    def run_config(self, seed: int) -> RunConfig:
-        """One seed's data as a run's configuration: generated datasets are drawn anew, files are the same rows."""
+    def seed_run(self, seed: int, progress: Progress = SILENT) -> RunContext:
+        """One seed as a run. A generated dataset is drawn anew for each seed; a file has the same rows for all.
+
+        The run's partitions are those that the study's methods need, each once.
+        """
         config = self.config
         measured = config.faces.validation + config.faces.test
         apart = {
             name: item if item.max_examples else item.model_copy(update={"max_examples": measured})
             for name, item in {**config.unseen, **config.retention}.items()
         }
-        return RunConfig(
+        run = RunConfig(
             model=self.model,
             mixture={name: reseeded(item, seed + 1) for name, item in config.mixture.items()},
             evaluate=EvaluateConfig(unseen={name: reseeded(item, seed + 1) for name, item in apart.items()}),
             held_out_fraction=config.held_out_fraction,
             train=config.train,
             calibration=config.calibration,
+            split=SplitConfig(axes="auto", centre=config.centre),
+            baselines={
+                _partition_name(item): BaselineConfig(splitter=item.splitter, axes=item.axes)
+                for item in config.methods.values()
+            },
+            launch=config.launch if self.trains_apart else LaunchConfig(parallel=1),  # one job, one device
             seed=seed,
         )
+        return RunContext(run, self.base, self.dir.seed(seed), progress)
+
+    def cell_run(self, progress: Progress = SILENT) -> RunContext:
+        """The run whose branches are the cells: it says where and how they are trained."""
+        config = self.seed_run(self.config.seeds[0]).config.model_copy(update={"launch": self.config.launch})
+        return RunContext(config, self.base, self.dir.run, progress)
 
 
 def reseeded(config: DatasetConfig, number: int) -> DatasetConfig:
@@ -179,27 +207,25 @@ def reseeded(config: DatasetConfig, number: int) -> DatasetConfig:
     return config.model_copy(update={"options": {**config.options, "seed": start + number * _STEP}})
 
 
-def resolve_study(config: StudyConfig, base: Path) -> StudyConfig:
-    """`config` with every path to a local file made absolute, so that jobs find them from the study's directory."""
-
-    def local(path: str) -> str:
-        try:
-            return str((base / path).resolve()) if (base / path).exists() else path
-        except (OSError, ValueError):
-            return path
-
-    def datasets(section: dict[str, DatasetConfig]) -> dict[str, DatasetConfig]:
-        return {name: item.model_copy(update={"path": local(item.path)}) for name, item in section.items()}
-
-    update: dict[str, object] = {name: datasets(getattr(config, name)) for name in ("mixture", "unseen", "retention")}
-    if config.model is not None:
-        update["model"] = config.model.model_copy(update={"path": local(config.model.path)})
-    return config.model_copy(update=update)
+def branch_data(datasets: Iterable[DatasetSummary], run: RunDir, root: Path, *, share: float = 1.0) -> list[BranchData]:
+    """The datasets of a training: a `share` of each one's examples, which `run` holds. Paths are relative to `root`."""
+    return [
+        BranchData(
+            name=item.name,
+            data=relative(run.data(item.name), root),
+            weight=item.weight * share,
+            fingerprint=item.fingerprint,
+        )
+        for item in datasets
+    ]
 
 
 def job_mark(study: Study) -> str:
-    """What a job's summary depends on besides its seed and budget. Fields at their default are left out, so that a
-    new version's new field makes no finished job stale; the methods are not, since their default may grow."""
+    """What a job's summary depends on besides its seed and budget.
+
+    Fields at their default are left out, so that a new field of a new version makes no finished job stale. Methods are
+    named in full, because the default set may grow.
+    """
     left = {
         "seeds",
         "budgets",
@@ -216,3 +242,24 @@ def job_mark(study: Study) -> str:
     config = study.config.model_dump(mode="json", exclude=left, exclude_defaults=True)
     methods = {name: item.model_dump(mode="json", exclude_defaults=True) for name, item in study.config.methods.items()}
     return fingerprint(VERSION, config, methods, study.theta0.fingerprint)
+
+
+def _partition_name(method: MethodConfig) -> str:
+    return f"{method.splitter}-{method.axes}"
+
+
+def _with_absolute_paths(config: StudyConfig, base: Path) -> StudyConfig:
+    """`config` with absolute paths to local files, so that jobs find them from the study's directory."""
+    sections = ("mixture", "unseen", "retention")
+    run = RunConfig.model_construct(
+        model=config.model or ModelConfig(path="none"),
+        mixture={name: item for section in sections for name, item in getattr(config, section).items()},
+        calibration=config.calibration,
+        launch=config.launch,
+    )
+    found = resolve_paths(run, base)
+    update: dict[str, object] = {
+        section: {name: found.mixture[name] for name in getattr(config, section)} for section in sections
+    }
+    update |= {"model": found.model} if config.model is not None else {}
+    return config.model_copy(update={**update, "calibration": found.calibration, "launch": found.launch})

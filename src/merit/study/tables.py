@@ -10,10 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from merit.base.files import atomic_path, write_text
-from merit.base.words import plain
-from merit.study.compare import Comparison, Interval
+from merit.base.words import NONE, decimal, plain, plural
+from merit.study.compare import AVERAGE, Comparison, Interval
 from merit.study.results import Ray, Results, Row, collect
 from merit.study.spec import Study
+
+Block = str | list[list[str]] | Path  # a line of Markdown, a table with its header, a figure
+
+_log = logging.getLogger(__name__)
+_FACES = {"in_mixture": "in-mixture", "unseen": "unseen", "retention": "retention", AVERAGE: "average"}
+_VERDICT = {"better": "▼ better", "worse": "▲ worse", "undecided": "undecided"}
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#222}"
+    "table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}"
+    "td,th{padding:.2rem .6rem;border-bottom:1px solid #ddd;text-align:right}"
+    "td:first-child,th:first-child{text-align:left}figure{margin:1.5rem 0}svg{max-width:100%;height:auto}"
+)
 
 
 def publish(study: Study) -> Results:
@@ -32,72 +44,101 @@ def publish(study: Study) -> Results:
 def draw(found: Results, folder: Path) -> None:
     """The tables and figures of results, which may be an earlier study's."""
     write_figures(found, folder)
-    write_text(folder / "tables.md", markdown(found))
+    blocks = document(found, folder)
+    write_text(folder / "tables.md", markdown(blocks))
     write_text(folder / "table.tex", latex_table(found))
-    write_text(folder / "results.html", html_page(found, folder))
+    write_text(folder / "results.html", html_page(f"Study: {found.name}", blocks))
 
 
-_FACES = {"in_mixture": "in-mixture", "unseen": "unseen", "retention": "retention", "average": "average"}
-_VERDICT = {"better": "▼ better", "worse": "▲ worse", "undecided": "undecided"}
-
-
-def console_lines(results: Results) -> list[str]:
-    """What `merit study` prints: notes, and how the subjects fare against each control."""
-    lines = [f"{results.name}: {len(results.seeds)} seeds, budgets {', '.join(results.budgets)}"]
-    lines += [f"  {note}" for note in results.notes]
+def document(results: Results, folder: Path) -> list[Block]:
+    """All tables, and the figures that are in `folder`."""
+    blocks: list[Block] = [f"# Study: {results.name}", *_preface(results)]
     for budget in results.budgets:
-        lines.append(f"{_title(results, budget)}:")
-        lines += [f"  {line}" for line in _grid(header(results), [_cells(row, results) for row in of(results, budget)])]
-    return lines
-
-
-def _title(results: Results, budget: str) -> str:
-    seeds = len(results.seeds_of(budget))
-    return budget if seeds == len(results.seeds) else f"{budget} ({seeds} seed{'s' * (seeds != 1)})"
-
-
-def of(results: Results, budget: str) -> list[Row]:
-    """The rows of one budget."""
-    return [row for row in results.rows if row.budget == budget]
-
-
-def header(results: Results) -> list[str]:
-    """Of the main table."""
-    faces = [_FACES[face] for face in _faces(results)]
-    return ["method", "tokens", *faces, "average", "exact", "drift", "‖θ−θ0‖"]
-
-
-def markdown(results: Results) -> str:
-    """All tables."""
-    lines = [f"# Study: {results.name}", "", *_preface(results)]
-    for budget in results.budgets:
-        lines += [
-            "",
-            f"## Budget: {_title(results, budget)}",
-            "",
+        blocks += [
+            f"## Budget: {budget_title(results, budget)}",
             "Test loss (nats a supervised token), mean over seeds ± half of the 95% interval. Lower is better.",
-        ]
-        lines += ["", *_md([header(results), *(_cells(row, results) for row in of(results, budget))]), ""]
-        lines += ["What validation chose, seed by seed:", ""]
-        lines += [f"- `{row.label}`: {'; '.join(row.chosen)}" for row in of(results, budget) if row.chosen]
-        lines += [
-            "",
+            main_table(results, budget),
+            "What validation chose, seed by seed:",
+            *(f"- `{row.label}`: {'; '.join(row.chosen)}" for row in _rows(results, budget) if row.chosen),
+            *sorted(folder.glob(f"*-{budget}.svg")),
             f"### Differences, {budget}",
-            "",
             "Loss of the first minus loss of the second; negative: the first is better.",
         ]
-        for face in (*_faces(results), "average"):
+        for face in (*_faces(results), AVERAGE):
             found = [c for c in results.comparisons if c.budget == budget and c.face == face]
             if found:
-                lines += ["", f"**{_FACES[face]}**", "", *_md([_COMPARED, *(_compared(item) for item in found)])]
+                blocks += [f"**{_FACES[face]}**", [_COMPARED, *(_compared(item) for item in found)]]
     if results.answers:
-        lines += ["", "## Does conflict predict harm?", "", *_md(_answer_rows(results))]
+        blocks += ["## Does conflict predict harm?", _answers(results), *folder.glob("harm.svg")]
+    return blocks
+
+
+def main_table(results: Results, budget: str) -> list[list[str]]:
+    """Header and a row for each method of one budget."""
+    faces = _faces(results)
+    rows = [["method", "tokens", *(_FACES[face] for face in faces), "average", "exact", "drift", "‖θ−θ0‖"]]
+    for row in _rows(results, budget):
+        values = [*(row.faces[face] for face in faces), row.average]
+        rows.append(
+            [
+                row.label,
+                f"{row.passes:g}",
+                *(f"{item.value:.3f} ± {_half(item):.3f}" for item in values),
+                NONE if row.exact is None else f"{row.exact:.1%}",
+                decimal(row.drift),
+                f"{row.distance:.2f}",
+            ]
+        )
+    return rows
+
+
+def budget_title(results: Results, budget: str) -> str:
+    """The budget's name, with the number of seeds if it is not that of the study."""
+    seeds = len(results.seeds_of(budget))
+    return budget if seeds == len(results.seeds) else f"{budget} ({plural(seeds, 'seed')})"
+
+
+def markdown(blocks: Sequence[Block]) -> str:
+    """The blocks but the figures, with an empty line between two that are not of one list."""
+    lines: list[str] = []
+    for block in blocks:
+        if isinstance(block, Path):
+            continue
+        if lines and not (isinstance(block, str) and block[:2] == "- " == lines[-1][:2]):
+            lines.append("")
+        if isinstance(block, str):
+            lines.append(block)
+            continue
+        rows = ["| " + " | ".join(map(plain, row)) + " |" for row in block]
+        lines += [rows[0], "|" + " --- |" * len(block[0]), *rows[1:]]
     return "\n".join(lines) + "\n"
+
+
+def html_page(title: str, blocks: Sequence[Block]) -> str:
+    """One page without scripts or network; figures are inline."""
+    parts = [
+        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
+        f"<title>{html.escape(title)}</title>",
+        f"<style>{_STYLE}</style>",
+    ]
+    for block in blocks:
+        if isinstance(block, Path):
+            drawn = block.read_text(encoding="utf-8")
+            parts.append(f"<figure>{drawn[drawn.index('<svg') :]}</figure>")
+        elif isinstance(block, str):
+            level = len(block) - len(block.lstrip("#"))
+            tag = f"h{level}" if level else "p"
+            parts.append(f"<{tag}>{_marked(block.removeprefix('- ').lstrip('# '))}</{tag}>")
+        else:
+            head, *rows = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in block]
+            body = "".join(f"<tr>{row}</tr>" for row in rows)
+            parts.append(f"<table><tr>{head.replace('td>', 'th>')}</tr>{body}</table>")
+    return "\n".join([*parts, "</html>"]) + "\n"
 
 
 def latex_table(results: Results) -> str:
     """The main table in the paper's shape: methods down, faces across, a block a budget."""
-    faces = [*_faces(results), "average"]
+    faces = [*_faces(results), AVERAGE]
     lines = [
         f"% {results.name}: test loss, mean over {len(results.seeds)} seeds; brackets: half of the 95% interval",
         "\\begin{tabular}{ll" + "r" * len(faces) + "}",
@@ -105,46 +146,18 @@ def latex_table(results: Results) -> str:
         "Method & Tokens & " + " & ".join(_FACES[face].capitalize() for face in faces) + " \\\\",
     ]
     for budget in results.budgets:
-        rows = of(results, budget)
-        best = {face: min(_value(row, face).value for row in rows) for face in faces}
+        rows = _rows(results, budget)
+        best = {face: min((row.faces | {AVERAGE: row.average})[face].value for row in rows) for face in faces}
         lines += ["\\midrule", f"\\multicolumn{{{2 + len(faces)}}}{{l}}{{\\emph{{Budget: {_tex(budget)}}}}} \\\\"]
         for row in rows:
             cells = []
             for face in faces:
-                item = _value(row, face)
+                item = (row.faces | {AVERAGE: row.average})[face]
                 number = f"{item.value:.3f}"
                 number = f"\\textbf{{{number}}}" if item.value == best[face] else number
                 cells.append(f"{number} {{\\scriptsize({_half(item):.3f})}}")
             lines.append(f"{_tex(row.label)} & {row.passes:g} & " + " & ".join(cells) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
-
-
-def html_page(results: Results, folder: Path) -> str:
-    """One page without scripts or network: tables, and the figures that lie in `folder`, inline."""
-    parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
-        f"<title>Study: {html.escape(results.name)}</title>",
-        "<style>body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#222}"
-        "table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}"
-        "td,th{padding:.2rem .6rem;border-bottom:1px solid #ddd;text-align:right}"
-        "td:first-child,th:first-child{text-align:left}figure{margin:1.5rem 0}svg{max-width:100%;height:auto}</style>",
-        f"<h1>Study: {html.escape(results.name)}</h1>",
-        *(f"<p>{_marked(line.strip('-# '))}</p>" for line in _preface(results) if line),
-    ]
-    for budget in results.budgets:
-        parts += [f"<h2>Budget: {html.escape(_title(results, budget))}</h2>"]
-        parts.append(_table([header(results), *(_cells(row, results) for row in of(results, budget))]))
-        for figure in sorted(folder.glob(f"*-{budget}.svg")):
-            drawn = figure.read_text(encoding="utf-8")
-            parts.append(f"<figure>{drawn[drawn.index('<svg') :]}</figure>")
-        for face in (*_faces(results), "average"):
-            found = [c for c in results.comparisons if c.budget == budget and c.face == face]
-            if found:
-                parts.append(f"<h3>Differences: {_FACES[face]}</h3>")
-                parts.append(_table([_COMPARED, *(_compared(item) for item in found)]))
-    if results.answers:
-        parts += ["<h2>Does conflict predict harm?</h2>", _table(_answer_rows(results))]
-    return "\n".join([*parts, "</html>"]) + "\n"
 
 
 _COMPARED = ["first", "second", "difference", "95% interval", "p (Holm)", "d", "of joint's gain", "datasets won", ""]
@@ -157,20 +170,19 @@ def _compared(item: Comparison) -> list[str]:
         f"{item.difference:+.3f}",
         f"[{item.low:+.3f}, {item.high:+.3f}]",
         f"{item.holm:.2g}",
-        "–" if item.effect is None else f"{item.effect:+.1f}",
-        "–" if item.share is None else f"{item.share:+.0%}",
+        NONE if item.effect is None else f"{item.effect:+.1f}",
+        NONE if item.share is None else f"{item.share:+.0%}",
         f"{item.wins} of {item.datasets}",
         _VERDICT[item.verdict],
     ]
 
 
-def _answer_rows(results: Results) -> list[list[str]]:
-    rows = [["similarity", "rank correlation with benefit", "centred", "centred, minus raw's"]]
-    for item in results.answers:
-        rows.append(
-            [item.variant, _span(item.rank), _span(item.centred), "–" if item.gain is None else _span(item.gain)]
-        )
-    return rows
+def _answers(results: Results) -> list[list[str]]:
+    def span(item: Interval | None) -> str:
+        return NONE if item is None else f"{item.value:+.2f} [{item.low:+.2f}, {item.high:+.2f}]"
+
+    rows = [[item.variant, span(item.rank), span(item.centred), span(item.gain)] for item in results.answers]
+    return [["similarity", "rank correlation with benefit", "centred", "centred, minus raw's"], *rows]
 
 
 def _preface(results: Results) -> list[str]:
@@ -183,64 +195,26 @@ def _preface(results: Results) -> list[str]:
         *(f"- `{name}` did not run: {why}." for name, why in results.skipped.items()),
         "- " + ", ".join(f"{key} {value}" for key, value in results.machine.items()) + ".",
     ]
-    if not results.complete:
-        lines.insert(0, "- **Unfinished**: some seeds or budgets are still to run.")
-    return lines
+    unfinished = ["- **Unfinished**: some seeds or budgets are still to run."]
+    return lines if results.complete else unfinished + lines
 
 
 def _marked(line: str) -> str:
-    """A line of the preface's Markdown as HTML; it has bold words and code, and no more."""
+    """A line of Markdown as HTML; it has bold words and code, and no more."""
     text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(line))
     return re.sub(r"`(.+?)`", r"<code>\1</code>", text)
+
+
+def _rows(results: Results, budget: str) -> list[Row]:
+    return [row for row in results.rows if row.budget == budget]
 
 
 def _faces(results: Results) -> list[str]:
     return [face for face, count in results.datasets.items() if count]
 
 
-def _cells(row: Row, results: Results) -> list[str]:
-    faces = [row.faces[face] for face in _faces(results)]
-    return [
-        row.label,
-        f"{row.passes:g}",
-        *(f"{item.value:.3f} ± {_half(item):.3f}" for item in (*faces, row.average)),
-        "–" if row.exact is None else f"{row.exact:.1%}",
-        "–" if row.drift is None else f"{row.drift:.3f}",
-        f"{row.distance:.2f}",
-    ]
-
-
-def _value(row: Row, face: str) -> Interval:
-    return row.average if face == "average" else row.faces[face]
-
-
 def _half(item: Interval) -> float:
     return (item.high - item.low) / 2
-
-
-def _span(item: Interval) -> str:
-    return f"{item.value:+.2f} [{item.low:+.2f}, {item.high:+.2f}]"
-
-
-def _md(rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(map(plain, row)) + " |" for row in rows]
-    return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    return [
-        "  ".join(
-            cell.ljust(w) if not i else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in (head, *rows)
-    ]
 
 
 def _tex(text: str) -> str:
@@ -249,9 +223,8 @@ def _tex(text: str) -> str:
     return text
 
 
-_log = logging.getLogger(__name__)
 _COLOURS = {"joint": "#1b6ca8", "merit": "#c0392b", "random": "#7f8c8d", "soup": "#8e44ad", "other": "#2d8a4e"}
-_NAMES = {"in_mixture": "in-mixture", "unseen": "unseen families", "retention": "retention", "average": "average"}
+_NAMES = {**_FACES, "unseen": "unseen families"}
 _SALT = "merit"  # of ids in the SVG: the same results give the same file
 
 

@@ -16,17 +16,17 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from merit.base.files import atomic_dir
-from merit.base.progress import SILENT, Progress
+from merit.base.kept import made_once
 from merit.config.run import RunConfig
 from merit.config.sections import ModelConfig
 from merit.config.study import StudyConfig, WarmupConfig
 from merit.data.build import build_mixture, open_readers
 from merit.models.source import resolve_model
-from merit.run.layout import BranchDir, RunDir, relative
-from merit.study.spec import Study, reseeded
+from merit.run.layout import BranchDir, RunDir
+from merit.study.spec import Study, branch_data, reseeded
 from merit.train.branch import train_branch
-from merit.train.spec import BranchData, BranchResult, BranchSpec
+from merit.train.spec import BranchSpec
+from merit.train.step import prepare_branch
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
@@ -39,8 +39,8 @@ _HELD_OUT = 10  # examples a dataset, about: a mixture holds some out, though no
 _log = logging.getLogger(__name__)
 
 
-def make_init(study: Study, progress: Progress = SILENT) -> BranchResult | None:
-    """Makes θ0 in init/branch/checkpoint, or returns what an earlier call made; None where the file names a model.
+def make_init(study: Study) -> None:
+    """Makes θ0 in init/branch/checkpoint, as far as an earlier call has not; nothing where the file names a model.
 
     Raises:
         InputError: a dataset cannot be read.
@@ -48,43 +48,32 @@ def make_init(study: Study, progress: Progress = SILENT) -> BranchResult | None:
     """
     warmup = study.config.warmup
     if warmup is None:
-        return None
+        return
+    from merit.models.loading import load_tokenizer
+
     run = RunDir(study.dir.init)
     start = study.dir.init / "random"
     config = _config(study.config, warmup, study.config.model or ModelConfig(path=str(start)))
-    if study.config.model is None and not (start / "config.json").is_file():
-        with progress.bar("tokenizer", total=1), atomic_dir(start) as part:
-            _random_model(part, warmup, list(_texts(config, study.base)))
+    if study.config.model is None:
+        texts = _texts(config, study.base)
+        made_once(start, lambda part: _random_model(part, warmup, texts), holds="config.json")
     theta = resolve_model(config.model, study.base)
-    from merit.models.loading import load_tokenizer
-
-    mixture = build_mixture(config, study.base, run, load_tokenizer(theta), progress)
-    data = [
-        BranchData(
-            name=item.name,
-            data=relative(run.data(item.name), study.dir.root),
-            weight=item.weight,
-            fingerprint=item.fingerprint,
-        )
-        for item in mixture.datasets
-    ]
+    mixture = build_mixture(config, study.base, run, load_tokenizer(theta))
     spec = BranchSpec(
         method="warm-up",
         branch=0,
         model=config.model,
         model_fingerprint=theta.fingerprint,
         train=warmup.train,
-        data=data,
+        data=branch_data(mixture.datasets, run, study.dir.root),
         max_length=mixture.max_length,
         planned_tokens=round(sum(mixture.planned_tokens.values()) * warmup.train.epochs),
         seed=0,
     )
     branch = BranchDir(study.dir.init / "branch")
-    if not branch.spec.is_file() or BranchSpec.load(branch.spec) != spec:
-        spec.save(branch.spec)
-    result = train_branch(RunDir(study.dir.root), branch, base=study.base)
+    prepare_branch(branch, spec)
+    result = train_branch(study.dir.run, branch, base=study.base)
     _log.info("θ0: %s steps, loss %.3f", f"{result.steps:,}", result.final_loss or 0)
-    return result
 
 
 def _config(config: StudyConfig, warmup: WarmupConfig, model: ModelConfig) -> RunConfig:
@@ -108,7 +97,7 @@ def _texts(config: RunConfig, base: Path) -> Iterator[str]:
                 yield from (turn.content for turn in (*read.value.prompt, *read.value.completion))
 
 
-def _random_model(folder: Path, warmup: WarmupConfig, texts: list[str]) -> None:
+def _random_model(folder: Path, warmup: WarmupConfig, texts: Iterator[str]) -> None:
     tokenizer = Tokenizer(models.BPE())
     byte_level: Any = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
