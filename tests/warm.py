@@ -2,7 +2,9 @@
 
 A process of its own, `merit` or a script, spends up to eight seconds on imports; a fork takes milliseconds. It is a
 process like any other all the same: a child of the one that asked for it, with its own pid, files, environment and
-signals. Tests whose point is how a process starts, or what it imports, start it with `subprocess`.
+signals. Only torch keeps to one thread, whatever the environment says: the other core has tests of its own, and two
+threads that wait for each other take five times as long. Tests whose point is how a process starts, or what it imports,
+start it with `subprocess`.
 """
 
 from __future__ import annotations
@@ -120,6 +122,7 @@ class _Nursery:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", program],
                 pass_fds=[theirs.fileno()],
+                env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
@@ -199,7 +202,6 @@ def _begin(request: dict[str, Any], streams: list[int]) -> NoReturn:
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])
-        sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         with contextlib.ExitStack() as stack:
             if all(os.environ.pop(name, None) for name in WARM_JOBS):
                 _Nursery.divide()
