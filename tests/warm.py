@@ -36,7 +36,7 @@ _SET_CHILD_SUBREAPER = 36  # of prctl: orphans below this process become its chi
 
 
 class Popen(subprocess.Popen):  # type: ignore[type-arg]
-    """`subprocess.Popen`, for `python [-P] -m MODULE …` and `python -c CODE …` with the imports done."""
+    """`subprocess.Popen`, for `python [-P] -m MODULE …`, `-c CODE …` and `FILE.py …` with the imports done."""
 
     def _execute_child(self, *arguments: Any) -> None:
         start = super()._execute_child  # type: ignore[misc]
@@ -47,7 +47,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         program = command[1 + safe :]
         if (
             command[0] != sys.executable
-            or program[0] not in ("-m", "-c")
+            or not program[0].endswith((".py", "-m", "-c"))
             or any(env.get(name) != value for name, value in _READ_AT_START.items())
             or sys.platform != "linux"
         ):
@@ -225,12 +225,15 @@ def _begin(request: dict[str, Any], streams: list[int]) -> NoReturn:
 
 def _run(request: dict[str, Any]) -> None:
     """As Python does with its command line."""
-    kind, what, *arguments = request["program"]
-    sys.argv = [kind, *arguments]
+    first, *arguments = request["program"]
+    what = arguments.pop(0) if first in ("-m", "-c") else first
+    sys.argv = [first, *arguments]
     if not request["safe"]:
-        sys.path.insert(0, "" if kind == "-c" else request["cwd"])
-    if kind == "-m":
+        sys.path.insert(0, {"-c": "", "-m": request["cwd"]}.get(first, str(Path(first).parent)))
+    if first == "-m":
         runpy.run_module(what, run_name="__main__", alter_sys=True)
-        return
-    main = sys.modules["__main__"] = types.ModuleType("__main__")
-    exec(compile(what, "<string>", "exec"), vars(main))
+    elif first == "-c":
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(what, "<string>", "exec"), vars(main))
+    else:
+        runpy.run_path(what, run_name="__main__")
