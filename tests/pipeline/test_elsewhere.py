@@ -162,7 +162,7 @@ def test_what_adopt_refuses(copied: RunDir, tiny_model: Path, tmp_path: Path) ->
     embedding = "model.embed_tokens.weight"
     refused(tmp_path / "nowhere", "no such folder")
     refused(tmp_path, "no model here or in output/ below")
-    refused(good, "there is no handover.json beside it; say with --tokens", tokens=None)
+    refused(good, "there is no handover.json beside it; give the tokens it was trained on with --tokens", tokens=None)
     refused(good, "trained on 1,000,000 supervised tokens, but the plan says", tokens=1_000_000)
     refused(changed("nan", lambda w: w[embedding].view(-1)[:1].fill_(float("nan"))), "nan at element 0 of")
     refused(changed("small", lambda w: w.update({embedding: w[embedding][:-1].clone()})), "vocabularies padded")
