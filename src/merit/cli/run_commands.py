@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,10 +70,17 @@ def open_run(file: Path, output: Path | None = None) -> Iterator[RunContext]:
     """
     from merit.context import RunContext
 
-    context = RunContext.open(file, output=output)
+    early, logger = MemoryHandler(100, flushLevel=sys.maxsize), logging.getLogger("merit")
+    logger.addHandler(early)
+    try:
+        context = RunContext.open(file, output=output)
+    finally:
+        logger.removeHandler(early)
     from merit.cli.console import show_progress
 
     with show_progress() as context.progress:
+        for record in early.buffer:  # what the configuration said before there was a terminal
+            logger.handle(record)
         yield context
 
 
