@@ -71,7 +71,8 @@ def open_run(file: Path, output: Path | None = None) -> Iterator[RunContext]:
     from merit.context import RunContext
 
     early, logger = MemoryHandler(100, flushLevel=sys.maxsize), logging.getLogger("merit")
-    logger.addHandler(early)
+    if not logger.handlers:
+        logger.addHandler(early)
     try:
         context = RunContext.open(file, output=output)
     finally:
