@@ -34,7 +34,7 @@ from merit.data.check import check_mixture
 from merit.data.encode import Encoder
 from merit.data.example import Encoded
 from merit.data.reading import DatasetReader
-from merit.gradients.engine import GradientEngine
+from merit.gradients.engine import GradientEngine, Shortcuts
 from merit.gradients.sketch import SketchSpec
 from merit.models.assemble import assemble
 from merit.models.loading import Precision, autocast, load_model, load_tokenizer, pick_precision
@@ -105,7 +105,9 @@ def sketch_over_plain(folder: Path, count: int, repeats: int, precision: Precisi
     model = load_model(folder).float().eval()
     spec = SketchSpec.of(CalibrationConfig())
     engines = [
-        GradientEngine(model, spec, batch_tokens=BATCH_TOKENS, precision=precision, packing=packing)
+        GradientEngine(
+            model, spec, batch_tokens=BATCH_TOKENS, precision=precision, shortcuts=Shortcuts(packing=packing)
+        )
         for packing in (True, False)
     ]
 

@@ -47,9 +47,14 @@ _STUDY = """\
 def page() -> str:
     """The whole page."""
     parts = [_INTRO, "## Top level\n", _table(RunConfig, "")]
+    first: dict[type[BaseModel], str] = {}
     for path, model in _sections(RunConfig, ""):
-        summary = (model.__doc__ or "").strip().splitlines()[0]
-        parts += [f"## `{path}`\n", f"{summary}\n", _table(model, f"{path}.")]
+        if model in first:
+            parts.append(f"## `{path}`\n\nThe same fields as `{first[model]}`.\n")
+        else:
+            first[model] = path
+            summary = (model.__doc__ or "").strip().splitlines()[0]
+            parts += [f"## `{path}`\n", f"{summary}\n", _table(model, f"{path}.")]
     return "\n".join([*parts, *_study()])
 
 
@@ -71,8 +76,6 @@ def _sections(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[B
         if inner is None or not inner.model_fields:
             continue
         path = f"{prefix}{name}.NAME" if typing.get_origin(field.annotation) is dict else f"{prefix}{name}"
-        if path.startswith("evaluate.unseen"):  # the same fields as `mixture.NAME`
-            continue
         yield path, inner
         yield from _sections(inner, f"{path}.")
 

@@ -2,7 +2,9 @@
 
 A process of its own, `merit` or a script, spends up to eight seconds on imports; a fork takes milliseconds. It is a
 process like any other all the same: a child of the one that asked for it, with its own pid, files, environment and
-signals. Tests whose point is how a process starts, or what it imports, start it with `subprocess`.
+signals. Only torch keeps to one thread, whatever the environment says: the other core has tests of its own, and two
+threads that wait for each other take five times as long. Tests whose point is how a process starts, or what it imports,
+start it with `subprocess`.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ _SET_CHILD_SUBREAPER = 36  # of prctl: orphans below this process become its chi
 
 
 class Popen(subprocess.Popen):  # type: ignore[type-arg]
-    """`subprocess.Popen`, for `python [-P] -m MODULE …` and `python -c CODE …` with the imports done."""
+    """`subprocess.Popen`, for `python [-P] -m MODULE …`, `-c CODE …` and `FILE.py …` with the imports done."""
 
     def _execute_child(self, *arguments: Any) -> None:
         start = super()._execute_child  # type: ignore[misc]
@@ -45,7 +47,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         program = command[1 + safe :]
         if (
             command[0] != sys.executable
-            or program[0] not in ("-m", "-c")
+            or not program[0].endswith((".py", "-m", "-c"))
             or any(env.get(name) != value for name, value in _READ_AT_START.items())
             or sys.platform != "linux"
         ):
@@ -120,6 +122,7 @@ class _Nursery:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", program],
                 pass_fds=[theirs.fileno()],
+                env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
@@ -199,7 +202,6 @@ def _begin(request: dict[str, Any], streams: list[int]) -> NoReturn:
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])
-        sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         with contextlib.ExitStack() as stack:
             if all(os.environ.pop(name, None) for name in WARM_JOBS):
                 _Nursery.divide()
@@ -223,12 +225,15 @@ def _begin(request: dict[str, Any], streams: list[int]) -> NoReturn:
 
 def _run(request: dict[str, Any]) -> None:
     """As Python does with its command line."""
-    kind, what, *arguments = request["program"]
-    sys.argv = [kind, *arguments]
+    first, *arguments = request["program"]
+    what = arguments.pop(0) if first in ("-m", "-c") else first
+    sys.argv = [first, *arguments]
     if not request["safe"]:
-        sys.path.insert(0, "" if kind == "-c" else request["cwd"])
-    if kind == "-m":
+        sys.path.insert(0, {"-c": "", "-m": request["cwd"]}.get(first, str(Path(first).parent)))
+    if first == "-m":
         runpy.run_module(what, run_name="__main__", alter_sys=True)
-        return
-    main = sys.modules["__main__"] = types.ModuleType("__main__")
-    exec(compile(what, "<string>", "exec"), vars(main))
+    elif first == "-c":
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(what, "<string>", "exec"), vars(main))
+    else:
+        runpy.run_path(what, run_name="__main__")

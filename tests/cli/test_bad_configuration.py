@@ -91,7 +91,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "manual without a file": (BASE.replace("axes: 1", "splitter: manual"),
         [":5: `split.file`: the manual splitter needs a file that names the groups"]),
     "names of baselines": (BASE + "baselines: {merit: single, Up: single}\n",
-        [":6: `baselines.merit`: this name is taken",
+        [":6: `baselines.merit`: merit uses this name itself; choose another",
          ":6: `baselines.Up`: use lower-case letters, digits, - and _ (40 at most)"]),
     "seen and unseen": (BASE + "evaluate: {unseen: {a: {path: a.jsonl}}}\n",
         [":6: `evaluate.unseen.a`: this is also the name of a dataset in `mixture`; rename one"]),
@@ -127,8 +127,8 @@ def test_files_that_are_no_configuration(merit: Command, tmp_path):
     hint = f"did you mean {folder}/mine.yaml?"
     assert merit("run", folder).lines == [f"{folder}: not a run directory: there is no config.yaml in it; {hint}"]
     assert merit("run", binary).lines == [f"{binary}:2: not valid UTF-8"]
-    assert merit("run", large).lines == [f"{large}: larger than 4,000,000 bytes: nobody wrote this by hand"]
-    assert merit("run", "/dev/zero").lines == ["/dev/zero: larger than 4,000,000 bytes: nobody wrote this by hand"]
+    assert merit("run", large).lines == [f"{large}: larger than 4,000,000 bytes, so this is no configuration"]
+    assert merit("run", "/dev/zero").lines == ["/dev/zero: larger than 4,000,000 bytes, so this is no configuration"]
     assert merit("run", "x" * 5000).lines == ["x" * 5000 + ": File name too long"]
     assert {merit("run", path).code for path in (missing, folder, binary, large, "x" * 5000)} == {2}
 

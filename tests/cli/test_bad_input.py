@@ -106,7 +106,7 @@ DATA: dict[str, tuple[Edit, str, str]] = {
     "unknown family": (lambda _: None, '{path: "reasoning_gym:gdc"}',
         "`mixture.x.path`: unknown family 'gdc'; did you mean `gcd`?"),
     "options of a file": (rows("x.jsonl"), "{path: x.jsonl, options: {a: 1}}",
-        "`mixture.x.options`: only a `reasoning_gym:NAME` source takes options"),
+        "`mixture.x.options`: only generators (`reasoning_gym:`, `visual:`) take options"),
     "path too long": (lambda _: None, "{path: " + "y" * 300 + ".jsonl}",
         "y" * 200 + ": `mixture.x.path`: cannot be read: File name too long"),
     "path with a NUL": (lambda _: None, '{path: "a\\0.jsonl"}',
@@ -234,7 +234,7 @@ def test_bad_model(case, merit: Command, model_copy, four_files):
     [
         ("nowhere/at-all", "`model.path`: 'nowhere/at-all' is no folder here, and the Hub cannot be reached"),
         ("../a b", "`model.path`: '../a b' is neither a folder here nor a Hub id"),
-        ("chat.jsonl", "{f}/chat.jsonl: `model.path`: a file, but a model is a folder, a .gguf file or a Hub id"),
+        ("chat.jsonl", "{f}/chat.jsonl: `model.path`: this is a file; a model is a folder, a .gguf file or a Hub id"),
         ("no.gguf", "{f}/no.gguf: `model.path`: no such file"),
         ("fake.gguf", "{f}/fake.gguf: `model.path`: not a GGUF file"),
         ("cut.gguf", "{f}/cut.gguf: cannot be read as GGUF: "),

@@ -41,13 +41,21 @@ def weights(run: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "damage", "says"),
     [
-        ("branches/00/DONE", cut, "train: branches/00/DONE damaged or gone"),
-        ("branches/01/DONE", flip, "train: branches/01/DONE damaged or gone"),
-        ("merge.json", flip, "merge: merge.json damaged or gone"),
-        ("merged/model.safetensors", flip, "merge: merged/model.safetensors damaged or gone"),
-        ("merged/tokenizer.json", cut, "merge: merged/tokenizer.json damaged or gone"),
-        ("evaluation/table.json", cut, "evaluate: evaluation/table.json damaged or gone"),
-        ("evaluation/base.json", flip, "evaluate: evaluation/base.json damaged or gone"),
+        ("branches/00/DONE", cut, "training the branches of merit (branches/00/DONE damaged or gone)"),
+        ("branches/01/DONE", flip, "training the branches of merit (branches/01/DONE damaged or gone)"),
+        ("merge.json", flip, "merging the branches of merit (merge.json damaged or gone)"),
+        ("merged/model.safetensors", flip, "merging the branches of merit (merged/model.safetensors damaged or gone)"),
+        ("merged/tokenizer.json", cut, "merging the branches of merit (merged/tokenizer.json damaged or gone)"),
+        (
+            "evaluation/table.json",
+            cut,
+            "evaluating θ0, branches and merges on held-out examples (evaluation/table.json damaged or gone)",
+        ),
+        (
+            "evaluation/base.json",
+            flip,
+            "evaluating θ0, branches and merges on held-out examples (evaluation/base.json damaged or gone)",
+        ),
     ],
 )
 def test_a_damaged_result_is_made_again(name, damage, says, merit: Command, finished, tmp_path):
@@ -58,7 +66,7 @@ def test_a_damaged_result_is_made_again(name, damage, says, merit: Command, fini
     damage(run / name)
     outcome = merit("run", run)
     assert outcome.code == 0, outcome
-    assert says in outcome.lines
+    assert says in " ".join(outcome.lines)
     assert weights(run) == before
     after = [path.stat().st_mtime_ns for path in run.rglob("branches/*/checkpoint/*") if name[:11] not in str(path)]
     assert after == untouched

@@ -183,9 +183,9 @@ def test_examples_without_a_supervised_token_are_left_out(tmp_path, run):
         ([*qa(30), {"question": "q", "answer": ""}], {}, "d.jsonl:31: `answer`: the completion is empty"),
         ([LONG, LONG], {"max_length": 64}, "d.jsonl:1: `train.max_length`: no example keeps a supervised token within "
          "64 tokens; raise it, or shorten the prompts"),
-        (qa(3), {"fraction": 0.0001}, "d.jsonl: `held_out_fraction`: none of its 3 examples falls to the rows to hold "
+        (qa(3), {"fraction": 0.0001}, "d.jsonl: `held_out_fraction`: none of its 3 examples is left to hold "
          "out; add rows, or change the share"),
-        (qa(3), {"fraction": 0.9999}, "d.jsonl: `held_out_fraction`: none of its 3 examples falls to the rows to train "
+        (qa(3), {"fraction": 0.9999}, "d.jsonl: `held_out_fraction`: none of its 3 examples is left to train "
          "on; add rows, or change the share"),
     ],
 )  # fmt: skip

@@ -106,7 +106,7 @@ MESSAGES = {"messages": say("uq", "aa")}
         ({"messages": []}, "`messages`: no assistant turn, so there is nothing to learn"),
         ({"messages": "hello"}, "`messages`: must be a list of messages, not text ('hello')"),
         ({"messages": None}, "`messages`: is null; a row needs it"),
-        ({"message": []}, "`messages`: missing (did you mean `message`?); the row has message"),
+        ({"message": []}, "`messages`: missing; the row has message; did you mean `message`?"),
         ({"messages": [*say("uq", "aa"), {"role": "asistant", "content": "x"}]},
          "`messages[2].role`: unknown role 'asistant'; did you mean `assistant`?"),
         ({"messages": [{"role": "zzz", "content": "x"}]},
@@ -157,8 +157,8 @@ def test_a_wrong_answer_gets_one_line(row, line):
     ("config", "row", "line"),
     [
         ({"columns": {"prompt": "questoin"}}, {"question": "q", "answer": "a"},
-         "`mixture.d.columns.prompt`: there is no column 'questoin' (did you mean `question`?); it has answer, "
-         "question"),
+         "`mixture.d.columns.prompt`: there is no column 'questoin'; it has answer, question; did you "
+         "mean `question`?"),
         ({}, {"text": "x"},
          "`mixture.d.format`: no known format fits (text); name the columns, e.g. columns: {prompt: question, "
          "completion: answer}"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +191,7 @@ def test_a_dataset_without_rows_is_named(bench: Bench) -> None:
 
 
 def test_different_layouts_are_refused(bench: Bench, tmp_path: Path) -> None:
-    folder = _copy(bench.models.merge, tmp_path / "other")
+    folder = shutil.copytree(bench.models.merge, tmp_path / "other")
     tensors = weights(folder)
     wide = {name: value.repeat(2) if name == "model.norm.weight" else value for name, value in tensors.items()}
     save_file(wide, folder / "model.safetensors")
@@ -215,13 +218,12 @@ def test_losses_that_are_not_finite_are_one_line(bench: Bench) -> None:
         bench.held_out.measure(bench.live.model, "here")
 
 
+def test_the_report_reads_the_checks_without_torch() -> None:
+    program = "import sys; from merit.diagnose.check import all_checks; all_checks(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert {"torch", "transformers", "datasets", "sklearn", "scipy"}.isdisjoint(done.stdout.split())
+
+
 def test_the_page_has_every_check() -> None:
     page = (Path(__file__).parents[2] / "docs" / "diagnostics.md").read_text(encoding="utf-8")
     assert all(f"| `{check}` |" in page for check in extensions.names("checks"))
-
-
-def _copy(source: Path, target: Path) -> Path:
-    import shutil
-
-    shutil.copytree(source, target)
-    return target

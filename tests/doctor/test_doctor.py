@@ -47,17 +47,16 @@ def test_a_sound_model(sound: tuple[Any, Any]):
     assert not found.scope
 
 
-def test_a_model_that_does_not_heed_its_mask(sound: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch):
+def test_a_model_whose_positions_count_padding(sound: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch):
     model, tokenizer = sound
     plain = type(model).forward
 
-    def forward(
-        self: Any, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, **rest: Any
-    ) -> Any:
-        return plain(self, input_ids=input_ids, **rest)
+    def forward(self: Any, input_ids: torch.Tensor, position_ids: Any = None, **rest: Any) -> Any:
+        width = input_ids.shape[1]
+        return plain(self, input_ids=input_ids, position_ids=width * torch.arange(width)[None], **rest)
 
     monkeypatch.setattr(type(model), "forward", forward)
-    found = examine(model, tokenizer, "blind")
+    found = examine(model, tokenizer, "stretched")
     assert found.failed
     assert statuses(found)[BATCHED[0]] == "fail"
     advice = next(item.advice for item in found.findings if item.check == BATCHED[0])

@@ -62,7 +62,7 @@ def test_a_bad_row_has_its_line(folder):
     rows[6] = {"source": "word", "targte": "mot"}
     done = merit(folder, "check", write_run(folder, rows))
     assert done.returncode == 2
-    expected = "words.jsonl:7: `target`: missing (did you mean `targte`?); the row has source, targte"
+    expected = "words.jsonl:7: `target`: missing; the row has source, targte; did you mean `targte`?"
     assert expected in done.stdout + done.stderr
 
 

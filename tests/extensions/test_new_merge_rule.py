@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from extended import add, finish, python, reference, schema
 from finished_run import RECIPE, write_data
@@ -33,6 +34,26 @@ def farthest(of):
 
 
 RULE = MergeRule(label="farthest step", how="by the farthest step of every weight", tensor=farthest)
+'''
+CLOSED = '''"""`closed`: every linear layer solved for the branches' steps alone; no data."""
+
+import torch
+
+from merit.merge.rule import MergeRule
+
+
+def solved(of):
+    """(Σ Δ_k C_k + λ c Δ) (Σ C_k + λ c I)⁻¹, with C_k = Δ_kᵀ Δ_k, c their mean diagonal, Δ the token average."""
+    if not of.is_linear:
+        return of.mean
+    grams = [step.T @ step for step in of.steps]
+    total = sum(grams)
+    level = of.ridge * float(total.diagonal().mean()) / len(grams)
+    pulled = sum(step @ gram for step, gram in zip(of.steps, grams)) + level * of.mean
+    return torch.linalg.solve(total + level * torch.eye(len(total), dtype=total.dtype), pulled.T).T
+
+
+RULE = MergeRule(label="closed form", how="with every linear layer solved for their steps alone", tensor=solved)
 '''
 
 
@@ -87,3 +108,25 @@ def test_a_rule_of_tensors(folder, tiny_model):
     assert len(record["branch_displacement"]) == 2
     said = python(folder, "-m", "merit", "merge", str(tiny_model), "-o", "mine", "--weights", "largest", code=2)
     assert "set `merge.weights: largest` in a run's configuration" in said
+
+
+def test_a_rule_by_linear_layers(folder, tiny_model):
+    add(folder, "rules", "closed", CLOSED)
+    run = finish(folder, recipe(tiny_model, "closed").replace("scales", "ridge: 0.5, scales"))
+    base = {name: value.astype("f8") for name, value in tensors(tiny_model).items()}
+    branches = [run / "branches" / name for name in ("00", "01")]
+    tokens = [json.loads((branch / "DONE").read_text())["supervised_tokens"] for branch in branches]
+    models = [tensors(branch / "checkpoint") for branch in branches]
+    solved = set()
+    for name, value in tensors(run / "merged").items():
+        steps = [model[name] - base[name] for model in models]
+        mean = sum(n * step for n, step in zip(tokens, steps, strict=True)) / sum(tokens)
+        want = base[name] + mean
+        if "proj" in name:
+            grams = [step.T @ step for step in steps]
+            level = 0.5 * sum(grams).diagonal().mean() / 2
+            pulled = sum(step @ gram for step, gram in zip(steps, grams, strict=True)) + level * mean
+            want = base[name] + pulled @ np.linalg.inv(sum(grams) + level * np.eye(len(grams[0])))
+            solved |= {name} if abs(want - base[name] - mean).max() > 1e-6 else set()
+        assert np.allclose(value, want, rtol=0, atol=1e-6), name
+    assert len(solved) > 3

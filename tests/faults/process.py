@@ -14,32 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import warm
+
 _POLL_SECONDS = 0.02
 
 
 def import_everything() -> None:
-    """What a run imports on its way. Nothing computes in this process: a fork must find no threads."""
-    import datasets
-    import plotly.offline
-    import sklearn.cluster
-    import torch
-    import transformers
-    import trl
-
-    import merit.cli.main
-    import merit.diagnose.bench
-    import merit.evaluate.answers
-    import merit.evaluate.measure
-    import merit.merge.average
-    import merit.pipeline
+    """What a run imports on its way."""
     import merit.report.page
-    import merit.train.branch
 
+    warm.import_everything()
     # The figures' library is the same 4 MB on every page, and takes a second to compress: the campaign does without.
     merit.report.page._plotly = lambda: ""  # type: ignore[assignment]
-    # Lazy modules of theirs.
-    _ = (datasets.Dataset, torch.nn.Module, transformers.LlamaForCausalLM, transformers.PreTrainedTokenizerFast)
-    _ = (trl.SFTTrainer, plotly.offline.get_plotlyjs, sklearn.cluster.KMeans)
 
 
 @dataclass(frozen=True)

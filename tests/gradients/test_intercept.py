@@ -10,7 +10,7 @@ from tiny_models import CONFIGS, examples, tiny
 
 from merit.base.errors import InputError
 from merit.compute.head import find_tail
-from merit.gradients.engine import GradientEngine
+from merit.gradients.engine import GradientEngine, Shortcuts
 from merit.gradients.sketch import SketchSpec
 
 FOLD = SketchSpec(kind="fold", fold=7, least=1)
@@ -28,7 +28,7 @@ def test_no_weight_gradient_is_formed(architecture):
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_same_as_the_hook_path(architecture):
     model, data = tiny(architecture), examples(8)
-    slow = GradientEngine(model, FOLD, batch_tokens=64, intercept=False).measure("a", data)
+    slow = GradientEngine(model, FOLD, batch_tokens=64, shortcuts=Shortcuts(intercept=False)).measure("a", data)
     fast = GradientEngine(model, FOLD, batch_tokens=64).measure("a", data)
     assert close(fast.sums, slow.sums)
 

@@ -12,10 +12,11 @@ from tiny_models import CONFIGS, examples, tiny
 from merit.compute.attention import packed, packed_model, plan
 from merit.compute.packing import MIN_SHARED, Segment, pack
 from merit.data.example import IGNORED, Encoded
-from merit.gradients.engine import GradientEngine
+from merit.gradients.engine import GradientEngine, Shortcuts
 from merit.gradients.sketch import SketchSpec
 
 FOLD = SketchSpec(kind="fold", fold=7, least=1)
+PLAIN = Shortcuts(packing=False, intercept=False)
 
 
 def prompted(prefix, suffixes, quiet=None):
@@ -137,7 +138,7 @@ def test_packed_logits_are_those_of_the_examples_alone(architecture):
 def test_gradients_do_not_change(architecture):
     model = tiny(architecture)
     data = prompted([3] * 9, [[1, 2, 3], list(range(20, 33)), [2, 2, 2, 2], [4, 4, 1, 1, 2]]) + examples(4)
-    want = GradientEngine(model, FOLD, batch_tokens=64, packing=False, intercept=False).measure("a", data)
+    want = GradientEngine(model, FOLD, batch_tokens=64, shortcuts=PLAIN).measure("a", data)
     engine = GradientEngine(model, FOLD, batch_tokens=64)
     got = engine.measure("a", data)
     assert engine._packing
@@ -148,7 +149,7 @@ def test_gradients_do_not_change(architecture):
 def test_sliding_windows():
     model = tiny("Mistral", sliding_window=5)
     data = prompted([3] * 9, [[1, 2, 3], list(range(20, 33))]) + examples(4)
-    want = GradientEngine(model, FOLD, batch_tokens=64, packing=False, intercept=False).measure("a", data)
+    want = GradientEngine(model, FOLD, batch_tokens=64, shortcuts=PLAIN).measure("a", data)
     engine = GradientEngine(model, FOLD, batch_tokens=64)
     assert engine._packing
     got = engine.measure("a", data)

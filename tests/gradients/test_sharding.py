@@ -13,6 +13,7 @@ import pytest
 from fsdp_worker import CASES
 from tiny_models import examples, tiny
 
+import warm
 from merit.gradients.engine import GradientEngine
 from merit.gradients.sketch import SketchSpec
 
@@ -27,8 +28,7 @@ def sharded(tmp_path_factory):
     common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).parent / "fsdp_worker.py"), str(out)]
     workers = [
-        subprocess.Popen(command, env={**common, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
+        warm.Popen(command, env={**common, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True) for rank in range(2)
     ]
     try:
         errors = [worker.communicate(timeout=1800)[1] for worker in workers]  # beside other tests, on few cores

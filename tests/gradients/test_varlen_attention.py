@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import varlen
 
 from merit.compute import attention
-from merit.gradients.engine import GradientEngine
+from merit.gradients.engine import GradientEngine, Shortcuts
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -50,7 +50,7 @@ def test_one_call_a_layer_and_the_same_gradients(architecture, options, monkeypa
     model = tiny(architecture, **options)
     data = examples(9)
     want = GradientEngine(model, FOLD, batch_tokens=64).measure("a", data)
-    engine = GradientEngine(model, FOLD, batch_tokens=64, share_prefixes=False)
+    engine = GradientEngine(model, FOLD, batch_tokens=64, shortcuts=Shortcuts(share_prefixes=False))
     calls = []
 
     def counted(*args, **kwargs):

@@ -171,8 +171,8 @@ def test_offsets_of_another_type_are_damage(end: Any, tmp_path: Path) -> None:
     [
         ({"a": {"dtype": ["F32"], "shape": [18], "data_offsets": [0, 72]}}, "unknown type"),
         ({"a": {"dtype": {}, "shape": [18], "data_offsets": [0, 72]}}, "unknown type"),
-        ({"__metadata__": "pt", **{key: HEADER[key] for key in HEADER if key != "__metadata__"}}, "notes are no text"),
-        ({**HEADER, "__metadata__": {"format": 7}}, "notes are no text"),
+        ({"__metadata__": "pt", **{key: HEADER[key] for key in HEADER if key != "__metadata__"}}, "must hold text"),
+        ({**HEADER, "__metadata__": {"format": 7}}, "must hold text"),
         ({**HEADER, "__metadata__": {"x": "\ud800"}}, "damaged header"),
         ({**HEADER, "__metadata__": {"x": float("nan")}}, "not JSON"),
     ],
@@ -194,8 +194,8 @@ def _adapter(folder: Path, **config: Any) -> Path:
     ("config", "said"),
     [
         ({"alpha_pattern": "q_proj"}, "must be an object"),
-        ({"alpha_pattern": {"(a+)+": 1}}, "can take for ever"),
-        ({"alpha_pattern": {"x" * 400: 1}}, "can take for ever"),
+        ({"alpha_pattern": {"(a+)+": 1}}, "may never end"),
+        ({"alpha_pattern": {"x" * 400: 1}}, "may never end"),
         ({"alpha_pattern": {"(": 1}}, "not a regular expression"),
         ({"alpha_pattern": {}, "lora_alpha": 10**400}, "is not a number"),
         ({"alpha_pattern": {}, "lora_alpha": True}, "is not a number"),

@@ -31,7 +31,7 @@ def refused(inputs, match, *, weights=None, out=None, scale=1.0, **options):
 
 def test_weights(pair):
     refused(pair, r"`weights\[1\]`: -1 is negative", weights=[1, -1])
-    refused(pair, r"`weights\[0\]`: nan is not a number", weights=[NAN, 1])
+    refused(pair, r"`weights\[0\]`: nan is not a finite number", weights=[NAN, 1])
     refused(pair, "the weights sum to 0", weights=[0, 0])
     refused(pair, "3 weights for 2 inputs", weights=[1, 1, 1])
 
@@ -40,7 +40,7 @@ def test_outputs(pair, tmp_path):
     refused(pair, "a: `output`: exists already", out=tmp_path / "a")
     refused(pair, "lies inside the input", out=tmp_path / "b" / "merged")
     refused(pair, "β = 0.5 needs θ0", scale=0.5)
-    refused(pair, "no point on the ray", scale=-1.0, base=pair[0])
+    refused(pair, "is not a valid β", scale=-1.0, base=pair[0])
     refused(pair, "at least 4 MB", memory_bytes=1000)
 
 

@@ -213,7 +213,7 @@ def test_damage_to_a_merge_that_was_whole_but_not_in_place(folders, monkeypatch,
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(content)
-    with pytest.raises(StageError, match="what the interrupted merge left is damaged; run again"):
+    with pytest.raises(StageError, match="the interrupted merge left damaged files; run again"):
         merge_checkpoints(*arguments)
     merge_checkpoints(*arguments)
     merge_checkpoints(arguments[0], arguments[1], {1.0: folders / "undisturbed"})

@@ -71,7 +71,7 @@ def test_verify_when_inputs_moved_or_changed(trio):
     damage(trio / "moved")
     with pytest.raises(InputError, match="this input changed since"):
         verify_merge(trio / "out", inputs=[trio / "a", trio / "moved"])
-    with pytest.raises(InputError, match="not a merge of ours"):
+    with pytest.raises(InputError, match="merit did not merge this folder"):
         verify_merge(trio / "a")
 
 
@@ -120,8 +120,11 @@ def test_other_methods_are_handed_over(tmp_path):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"merge_method": "ties"}, "`merge_method`: the method 'ties' is mergekit's to do: mergekit-yaml r.yaml OUT"),
-        ({"slices": []}, "`slices`: this is mergekit's"),
+        (
+            {"merge_method": "ties"},
+            "`merge_method`: merit does not support the method 'ties', but mergekit",
+        ),
+        ({"slices": []}, "`slices`: merit does not support this"),
         ({"models": []}, "a list of models is missing"),
         ({"models": [{"model": "a", "parameters": {"weight": [1, 2]}}]}, "a value that differs by layer"),
         ({"models": [{"model": "a"}]}, r"weight`: None is not a number"),

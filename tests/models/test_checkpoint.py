@@ -94,7 +94,7 @@ def test_tensor_in_a_shard_that_the_index_does_not_know(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     save_file({"w": torch.ones(2), "v": torch.ones(2)}, tmp_path / "a.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "a.safetensors"}}))
-    with pytest.raises(InputError, match=r"`v`: in a.safetensors, but the index says nothing of it"):
+    with pytest.raises(InputError, match=r"`v`: in a.safetensors, but the index does not list it"):
         Checkpoint.open(tmp_path)
 
 

@@ -162,7 +162,7 @@ def test_what_adopt_refuses(copied: RunDir, tiny_model: Path, tmp_path: Path) ->
     embedding = "model.embed_tokens.weight"
     refused(tmp_path / "nowhere", "no such folder")
     refused(tmp_path, "no model here or in output/ below")
-    refused(good, "there is no handover.json beside it; say with --tokens", tokens=None)
+    refused(good, "there is no handover.json beside it; give the tokens it was trained on with --tokens", tokens=None)
     refused(good, "trained on 1,000,000 supervised tokens, but the plan says", tokens=1_000_000)
     refused(changed("nan", lambda w: w[embedding].view(-1)[:1].fill_(float("nan"))), "nan at element 0 of")
     refused(changed("small", lambda w: w.update({embedding: w[embedding][:-1].clone()})), "vocabularies padded")
@@ -194,7 +194,7 @@ def test_a_partial_run_says_so_everywhere(copied: RunDir, capsys: pytest.Capture
     assert "Partial: " in run.card.read_text()
     assert "Partial: " in run.report.read_text() or "only 1 of 2 branches" in run.report.read_text()
     assert (
-        f"**Partial**: 1 of the planned branches were not done and are not in it: {gone}."
+        f"**Partial**: 1 of the planned branches were not finished and are not in this model: {gone}."
         in (run.method().merged() / "README.md").read_text()
     )
     # The next run trains what is missing, and is whole again.

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from runs import HEAD, start, weights_of
 
+import warm
 from four_files import write_four_files
 from merit.base.errors import InputError, StageError
 from merit.base.files import read_json
@@ -63,7 +64,8 @@ def context_of(folder: Path, model: Path, name: str, launch: dict[str, Any], out
 def local(folder: Path, tiny_model: Path) -> RunDir:
     """A run on this machine that nothing happens to."""
     context = context_of(folder, tiny_model, "local", {"parallel": 2})
-    run_pipeline(context, until="evaluate")
+    with warm.jobs():  # those of the tests start as everywhere
+        run_pipeline(context, until="evaluate")
     return context.run
 
 

@@ -9,7 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from runs import merit, start_warm, weights_of, write_recipe
+from runs import start_warm, weights_of, write_recipe
 
 from four_files import write_four_files
 
@@ -39,6 +39,6 @@ def test_a_run_killed_ten_times_ends_with_the_same_weights(tiny_model: Path, tmp
         # It got through: the remaining kills go to a new run.
         assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "undisturbed")
         shutil.rmtree(tmp_path / "killed")
-    merit("run", file, "-o", tmp_path / "killed")
+    assert start_warm("run", file, "-o", tmp_path / "killed").wait() == 0
     assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "undisturbed")
     assert not list((tmp_path / "killed").rglob("*.part"))

@@ -113,13 +113,13 @@ def test_the_dry_run(done: Path, capsys: pytest.CaptureFixture[str]):
     out = capsys.readouterr().out
     size = (done / "merged" / "model.safetensors").stat().st_size
     assert f"{size:,}" in next(line for line in out.splitlines() if "model.safetensors" in line)
-    assert "stays here: no part of a model" in next(line for line in out.splitlines() if "optimizer.pt" in line)
+    assert "not uploaded: not part of a model" in next(line for line in out.splitlines() if "optimizer.pt" in line)
     assert out.splitlines()[-1] == "nothing was sent; without --dry-run this goes to org/name, private"
     assert merit(["push", str(done), "org/name", "--dry-run", "--json", "--public"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["private"], found["url"], found["notes"]) == (False, None, [])
     assert {"file": "model.safetensors", "bytes": size} in found["files"]
-    assert found["left_out"] == [{"name": "optimizer.pt", "reason": "no part of a model"}]
+    assert found["left_out"] == [{"name": "optimizer.pt", "reason": "not part of a model"}]
 
 
 def test_a_merged_folder_by_itself_and_its_license(done: Path):
@@ -159,7 +159,7 @@ def test_symlinks_are_refused(done: Path, tmp_path: Path, place: str):
 )
 def test_secrets_are_refused_and_not_shown(done: Path, name: str, text: str):
     (done / "merged" / name).write_text(text)
-    if name in ("server.key.json", "token"):  # no secret's name; and one that is no part of a model
+    if name in ("server.key.json", "token"):  # no secret's name; and one that is not part of a model
         check_contents(gather(done))
         return
     with pytest.raises(InputError, match="looks like") as caught:
@@ -192,7 +192,7 @@ def test_a_damaged_model_is_not_pushed(done: Path):
         ("---\nbase_model: /home/me/model\n---\n", "`base_model`: '/home/me/model' is no Hub id"),
         ("---\ntags: [1]\n---\n", "`tags`: expected text, got 1"),
         ("---\nbase_model_relation: child\n---\n", "`base_model_relation`: 'child' is none of adapter, "),
-        ("---\nmodel-index: [{name: x}]\n---\n", "`model-index`: the Hub would not take it: "),
+        ("---\nmodel-index: [{name: x}]\n---\n", "`model-index`: the Hub would refuse this: "),
     ],
 )
 def test_a_card_that_the_hub_would_not_take(done: Path, front: str, line: str):
@@ -205,7 +205,7 @@ def test_a_card_that_the_hub_would_not_take(done: Path, front: str, line: str):
 
 
 def test_a_public_repository_needs_a_word(done: Path):
-    with pytest.raises(InputError, match="say --public"):
+    with pytest.raises(InputError, match="add --public"):
         send(done, hub := Hub(public=True))
     assert hub.commits == []
     send(done, hub := Hub(public=True), private=False, pull_request=True, revision="v1")

@@ -156,7 +156,7 @@ def test_in_the_terminal(pair: tuple[RunDir, RunDir], tmp_path: Path, capsys: py
 
 @pytest.mark.parametrize(
     ("names", "said"),
-    [(["first"], "two runs at least"), (["first", "nowhere"], "no config.yaml"), (["first", "first"], "given twice")],
+    [(["first"], "at least two runs"), (["first", "nowhere"], "no config.yaml"), (["first", "first"], "given twice")],
 )
 def test_what_cannot_be_compared(pair: tuple[RunDir, RunDir], tmp_path: Path, names: list[str], said: str) -> None:
     with pytest.raises(InputError, match=said):

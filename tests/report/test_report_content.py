@@ -75,9 +75,9 @@ def test_best_figures_are_marked_by_more_than_colour(page: str) -> None:
     assert any("1.490" in text and "★" in text and "best" in text for text in best)
 
 
-def test_cost_sums_sittings_and_tells_traffic(page: str) -> None:
+def test_cost_sums_sessions_and_tells_traffic(page: str) -> None:
     text = chapter(page, "cost")
-    assert "5 min 34 s" in text  # 312 s and the 21.5 s of the sitting that failed
+    assert "5 min 34 s" in text  # 312 s and the 21.5 s of the session that failed
     assert "branch 2 died" in text
     assert "3.1 GB" in text  # a branch job's peak; its time is in the stage's already
     assert "train merit 1" not in text

@@ -70,7 +70,7 @@ def test_without_paired_comparisons_errors_add_up(evidence: Evidence) -> None:
 
 
 def test_the_merging_gain_is_the_weighted_mean_minus_the_merge(evidence: Evidence) -> None:
-    weights = (evidence.main.merge or {})["weights"]
+    weights = evidence.main.weights
     gain = sum(w * (2.3 + 0.1 * k) for k, w in enumerate(weights)) - 2.03
     verdict = reach_verdict(evidence)
     assert verdict is not None

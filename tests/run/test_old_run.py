@@ -77,5 +77,5 @@ def test_damage_is_noticed(old_run, merit):
     table.write_text(table.read_text().replace("0", "1", 1))
     done = merit("run", old_run)
     assert done.code == 0, done.err
-    assert "evaluate: evaluation/table.json damaged or gone" in done.err
+    assert "evaluating θ0, branches and merges on held-out examples (evaluation/table.json damaged or gone)" in done.err
     assert "merge: unchanged, kept" in done.err

@@ -10,19 +10,25 @@ from tiny_study import write_study
 
 from merit.base.errors import InputError
 from merit.config.study import MethodConfig, standard_methods
+from merit.study.advice import advise_study, parse_trade_off
+from merit.study.results import Results
 from merit.study.spec import Study
+from merit.study.tables import draw
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"seeds": "seeds: [1, 1]"}, r"study.yaml:\d+: `seeds`: a seed stands twice in the list"),
+        ({"seeds": "seeds: [1, 1]"}, r"study.yaml:\d+: `seeds`: a seed is listed twice"),
         ({"seeds": "sedes: [1]"}, r"`sedes`: unknown key; did you mean `seeds`\?"),
         ({"budgets": "budgets: {half: 1.5}"}, r"`budgets.half`: Input should be less than or equal to 1"),
         ({"budgets": "budgets: {Half/2: 0.5}"}, r"`budgets.Half/2`: use lower-case letters"),
         ({"unseen": 'unseen: {gcd: {path: "reasoning_gym:gcd"}}'}, r"`unseen.gcd`: this is also the name of a dataset"),
         ({"question": "question: {budget: big}"}, r"`question.budget`: no budget 'big' in `budgets`"),
-        ({"  soup-2": "  soup-2: {splitter: replicate}"}, r"`methods.soup-2.copies`: a soup \(`replicate`\) needs it"),
+        (
+            {"  soup-2": "  soup-2: {splitter: replicate}"},
+            r"`methods.soup-2.copies`: a soup \(`replicate`\) needs this field",
+        ),
         ({"  random-2": "  random-2: {splitter: random, axes: 3}"}, r"`methods.random-2.axes`: 8 groups need as many"),
         ({"  joint": "  joined: {splitter: single}"}, r"`reference`: no method 'joint' in `methods`"),
         ({"  merit-1d": "  merit-1d: {splitter: pcaa}"}, r"`methods.merit-1d.splitter`: .*did you mean `pca`\?"),
@@ -83,3 +89,13 @@ def test_the_shipped_studies_are_read(name):
     assert len(study.config.mixture) >= {"small": 24, "smollm2": 16}[name]
     assert len(study.config.seeds) >= {"small": 5, "smollm2": 3}[name]
     assert {"joint", "soup-2", "random-4", "merit-1d", "merit-2d", "merit-2d-regmean"} <= set(study.config.methods)
+
+
+@pytest.mark.parametrize("name", ["small", "smollm2", "smollm2-large"])
+def test_the_shipped_results_are_drawn_as_they_stand(name, tmp_path):
+    """Results of earlier versions are still read, and give the tables that lie beside them."""
+    shipped_results = Path(__file__).parents[2] / "studies" / name / "results"
+    draw(Results.load(shipped_results / "results.json"), tmp_path)
+    for file in ("tables.md", "table.tex"):
+        assert (tmp_path / file).read_text() == (shipped_results / file).read_text()
+    assert advise_study(Results.load(shipped_results / "results.json"), parse_trade_off(None)).lines

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _LONGEST = 1_000  # characters of a message, and of a file's or field's name
@@ -108,3 +109,9 @@ def _shown(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message; its class if there is no message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def did_you_mean(name: str, known: Iterable[str], *, otherwise: str = "", cutoff: float = 0.6) -> str:
+    """ "; did you mean `x`?" for the known name that is nearest to `name`; else `otherwise`."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean `{near[0]}`?" if near else otherwise

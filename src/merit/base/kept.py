@@ -3,10 +3,13 @@
 A result is a record, one small JSON file that is written last, and perhaps files that it names. The record has the
 fingerprints of what the result depends on, and the checksums of its files. `keep` writes it. `kept` reads it, and
 returns it only if all of that still holds. A folder without a record appears in one rename: `made_once`.
+A journal, which only grows, is whole line by line: `checked_lines`.
 """
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +141,29 @@ def made_once(folder: Path, make: Callable[[Path], None], *, holds: str = ".") -
         with atomic_dir(folder) as part:
             make(part)
     return folder
+
+
+def checked_line(value: Mapping[str, Any]) -> bytes:
+    """A line of a journal: `value`, which is not empty, as JSON with a checksum of itself."""
+    text = json.dumps(value, separators=(",", ":"))
+    return f'{{"check":{zlib.crc32(text.encode())},{text[1:]}\n'.encode()
+
+
+def checked_lines(raw: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The values of a journal's lines up to the first that a kill has torn, or that is damaged; and their length in
+    bytes. What follows such a line is worth nothing, because lines are only appended."""
+    values, size = [], 0
+    for line in raw.splitlines(keepends=True):
+        try:
+            value = json.loads(line)
+            del value["check"]
+            if checked_line(value) != line:
+                break
+        except (ValueError, TypeError, KeyError, RecursionError):
+            break
+        values.append(value)
+        size += len(line)
+    return values, size
 
 
 def _changed(record: Record, depends: Mapping[str, Any]) -> set[str]:

@@ -11,6 +11,7 @@ import typer
 
 from merit.base.errors import InputError
 from merit.cli.options import Branch, File, Json, Method, Output, Redo, Run, complete_dataset
+from merit.cli.run_commands import open_run
 
 if TYPE_CHECKING:
     from merit.context import RunContext
@@ -77,7 +78,7 @@ def cancel(run: Run) -> None:
     from merit.train.status import cancel_run
 
     count = cancel_run(RunDir(run))
-    say(f"{count} jobs are told to end; run again to resume" if count else "no job is queued or running")
+    say(f"{count} jobs were told to end; run again to resume" if count else "no job is queued or running")
 
 
 def _rows(found: list[BranchStatus]) -> list[list[str]]:
@@ -112,11 +113,9 @@ def handover(
     """Writes a folder per branch for another trainer: configuration, data, one command. Splits first."""
     if to not in TRAINERS:
         raise InputError(f"no trainer {to!r}; there are: {', '.join(TRAINERS)}", field="--to")
-    from merit.cli.console import say, say_json, show_progress
-    from merit.context import RunContext
+    from merit.cli.console import say, say_json
 
-    with show_progress() as progress:
-        context = RunContext.open(file, output=output, progress=progress)
+    with open_run(file, output) as context:
         from merit.handover.write import hand_over
         from merit.pipeline import run_pipeline
 
@@ -142,11 +141,9 @@ def adopt(
     json: Json = False,
 ) -> None:
     """Checks a branch that another trainer trained, and puts it into the run."""
-    from merit.cli.console import say, say_json, show_progress
-    from merit.context import RunContext
+    from merit.cli.console import say, say_json
 
-    with show_progress() as progress:
-        context = RunContext.open(run, progress=progress)
+    with open_run(run) as context:
         from merit.handover.adopt import adopt_branch
 
         result = adopt_branch(context, method, branch, folder, tokens=tokens, any_budget=any_budget, redo=redo)
@@ -190,11 +187,9 @@ def remove(
 
 
 def _grow(run: Path, change: Callable[[RunContext, Callable[[RunContext], None]], Cost], *, json: bool) -> None:
-    from merit.cli.console import say, say_json, show_progress
-    from merit.context import RunContext
+    from merit.cli.console import say, say_json
 
-    with show_progress() as progress:
-        context = RunContext.open(run, progress=progress)
+    with open_run(run) as context:
         from merit.cli.results import print_results
         from merit.pipeline import run_pipeline
 

@@ -122,7 +122,7 @@ Precision = Annotated[str | None, typer.Option(help="With --worker: bf16 or fp32
 
 
 def refuse_given(context: typer.Context, *names: str, why: str) -> None:
-    """Options that would be read by nobody must not be passed over: who gave one expects it to work.
+    """Refuses options that this command would ignore: whoever gives one expects it to work.
 
     Raises:
         InputError: one of the parameters `names` stands on the command line; the message is `why`.

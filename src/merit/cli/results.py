@@ -48,7 +48,7 @@ def _mixture(run: RunDir) -> None:
 
 def _conflict(run: RunDir) -> None:
     if not run.conflict.exists():
-        say("one dataset: nothing to conflict with")
+        say("there is only one dataset, so there is no conflict to measure")
         return
     result = ConflictResult.load(run.conflict)
     rows = [["dataset", "examples", "loss at θ0", "gradient norm", "reliability"]]
@@ -66,7 +66,7 @@ def _explanation(run: RunDir) -> None:
         say(
             "hashed sketches cannot be explained layer by layer; leave out `calibration.hashed`"
             if run.conflict.exists()
-            else "one dataset: nothing to conflict with"
+            else "there is only one dataset, so there is no conflict to measure"
         )
         return
     found = Explanation.load(run.explanation)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +23,7 @@ from merit.base.machine import total_memory, usable_cores
 from merit.cli.options import File, Json, Output, Run
 
 if TYPE_CHECKING:
+    from merit.context import RunContext
     from merit.push.contents import Contents
 
 
@@ -56,15 +62,32 @@ class Part:
     seconds: float | None = None
 
 
-def execute(file: Path, output: Path | None, part: Part, *, json: bool, show: str | None = None) -> None:
-    """Runs the pipeline with bars, and prints what came of it: `show`, or else the result of stage `part.until`."""
+@contextlib.contextmanager
+def open_run(file: Path, output: Path | None = None) -> Iterator[RunContext]:
+    """The run of a configuration or of a run directory, with bars while the context lasts.
+
+    The terminal is imported after the configuration has proved to be right: a misspelt key is told at once.
+    """
     from merit.context import RunContext
 
-    context = RunContext.open(file, output=output)
-    # The configuration is fine: only now is it worth the imports of the terminal and of the stages.
+    early, logger = MemoryHandler(100, flushLevel=sys.maxsize), logging.getLogger("merit")
+    if not logger.handlers:
+        logger.addHandler(early)
+    try:
+        context = RunContext.open(file, output=output)
+    finally:
+        logger.removeHandler(early)
     from merit.cli.console import show_progress
 
     with show_progress() as context.progress:
+        for record in early.buffer:  # what the configuration said before there was a terminal
+            logger.handle(record)
+        yield context
+
+
+def execute(file: Path, output: Path | None, part: Part, *, json: bool, show: str | None = None) -> None:
+    """Runs the pipeline with bars, and prints what came of it: `show`, or else the result of stage `part.until`."""
+    with open_run(file, output) as context:
         context.partial = part.partial
         context.deadline = time.time() + part.seconds if part.seconds is not None else None
         from merit.cli.results import print_results
@@ -215,5 +238,5 @@ def push(
 
 def _rows(contents: Contents) -> list[list[str]]:
     rows = [["file", "bytes", ""], *([item.name, f"{item.size:,}", ""] for item in contents.items)]
-    rows += [[item.name, "–", f"stays here: {item.reason}"] for item in contents.left_out]
+    rows += [[item.name, "–", f"not uploaded: {item.reason}"] for item in contents.left_out]
     return [*rows, ["together", f"{sum(item.size for item in contents.items):,}", ""]]

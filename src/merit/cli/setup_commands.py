@@ -29,7 +29,7 @@ def init(
 
     target = output or folder / "merit.yaml"
     if target.exists() and not force:
-        raise InputError("there already; --force replaces it", file=target)
+        raise InputError("the file exists already; --force replaces it", file=target)
     write_text(target, propose_config(folder, published=published))
     say(f"wrote {target}\nnext: merit check {target}   then: merit run {target}")
 

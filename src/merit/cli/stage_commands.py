@@ -26,7 +26,7 @@ from merit.cli.options import (
     complete_file_or_run,
     refuse_given,
 )
-from merit.cli.run_commands import Part, execute
+from merit.cli.run_commands import Part, execute, open_run
 
 if TYPE_CHECKING:
     from merit.context import RunContext
@@ -35,12 +35,10 @@ if TYPE_CHECKING:
 
 def prepare(file: File, output: Output = None, redo: Redo = False, json: Json = False) -> None:
     """Trains θ0 jointly until it is merge-ready, then a pilot of every branch: go or no-go. Resumes."""
-    from merit.cli.console import say, say_json, show_progress
+    from merit.cli.console import say, say_json
     from merit.config.sections import GateConfig, PrepareConfig
-    from merit.context import RunContext
 
-    with show_progress() as progress:
-        context = RunContext.open(file, output=output, progress=progress)
+    with open_run(file, output) as context:
         config = context.config
         # The answer is printed here, whatever it is.
         gate = (config.gate or GateConfig()).model_copy(update={"enforce": False})
@@ -67,15 +65,13 @@ def _result(context: RunContext) -> GateResult | None:
 
 def _print(context: RunContext, found: GateResult | None, file: Path, *, asked: bool) -> None:
     from merit.cli.console import print_table, say
+    from merit.report.sections.basin import pilot_table
 
     if found is None:
-        say("one branch: no merge to try out")
+        say("there is only one branch, so there is no merge to test")
         return
-    rows = [["model", "held-out loss", "‖θ − θ0‖", "tokens"], ["θ0", f"{found.base_loss:.3f}", "–", "–"]]
-    for k, loss in enumerate(found.branch_losses):
-        rows.append([f"pilot {k}", f"{loss:.3f}", f"{found.branch_displacement[k]:.3f}", f"{found.tokens[k]:,}"])
-    rows.append(["merge", f"{found.merged_loss:.3f}", f"{found.displacement:.3f}", f"{sum(found.tokens):,}"])
-    print_table(rows)
+    table = pilot_table(found)
+    print_table([[*table.header], *([*row] for row in table.rows)])
     worst = found.worst
     say(f"highest barrier: {worst.barrier:.4f} nats, between {worst.a} and {worst.b}")
     for line in found.advice:
@@ -294,12 +290,10 @@ def diagnose(
     json: Json = False,
 ) -> None:
     """Checks θ0, branches and merge of a finished run: barriers, displacement, gain, flatness, curvature."""
-    from merit.cli.console import print_table, say, say_json, show_progress
-    from merit.context import RunContext
+    from merit.cli.console import print_table, say, say_json
     from merit.diagnose.check import all_checks, result_rows
 
-    with show_progress() as progress:
-        context = RunContext.open(file, output=output, progress=progress)
+    with open_run(file, output) as context:
         wanted = pick_checks(checks) or context.config.diagnose.checks or list(all_checks())
         from merit.diagnose.step import diagnose_run
 

@@ -67,7 +67,7 @@ class DiagnoseConfig(Section):
         default=30,
         ge=2,
         le=1000,
-        description="Most Hessian-vector products; each takes 4 bytes per parameter on disk.",
+        description="At most this many Hessian-vector products; each takes 4 bytes per parameter on disk.",
     )
     probes: int = Field(default=8, ge=2, le=1000, description="Random probes of the Hessian's trace.")
     hessian_tokens: int = Field(default=4096, ge=1, description="Training tokens that the Hessian is computed on.")

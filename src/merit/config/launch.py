@@ -19,9 +19,7 @@ else:
 class RayPool(Section):
     """Machines of one kind in a Ray cluster. The longest branch goes to the fastest pool."""
 
-    slots: int | None = Field(
-        default=None, ge=1, description="Most jobs at once in this pool. Default: as many as fit."
-    )
+    slots: int | None = Field(default=None, ge=1, description="Jobs at once in this pool. Default: as many as fit.")
     speed: float = Field(default=1.0, gt=0, description="Speed of one job here, relative to other pools.")
     cpus: float | None = Field(default=None, gt=0, description="CPU cores per job. Default: `launch.ray.cpus`.")
     gpus: float | None = Field(default=None, ge=0, description="GPUs per job. Default: `launch.ray.gpus`.")

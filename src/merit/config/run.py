@@ -127,14 +127,14 @@ class RunConfig(Section):
             if not re.fullmatch(r"[a-z0-9_][a-z0-9_\-]{0,39}", name):
                 yield ("baselines", name), "use lower-case letters, digits, - and _ (40 at most)"
             elif name in (MAIN_METHOD, "base", "gate", "prepare"):
-                yield ("baselines", name), "this name is taken"
+                yield ("baselines", name), "merit uses this name itself; choose another"
 
     def _wrong_checks(self) -> Iterator[Problem]:
         name = self.split.splitter
         if self.diagnose.checks and extensions.load("splitters", name).one_group:
             yield ("diagnose", "checks"), f"a diagnosis needs two branches at least, and `splitter: {name}` makes one"
         if self.diagnose.checks and 1.0 not in self.merge.scales:
-            yield ("diagnose", "checks"), "a diagnosis is of the merge itself; add 1.0 to `merge.scales`"
+            yield ("diagnose", "checks"), "a diagnosis measures the merge itself; add 1.0 to `merge.scales`"
 
     def _wrong_splits(self) -> Iterator[Problem]:
         count = len(self.mixture)

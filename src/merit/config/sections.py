@@ -31,7 +31,7 @@ class Section(BaseModel):
 
 
 def refused(problems: Sequence[tuple[Location, str]]) -> PydanticCustomError:
-    """The error of a check across fields: what is wrong where. A validator of a section must raise pydantic's own."""
+    """The error of a check across fields, as (place, message). Validators may raise pydantic's errors only."""
     text = "; ".join(f"`{'.'.join(map(str, at))}`: {message}" for at, message in problems)
     return PydanticCustomError(REFUSED, "{text}", {"text": text, "problems": list(problems)})
 
@@ -42,7 +42,9 @@ Role = Literal["vision", "projector", "language"]
 class ModelConfig(Section):
     """Where θ0 comes from. In YAML a plain string is short for `path`."""
 
-    path: LocalIfThere = Field(min_length=1, description="Hub id, folder, .gguf file, or `embedded:smollm2-135m`.")
+    path: LocalIfThere = Field(
+        min_length=1, description="Hub id, folder, .gguf file, `embedded:smollm2-135m` or `embedded:tiny-llava`."
+    )
     revision: str | None = Field(default=None, description="Hub revision: a branch, tag or commit.")
     trust_remote_code: bool = Field(default=False, description="Run Python code from the model's repository.")
     freeze: list[Role] | None = Field(
@@ -70,12 +72,15 @@ else:
     FieldName = Literal[tuple(dict.fromkeys(field for fields in (_KNOWN, *_OTHERS) for field in fields))]
 
 
+GENERATED = 500  # examples of a generator that sets no `max_examples`
+
+
 class DatasetConfig(Section):
     """One dataset: a source, a weight or cap, a prompt format."""
 
     path: LocalIfThere = Field(
         min_length=1,
-        description="A .jsonl, .json, .parquet or .csv file (relative to this configuration), a Hub dataset id, "
+        description="A .jsonl, .json, .csv, .tsv or .parquet file (relative to this configuration), a Hub dataset id, "
         "`reasoning_gym:NAME`, or `visual:NAME` (generated pictures).",
     )
     split: str = Field(default="train", description="Split of a Hub dataset.")
@@ -88,7 +93,9 @@ class DatasetConfig(Section):
     )
     system: str | None = Field(default=None, description="System message for examples that have none.")
     max_examples: int | None = Field(
-        default=None, ge=1, description="Use at most this many rows, chosen by content hash."
+        default=None,
+        ge=1,
+        description=f"Use at most this many rows, chosen by content hash. Default: all; {GENERATED} of a generator.",
     )
     weight: float = Field(
         default=1.0,
@@ -104,10 +111,8 @@ class DatasetConfig(Section):
     bad_images: Literal["skip", "refuse"] = Field(
         default="skip", description="Skip and list an example whose image is unusable, or refuse the dataset."
     )
-    max_pixels: int = Field(default=100_000_000, ge=1, description="Most pixels in an image.")
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="Arguments of a reasoning_gym generator, including `seed`."
-    )
+    max_pixels: int = Field(default=100_000_000, ge=1, description="An image with more pixels counts as bad.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Arguments of a generator, including `seed`.")
 
 
 class PrepareStage(Section):
@@ -117,13 +122,6 @@ class PrepareStage(Section):
     epochs: float = Field(default=1, gt=0, description="Passes over the general mixture.")
     learning_rate: float | None = Field(default=None, gt=0, description="Peak learning rate.")
     batch_tokens: int | None = Field(default=None, ge=1, description="Mean tokens per optimizer step.")
-
-
-def _recipe() -> list[PrepareStage]:
-    return [
-        PrepareStage(freeze=["vision", "language"], learning_rate=1e-3),
-        PrepareStage(freeze=["vision"]),
-    ]
 
 
 class PrepareConfig(Section):
@@ -148,7 +146,10 @@ class PrepareConfig(Section):
         """The stages, or their default."""
         if self.stages is not None:
             return self.stages
-        return _recipe() if vision else [PrepareStage(epochs=0.1)]
+        if not vision:
+            return [PrepareStage(epochs=0.1)]
+        projector = PrepareStage(freeze=["vision", "language"], learning_rate=1e-3)
+        return [projector, PrepareStage(freeze=["vision"])]
 
 
 class GateConfig(Section):
@@ -160,7 +161,7 @@ class GateConfig(Section):
     max_barrier: float = Field(
         default=0.02, ge=0, description="Highest barrier between two pilots that passes, as a share of θ0's loss."
     )
-    enforce: bool = Field(default=True, description="Whether a no stops the run before training.")
+    enforce: bool = Field(default=True, description="Stop the run before training if the gate says no.")
 
 
 def _regex(text: str) -> str:
@@ -231,7 +232,7 @@ if TYPE_CHECKING:
 else:
     SplitterName = Literal[extensions.names("splitters")]
 
-UNSPLIT: SplitterName = "single"  # what is left where no axis is worth a cut: joint training
+UNSPLIT: SplitterName = "single"  # the fallback when no axis is worth a cut: joint training
 MAX_AXES = 10
 
 
@@ -335,13 +336,15 @@ class TrainConfig(Section):
     trl: dict[str, Any] = Field(default_factory=dict, description="Further arguments of TRL's SFTConfig.")
 
 
-# What the merge takes where nothing else is said: in a run, in `merit merge A B C` and from Python.
+# Defaults of every merge: in a run, in `merit merge A B C` and from Python.
 SHARD_BYTES = 5_000_000_000
 MEMORY_BYTES = 512_000_000  # of all buffers together
 CURVATURE_BATCH_TOKENS = 4096
 
 DtypeName = Literal["input", "float32", "bfloat16", "float16"]
 Rounding = Literal["nearest", "stochastic"]
+DTYPE: DtypeName = "input"
+ROUNDING: Rounding = "nearest"
 Scale = Annotated[float, Field(gt=0, le=10)]
 if TYPE_CHECKING:
     RuleName = str
@@ -368,7 +371,7 @@ class MergeConfig(Section):
         default=64, ge=2, description="Training examples used to estimate each branch's curvature (rules by curvature)."
     )
     dtype: DtypeName = Field(
-        default="input", description="Data type of the merged weights; `input` keeps that of the branches."
+        default=DTYPE, description="Data type of the merged weights; `input` keeps that of the branches."
     )
     scales: list[Scale] = Field(
         default_factory=lambda: [1.0], min_length=1, description="Write one model for each β; 1 is the merge itself."
@@ -384,7 +387,7 @@ class MergeConfig(Section):
 class EvaluateConfig(Section):
     """Held-out loss, exact match, unseen datasets, drift."""
 
-    held_out: int = Field(default=64, ge=1, description="Most held-out examples per dataset for the loss.")
+    held_out: int = Field(default=64, ge=1, description="At most this many held-out examples per dataset for the loss.")
     generate: int = Field(
         default=16, ge=0, description="How many of them to answer by greedy decoding for exact match. 0: none."
     )
@@ -396,7 +399,7 @@ class EvaluateConfig(Section):
         default=0,
         ge=0,
         le=32,
-        description="General prompts; measures the loss on θ0's own answers to them. 0: none.",
+        description="How many general prompts θ0 answers; measures the loss of every model on these answers. 0: none.",
     )
     branches: bool = Field(default=True, description="Also measure the loss of each branch of the main method.")
     batch_tokens: int = Field(default=4096, ge=1, description="Tokens per forward pass, padding included.")

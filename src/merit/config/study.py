@@ -61,9 +61,9 @@ class MethodConfig(Section):
         problems = []
         splitter = self._splitter
         if splitter.needs_file:
-            problems.append((("splitter",), f"`{self.splitter}` needs a file of groups, which a study has none of"))
+            problems.append((("splitter",), f"`{self.splitter}` needs a file of groups, which a study does not take"))
         if (self.copies is not None) != (splitter.whole_mixture and not splitter.one_group):
-            problems.append((("copies",), "a soup (`replicate`) needs it, and nothing else has it"))
+            problems.append((("copies",), "a soup (`replicate`) needs this field, and no other method takes it"))
         if self.axes == "auto" and splitter.role != "method":
             problems.append((("axes",), f"`auto` is for methods; `{self.splitter}` is a control"))
         if isinstance(self.axes, int) and not 1 <= self.axes <= 6:
@@ -85,7 +85,7 @@ class MethodConfig(Section):
 
     @property
     def groups(self) -> int | None:
-        """How many branches, None where the evidence decides."""
+        """How many branches; None if the evidence decides."""
         if self._splitter.one_group:
             return 1
         if self.copies is not None:
@@ -136,13 +136,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class WarmupConfig(Section):
-    """θ0 made on the spot: `model` warmed up jointly, or a small Llama from random weights, with no download."""
+    """Makes θ0: warms `model` up jointly, or trains a small Llama from random weights, without a download."""
 
     vocabulary: int = Field(
         default=2048, ge=300, le=65536, description="Vocabulary of a fresh model's BPE, trained on the datasets."
     )
     hidden: int = Field(default=128, ge=16, le=2048, description="Width of a fresh model.")
-    layers: int = Field(default=4, ge=1, le=64, description="Layers.")
+    layers: int = Field(default=4, ge=1, le=64, description="Layers of a fresh model.")
     heads: int = Field(default=4, ge=1, le=64, description="Attention heads; must divide the width.")
     intermediate: int = Field(default=384, ge=16, le=8192, description="Width of the MLP.")
     examples: int = Field(default=200, ge=8, description="Examples of each dataset of `retention`.")
@@ -205,15 +205,15 @@ class StudyConfig(Section):
 
     name: str = Field(default="study", pattern=r"^[\w .,\-]{1,80}$", description="Title of the tables.")
     model: ModelConfig | None = Field(
-        default=None, description="θ0, or what `warmup` begins with. Unset: a fresh small model."
+        default=None, description="θ0, or the model that `warmup` starts from. Unset: a fresh small model."
     )
-    warmup: WarmupConfig | None = Field(default=None, description="Make θ0 here, before anything else.")
+    warmup: WarmupConfig | None = Field(default=None, description="Make θ0 first.")
     mixture: dict[str, DatasetConfig] = Field(min_length=2, description="The datasets to tune on, by name.")
     unseen: dict[str, DatasetConfig] = Field(default_factory=dict, description="Measured, never trained on.")
     retention: dict[str, DatasetConfig] = Field(
         default_factory=dict,
-        description="What θ0 can do already: measured, not tuned on. A warm-up trains on them, and θ0's own answers "
-        "to their prompts are what drift is measured on; without them, drift is on general prompts.",
+        description="What θ0 can already do: measured, never tuned on. A warm-up trains on these datasets. Drift is "
+        "measured on θ0's answers to their prompts; without them, to general prompts.",
     )
     held_out_fraction: float = Field(default=0.2, gt=0, lt=1, description="Share of each dataset's rows held out.")
     train: TrainConfig = Field(default_factory=TrainConfig, description="The recipe that every method shares.")
@@ -254,7 +254,7 @@ class StudyConfig(Section):
     @classmethod
     def _distinct(cls, value: list[int]) -> list[int]:
         if len(set(value)) < len(value):
-            raise ValueError("a seed stands twice in the list")
+            raise ValueError("a seed is listed twice")
         return value
 
     @model_validator(mode="after")
@@ -291,7 +291,7 @@ class StudyConfig(Section):
         for name, method in self.methods.items():
             groups = method.groups
             if name == "base":
-                yield ("methods", name), "this name is θ0's own"
+                yield ("methods", name), "this is the name of θ0"
             least = extensions.load("splitters", method.splitter).least_datasets(method.axes)
             if groups is not None and least > len(self.mixture):
                 yield ("methods", name, "axes"), f"{groups} groups need as many datasets; there are {len(self.mixture)}"

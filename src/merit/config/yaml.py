@@ -1,4 +1,7 @@
-"""YAML as plain data, whoever wrote it: no alias, no object, no depth and no number that takes over the machine."""
+"""Reads YAML files, from strangers too: plain data only, no aliases, bounded depth, sizes and numbers.
+
+Every mistake in a configuration is explained by file, line, field and the nearest known key.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from merit.base.errors import InputError, Problems
+from merit.base.errors import InputError, Problems, did_you_mean
 from merit.config.run import RunConfig
 from merit.config.sections import REFUSED, Location, Section
 
@@ -33,15 +36,22 @@ def read_yaml(path: Path, *, missing: InputError | None = None) -> tuple[Any, di
     """The value in a YAML file (JSON is YAML too), and the line of every field in it. Keys are text, as written.
 
     Args:
-        missing: what is raised where there is no file.
+        missing: the error to raise if there is no file.
 
     Raises:
         InputError: no such file; not YAML or nothing in it; an alias, a duplicate key, deep nesting, a value that is no
             plain data. Names file and line.
     """
-    root = _compose(path, _read(path, missing))
-    lines: dict[Location, int] = {(): 1}
-    return (None if root is None else _construct(path, root, (), lines)), lines
+    text = _read(path, missing)
+    try:
+        loader = _Loader(path, text)
+        root = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else None
+        raise InputError(f"not valid YAML: {error.problem}", file=path, line=line) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"not valid YAML: {' '.join(str(error).split())}", file=path) from None
+    return (None if root is None else loader.value(root, ())), loader.lines
 
 
 def _read(path: Path, missing: InputError | None) -> str:
@@ -49,7 +59,7 @@ def _read(path: Path, missing: InputError | None) -> str:
         with path.open("rb") as handle:
             raw = handle.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
-            raise InputError(f"larger than {MAX_BYTES:,} bytes: nobody wrote this by hand", file=path)
+            raise InputError(f"larger than {MAX_BYTES:,} bytes, so this is no configuration", file=path)
         return raw.decode("utf-8")
     except FileNotFoundError:
         raise missing or InputError("no such file", file=path) from None
@@ -60,83 +70,83 @@ def _read(path: Path, missing: InputError | None) -> str:
         raise InputError(f"cannot be read: {error.strerror}", file=path) from error
 
 
-def _compose(path: Path, text: str) -> yaml.Node | None:
-    depth = 0
-    try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            line = event.start_mark.line + 1 if event.start_mark else None
-            # An alias repeats a part of the file, which is how a few bytes become gigabytes.
-            if isinstance(event, yaml.AliasEvent):
-                raise InputError("YAML aliases (*name) are not supported; write the value out", file=path, line=line)
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:
-                raise InputError("nested too deeply", file=path, line=line)
-        root: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else None
-        raise InputError(f"not valid YAML: {error.problem}", file=path, line=line) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"not valid YAML: {' '.join(str(error).split())}", file=path) from None
-    return root
-
-
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: PyYAML reads `2e-5`, which has no dot, as text."""
+    """Plain data without aliases, and YAML 1.2 numbers: PyYAML reads `2e-5`, which has no dot, as text.
+
+    Attributes:
+        lines: the line of every field whose value has been read.
+    """
+
+    def __init__(self, path: Path, text: str) -> None:
+        super().__init__(text)
+        self.path = path
+        self.lines: dict[Location, int] = {(): 1}
+        self._depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        # An alias repeats a part of the file, which is how a few bytes become gigabytes.
+        if isinstance(event, yaml.AliasEvent):
+            raise self._mistake("YAML aliases (*name) are not supported; write the value out", event)
+        inner = isinstance(event, yaml.CollectionStartEvent)
+        self._depth += inner
+        if self._depth > MAX_DEPTH:
+            raise self._mistake("nested too deeply", event)
+        node = super().compose_node(parent, index)
+        self._depth -= inner
+        return node
+
+    def value(self, node: Any, at: Location) -> Any:
+        """The value of the node of the field `at`.
+
+        Raises:
+            InputError: a duplicate key, or a value that is no plain data.
+        """
+        self.lines[at] = node.start_mark.line + 1
+        if isinstance(node, yaml.MappingNode):
+            mapping: dict[str, Any] = {}
+            for key_node, value_node in node.value:
+                # `on:` or `1:` are names here, whatever YAML makes of them.
+                if not isinstance(key_node, yaml.ScalarNode):
+                    raise self._mistake("a key must be a plain name", key_node)
+                key = self._text(key_node)
+                if key in mapping:
+                    first = self.lines[(*at, key)]
+                    problem = f"the name is used twice (first in line {first}); rename one"
+                    raise self._mistake(problem, key_node, (*at, key))
+                mapping[key] = self.value(value_node, (*at, key))
+                self.lines[(*at, key)] = key_node.start_mark.line + 1
+            return mapping
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(item, (*at, index)) for index, item in enumerate(node.value)]
+        too_long = f"a number of more than {MAX_DIGITS} digits"
+        if node.tag.endswith(":int") and len(self._text(node)) > 2 * MAX_DIGITS:
+            # Python itself refuses, with advice for programmers, to read more than 4,300 digits.
+            raise self._mistake(too_long, node, at)
+        try:
+            self._text(node)
+            value = self.construct_object(node)
+        except _REFUSALS as error:
+            raise self._mistake(f"cannot read this value: {' '.join(str(error).split())}", node, at) from None
+        if isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
+            raise self._mistake(too_long, node, at)
+        return value
+
+    def _text(self, node: yaml.Node) -> str:
+        text = str(node.value)
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise self._mistake("holds half a surrogate pair, which is no text", node) from None
+        return text
+
+    def _mistake(self, message: str, where: Any, at: Location = ()) -> InputError:
+        return InputError(message, file=self.path, line=where.start_mark.line + 1, field=_dotted(at) or None)
 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
 )
-
-
-def _construct(path: Path, node: yaml.Node, at: Location, lines: dict[Location, int]) -> Any:
-    """The node's value; `lines` gets the line of every field, and a duplicate key is an error."""
-    line = node.start_mark.line + 1
-    lines[at] = line
-    if isinstance(node, yaml.MappingNode):
-        mapping: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            # `on:` or `1:` are names here, whatever YAML makes of them.
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise InputError("a key must be a plain name", file=path, line=key_node.start_mark.line + 1)
-            key = _text(path, key_node)
-            if key in mapping:
-                first = lines[(*at, key)]
-                message = f"the name is used twice (first in line {first}); rename one"
-                raise InputError(message, file=path, line=key_node.start_mark.line + 1, field=_dotted((*at, key)))
-            mapping[key] = _construct(path, value_node, (*at, key), lines)
-            lines[(*at, key)] = key_node.start_mark.line + 1
-        return mapping
-    if isinstance(node, yaml.SequenceNode):
-        return [_construct(path, item, (*at, index), lines) for index, item in enumerate(node.value)]
-    if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and len(node.value) > 2 * MAX_DIGITS:
-        # Python itself refuses, with advice for programmers, to read more than 4,300 digits.
-        raise InputError(f"a number of more than {MAX_DIGITS} digits", file=path, line=line, field=_dotted(at))
-    loader = _Loader("")
-    try:
-        _text(path, node)
-        if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str" and node.style is None:
-            node.tag = loader.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
-        value = loader.construct_object(node)
-    except _REFUSALS as error:
-        message = f"cannot read this value: {' '.join(str(error).split())}"
-        raise InputError(message, file=path, line=line, field=_dotted(at)) from None
-    finally:
-        loader.dispose()
-    if isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
-        raise InputError(f"a number of more than {MAX_DIGITS} digits", file=path, line=line, field=_dotted(at))
-    return value
-
-
-def _text(path: Path, node: yaml.Node) -> str:
-    text = str(node.value)
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            line = node.start_mark.line + 1
-            raise InputError("holds half a surrogate pair, which is no text", file=path, line=line) from None
-    return text
 
 
 def _dotted(at: Location) -> str:
@@ -166,7 +176,7 @@ def load_section(path: Path, kind: type[_Kind], example: str) -> _Kind:
     if value is None:
         raise InputError("the file is empty; `merit init FOLDER` writes a filled one", file=path)
     if isinstance(value, dict):
-        made = value.pop("versions", None)  # what a run directory's config.yaml says of its making
+        made = value.pop("versions", None)  # which a run directory's config.yaml records
         if made is not None and isinstance(value.get("split"), dict):
             value["split"].setdefault("balance", "tokens")  # as merit 0.1.0, which had no other, has split it
     else:
@@ -223,9 +233,9 @@ _SHOWN = 60  # characters of a name or value
 
 
 def explain(
-    path: Path, error: ValidationError, lines: Mapping[Location, int], root: type[BaseModel] = RunConfig
+    path: Path, error: ValidationError, lines: Mapping[Location, int], root: type[BaseModel]
 ) -> list[InputError]:
-    """One error a mistake, in the order of their lines.
+    """Pydantic's errors in the user's words: one error per mistake, in the order of their lines.
 
     Args:
         path: the configuration file.
@@ -265,8 +275,7 @@ def _message(item: Any, at: Location) -> str:
     hint = ""
     if item["type"] == "literal_error":
         known = [word.strip("' ") for word in item["ctx"]["expected"].replace(" or ", ", ").split(",")]
-        near = difflib.get_close_matches(str(value), known, n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
+        hint = did_you_mean(str(value), known)
     return f"{message}, not {_short(str(value))!r}{hint}"
 
 
@@ -294,20 +303,14 @@ def _line(lines: Mapping[Location, int], at: Location) -> int:
 def _keys_at(root: type[BaseModel], at: Location) -> list[str]:
     """The known keys of the section at `at`, found by walking the schema."""
     model = root
-    skip = False
-    for part in at:
-        if skip:
-            skip = False
-            continue
+    parts = iter(at)
+    for part in parts:
         annotation: Any = model.model_fields[str(part)].annotation
-        arguments = getattr(annotation, "__args__", ())
-        skip = getattr(annotation, "__origin__", None) is dict
-        candidates = [item for item in (annotation, *arguments) if _is_section(item)]
-        if not candidates:
+        if get_origin(annotation) is dict:
+            next(parts, None)  # a name that the user chose
+        kinds = [item for item in (annotation, *get_args(annotation)) if isinstance(item, type)]
+        sections = [item for item in kinds if issubclass(item, BaseModel)]
+        if not sections:
             return []
-        model = candidates[0]
+        model = sections[0]
     return list(model.model_fields)
-
-
-def _is_section(item: Any) -> bool:
-    return isinstance(item, type) and issubclass(item, BaseModel)

@@ -70,7 +70,11 @@ def build_mixture(
                 encoding = Encoding(reader, selection, encoder, config.held_out_fraction)
                 show = _shown(bar, index, reader.name)
                 summaries[reader.name] = _write(path, encoding, depends[reader.name], show)
-    done = [_named(summary, reader) for reader in readers if (summary := summaries[reader.name]) is not None]
+    done = [
+        summary.model_copy(update={"name": reader.name, "source": reader.config.path, "weight": reader.config.weight})
+        for reader in readers
+        if (summary := summaries[reader.name]) is not None
+    ]
     mixture = Mixture(
         datasets=done[: len(config.mixture)],
         unseen=done[len(config.mixture) :],
@@ -136,11 +140,6 @@ def _stored(run: RunDir, reader: DatasetReader, depends: str) -> DatasetSummary 
     except InputError:
         return None
     return stored.summary if stored.depends == depends and stored.intact() else None
-
-
-def _named(summary: DatasetSummary, reader: DatasetReader) -> DatasetSummary:
-    now = {"name": reader.name, "source": reader.config.path, "weight": reader.config.weight}
-    return summary.model_copy(update=now)
 
 
 def _shown(bar: Any, index: int, name: str) -> Callable[[float], None]:
@@ -273,7 +272,7 @@ class Encoding:
             field, line = "train.max_length", self.first_dropped
         elif not self.reader.unseen and min(train, held_out) == 0:
             total, part = train + held_out, "train on" if train == 0 else "hold out"
-            message = f"none of its {total} examples falls to the rows to {part}; add rows, or change the share"
+            message = f"none of its {total} examples is left to {part}; add rows, or change the share"
             field = "held_out_fraction"
         return InputError(message, file=self.reader.source.place, line=line, field=field) if message else None
 

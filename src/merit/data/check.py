@@ -182,10 +182,8 @@ def _warnings(summary: DatasetSummary, selection: Selection, config: RunConfig, 
     if not unseen and summary.train.examples < _FEW:
         lines.append(f"only {summary.train.examples} examples to train on")
     elif not unseen and summary.train.examples < config.calibration.examples:
-        wanted = config.calibration.examples
-        lines.append(
-            f"the gradient is measured on {summary.train.examples} examples, not on {wanted}: there are no more"
-        )
+        have, wanted = summary.train.examples, config.calibration.examples
+        lines.append(f"only {have} training examples to measure the gradient on; `calibration.examples` is {wanted}")
     if summary.held_out.examples < _FEW_HELD_OUT:
         lines.append(f"only {summary.held_out.examples} held-out examples: its results will be very uncertain")
     return lines

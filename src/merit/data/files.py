@@ -172,9 +172,11 @@ class ParquetFile(FileSource):
                 with pq.ParquetFile(self.path, read_dictionary=texts) as file:
                     total = max(file.metadata.num_rows, 1)
                     for batch in file.iter_batches(batch_size=_batch_rows(file.metadata)):
+                        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
                         for index in range(batch.num_rows):
                             number += 1
-                            yield Row(number, number / total, batch.slice(index, 1).to_pylist()[0])
+                            value = {name: column[index].as_py() for name, column in columns.items()}
+                            yield Row(number, number / total, value)
             except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
                 if out_of_memory(error):
                     raise MemoryError(str(error)) from error

@@ -1,18 +1,17 @@
-"""A data format: how a row of a source becomes an `Example`. All that can be wrong with a row is said here.
+"""A data format: how a row of a source becomes an `Example`, and what is wrong with a row that does not.
 
 A format is one file that defines `FORMAT`: merit's own lie in `merit.data.formats`, anyone's in `merit_ext/formats/`.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from merit.base import extensions
-from merit.base.errors import InputError
+from merit.base.errors import InputError, did_you_mean
 from merit.config.sections import DatasetConfig, FormatName
 from merit.data.example import Example, Message, Role
 from merit.data.image import ImageRef
@@ -122,8 +121,7 @@ def choose_format(
     present = sorted({str(key) for row in probed for key, value in row.items() if value is not None})
     for canonical, column in config.columns.items():
         if probed and column not in present:
-            near = f"{_nearest(column, present)}; it has {_listed(present)}"
-            message = f"there is no column {column!r}{near}"
+            message = f"there is no column {column!r}; it has {_listed(present)}{did_you_mean(column, present)}"
             raise InputError(message, file=place, field=f"{at}.columns.{canonical}")
     name_of = config.format or next((name for name in known_formats() if _fits(name, config.columns, probed)), None)
     if name_of is None:
@@ -189,12 +187,7 @@ def missing(row: Mapping[str, Any], column: str) -> InputError:
     """The error of a row that has nothing in `column`."""
     if column in row:
         return InputError("is null; a row needs it", field=column)
-    return InputError(f"missing{_nearest(column, list(row))}; the row has {_listed(row)}", field=column)
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, [str(item) for item in known], n=1)
-    return f" (did you mean `{near[0]}`?)" if near else ""
+    return InputError(f"missing; the row has {_listed(row)}{did_you_mean(column, map(str, row))}", field=column)
 
 
 def _listed(names: Any) -> str:
@@ -202,21 +195,13 @@ def _listed(names: Any) -> str:
     return ", ".join(shown[:12]) + (", …" if len(shown) > 12 else "") if shown else "no columns"
 
 
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "chatgpt": "assistant",
-    "function_call": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
+_ALIASES: dict[Role, tuple[str, ...]] = {
+    "system": ("system", "developer"),
+    "user": ("user", "human"),
+    "assistant": ("assistant", "gpt", "model", "bot", "chatgpt", "function_call"),
+    "tool": ("tool", "function", "observation"),
 }
+ROLES: dict[str, Role] = {alias: role for role, aliases in _ALIASES.items() for alias in aliases}
 
 
 def parse_turns(value: Any, at: str, images: ImageSource = NO_FOLDER) -> tuple[Message, ...]:
@@ -244,9 +229,8 @@ def _turn(item: Any, at: str, images: ImageSource) -> Message:
         raise InputError(f"must be text, not {kind_of(role)}", field=f"{at}.{role_key}")
     known = ROLES.get(role.lower())
     if known is None:
-        near = difflib.get_close_matches(role.lower(), ROLES, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else "known: system, user, assistant, tool"
-        raise InputError(f"unknown role {role[:40]!r}; {hint}", field=f"{at}.{role_key}")
+        hint = did_you_mean(role.lower(), ROLES, otherwise="; known: system, user, assistant, tool")
+        raise InputError(f"unknown role {role[:40]!r}{hint}", field=f"{at}.{role_key}")
     if present.get("tool_calls"):
         raise InputError("tool calls cannot be rendered yet; write them into `content`", field=f"{at}.tool_calls")
     if text_key not in present:

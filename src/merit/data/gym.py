@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -17,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from merit.base.errors import InputError
+from merit.base.errors import InputError, did_you_mean
 from merit.base.machine import PYTHON
-from merit.config.sections import DatasetConfig
+from merit.config.sections import GENERATED, DatasetConfig
 from merit.data.example import Row
 
 PREFIX = "reasoning_gym:"
-DEFAULT_SIZE = 500
 _KEEP = 5_000  # rows kept after generation, because a build reads twice and generating costs more than reading
 # What the generators raise on wrong options: they validate with assert.
 _REFUSALS = (AssertionError, TypeError, ValueError, KeyError, AttributeError)
@@ -67,7 +65,7 @@ class GymSource:
         for key in options:
             if key not in known:
                 raise InputError(f"unknown option{_nearest(key, known)}", field=f"{at}.{key}")
-        source = cls(config.path, family, config.max_examples or DEFAULT_SIZE, seed, options)
+        source = cls(config.path, family, config.max_examples or GENERATED, seed, options)
         try:
             _ = source._dataset
         except _REFUSALS as error:
@@ -81,7 +79,7 @@ class GymSource:
     def fingerprint(self) -> str:
         recipe = [self.family, self.size, self.seed, self.options, version("reasoning-gym")]
         if self.family in UNSETTLED:
-            recipe.append("settled")  # earlier versions of merit made other entries of the same recipe
+            recipe.append("settled")  # earlier versions of merit made other entries from the same recipe
         return "gym:" + json.dumps(recipe, sort_keys=True, default=str)
 
     # Frozen dataclasses may cache: the instance dict is written past __setattr__.
@@ -93,7 +91,7 @@ class GymSource:
 
     @cached_property
     def _entries(self) -> Any:
-        """What has the entry of every index."""
+        """The entries, by index."""
         if self.family not in UNSETTLED:
             return self._dataset
         return settled_entries(self.family, self.size, self.seed, self.options)
@@ -119,16 +117,15 @@ def _registry() -> dict[str, Any]:
     try:
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
-        if error.name != "reasoning_gym":  # it is there, and something that it needs is not
+        if error.name != "reasoning_gym":  # it is installed, but lacks a package that it needs
             raise InputError(f"reasoning_gym cannot be imported: {error}") from None
         raise InputError("reasoning_gym is not installed: pip install 'merit-tuning[demo]'") from None
     registry: dict[str, Any] = DATASETS
     return registry
 
 
-def _nearest(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(sorted(known)[:12])}"
+def _nearest(name: str, known: Collection[str]) -> str:
+    return did_you_mean(name, known, otherwise=f"; known: {', '.join(sorted(known)[:12])}", cutoff=0.5)
 
 
 # The families of reasoning_gym 0.1.25 whose first 60 entries differed between two processes (8 entries of eight slow

@@ -6,7 +6,6 @@ A bad image is a `BadImage`, found when the data is checked: by default its exam
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import hashlib
 import json
@@ -25,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib import request
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 
 from merit.base.errors import InputError
 from merit.base.files import write_bytes
@@ -33,8 +32,6 @@ from merit.base.machine import usable_cores
 from merit.models.source import cache_folder
 
 MAX_IMAGE_BYTES = 64 * 2**20
-# What Pillow may open. Left out: formats that run other programs (EPS), that hold no pixels, or that nobody tunes on.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
 _ENDINGS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "MPO": (".jpg", ".jpeg", ".mpo"),
@@ -48,6 +45,8 @@ _ENDINGS = {
     "AVIF": (".avif",),
     "ICO": (".ico",),
 }
+# What Pillow may open. Left out: formats that run other programs (EPS), that hold no pixels, or that nobody tunes on.
+FORMATS = tuple(kind for kind in _ENDINGS if kind != "MPO")  # which Pillow opens as JPEG
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNED = {5, 6, 7, 8}  # orientations that swap width and height
 
@@ -58,14 +57,21 @@ class BadImage(InputError):
 
 @dataclass(frozen=True)
 class ImageRef:
-    """Where one image's bytes are: a file, the row itself, or the web. `at` is the field it came from, `name` what it
-    is called in messages. One that has neither is a place for an image."""
+    """Where one image's bytes are: a file, the row itself, or the web.
+
+    `at` is the field that it came from; `name` is its name in messages.
+    """
 
     name: str
     at: str
     path: Path | None = None
     url: str | None = None
     data: bytes | None = field(default=None, repr=False)
+
+    @property
+    def is_place(self) -> bool:
+        """Whether an image is still to be put here."""
+        return self.path is None and self.url is None and self.data is None
 
     def read(self) -> bytes:
         """The file's bytes, as they are.
@@ -100,7 +106,7 @@ class ImageRef:
 
 def _read_file(ref: ImageRef) -> bytes:
     if ref.path is None:
-        raise ref.bad("is nowhere")
+        raise ref.bad("has neither path, address nor bytes")
     try:
         if not stat.S_ISREG((facts := ref.path.stat()).st_mode):
             raise ref.bad("is no plain file")
@@ -131,19 +137,16 @@ def _fetch(ref: ImageRef, url: str) -> bytes:
 
 def _is_image(content: bytes) -> bool:
     """Whether the head is one of an image; nothing is decoded."""
-    image_module = _pillow()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image_module.open(BytesIO(content), formats=_formats()).close()
+        with _opened(content):
+            return True
     except Exception:  # as in `inspect`
         return False
-    return True
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What is known of an image that can be used: its size as it is seen, and what is done to it."""
+    """What is known of a usable image: its size as the model sees it, and what `decode` does to it."""
 
     width: int
     height: int
@@ -166,19 +169,17 @@ def inspect(content: bytes, max_pixels: int) -> ImageFacts:
     """
     image_module = _pillow()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with image_module.open(BytesIO(content), formats=_formats()) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise InputError(f"has {width:,} × {height:,} pixels, more than `max_pixels` {max_pixels:,}")
-                notes = _notes(image)
-                if image.format == "JPEG":
-                    # Every bit is still parsed, but pixels are made at an eighth of the size: four times as fast.
-                    image.draft(image.mode, (max(1, width // 8), max(1, height // 8)))
-                turned = image.getexif().get(_ORIENTATION, 1)
-                image.load()
-                kind = str(image.format)
+        with _opened(content) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise InputError(f"has {width:,} × {height:,} pixels, more than `max_pixels` {max_pixels:,}")
+            notes = _notes(image)
+            if image.format == "JPEG":
+                # Every bit is still parsed, but pixels are made at an eighth of the size: four times as fast.
+                image.draft(image.mode, (max(1, width // 8), max(1, height // 8)))
+            turned = image.getexif().get(_ORIENTATION, 1)
+            image.load()
+            kind = str(image.format)
     except InputError:
         raise
     except image_module.DecompressionBombError as error:
@@ -198,15 +199,13 @@ def decode(content: bytes) -> Any:
     Raises:
         InputError: damaged; what `inspect` accepts is not.
     """
-    image_module = _pillow()
+    _pillow()
     from PIL import ImageOps
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with image_module.open(BytesIO(content), formats=_formats()) as image:
-                image.load()
-                return to_rgb(ImageOps.exif_transpose(image))
+        with _opened(content) as image:
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:
         raise InputError(f"an image of the run is damaged: {' '.join(str(error).split())[:100]}") from error
 
@@ -216,7 +215,7 @@ def to_rgb(image: Any) -> Any:
     image_module = _pillow()
     if image.mode == "RGB":
         return image
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if _is_deep(image):
         import numpy as np
 
         values = np.asarray(image).astype(np.float64)
@@ -224,7 +223,7 @@ def to_rgb(image: Any) -> Any:
             values = values / (65535 if values.max(initial=0) > 255 else 255)
         grey = (values.clip(0, 1) * 255).round().astype(np.uint8)
         return image_module.fromarray(grey).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if _is_transparent(image):
         layer = image.convert("RGBA")
         ground = image_module.new("RGBA", layer.size, (255, 255, 255, 255))
         return image_module.alpha_composite(ground, layer).convert("RGB")
@@ -240,33 +239,34 @@ def thumbnail(content: bytes, side: int = 112) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def from_base64(text: str) -> bytes:
-    """The bytes in base64, with or without a `data:` head.
+def _is_deep(image: Any) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
-    Raises:
-        ValueError: not base64.
-    """
-    if text.startswith("data:"):
-        head, comma, text = text.partition(",")
-        if not comma or not head.endswith(";base64"):
-            raise ValueError("a `data:` address must be base64")
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ValueError(f"not base64: {error}") from None
+
+def _is_transparent(image: Any) -> bool:
+    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
 
 
 def _notes(image: Any) -> tuple[str, ...]:
     found = []
     if getattr(image, "is_animated", False) and image.format != "MPO":
         found.append("animated")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if _is_deep(image):
         found.append("16-bit")
     if image.mode == "CMYK":
         found.append("CMYK")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if _is_transparent(image):
         found.append("transparent")
     return tuple(found)
+
+
+@contextlib.contextmanager
+def _opened(content: bytes) -> Iterator[Any]:
+    """The Pillow image, not yet decoded; its warnings are ignored."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _pillow().open(BytesIO(content), formats=_formats()) as image:
+            yield image
 
 
 @cache
@@ -407,10 +407,10 @@ def _parse(text: str) -> ImageFacts | str:
 
 
 SILENCE = 20.0  # seconds without a byte
-WHOLE = 300.0  # seconds for all of it: a server that drips would never be silent
+WHOLE = 300.0  # seconds for the whole file: a server that drips is never silent
 _TRIES = 3
 _PAUSE = 1.0  # seconds before the second try, twice that before the third
-_BUSY = {429, 500, 502, 503, 504}  # what passes
+_BUSY = {429, 500, 502, 503, 504}  # worth another try
 _PIECE = 2**18
 
 
@@ -420,18 +420,17 @@ def fetch(url: str, limit: int, *, silence: float = SILENCE, whole: float = WHOL
     Redirections are followed to such addresses only: one to `file:` would read this machine.
 
     Raises:
-        OSError: it cannot be had; the text says why.
+        OSError: there is no such file, or it cannot be fetched; the text says why.
     """
     for attempt in range(_TRIES):
         time.sleep(_PAUSE * attempt)
         try:
             return _get(url, limit, silence, whole)
-        except HTTPError as error:
-            error.close()
-            if error.code not in _BUSY or attempt == _TRIES - 1:
-                raise
-        except (ConnectionError, URLError) as error:
-            passing = isinstance(error, ConnectionError) or isinstance(error.reason, ConnectionError)
+        except OSError as error:
+            passing = isinstance(getattr(error, "reason", error), ConnectionError)
+            if isinstance(error, HTTPError):
+                error.close()
+                passing = error.code in _BUSY
             if not passing or attempt == _TRIES - 1:
                 raise
         except (HTTPException, ValueError) as error:

@@ -6,8 +6,9 @@ are `<image>` in the text or parts `{"type": "image"}` without content; or in th
 
 from __future__ import annotations
 
+import base64
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 
 from merit.base.errors import InputError
 from merit.data.example import Message
-from merit.data.image import BadImage, ImageRef, from_base64
+from merit.data.image import BadImage, ImageRef
 
 MARK = "<image>"
 _COLUMNS = ("images", "image")
@@ -109,10 +110,15 @@ def _inside(path: Path, folder: Path) -> bool:
 
 
 def _inline(text: str, at: str) -> ImageRef:
+    """The image that `text` holds in base64, with or without a `data:` head."""
+    if text.startswith("data:"):
+        head, comma, text = text.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise BadImage("the image in the row is a `data:` address that is not base64", field=at)
     try:
-        return ImageRef("in the row", at, data=from_base64(text))
+        return ImageRef("in the row", at, data=base64.b64decode("".join(text.split()), validate=True))
     except ValueError as error:
-        raise BadImage(f"the image in the row is {error}", field=at) from None
+        raise BadImage(f"the image in the row is not base64: {error}", field=at) from None
 
 
 def part_image(part: Mapping[str, Any], images: ImageSource, at: str) -> ImageRef:
@@ -149,15 +155,15 @@ def place_images(prompt: Turns, completion: Turns, given: Sequence[ImageRef]) ->
     turns = [*prompt, *completion]
     if given:
         turns = [_marked(turn) if turn.role != "assistant" else turn for turn in turns]
-    places = sum(_is_place(image) for turn in turns for _, image in turn.images)
+    places = [image for turn in turns for _, image in turn.images if image.is_place]
     if given and not places:
         first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
         if first is None:
             raise InputError("there are images, but no user turn to show them in", field=given[0].at)
         turns[first] = replace(turns[first], images=(*((0, image) for image in given), *turns[first].images))
-    elif places != len(given):
-        where = given[0].at.partition("[")[0] if given else _first_place(turns)
-        raise InputError(f"{len(given)} images for {places} places", field=where)
+    elif len(places) != len(given):
+        where = given[0].at.partition("[")[0] if given else places[0].at
+        raise InputError(f"{len(given)} images for {len(places)} places", field=where)
     else:
         left = iter(given)
         turns = [_filled(turn, left) for turn in turns]
@@ -167,18 +173,10 @@ def place_images(prompt: Turns, completion: Turns, given: Sequence[ImageRef]) ->
     return tuple(turns[: len(prompt)]), tuple(turns[len(prompt) :])
 
 
-def _is_place(image: ImageRef) -> bool:
-    return image.path is None and image.data is None and image.url is None
-
-
-def _first_place(turns: Sequence[Message]) -> str:
-    return next(image.at for turn in turns for _, image in turn.images if _is_place(image))
-
-
-def _filled(turn: Message, left: Any) -> Message:
+def _filled(turn: Message, left: Iterator[ImageRef]) -> Message:
     if not turn.images:
         return turn
-    return replace(turn, images=tuple((at, next(left) if _is_place(image) else image) for at, image in turn.images))
+    return replace(turn, images=tuple((at, next(left) if image.is_place else image) for at, image in turn.images))
 
 
 def _marked(turn: Message) -> Message:

@@ -82,7 +82,11 @@ class DatasetReader:
 
     def read(self) -> Iterator[Row]:
         """All rows, each with its `Example`, with what is wrong with it, or with neither where a generator gives no
-        answer to learn from. What ends the reading is raised."""
+        answer to learn from.
+
+        Raises:
+            InputError: the source cannot be read on.
+        """
         layout = self.format
         for row in self.source.rows():
             if row.error is not None:

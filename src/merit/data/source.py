@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from merit.base.errors import InputError
+from merit.base.errors import InputError, did_you_mean
 from merit.config.sections import DatasetConfig
 from merit.data import files, gym
 from merit.data.example import Row
 from merit.demo import visual
+from merit.models.source import check_readable
 
 
 class Source(Protocol):
     """What every kind of source offers.
 
-    `place` is what error messages call it. `scores` says whether its rows carry what an own scorer needs.
+    `place` names it in error messages. `scores` says whether its rows carry what the source's own scorer needs.
     """
 
     @property
@@ -45,7 +46,7 @@ class Source(Protocol):
 def open_source(config: DatasetConfig, base: Path, at: str) -> Source:
     """The source of the dataset at field `at`; relative paths are taken from `base`, the configuration's folder.
 
-    Nothing large is read yet, but what can be known now (a missing file, an unknown family) is checked.
+    Reads nothing large yet, but finds what is already wrong: a missing file, an unknown family.
 
     Raises:
         InputError: no such file, an unknown kind of file, an unknown reasoning_gym family or option.
@@ -56,23 +57,15 @@ def open_source(config: DatasetConfig, base: Path, at: str) -> Source:
     if config.path.startswith(visual.PREFIX):
         return visual.VisualSource.open(config, at)
     if config.options:
-        raise InputError(f"only a `{gym.PREFIX}NAME` source takes options", field=f"{at}.options")
+        raise InputError(f"only generators (`{gym.PREFIX}`, `{visual.PREFIX}`) take options", field=f"{at}.options")
     # Only `~/`: a file may well be called `~x.jsonl`.
     path = base / (Path(config.path).expanduser() if config.path.startswith("~/") else config.path)
     kind = files.KINDS.get(path.suffix.lower())
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (OSError, ValueError) as error:
-        # Too long a name, a NUL in it, a folder that may not be searched.
-        message = f"cannot be read: {error.strerror if isinstance(error, OSError) else error}"
-        raise InputError(message, file=config.path[:200], field=field) from None
+    check_readable(path, config.path, field)
     if path.is_file():
         if kind is None:
-            raise InputError(
-                f"unknown kind of file; use one of {', '.join(files.KINDS)}", file=config.path, field=field
-            )
+            known = ", ".join(files.KINDS)
+            raise InputError(f"unknown kind of file; use one of {known}", file=config.path, field=field)
         return kind(path=path, place=config.path)
     if path.is_dir():
         raise InputError("this is a folder; name one file in it", file=config.path, field=field)
@@ -85,10 +78,9 @@ def open_source(config: DatasetConfig, base: Path, at: str) -> Source:
 
 def _nearest_file(path: Path) -> str:
     try:
-        near = difflib.get_close_matches(path.name, [item.name for item in path.parent.iterdir()], n=1)
+        return did_you_mean(path.name, [item.name for item in path.parent.iterdir()])
     except OSError:
         return ""
-    return f"; did you mean `{near[0]}`?" if near else ""
 
 
 @dataclass(frozen=True)
@@ -99,22 +91,19 @@ class HubSource:
     subset: str | None
     split: str
     scores: bool = False
-    _loaded: list[Any] = field(default_factory=list, repr=False, compare=False)
 
     def rows(self) -> Iterator[Row]:
-        dataset = self._load()
-        total = max(len(dataset), 1)
-        for number, value in enumerate(dataset, start=1):
+        total = max(len(self._dataset), 1)
+        for number, value in enumerate(self._dataset, start=1):
             yield Row(number, number / total, value)
 
     def fingerprint(self) -> str:
         """`datasets`' own fingerprint of the split's files, which covers the revision."""
-        return f"hub:{self.place}:{self.subset}:{self.split}:{self._load()._fingerprint}"
+        return f"hub:{self.place}:{self.subset}:{self.split}:{self._dataset._fingerprint}"
 
-    def _load(self) -> Any:
-        if not self._loaded:
-            self._loaded.append(_load(self.place, self.subset, self.split))
-        return self._loaded[0]
+    @cached_property
+    def _dataset(self) -> Any:
+        return _load(self.place, self.subset, self.split)
 
 
 def cache_folders() -> tuple[Path, ...]:
@@ -136,9 +125,7 @@ def _load(path: str, subset: str | None, split: str) -> Any:
     except datasets.exceptions.DatasetNotFoundError:
         message = "no such dataset on the Hub (or it is private: log in with `hf auth login`), and no such file"
     except (ConnectionError, TimeoutError):
-        message = (
-            "the Hub cannot be reached and the dataset is not in the local cache; if a file was meant, it is missing"
-        )
+        message = "the Hub cannot be reached, the dataset is not in the local cache, and there is no such file"
     except (datasets.exceptions.DatasetsError, OSError, ValueError, KeyError) as error:
         # An unknown subset or split, a gated dataset, a damaged file; its own message says which.
         message = f"cannot be loaded: {' '.join(str(error).split())[:300]}"

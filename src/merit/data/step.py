@@ -13,7 +13,7 @@ NAME = "mixture"
 
 
 def depends(context: RunContext) -> dict[str, str]:
-    """The datasets' part of the configuration, what the sources hold, and the tokenizer."""
+    """The configuration of the datasets, the content of their sources, and the tokenizer."""
     config = context.config
     return {
         "mixture": fingerprint(
@@ -28,7 +28,7 @@ def depends(context: RunContext) -> dict[str, str]:
 
 
 def files(context: RunContext) -> list[Path]:
-    """What must not be damaged."""
+    """The files whose damage makes the step run again."""
     run = context.run
     return [run.mixture, *(run.data(name) for name in (*context.config.mixture, *context.config.evaluate.unseen))]
 

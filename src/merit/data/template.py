@@ -96,23 +96,26 @@ class ChatTemplate:
             return False
         return text.count(_MARKER) == 1 and "'type'" not in text and text.count(str(self.image_token)) == 1
 
+    def _attempt(self, messages: Sequence[Message], *, prompt: bool = False) -> str | None:
+        """As `text`; None where the template refuses, since a part of a conversation need not be one."""
+        try:
+            return self.text(messages, prompt=prompt)
+        except InputError:
+            return None
+
     @cached_property
     def has_prompt_header(self) -> bool:
-        """Whether the template knows `add_generation_prompt` at all."""
+        """Whether the template knows `add_generation_prompt`; true if that cannot be found out."""
         turns = [Message("user", _MARKER)]
-        try:
-            return self.text(turns, prompt=True) != self.text(turns)
-        except InputError:
-            return True  # unknown, and it costs only a look
+        plain = self._attempt(turns)
+        return plain is None or plain != self._attempt(turns, prompt=True)
 
     @cached_property
     def ends_turns(self) -> bool:
-        """Whether anything visible ends an assistant turn; where nothing does, no model learns to stop."""
-        try:
-            text = self.text([Message("user", "a"), Message("assistant", _MARKER)])
-        except InputError:
-            return True  # unknown: the template wants more than a question and an answer
-        return bool(text.partition(_MARKER)[2].strip())
+        """Whether anything visible ends an assistant turn; if nothing does, no model learns to stop. True if that
+        cannot be found out, because the template wants more than a question and an answer."""
+        text = self._attempt([Message("user", "a"), Message("assistant", _MARKER)])
+        return text is None or bool(text.partition(_MARKER)[2].strip())
 
     def turn(self, messages: Sequence[Message], index: int, full: str) -> tuple[int, int]:
         """Characters [start, end) of assistant turn `index` in `full`, the text of all `messages`.
@@ -152,11 +155,8 @@ class ChatTemplate:
         return self._prefix(messages[: index + 1], full)
 
     def _prefix(self, messages: Sequence[Message], full: str, *, prompt: bool = False) -> int | None:
-        try:
-            text = self.text(messages, prompt=prompt)
-        except InputError:
-            return None  # a part of a conversation need not be one
-        return len(text) if full.startswith(text) else None
+        text = self._attempt(messages, prompt=prompt)
+        return len(text) if text is not None and full.startswith(text) else None
 
     def _around(self, messages: Sequence[Message], index: int) -> tuple[str, str, str]:
         """What stands before the content of turn `index`, what closes it, and all that stands after it."""

@@ -5,7 +5,6 @@ Digits and photographs are real images that come with scikit-learn; the rest is 
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,19 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from merit.base.errors import InputError
-from merit.config.sections import DatasetConfig
+from merit.base.errors import InputError, did_you_mean
+from merit.config.sections import GENERATED, DatasetConfig
 from merit.data.example import Row
 
 PREFIX = "visual:"
-DEFAULT_SIZE = 500
 
 
 @dataclass(frozen=True)
 class VisualSource:
     """One task. Rows are {question, answer, image}; row i of a seed is always the same.
 
-    `talk` goes on asking about the same picture: {messages, image}. Cheaper to learn from: it is looked at once.
+    `talk` asks more about the same picture: {messages, image}. It costs less to learn several answers from one picture.
     """
 
     place: str
@@ -46,8 +44,7 @@ class VisualSource:
         """
         task = config.path.removeprefix(PREFIX)
         if task not in TASKS:
-            near = difflib.get_close_matches(task, TASKS, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(TASKS)}"
+            hint = did_you_mean(task, TASKS, otherwise=f"; known: {', '.join(TASKS)}")
             raise InputError(f"unknown task {task!r}{hint}", field=f"{field}.path")
         seed = config.options.get("seed", 0)
         talk = config.options.get("talk", False)
@@ -57,7 +54,7 @@ class VisualSource:
             raise InputError(f"must be a whole number, not {seed!r}", field=f"{field}.options.seed")
         if not isinstance(talk, bool):
             raise InputError(f"must be true or false, not {talk!r}", field=f"{field}.options.talk")
-        return cls(config.path, task, config.max_examples or DEFAULT_SIZE, seed, talk)
+        return cls(config.path, task, config.max_examples or GENERATED, seed, talk)
 
     def rows(self) -> Iterator[Row]:
         task = TASKS[self.task]
@@ -81,7 +78,7 @@ class VisualSource:
 
 
 def _turns(made: Made, rng: np.random.Generator) -> list[dict[str, str]]:
-    """The task's own question comes first: what is said of the steps would answer it without a look at the picture."""
+    """The task's own question comes first: answers about its steps would give it away."""
     asked = [(made.question, made.answer), *(made.more[at] for at in rng.permutation(len(made.more)))]
     return [
         {"role": role, "content": text}
@@ -111,7 +108,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 
 @dataclass(frozen=True)
 class Made:
-    """A picture, what is asked of it, and more that could be asked: steps toward the answer, or what else is seen."""
+    """A picture, a question and its answer, and further questions: steps toward the answer, or other things to see."""
 
     picture: Any
     question: str
@@ -121,7 +118,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Task:
-    """`chance` is the share of right answers of one who always says the most frequent answer."""
+    """`chance` is the accuracy of always giving the most frequent answer."""
 
     make: Callable[[Rng], Made]
     chance: float

@@ -42,11 +42,10 @@ class Hessian:
         batch_tokens: int,
         gauss_newton: bool = False,
     ) -> None:
-        self._gauss_newton = gauss_newton
+        self._gauss_newton, self._batch_tokens = gauss_newton, batch_tokens
         self._model = model.eval()
         self._parameters = list(parameters.values())
         self.rows = rows
-        self._batches = list(length_batches([len(row.input_ids) for row in rows], batch_tokens))
         sizes = [parameter.numel() for parameter in self._parameters]
         self._starts = np.cumsum([0, *sizes])
         self.offsets = dict(zip(parameters, self._starts[:-1].tolist(), strict=True))
@@ -59,8 +58,7 @@ class Hessian:
         Raises:
             StageError: the product is not finite.
         """
-        parts = self._split(vector)
-        out = self._pass(self.rows, self._batches, parts, advance)
+        out = self._pass(self.rows, self._split(vector), advance)
         if not np.isfinite(out).all():
             raise StageError("a Hessian-vector product is not finite; are the model's weights finite?")
         return out
@@ -73,38 +71,35 @@ class Hessian:
         """
         return float(np.dot(vector.astype(np.float64), self.product(vector, advance).astype(np.float64)))
 
-    def gradient(self, rows: Sequence[Encoded], batch_tokens: int, advance: Callable[[int], None]) -> Flat:
+    def gradient(self, rows: Sequence[Encoded], advance: Callable[[int], None]) -> Flat:
         """(n,) mean gradient of other rows."""
-        batches = list(length_batches([len(row.input_ids) for row in rows], batch_tokens))
-        return self._pass(rows, batches, None, advance)
+        return self._pass(rows, None, advance)
 
     def loss(self) -> float:
         """L at the weights as they stand."""
         total, tokens = 0.0, 0
         with torch.no_grad():
-            for batch in self._batches:
-                nll = supervised_nll(self._model, [self.rows[index] for index in batch]).nll
+            for batch in self._batches(self.rows):
+                nll = supervised_nll(self._model, batch).nll
                 total += float(nll.double().sum())
                 tokens += nll.numel()
         return total / tokens
 
-    def _pass(
-        self,
-        rows: Sequence[Encoded],
-        batches: Sequence[Sequence[int]],
-        parts: Sequence[Tensor] | None,
-        advance: Callable[[int], None],
-    ) -> Flat:
+    def _batches(self, rows: Sequence[Encoded]) -> list[list[Encoded]]:
+        batches = length_batches([len(row.input_ids) for row in rows], self._batch_tokens)
+        return [[rows[index] for index in batch] for batch in batches]
+
+    def _pass(self, rows: Sequence[Encoded], parts: Sequence[Tensor] | None, advance: Callable[[int], None]) -> Flat:
+        """(n,) mean gradient, or with `parts`, a vector split by parameter, H times that vector."""
         out = np.zeros(self.size, np.float32)
         tokens = 0
         # Fused attention kernels have no second derivative.
         with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-            for batch in batches:
-                chosen = [rows[index] for index in batch]
+            for batch in self._batches(rows):
                 if parts is not None and self._gauss_newton:
-                    count, found = self._gauss_newton_pass(chosen, parts)
+                    count, found = self._gauss_newton_pass(batch, parts)
                 else:
-                    count, found = self._gradient_pass(chosen, parts)
+                    count, found = self._gradient_pass(batch, parts)
                 tokens += count
                 for start, grad in zip(self._starts, found, strict=False):
                     if grad is not None:

@@ -1,8 +1,8 @@
 """The checks, their tolerances, and what each finds.
 
 The same sums in another order differ by rounding: 1e-6 to 1e-5 in fp32, and every `ok` for fp32 leaves room for that.
-A real fault (an ignored mask, positions that count padding) moves a loss by tenths. bf16 keeps 8 bits, so its
-tolerances are those of a figure that is read to two digits.
+A real fault (packed examples that see each other, positions that count padding) moves a loss by tenths. bf16 keeps 8
+bits, so its tolerances are those of a figure that is read to two digits.
 """
 
 from __future__ import annotations

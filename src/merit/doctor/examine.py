@@ -23,7 +23,7 @@ from merit.data.example import IGNORED, Encoded
 from merit.doctor import checks
 from merit.doctor.checks import Check, Diagnosis, Finding
 from merit.evaluate.drift import general_prompts
-from merit.gradients.engine import GradientEngine
+from merit.gradients.engine import GradientEngine, Shortcuts
 from merit.gradients.sketch import SketchSpec
 from merit.models.loading import Precision, load_model, load_tokenizer
 from merit.models.source import EMBEDDED, resolve_model
@@ -119,10 +119,10 @@ def _gradients(model: Any, gradients: Gradients) -> list[Finding]:
         return rows
 
     try:
-        alone = gradients.measure(batch_tokens=1, packing=False)
+        alone = gradients.measure(batch_tokens=1, shortcuts=Shortcuts(packing=False))
     except InputError as error:
         return [checks.BATCHED_GRADIENT.broken(error.message)]
-    padded = compare(checks.BATCHED_GRADIENT, difference, alone, packing=False)
+    padded = compare(checks.BATCHED_GRADIENT, difference, alone, shortcuts=Shortcuts(packing=False))
     if gradients.packs:
         packed = compare(checks.PACKED, difference, padded)
     else:
@@ -132,7 +132,7 @@ def _gradients(model: Any, gradients: Gradients) -> list[Finding]:
         compare(checks.LOW_SIMILARITY, cosine_error, packed, precision="bf16")
     else:
         found.append(checks.LOW_SIMILARITY.skip(why))
-    compare(checks.INTERCEPTED, difference, packed, intercept=False)
+    compare(checks.INTERCEPTED, difference, packed, shortcuts=Shortcuts(intercept=False))
     compare(checks.FOLDED, cosine_error, packed, sketch=SketchSpec(kind="full"))
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from merit.config.sections import EvaluateConfig
 from merit.data.example import IGNORED, Encoded, Example, Message
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from merit.data.encode import Encoder
 
@@ -38,6 +38,23 @@ class DriftSet(Sealed):
     answers: list[str]
     input_ids: list[list[int]]
     labels: list[list[int]]
+
+    @classmethod
+    def of(
+        cls,
+        fingerprint: str,
+        tokenizer: PreTrainedTokenizerBase,
+        pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+        prompts: Sequence[str] | None = None,
+    ) -> DriftSet:
+        """From token ids, a prompt and its answer each. `prompts`: the prompts as text; default: as they decode."""
+        return cls(
+            fingerprint=fingerprint,
+            prompts=list(prompts) if prompts is not None else [tokenizer.decode(ids) for ids, _ in pairs],
+            answers=[tokenizer.decode(answer, skip_special_tokens=True) for _, answer in pairs],
+            input_ids=[[*ids, *answer] for ids, answer in pairs],
+            labels=[[IGNORED] * len(ids) + list(answer) for ids, answer in pairs],
+        )
 
     @property
     def encoded(self) -> list[Encoded]:
@@ -70,10 +87,4 @@ def make_drift_set(
         batch_tokens=config.batch_tokens,
         advance=advance,
     )
-    return DriftSet(
-        fingerprint=fingerprint,
-        prompts=prompts,
-        answers=[tokenizer.decode(answer, skip_special_tokens=True) for answer in answers],
-        input_ids=[[*ids, *answer] for ids, answer in zip(encoded, answers, strict=True)],
-        labels=[[IGNORED] * len(ids) + answer for ids, answer in zip(encoded, answers, strict=True)],
-    )
+    return DriftSet.of(fingerprint, tokenizer, list(zip(encoded, answers, strict=True)), prompts)

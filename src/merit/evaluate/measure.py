@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,6 +125,31 @@ def _answers(context: RunContext, subject: Subject) -> int:
     return 0 if subject.kind == "branch" else context.config.evaluate.generate
 
 
+def score_examples(
+    model: PreTrainedModel,
+    parts: Mapping[str, Sequence[Encoded]],
+    *,
+    batch_tokens: int,
+    precision: Precision,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[DatasetScore]:
+    """Name → examples: the loss of each, and whether greedy decoding would give its reference word for word.
+
+    Args:
+        advance: told the number of examples that are done.
+    """
+    from merit.compute.losses import example_scores
+
+    # One pool over all parts: batches of like length leave the least padding.
+    rows = [row for part in parts.values() for row in part]
+    losses, tokens, exact = example_scores(model, rows, batch_tokens=batch_tokens, precision=precision, advance=advance)
+    ends = [0, *accumulate(len(part) for part in parts.values())]
+    return [
+        DatasetScore(name=name, losses=losses[start:end], tokens=tokens[start:end], exact=exact[start:end])
+        for name, start, end in zip(parts, ends, ends[1:], strict=False)
+    ]
+
+
 @dataclass(frozen=True)
 class _Evaluation:
     """One model of a run, and how it is measured.
@@ -150,7 +175,7 @@ class _Evaluation:
             fingerprint=mark,
             in_mixture=self._scores(mixture.datasets, answers),
             unseen=self._scores(mixture.unseen, answers),
-            drift=self._losses(["drift"], [drift.encoded])[0] if drift else None,
+            drift=self._losses({"drift": drift.encoded})[0] if drift else None,
             seconds=0,
         )
         scores = scores.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
@@ -159,29 +184,16 @@ class _Evaluation:
     def _scores(self, datasets: Sequence[DatasetSummary], answers: int) -> list[DatasetScore]:
         stored = {item.name: EncodedDataset.open(self.context.run.data(item.name)) for item in datasets}
         limit = self.context.config.evaluate.held_out
-        rows = [[data[int(row)].encoded for row in data.held_out[:limit]] for data in stored.values()]
-        losses = self._losses(list(stored), rows)
+        losses = self._losses(
+            {name: [data[int(row)].encoded for row in data.held_out[:limit]] for name, data in stored.items()}
+        )
         exact = self._exact({item.name: stored[item.name] for item in datasets if item.scoring}, answers)
         return [score.model_copy(update={"exact": exact.get(score.name)}) for score in losses]
 
-    def _losses(self, names: Sequence[str], rows: Sequence[Sequence[Encoded]]) -> list[DatasetScore]:
-        from merit.compute.losses import example_losses
-
-        # One pool over all datasets: batches of like length leave the least padding.
-        losses, tokens = example_losses(
-            self.model,
-            [row for part in rows for row in part],
-            batch_tokens=self.context.config.evaluate.batch_tokens,
-            precision=self.precision,
-            advance=self.advance,
-        )
-        left, counts = iter(losses), iter(tokens)
-        return [
-            DatasetScore(
-                name=name, losses=list(islice(left, len(part))), tokens=list(islice(counts, len(part))), exact=None
-            )
-            for name, part in zip(names, rows, strict=True)
-        ]
+    def _losses(self, parts: Mapping[str, Sequence[Encoded]]) -> list[DatasetScore]:
+        tokens = self.context.config.evaluate.batch_tokens
+        found = score_examples(self.model, parts, batch_tokens=tokens, precision=self.precision, advance=self.advance)
+        return [score.model_copy(update={"exact": None}) for score in found]
 
     def _exact(self, datasets: dict[str, EncodedDataset], count: int) -> dict[str, list[float]]:
         from merit.evaluate.answers import greedy_answers, score_answer

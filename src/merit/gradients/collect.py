@@ -107,7 +107,7 @@ class Collector:
         return store if store is not None and self.missing(size) == 0 else self._work(size, wait=True)[0]
 
     def share(self, size: int) -> int:
-        """The same beside other processes: only datasets that none of them has in hand. How many that were.
+        """As `round`, beside other processes: measures the datasets that none of them has in hand, and counts them.
 
         Raises:
             InputError: no round has `size` examples.

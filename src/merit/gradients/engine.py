@@ -52,6 +52,25 @@ class HalfSums:
     losses: tuple[float, float]  # summed −log p
 
 
+@dataclass(frozen=True)
+class Shortcuts:
+    """What saves work. The results are the same without.
+
+    Args:
+        intercept: fold where a weight is used; else every gradient is formed in full and sketched afterwards.
+        packing: run examples in packed rows; else batches are padded.
+        share_prefixes: run what examples have in common once. By default on a CPU alone: a GPU computes a prefix again
+            sooner than it calls attention once more.
+    """
+
+    intercept: bool = True
+    packing: bool = True
+    share_prefixes: bool | None = None
+
+
+ALL_SHORTCUTS = Shortcuts()
+
+
 class GradientEngine:
     """One model, one sketch. Dropout is off while it measures; frozen parameters are not covered.
 
@@ -59,10 +78,7 @@ class GradientEngine:
         batch_tokens: tokens of one forward pass.
         recompute: layers keep only their inputs and run twice: a fraction of the memory, about a third more time.
         precision: `bf16` runs under autocast; sums are float32 in any case.
-        intercept, packing: off for tests and comparisons only. Without `intercept` every gradient is formed in full
-            and sketched afterwards; without `packing` batches are padded. The results are the same.
-        share_prefixes: run what examples have in common once. By default on a CPU alone: a GPU computes a prefix again
-            sooner than it calls attention once more.
+        shortcuts: fewer of them are for tests and comparisons only.
         abilities: of the model, where they are known.
     """
 
@@ -74,9 +90,7 @@ class GradientEngine:
         batch_tokens: int,
         precision: Precision = "fp32",
         recompute: bool = False,
-        intercept: bool = True,
-        packing: bool = True,
-        share_prefixes: bool | None = None,
+        shortcuts: Shortcuts = ALL_SHORTCUTS,
         abilities: Abilities | None = None,
     ) -> None:
         self.model = model
@@ -88,10 +102,11 @@ class GradientEngine:
         self._precision = precision
         self._recompute = recompute
         self._device: torch.device = next(model.parameters()).device
-        self._share = self._device.type == "cpu" if share_prefixes is None else share_prefixes
+        share = shortcuts.share_prefixes
+        self._share = self._device.type == "cpu" if share is None else share
         self._abilities = abilities or Abilities.of(model, self._device)
-        self._may_pack = self._packing = packing and self._abilities.packed
-        self._may_pack_images = packing and self._abilities.packed_images
+        self._may_pack = self._packing = shortcuts.packing and self._abilities.packed
+        self._may_pack_images = shortcuts.packing and self._abilities.packed_images
         self._image_tokens = vision.token_ids if (vision := images_of(model)) is not None else frozenset()
         self._parameters: dict[str, Tensor] = {
             name: parameter for name, parameter in model.named_parameters() if name in self.layout.by_name
@@ -101,7 +116,7 @@ class GradientEngine:
             for tensor in self.layout.tensors
         }
         # Kept between datasets: it holds the weights in the autocast dtype.
-        fold = intercept and spec.kind == "fold"
+        fold = shortcuts.intercept and spec.kind == "fold"
         self._mode = FoldMode(self._sketcher, self._parameters, self._sums) if fold else None
 
     def measure(self, name: str, examples: Sequence[Encoded], on_tokens: OnTokens = lambda _: None) -> HalfSums:
@@ -116,7 +131,7 @@ class GradientEngine:
         halves = [split_half(examples, half) for half in range(HALVES)]
         tokens = [sum(example.supervised for example in half) for half in halves]
         if sum(tokens) == 0:
-            raise InputError("no supervised token in its calibration examples", field=_field(name))
+            raise InputError("no supervised token in its calibration examples", field=f"mixture.{name}")
         losses = [0.0, 0.0]
         with self._measuring():
             for half in range(HALVES):
@@ -125,7 +140,7 @@ class GradientEngine:
                 sums[half] = whole.cpu().numpy()
                 self._check(name, None, losses[half])
         if not sums.any():
-            raise InputError("its gradient is zero everywhere; is the model trainable?", field=_field(name))
+            raise InputError("its gradient is zero everywhere; is the model trainable?", field=f"mixture.{name}")
         return HalfSums(sums, (tokens[0], tokens[1]), (len(halves[0]), len(halves[1])), (losses[0], losses[1]))
 
     def _half(self, name: str, examples: Sequence[Encoded], on_tokens: OnTokens) -> float:
@@ -149,10 +164,10 @@ class GradientEngine:
         finite = torch.stack([value.sum().to(self._device) for value in self._sums.values()]).isfinite().cpu()
         if not bool(finite.all()) or not np.isfinite(loss):
             bad = next((key for key, ok in zip(self._sums, finite.tolist(), strict=True) if not ok), None)
-            raise InputError(_not_finite(batch, loss, bad), field=_field(name))
+            raise InputError(_not_finite(batch, loss, bad), field=f"mixture.{name}")
 
     def _tasks(self, examples: Sequence[Encoded]) -> Iterator[tuple[Task, AbstractContextManager[None], float]]:
-        """Forward passes, what to be inside meanwhile, and their weight: 0 where a rank keeps the others company."""
+        """Forward passes, the context to run each in, and its weight: 0 where a rank only keeps in step with others."""
         if self._ranks.count == 1:
             for task, attention in self._batches(examples):
                 yield task, attention, 1.0
@@ -231,10 +246,6 @@ def _frozen(parameters: Iterable[Tensor]) -> Iterator[None]:
 def _set_training(modules: Sequence[nn.Module]) -> None:
     for module in modules:
         module.training = True
-
-
-def _field(name: str) -> str:
-    return f"mixture.{name}"
 
 
 def _not_finite(batch: int | None, loss: float, parameter: str | None) -> str:

@@ -147,7 +147,7 @@ class SketchStore:
         return SketchStore(self.folder / "hashed", self.info.model_copy(update={"layout": layout}))
 
     def relabel(self, row: RowInfo) -> None:
-        """Gives an unchanged row another description."""
+        """Replaces the description of a row whose numbers stay."""
         for part in self._parts():
             known = RowInfo.load(part._marker(row.name))
             row.model_copy(update={"numbers": part.numbers, "sha256": known.sha256}).save(part._marker(row.name))

@@ -24,11 +24,12 @@ from merit.base.errors import InputError, StageError
 from merit.base.files import disk_errors, write_text
 from merit.base.kept import checksums, damaged, files_below
 from merit.base.progress import SILENT, Progress
-from merit.config.sections import MEMORY_BYTES, SHARD_BYTES, DtypeName, Rounding
+from merit.config.sections import DTYPE, MEMORY_BYTES, ROUNDING, SHARD_BYTES, DtypeName, Rounding
 from merit.merge.card import CARD, merge_card
 from merit.merge.inputs import copy_side_files, dtype_name, open_inputs, write_config
 from merit.merge.lora import AdapterSource, one_blas_thread
 from merit.merge.plan import (
+    DEFAULTS,
     MergeOptions,
     MergePlan,
     Output,
@@ -56,11 +57,11 @@ def merge_checkpoints(
     outputs: Mapping[float, Path],
     *,
     base: Path | None = None,
-    dtype: DtypeName = "input",
+    dtype: DtypeName = DTYPE,
     rules: Sequence[WeightRule] = (),
     partial: bool = False,
     keep_sums: Path | None = None,
-    rounding: Rounding = "nearest",
+    rounding: Rounding = ROUNDING,
     seed: int = 0,
     memory_bytes: int = MEMORY_BYTES,
     shard_bytes: int = SHARD_BYTES,
@@ -69,17 +70,17 @@ def merge_checkpoints(
     """Writes θ0 + β(θ̄ − θ0), θ̄ = Σ n_k θ_k / Σ n_k, for every β of `outputs` (method.md, step 4; β = 1 is the merge).
 
     Everything is checked before a byte is written. Sums are float64 and rounded once. Each output folder appears
-    whole, by a rename; a merge that was killed goes on where it was when it is called again with the same arguments.
+    whole, by a rename. Called again with the same arguments, a merge that was killed continues where it stopped.
 
     Args:
-        inputs: checkpoint folders, or LoRA folders over `base`: of those the updates are averaged, and the output is
-            a whole model. One input with a base and β < 1 is WiSE-FT.
+        inputs: checkpoint folders, or LoRA folders over `base`: their updates are averaged, and the output is a whole
+            model. One input with a base and β < 1 is WiSE-FT.
         weights: n_k ≥ 0, one an input; whole numbers (tokens, ones) give the most exact sums.
         outputs: β → the folder to write. β ≠ 1 needs `base`.
-        base: θ0; also gives the displacements and the meaning of the rounding error.
+        base: θ0; with it, displacements and the relative rounding error are measured.
         dtype: type of the merged weights; `input` keeps each tensor's own.
         rules: other weights for some tensors.
-        partial: merge the inputs that are there, and say so in notes and model card; else a missing one is an error.
+        partial: merge the inputs that exist, and note the missing ones in the model card; else these are an error.
         keep_sums: a folder for Σ n_k θ_k in float64, so that `add_branch` can add a late branch exactly.
         rounding: to the nearest, or at random between both neighbours (`stochastic`, by `seed`).
         memory_bytes: budget of all buffers; does not depend on K or on the model.
@@ -92,18 +93,16 @@ def merge_checkpoints(
     check_weights(weights, len(inputs))
     missing = [path for path in inputs if not path.is_dir()] if partial else []
     if missing and len(missing) == len(inputs):
-        raise InputError("none of the inputs is there", file=inputs[0])
-    kept = [(path, weight) for path, weight in zip(inputs, weights, strict=True) if path not in missing]
-    wanted = [Output(folder, float(scale)) for scale, folder in sorted(outputs.items())]
-    if keep_sums is not None:
-        wanted.append(Output(keep_sums, None))
-    options = MergeOptions(base, dtype, rounding, seed, shard_bytes, tuple(rules))
-    prepared = prepare_merge([path for path, _ in kept], [weight for _, weight in kept], wanted, options)
+        raise InputError("none of the inputs exists", file=inputs[0])
+    there = [(path, weight) for path, weight in zip(inputs, weights, strict=True) if path not in missing]
+    options = MergeOptions(base, dtype, rounding, seed, shard_bytes, memory_bytes, tuple(rules))
+    paths, given = [path for path, _ in there], [weight for _, weight in there]
+    prepared = prepare_merge(paths, given, _outputs(outputs, keep_sums), options)
     if missing:
         names = ", ".join(path.name for path in missing)
-        note = f"partial: {len(missing)} of {len(inputs)} inputs were not there ({names}); weights renormalised"
+        note = f"partial: {len(missing)} of {len(inputs)} inputs were missing ({names}); weights renormalised"
         prepared = replace(prepared, notes=(*prepared.notes, note))
-    return execute_merge(prepared, memory_bytes=memory_bytes, progress=progress)
+    return execute_merge(prepared, progress)
 
 
 def add_branch(
@@ -112,11 +111,8 @@ def add_branch(
     weight: float,
     outputs: Mapping[float, Path],
     *,
-    base: Path | None = None,
-    dtype: DtypeName = "input",
     keep_sums: Path | None = None,
-    memory_bytes: int = MEMORY_BYTES,
-    shard_bytes: int = SHARD_BYTES,
+    options: MergeOptions = DEFAULTS,
     progress: Progress = SILENT,
 ) -> MergeResult:
     """Merges a late branch of weight n into the merge whose running sums are in `sums`.
@@ -126,15 +122,9 @@ def add_branch(
     Raises:
         InputError: no running sums, a weight that cannot weigh, or a branch that does not fit.
     """
-    check_weights([weight], 1)
-    known = _sums(sums)
-    factors = [*(item.factor for item in known), float(weight)]
-    shares = normalised(check_weights(factors, len(factors)))
-    inputs = [_with_share(item, share) for item, share in zip(known, shares, strict=False)]
-    inputs.append(merge_input(branch, float(weight), shares[-1]))
-    options = MergeOptions(base, dtype, shard_bytes=shard_bytes)
-    prepared = _prepare(sums, _Change(branch, float(weight), inputs), _outputs(outputs, keep_sums), options)
-    return execute_merge(prepared, memory_bytes=memory_bytes, progress=progress)
+    (factor,) = check_weights([weight], 1)
+    inputs = [*_summed(sums), merge_input(branch, factor, 0.0)]  # its share follows
+    return _change(_Change(sums, branch, factor, inputs), outputs, keep_sums, options, progress)
 
 
 def remove_branch(
@@ -142,62 +132,61 @@ def remove_branch(
     branch: Path,
     outputs: Mapping[float, Path],
     *,
-    base: Path | None = None,
-    dtype: DtypeName = "input",
     keep_sums: Path | None = None,
-    memory_bytes: int = MEMORY_BYTES,
-    shard_bytes: int = SHARD_BYTES,
+    options: MergeOptions = DEFAULTS,
     progress: Progress = SILENT,
 ) -> MergeResult:
     """Takes one of its branches out of the merge whose running sums are in `sums`.
 
     Raises:
-        InputError: no running sums, or `branch` is none of what they hold, or all of it.
+        InputError: no running sums; or `branch` is not in them, or is all that they hold.
     """
-    known = _sums(sums)
+    known = _summed(sums)
     mark = weights_fingerprint(branch)
     gone = next((item for item in known if item.fingerprint == mark), None)
     if gone is None:
-        raise InputError(f"its weights are none of those that were added to {sums}", file=branch)
+        raise InputError(f"none of the branches in {sums} has its weights", file=branch)
     left = [item for item in known if item is not gone]
     if not left:
         raise InputError("the only branch in these sums; nothing would be left", file=branch)
-    shares = normalised(check_weights([item.factor for item in left], len(left)))
-    inputs = [_with_share(item, share) for item, share in zip(left, shares, strict=True)]
-    options = MergeOptions(base, dtype, shard_bytes=shard_bytes)
-    prepared = _prepare(sums, _Change(branch, -gone.factor, inputs), _outputs(outputs, keep_sums), options)
-    return execute_merge(prepared, memory_bytes=memory_bytes, progress=progress)
-
-
-def _with_share(item: MergeInput, share: float) -> MergeInput:
-    """The same input with its new share of the whole."""
-    return item.model_copy(update={"weight": share})
+    return _change(_Change(sums, branch, -gone.factor, left), outputs, keep_sums, options, progress)
 
 
 @dataclass(frozen=True)
 class _Change:
     """One branch more or one less: `factor` × its weights join the sums, which are then those of `inputs`."""
 
+    sums: Path
     branch: Path
     factor: float
     inputs: Sequence[MergeInput]
 
 
-def _prepare(sums: Path, change: _Change, outputs: Sequence[Output], options: MergeOptions) -> PreparedMerge:
-    check_outputs(outputs, options)
-    opened = open_inputs([sums, change.branch], options.base)
-    divisor = math.fsum(item.factor for item in change.inputs)
+def _change(
+    change: _Change,
+    outputs: Mapping[float, Path],
+    keep_sums: Path | None,
+    options: MergeOptions,
+    progress: Progress,
+) -> MergeResult:
+    wanted = _outputs(outputs, keep_sums)
+    check_outputs(wanted, options)
+    opened = open_inputs([change.sums, change.branch], options.base)
+    factors = [item.factor for item in change.inputs]
+    shares = normalised(check_weights(factors, len(factors)))
+    inputs = [item.model_copy(update={"weight": share}) for item, share in zip(change.inputs, shares, strict=True)]
+    divisor = math.fsum(factors)
     tensors = []
     for info in opened.tensors:
         out = pick_dtype(options.dtype, [opened.sources[1].tensors[info.name]])
         tensors.append(TensorPlan(info.name, info.shape, info.elements, out, (1.0, change.factor), divisor))
-    return assemble(opened, tensors, outputs, options, change.inputs, late=True)
+    return execute_merge(replace(assemble(opened, tensors, wanted, options, inputs), late=True), progress)
 
 
-def _sums(folder: Path) -> list[MergeInput]:
+def _summed(folder: Path) -> list[MergeInput]:
     record = load_record(folder)
     if record.scale is not None:
-        raise InputError("a merge, but not its running sums; keep them with keep_sums", file=folder)
+        raise InputError("a merge, but not its running sums; `keep_sums` writes those", file=folder)
     return record.result.inputs
 
 
@@ -206,9 +195,7 @@ def _outputs(outputs: Mapping[float, Path], keep_sums: Path | None) -> list[Outp
     return [*wanted, Output(keep_sums, None)] if keep_sums is not None else wanted
 
 
-def execute_merge(
-    prepared: PreparedMerge, *, memory_bytes: int = MEMORY_BYTES, progress: Progress = SILENT
-) -> MergeResult:
+def execute_merge(prepared: PreparedMerge, progress: Progress = SILENT) -> MergeResult:
     """Writes every output of `prepared`.
 
     Raises:
@@ -217,7 +204,7 @@ def execute_merge(
     """
     started = time.monotonic()
     plan = prepared.plan
-    threads, elements = split_memory(memory_bytes)
+    threads, elements = split_memory(prepared.options.memory_bytes)
     staging = Staging(plan.outputs)
     staging.check(prepared.side_folders)
     journal = staging.open(prepared.mark)
@@ -251,16 +238,16 @@ def execute_merge(
 
 
 def _check_ready(staging: Staging, journal: Journal) -> MergeResult:
-    """The result of a merge that was whole when it was killed.
+    """The result of a merge that was killed after its last byte was written.
 
     Raises:
-        StageError: it is not whole any more, and is removed.
+        StageError: its files are damaged now; they are removed.
     """
     for folder, files in zip(staging.folders, journal.files, strict=True):
-        # What is not here any more is in place already.
+        # A folder that is not here was renamed into place already.
         if folder.is_dir() and damaged(folder, files):
             staging.discard()
-            raise StageError(f"{folder}: what the interrupted merge left is damaged; run again to begin anew")
+            raise StageError(f"{folder}: the interrupted merge left damaged files; run again to start over")
     return MergeRecord.load(staging.folders[0] / RECORD).result
 
 

@@ -31,11 +31,11 @@ def write_card(
     Args:
         title: its heading; default: the folder's name.
         datasets: the names of the datasets that each input was trained on, where they are known.
-        missing: the datasets of each branch that should have been merged and was not done.
-        rule: what merged them. One that is no average has made a checkpoint of its own, the only input of the merge.
+        missing: the datasets of each branch that was planned and not finished.
+        rule: what merged them. A rule that is no average made a checkpoint first, and that is the merge's only input.
 
     Raises:
-        InputError: no merge of ours.
+        InputError: merit did not merge this folder.
     """
     record = load_record(folder)
     if rule is not None and not rule.is_average:
@@ -46,7 +46,8 @@ def write_card(
         card += f"\n**{rule.label[0].upper()}{rule.label[1:]}**: the branches were merged {plain(rule.how)}.\n"
     if missing:
         names = "; ".join(", ".join(map(plain, group)) for group in missing)
-        card += f"\n**Partial**: {len(missing)} of the planned branches were not done and are not in it: {names}.\n"
+        left_out = f"{len(missing)} of the planned branches were not finished and are not in this model"
+        card += f"\n**Partial**: {left_out}: {names}.\n"
     write_text(folder / CARD, card)
 
 

@@ -75,11 +75,6 @@ class CheckpointSource:
         files.expect(info, start * size, count * size)
 
 
-def checkpoint_source(checkpoint: Checkpoint, names: Mapping[str, str]) -> CheckpointSource:
-    """`names` maps the output's names to the checkpoint's own."""
-    return CheckpointSource(checkpoint.path, {name: checkpoint.info(own) for name, own in names.items()})
-
-
 def dtype_name(dtype: str) -> str:
     """safetensors' name of a type → torch's."""
     return _NAMES[dtype]
@@ -144,7 +139,7 @@ def open_inputs(paths: Sequence[Path], base: Path | None) -> OpenedInputs:
             raise InputError("no such folder", file=path)
     adapters = [path for path in paths if is_adapter(path)]
     if base is None and adapters:
-        # What an adapter says of itself is no leave to open a folder: it may have come from anywhere.
+        # merit does not open a folder because an adapter names it: the adapter may have come from anywhere.
         raise InputError(
             f"an adapter, trained on {base_of(adapters[0]) or 'an unnamed model'}; name its base with --base",
             file=adapters[0],
@@ -154,7 +149,10 @@ def open_inputs(paths: Sequence[Path], base: Path | None) -> OpenedInputs:
     whole = [path for path in paths if not is_adapter(path)] + ([base] if base is not None else [])
     opened = [Checkpoint.open(path) for path in whole]
     alignment = align(opened)
-    found = [checkpoint_source(one, names) for one, names in zip(opened, alignment.matched, strict=True)]
+    found = [
+        CheckpointSource(one.path, {name: one.info(own) for name, own in names.items()})
+        for one, names in zip(opened, alignment.matched, strict=True)
+    ]
     theta0 = found.pop() if base is not None else None
     first = opened[0]
     cache = FactorCache()
@@ -274,11 +272,11 @@ def _check_tokenizer(first: Path, other: Path, notes: list[str]) -> None:
                 "the rows of the embeddings mean different tokens",
                 file=theirs,
             )
-        notes.append(f"{theirs} and {mine} have one vocabulary but other settings; the merge has the latter's")
+        notes.append(f"{theirs} and {mine} have the same vocabulary but different settings; the merge takes the latter")
     for name in _TEMPLATES:
         a, b = first / name, other / name
         if a.is_file() and b.is_file() and a.read_bytes() != b.read_bytes():
-            notes.append(f"{b} differs from {a}: {_first_difference(a, b)}; the merge has the latter")
+            notes.append(f"{b} differs from {a}: {_first_difference(a, b)}; the merge takes the latter")
 
 
 def _first_difference(a: Path, b: Path) -> str:

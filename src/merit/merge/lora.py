@@ -214,7 +214,7 @@ def _check_plain(adapter: Adapter) -> None:
 
 
 def _copy(adapter: Adapter, part: Path) -> _Made:
-    """One adapter at weight 1 is given back as it is, byte for byte."""
+    """Copies the only adapter, byte for byte."""
     for name in (CONFIG, WEIGHTS):
         shutil.copyfile(adapter.path / name, part / name)
     squares = 0.0
@@ -236,7 +236,7 @@ def _write(
         for done, name in enumerate(names, 1):
             parts = [(a.updates[name], share) for a, share in used if name in a.updates]
             if len({update.transposed for update, _ in parts}) > 1:
-                raise InputError("stored both ways round; the adapters do not fit", field=modules[name])
+                raise InputError("some of the adapters store this layer transposed, others do not", field=modules[name])
             stack = _stack(files, parts)
             total += _square_norm(stack)
             if rank is not None and stack.rank > rank:

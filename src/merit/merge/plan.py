@@ -10,13 +10,13 @@ from pathlib import Path
 
 from merit.base.errors import InputError
 from merit.base.record import fingerprint
-from merit.config.sections import SHARD_BYTES, DtypeName, Rounding
+from merit.config.sections import DTYPE, MEMORY_BYTES, ROUNDING, SHARD_BYTES, DtypeName, Rounding
 from merit.merge.inputs import OpenedInputs, Source, open_inputs
 from merit.merge.record import MergeInput, WeightRule
 from merit.merge.rule import check_weights, exact_factors, normalised
 from merit.models.checkpoint import TensorInfo
 from merit.models.source import weights_fingerprint
-from merit.models.writer import OutTensor, ShardPlan, out_tensor
+from merit.models.writer import ShardPlan, out_tensor
 
 BLOCK_ELEMENTS = 1 << 20  # of a block: the unit that is handed out, journaled and resumed
 _TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -93,30 +93,6 @@ def pick_dtype(wanted: DtypeName, infos: Sequence[TensorInfo]) -> str:
     return "F64" if "F64" in found else "F32"
 
 
-def plan_merge(
-    sources: Sequence[Source],
-    base: Source | None,
-    tensors: Sequence[TensorPlan],
-    outputs: Sequence[Output],
-    *,
-    shard_bytes: int,
-    rounding: Rounding,
-    seed: int,
-) -> MergePlan:
-    """Lays out shards, and cuts the work into blocks in the order of their bytes."""
-    shards = []
-    for output in outputs:
-        out: list[OutTensor] = []
-        for tensor in tensors:
-            dtype = "F64" if output.scale is None else tensor.dtype
-            out.append(out_tensor(tensor.name, dtype, tensor.shape, tensor.elements))
-        shards.append(ShardPlan.make(out, shard_bytes))
-    places = shards[0].places
-    order = sorted(range(len(tensors)), key=lambda index: places[tensors[index].name])
-    blocks = tuple(block for index in order for block in _blocks(index, tensors[index]))
-    return MergePlan(tuple(sources), base, tuple(tensors), blocks, tuple(outputs), tuple(shards), rounding, seed)
-
-
 def whole_rows(row: int, limit: int) -> int:
     """The largest number of elements ≤ `limit` that is whole rows; `limit` itself where one row is longer."""
     return row * (limit // row) if 0 < row <= limit else limit
@@ -132,12 +108,16 @@ class MergeOptions:
     """See `merge_checkpoints`."""
 
     base: Path | None = None
-    dtype: DtypeName = "input"
-    rounding: Rounding = "nearest"
+    dtype: DtypeName = DTYPE
+    rounding: Rounding = ROUNDING
     seed: int = 0
     shard_bytes: int = SHARD_BYTES
+    memory_bytes: int = MEMORY_BYTES
     rules: tuple[WeightRule, ...] = ()
     as_given: bool = False  # keep equal weights as they are, instead of as ones
+
+
+DEFAULTS = MergeOptions()
 
 
 class Factors:
@@ -171,7 +151,7 @@ class Factors:
         return self.default, math.fsum(self.default)
 
     def check_used(self) -> None:
-        """Refuses a rule that no tensor was weighed by: a misspelt one would be passed over in silence.
+        """Refuses a rule that no tensor matched: a misspelt one would be ignored in silence.
 
         Raises:
             InputError: names the pattern.
@@ -229,16 +209,22 @@ def assemble(
     outputs: Sequence[Output],
     options: MergeOptions,
     inputs: Sequence[MergeInput],
-    *,
-    late: bool = False,
 ) -> PreparedMerge:
-    """A plan with its fingerprint."""
-    plan = plan_merge(
-        opened.sources,
-        opened.base,
-        tensors,
-        outputs,
-        shard_bytes=options.shard_bytes,
+    """Lays out the shards, cuts the work into blocks in the order of their bytes, and takes the fingerprint."""
+    shards = []
+    for output in outputs:
+        dtypes = ["F64" if output.scale is None else tensor.dtype for tensor in tensors]
+        out = [out_tensor(one.name, dtype, one.shape, one.elements) for one, dtype in zip(tensors, dtypes, strict=True)]
+        shards.append(ShardPlan.make(out, options.shard_bytes))
+    places = shards[0].places
+    order = sorted(range(len(tensors)), key=lambda index: places[tensors[index].name])
+    plan = MergePlan(
+        sources=opened.sources,
+        base=opened.base,
+        tensors=tuple(tensors),
+        blocks=tuple(block for index in order for block in _blocks(index, tensors[index])),
+        outputs=tuple(outputs),
+        shards=tuple(shards),
         rounding=options.rounding,
         seed=options.seed,
     )
@@ -252,7 +238,7 @@ def assemble(
         len(plan.blocks),
     )
     sides = (*folders, *([opened.base.path] if opened.base is not None else []))
-    return PreparedMerge(plan, mark, options, tuple(inputs), base, opened.config_folder, sides, opened.notes, late)
+    return PreparedMerge(plan, mark, options, tuple(inputs), base, opened.config_folder, sides, opened.notes)
 
 
 def merge_input(path: Path, factor: float, share: float) -> MergeInput:
@@ -270,13 +256,13 @@ def check_outputs(outputs: Sequence[Output], options: MergeOptions) -> None:
         raise InputError("nothing to write: no output is named", field="output")
     folders = [output.folder.resolve() for output in outputs]
     if len(set(folders)) != len(folders):
-        raise InputError("two outputs have one name", file=outputs[0].folder, field="output")
+        raise InputError("two outputs have the same name", file=outputs[0].folder, field="output")
     for output in outputs:
         if output.scale is None:
             if options.rules:
                 raise InputError("running sums cannot be kept where tensors are weighed by rules", field="rules")
         elif not math.isfinite(output.scale) or output.scale < 0:
-            raise InputError(f"{output.scale} is no point on the ray; use 0 < β ≤ 10, 1 is the merge", field="scale")
+            raise InputError(f"{output.scale} is not a valid β; use 0 < β ≤ 10 (1 is the merge)", field="scale")
         elif output.scale != 1.0 and options.base is None:
             raise InputError(
                 f"β = {output.scale:g} needs θ0: the merge is pulled toward it; name it as base", field="scale"

@@ -6,22 +6,29 @@ One read of a checkpoint serves every point of its ray. A merge rule of tensors 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from merit.base.errors import InputError, StageError
 from merit.base.files import atomic_dir
 from merit.config.sections import SHARD_BYTES
 from merit.merge.codec import Scratch
 from merit.merge.inputs import OpenedInputs, copy_side_files, open_inputs, write_config
-from merit.merge.rule import Branches, MergeRule, TensorSteps, normalised
+from merit.merge.rule import Branches, BranchSums, MergeRule, TensorSteps, normalised
 from merit.models.checkpoint import Checkpoint, FilePool, TensorInfo
+from merit.models.layout import find_layout
+from merit.models.loading import empty_model
+from merit.models.source import ModelFolder
 from merit.models.writer import ShardFiles, ShardPlan, out_tensor
+from merit.run.layout import BranchDir, RunDir
+from merit.train.rows import training_rows
+from merit.train.spec import BranchSpec
 
 State = dict[str, Tensor]
 
@@ -75,6 +82,32 @@ class Ray:
             add_step(total, step, weight / sum(weights))
         return {name: value.to(self.theta0[name].dtype) for name, value in total.items()}, distances
 
+    def sum_up(
+        self,
+        rule: MergeRule,
+        branches: Branches,
+        run: RunDir,
+        examples: int,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> tuple[BranchSums, list[float]]:
+        """What a rule of sums has seen after all branches, and each ‖θ_k − θ0‖.
+
+        Args:
+            branches: checkpoints of branches of `run`, which holds their data.
+            examples: training examples of each branch.
+            advance: told how many branches are done.
+        """
+        if rule.sums is None:
+            raise StageError(f"{rule.label}: this rule does not sum over branches")
+        sums, distances = rule.sums(self.theta0), []
+        for done, (folder, weight) in enumerate(zip(branches.folders, rule.weights(branches), strict=True), 1):
+            step = self.step(folder)
+            distances.append(norm(step))
+            spec = BranchSpec.load(BranchDir(folder.parent).spec)
+            sums.add(self.set(step), step, weight, training_rows(run.root, spec, examples))
+            advance(done)
+        return sums, distances
+
     @torch.no_grad()
     def set(self, step: Mapping[str, Tensor], scale: float = 1.0) -> Any:
         """The model at θ0 + scale · step."""
@@ -106,7 +139,26 @@ def norm(step: Mapping[str, Tensor]) -> float:
     return math.sqrt(math.fsum(float(value.double().square().sum()) for value in step.values()))
 
 
-def merge_tensors(rule: MergeRule, branches: Branches, out: Path, *, base: Path, ridge: float) -> list[float]:
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """Parameter name → the linear layer it is the weight of. A head that is tied to the embeddings is no layer of its
+    own: its rows are used as embeddings, too."""
+    embeddings = {id(item.weight) for item in model.modules() if isinstance(item, nn.Embedding)}
+    return {
+        f"{path}.weight": module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module.weight) not in embeddings
+    }
+
+
+def linear_weights(base: ModelFolder, tensors: Sequence[TensorInfo]) -> frozenset[str]:
+    """Which of a checkpoint's `tensors` are linear layers' weights in the model of `base`, by their names there."""
+    model = empty_model(base.path, trust_remote_code=base.trust_remote_code)
+    common = {own: name for name, own in find_layout(name for name, _ in model.named_parameters()).names.items()}
+    layers = {common[name] for name in linear_layers(model) if name in common}
+    return frozenset(own for name, own in find_layout(info.name for info in tensors).names.items() if name in layers)
+
+
+def merge_tensors(rule: MergeRule, branches: Branches, out: Path, *, base: ModelFolder, ridge: float) -> list[float]:
     """Writes θ0 + f(δ_1 … δ_K) to the new folder `out`, in float32, and returns each ‖θ_k − θ0‖.
 
     Branches may be checkpoints or LoRA folders over `base`, which is θ0.
@@ -116,7 +168,8 @@ def merge_tensors(rule: MergeRule, branches: Branches, out: Path, *, base: Path,
         StageError: a tensor comes out with another shape, or is not finite.
     """
     shares = normalised(rule.weights(branches))
-    opened = open_inputs(branches.folders, base)
+    opened = open_inputs(branches.folders, base.path)
+    layers = cache(partial(linear_weights, base, opened.tensors))
     squares = [0.0] * len(shares)
     plan = ShardPlan.make(
         [out_tensor(info.name, "F32", info.shape, info.elements) for info in opened.tensors], SHARD_BYTES
@@ -125,7 +178,8 @@ def merge_tensors(rule: MergeRule, branches: Branches, out: Path, *, base: Path,
         shards = ShardFiles(part, plan)
         try:
             for info in opened.tensors:
-                of = _read(opened, info, files, shares, ridge)
+                theta0, steps = _read(opened, info, files)
+                of = TensorSteps(info.name, theta0, steps, shares, ridge, layers)
                 squares = [total + float(step.square().sum()) for total, step in zip(squares, of.steps, strict=True)]
                 shards.write(info.name, 0, memoryview(_merged(rule, of).tobytes()))
             shards.sync()
@@ -133,12 +187,12 @@ def merge_tensors(rule: MergeRule, branches: Branches, out: Path, *, base: Path,
             shards.close()
         plan.write_index(part)
         write_config(opened.config_folder, part, "F32")
-        copy_side_files([*branches.folders, base], part)
+        copy_side_files([*branches.folders, base.path], part)
     return [math.sqrt(square) for square in squares]
 
 
-def _read(opened: OpenedInputs, info: TensorInfo, files: FilePool, shares: list[float], ridge: float) -> TensorSteps:
-    """One tensor of every source, exactly, as float64."""
+def _read(opened: OpenedInputs, info: TensorInfo, files: FilePool) -> tuple[Tensor, list[Tensor]]:
+    """One tensor of θ0, and its steps in every source, exactly, as float64."""
     if opened.base is None:
         raise StageError("a merge by tensors needs θ0")
     scratch = Scratch.make(info.elements)
@@ -149,7 +203,7 @@ def _read(opened: OpenedInputs, info: TensorInfo, files: FilePool, shares: list[
         value = np.empty(info.elements)
         source.read(files, info.name, 0, value, theta0, scratch)
         steps.append(torch.from_numpy(value - theta0).reshape(info.shape))
-    return TensorSteps(info.name, torch.from_numpy(theta0).reshape(info.shape), steps, shares, ridge)
+    return torch.from_numpy(theta0).reshape(info.shape), steps
 
 
 def _merged(rule: MergeRule, of: TensorSteps) -> np.ndarray:

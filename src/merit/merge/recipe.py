@@ -1,6 +1,6 @@
 """Recipes in mergekit's YAML: written so that mergekit can make the same merge, read so that we can make theirs.
 
-Only whole-model averages are ours: `linear` and `task_arithmetic`. Everything else is mergekit's, and is said so.
+merit makes whole-model averages only: `linear` and `task_arithmetic`. For everything else, an error names mergekit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KEYS = {"merge_method", "models", "base_model", "parameters", "dtype", "out_dty
 
 @dataclass(frozen=True)
 class Recipe:
-    """A mergekit recipe in our words. Models are folders or Hub ids, as they stand in the file."""
+    """A mergekit recipe in merit's terms. Models are folders or Hub ids, as they stand in the file."""
 
     models: tuple[str, ...]
     weights: tuple[float, ...]
@@ -83,9 +83,9 @@ def read_mergekit(file: Path) -> Recipe:
     """Reads a `linear` or `task_arithmetic` recipe of whole models.
 
     Raises:
-        InputError: not YAML, or something that is mergekit's to do; names the key.
+        InputError: not YAML, or something that only mergekit can do; names the key.
     """
-    recipe = _load(file)
+    recipe = _mapping(file, None, read_yaml(file)[0])
     method = recipe.get("merge_method")
     if method not in ("linear", "task_arithmetic"):
         raise _theirs(file, "merge_method", f"the method {method!r}")
@@ -110,11 +110,6 @@ def read_mergekit(file: Path) -> Recipe:
     if dtype not in get_args(DtypeName):
         raise _theirs(file, "dtype", f"the type {dtype!r}")
     return Recipe(tuple(models), tuple(weights), base if isinstance(base, str) else None, scale, cast(DtypeName, dtype))
-
-
-def _load(file: Path) -> dict[str, Any]:
-    value, _ = read_yaml(file)
-    return _mapping(file, None, value)
 
 
 def _models(file: Path, value: Any, settings: dict[str, Any], base: Any) -> tuple[list[str], list[float]]:
@@ -152,4 +147,6 @@ def _mapping(file: Path, field: str | None, value: Any) -> dict[str, Any]:
 
 
 def _theirs(file: Path, field: str, what: str) -> InputError:
-    return InputError(f"{what} is mergekit's to do: mergekit-yaml {file.name} OUT", file=file, field=field)
+    return InputError(
+        f"merit does not support {what}, but mergekit does: mergekit-yaml {file.name} OUT", file=file, field=field
+    )

@@ -74,7 +74,7 @@ def load_record(folder: Path) -> MergeRecord:
         InputError: no folder that this engine merged.
     """
     if not (folder / RECORD).is_file():
-        raise InputError(f"not a merge of ours: there is no {RECORD} in it", file=folder)
+        raise InputError(f"merit did not merge this folder: it has no {RECORD}", file=folder)
     return MergeRecord.load(folder / RECORD)
 
 

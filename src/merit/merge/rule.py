@@ -3,8 +3,9 @@
 Every rule gives each branch a weight. One that does no more is a weighted average, which the merge engine streams from
 disk to disk. A rule that weighs directions, too, gives one of two things besides:
 
-* `tensor`: a function of one tensor in all branches and in θ0, for rules that need no data: θ = θ0 + f(δ_1 … δ_K).
-  Tensors are read and written one at a time, so memory is K + 2 tensors, whatever the model's size;
+* `tensor`: a function of one tensor in all branches and in θ0, for rules that need no data: θ = θ0 + f(δ_1 … δ_K). It
+  can treat the weights of linear layers apart, and fall back to the average (see `TensorSteps`). Tensors are read and
+  written one at a time, so memory is K + 2 tensors, whatever the model's size;
 * `sums`: an object that is shown one branch model after the other, with its training rows, and then solves for the
   step: see `CurvatureMerge`.
 
@@ -27,7 +28,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -62,8 +63,9 @@ class TensorSteps:
         name: of the parameter.
         theta0: its value in θ0.
         steps: δ_k = θ_k − θ0.
-        shares: of the branches, by the rule's own weights; their sum is 1.
+        shares: of the branches, by the rule's own weights (by default their tokens); their sum is 1.
         ridge: `merge.ridge`, or the configuration's default.
+        linear_weights: finds the names of the model's linear layers' weights, when it is first asked.
     """
 
     name: str
@@ -71,6 +73,20 @@ class TensorSteps:
     steps: list[Tensor]
     shares: list[float]
     ridge: float
+    linear_weights: Callable[[], Collection[str]]
+
+    @property
+    def mean(self) -> Tensor:
+        """Σ_k share_k δ_k: what the average by the same weights would be."""
+        return sum(
+            (step * share for step, share in zip(self.steps[1:], self.shares[1:], strict=True)),
+            self.steps[0] * self.shares[0],
+        )
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is the weight of a linear layer, (outputs × inputs). A head tied to the embeddings is none."""
+        return self.name in self.linear_weights()
 
 
 class BranchSums(Protocol):
@@ -95,9 +111,9 @@ class MergeRule:
         label: what its merge is called.
         how: completes "The branches were merged …" on the model card.
         weights: one a branch, relative. Raises InputError where the branches cannot be weighed.
-        needs_tokens: the weights are of the tokens that the branches were trained on.
-        tensor: the merged step from θ0, float64, of one tensor.
-        sums: from θ0's parameters, what sees every branch and its training rows.
+        needs_tokens: the weights follow from the tokens that the branches were trained on.
+        tensor: gives the merged step of one tensor from θ0, float64.
+        sums: makes, of θ0's parameters, the object that sees every branch and its training rows.
     """
 
     label: str
@@ -109,7 +125,7 @@ class MergeRule:
 
     @property
     def is_average(self) -> bool:
-        """Whether the weights say all: the merge needs neither θ0 nor data."""
+        """Whether the merge is the weighted average of the branches: it needs neither θ0 nor data."""
         return self.tensor is None and self.sums is None
 
 
@@ -164,7 +180,7 @@ class CurvatureMerge(ABC):
         from merit.merge.ray import add_step
 
         if not rows:
-            raise InputError("a branch's curvature needs training examples of it")
+            raise InputError("to measure a branch's curvature, merit needs some of its training examples")
         self._weight += weight
         add_step(self._mean, step, weight)
         for name, curvature in self._measure(model, rows).items():
@@ -231,10 +247,10 @@ def check_weights(weights: Sequence[float], inputs: int) -> list[float]:
     if inputs == 0:
         raise InputError("nothing to merge: there are no inputs", field="weights")
     if len(weights) != inputs:
-        raise InputError(f"{len(weights)} weights for {inputs} inputs; give one an input", field="weights")
+        raise InputError(f"{len(weights)} weights for {inputs} inputs; give one for each input", field="weights")
     for index, weight in enumerate(weights):
         if not math.isfinite(weight):
-            raise InputError(f"{weight} is not a number to weigh by", field=f"weights[{index}]")
+            raise InputError(f"{weight} is not a finite number", field=f"weights[{index}]")
         if weight < 0:
             raise InputError(f"{weight:g} is negative; a merge averages", field=f"weights[{index}]")
     total = math.fsum(weights)

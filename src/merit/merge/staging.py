@@ -5,23 +5,21 @@ The journal in the first of them says which blocks are on disk, so that a killed
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import json
 import os
 import shutil
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from merit.base.errors import InputError
 from merit.base.files import disk_errors, fsync_dir
+from merit.base.kept import checked_line, checked_lines
 from merit.base.locks import take
 from merit.merge.plan import Output
 
 JOURNAL = ".journal.jsonl"
 Hashed = list[list[Any]]  # a shard each: bytes, and their SHA-256 in hex
+_READY = checked_line({"ready": True})
 
 
 class Staging:
@@ -81,15 +79,6 @@ class Staging:
         """Leaves nothing behind."""
         for folder in self.folders:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _line(value: dict[str, Any]) -> str:
-    """One line, which carries a checksum of itself."""
-    text = json.dumps(value, separators=(",", ":"))
-    return f'{{"check":{zlib.crc32(text.encode())},{text[1:]}\n'
-
-
-_READY = _line({"ready": True}).encode()
 
 
 class Journal:
@@ -156,20 +145,19 @@ class Journal:
         os.close(self._handle)
 
     def _append(self, lines: list[dict[str, Any]]) -> None:
-        text = "".join(map(_line, lines)).encode()
+        text = b"".join(map(checked_line, lines))
         while text:
             text = text[os.write(self._handle, text) :]
         os.fsync(self._handle)
 
     def _load(self, mark: str) -> bool:
         with os.fdopen(os.dup(self._handle), "rb") as handle:
-            raw = handle.read().splitlines(keepends=True)
-        lines = [*itertools.takewhile(lambda line: line is not None, map(_read, raw))]
+            lines, size = checked_lines(handle.read())
         if not lines or lines[0] != {"mark": mark}:
             return False
         done, whole = {}, 0
         try:
-            for line in filter(None, lines[1:]):
+            for line in lines[1:]:
                 if "block" in line:
                     done[int(line["block"])] = [float(value) for value in line["sums"]]
                 elif "whole" in line:
@@ -182,16 +170,6 @@ class Journal:
         except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
             return False  # not a journal of ours: merge from the start
         self.done = {number: sums for number, sums in done.items() if number < whole}
-        os.ftruncate(self._handle, sum(map(len, raw[: len(lines)])))
+        os.ftruncate(self._handle, size)
         os.lseek(self._handle, 0, os.SEEK_END)
         return True
-
-
-def _read(raw: bytes) -> dict[str, Any] | None:
-    """The value of a line; None if it is torn or damaged."""
-    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-        value: dict[str, Any] = json.loads(raw)
-        del value["check"]
-        if _line(value).encode() == raw:
-            return value
-    return None

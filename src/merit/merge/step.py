@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from merit.base.errors import StageError
 from merit.base.files import atomic_dir, sweep_parts
 from merit.base.kept import Files, checksums, files_below, kept
 from merit.base.record import Sealed, fingerprint
 from merit.context import Method, RunContext, Step
 from merit.merge.rule import Branches, MergeRule, find_rule, normalised
-from merit.run.layout import BranchDir, relative
+from merit.run.layout import relative
 from merit.split.partition import Partition
-from merit.train.spec import BranchResult, BranchSpec
+from merit.train.spec import BranchResult
 from merit.train.step import branch_results, check_branches, left_out
 
 if TYPE_CHECKING:
@@ -187,28 +186,18 @@ def prepared_checkpoint(
     shutil.rmtree(out, ignore_errors=True)
     if rule.tensor is not None:
         ridge = context.config.merge.effective_ridge
-        return out, merge_tensors(rule, branches, out, base=context.model.path, ridge=ridge)
+        return out, merge_tensors(rule, branches, out, base=context.model, ridge=ridge)
     return out, _sum_up(context, method, rule, branches, out)
 
 
 def _sum_up(context: RunContext, method: Method, rule: MergeRule, branches: Branches, out: Path) -> list[float]:
-    from merit.merge.ray import Ray, norm
+    from merit.merge.ray import Ray
     from merit.models.loading import load_model
-    from merit.train.rows import training_rows
 
-    if rule.sums is None:
-        raise StageError(f"{rule.label}: an average needs no checkpoint of its own")
     config = context.config.merge
     ray = Ray(load_model(context.model.path, trust_remote_code=context.model.trust_remote_code))
-    sums = rule.sums(ray.theta0)
-    distances = []
     with context.progress.bar(f"curvature {method.name}", total=len(branches.folders), unit="branch") as bar:
-        for done, (folder, weight) in enumerate(zip(branches.folders, rule.weights(branches), strict=True), 1):
-            step = ray.step(folder)
-            distances.append(norm(step))
-            spec = BranchSpec.load(BranchDir(folder.parent).spec)
-            sums.add(ray.set(step), step, weight, training_rows(context.run.root, spec, config.curvature_examples))
-            bar.update(done)
+        sums, distances = ray.sum_up(rule, branches, context.run, config.curvature_examples, bar.update)
     model = ray.set(sums.solve(config.effective_ridge))
     with atomic_dir(out) as part:
         model.save_pretrained(part)

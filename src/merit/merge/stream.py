@@ -87,7 +87,7 @@ class BlockStream:
                     self._files.append(ShardFiles(folder, shards))
                 hashes = self._hashes()
                 if not all(item.reach(then) for item, then in zip(hashes, self._journal.hashed, strict=False)):
-                    _log.warning("what the interrupted merge had written is damaged; it begins anew")
+                    _log.warning("the interrupted merge left damaged files; starting over")
                     self._journal.restart()
                     hashes = self._hashes()
                 self._todo = iter([n for n in range(len(self._plan.blocks)) if n not in self._journal.done])

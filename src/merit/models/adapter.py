@@ -25,7 +25,7 @@ _FACTORS = {
     ".lora_magnitude_vector": "magnitude",
     ".lora_magnitude_vector.weight": "magnitude",
 }
-# Settings whose update is not scale · B A on the base as it is; merged as if it were, they would be wrong in silence.
+# Settings whose update is not scale · B A on the unchanged base: merging them as if it were would be silently wrong.
 _REFUSED = (
     "alora_invocation_tokens",
     "arrow_config",
@@ -84,10 +84,9 @@ class Adapter:
         """
         config = _config(path)
         if not (path / WEIGHTS).is_file():
-            pickled = (path / "adapter_model.bin").is_file()
-            why = "the adapter is pickled, which can run code when loaded; save it as safetensors" if pickled else (
-                f"there is no {WEIGHTS} in it"
-            )  # fmt: skip
+            why = f"there is no {WEIGHTS} in it"
+            if (path / "adapter_model.bin").is_file():
+                why = "the adapter is pickled, which can run code when loaded; save it as safetensors"
             raise InputError(why, file=path)
         parts: dict[str, dict[str, TensorInfo]] = {}
         whole: dict[str, TensorInfo] = {}
@@ -99,14 +98,20 @@ class Adapter:
                     break
             else:
                 whole[name.replace(".base_layer.", ".")] = info
-        own = find_layout(base.tensors).names
-        found = _Names(base, {**own, **{name: name for name in base.tensors}}, path)
+        spelled = {**find_layout(base.tensors).names, **{name: name for name in base.tensors}}
+
+        def own(name: str, info: TensorInfo) -> str:
+            """The base's name of a tensor."""
+            if name not in spelled:
+                raise InputError(f"the base {base.path} has no `{name}`", file=path / WEIGHTS, field=info.name)
+            return spelled[name]
+
         updates, modules = {}, {}
         for module, factors in parts.items():
-            name = found.of(f"{module}.weight", next(iter(factors.values())))
+            name = own(f"{module}.weight", next(iter(factors.values())))
             updates[name] = _low_rank(path, config, module, factors, base.info(name))
             modules[name] = module
-        full = {found.of(name, info): info for name, info in whole.items()}
+        full = {own(name, info): info for name, info in whole.items()}
         _check_full(path, full, base)
         _check_tied(path, config, {*updates, *full}, base)
         return cls(path, config, updates, full, modules)
@@ -118,24 +123,9 @@ def is_adapter(path: Path) -> bool:
 
 
 def base_of(path: Path) -> str | None:
-    """What the adapter's configuration names as its base. Only its word: a stranger's adapter may name any folder."""
+    """The base that the adapter's configuration names. Do not trust it: a stranger's adapter may name any folder."""
     name = _config(path).get("base_model_name_or_path")
     return name if isinstance(name, str) and name else None
-
-
-@dataclass(frozen=True)
-class _Names:
-    base: Checkpoint
-    spelled: Mapping[str, str]
-    path: Path
-
-    def of(self, name: str, info: TensorInfo) -> str:
-        try:
-            return self.spelled[name]
-        except KeyError:
-            raise InputError(
-                f"the base {self.base.path} has no `{name}`", file=self.path / WEIGHTS, field=info.name
-            ) from None
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -166,7 +156,7 @@ def _low_rank(
     embedding = "lora_embedding" in a.name
     transposed = embedding or bool(config.get("fan_in_fan_out"))
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
-        raise InputError(f"A {list(a.shape)} and B {list(b.shape)} are no two factors", file=file, field=module)
+        raise InputError(f"A {list(a.shape)} and B {list(b.shape)} do not fit together", file=file, field=module)
     shape = (b.shape[0], a.shape[1])
     if weight.shape != (shape[::-1] if transposed else shape):
         raise InputError(
@@ -194,7 +184,7 @@ def _pattern(config: Mapping[str, Any], key: str, module: str, default: Any) -> 
         raise InputError("must be an object of patterns", field=key)
     for pattern, value in patterns.items():
         if len(pattern) > _LONGEST or _SLOW.search(pattern):
-            raise InputError("a pattern that can take for ever; write it without nested repeats", field=key)
+            raise InputError("matching this pattern may never end; write it without nested repeats", field=key)
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value

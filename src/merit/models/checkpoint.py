@@ -134,7 +134,7 @@ class FilePool:
             raise InputError(f"cannot be read: {error.strerror}", file=info.file, field=info.name) from error
 
     def expect(self, info: TensorInfo, start: int, nbytes: int) -> None:
-        """Tells the kernel that these bytes are wanted next, where it listens."""
+        """Asks the kernel to read these bytes ahead, where it can."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._handle(info.file), info.offset + start, nbytes, os.POSIX_FADV_WILLNEED)
 
@@ -214,7 +214,7 @@ def _sharded(path: Path) -> dict[str, TensorInfo]:
             if names.get(info.name) != shard:
                 where = names.get(info.name)
                 raise InputError(
-                    f"in {shard}, but the index says " + (f"{where}" if where else "nothing of it"),
+                    f"in {shard}, but the index " + (f"places it in {where}" if where else "does not list it"),
                     file=file,
                     field=info.name,
                 )
@@ -273,7 +273,7 @@ def read_header(file: Path) -> list[TensorInfo]:
 
 
 def read_entries(file: Path) -> tuple[dict[str, Any], int, int]:
-    """What the header says of each tensor, unchecked; where the data begins, and the file's size, in bytes.
+    """The header's entry for each tensor, unchecked; where the data begins, and the file's size, in bytes.
 
     Raises:
         InputError: no plain file, or its header is cut short or damaged.
@@ -304,7 +304,7 @@ def read_entries(file: Path) -> tuple[dict[str, Any], int, int]:
         raise InputError("damaged header: not a JSON object", file=file)
     notes = header.get("__metadata__", {})
     if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
-        raise InputError("damaged header: its notes are no text", file=file, field="__metadata__")
+        raise InputError("damaged header: `__metadata__` must hold text", file=file, field="__metadata__")
     return {name: entry for name, entry in header.items() if name != "__metadata__"}, 8 + length, size
 
 

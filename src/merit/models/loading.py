@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
@@ -38,7 +39,7 @@ def load_model(
     device: torch.device | None = None,
 ) -> PreTrainedModel:
     """A model in `dtype` (`"auto"`: as stored), safetensors only. One that takes images and text carries its
-    `ModelImages`. Tensors that it has no place for are told as a warning.
+    `ModelImages`. A warning names tensors that the model has no place for.
 
     Args:
         device: where it goes. None: the best device of this machine.
@@ -64,10 +65,10 @@ def load_model(
         if out_of_memory(error):
             raise
         raise InputError(f"cannot be loaded: {first_line(error)}", file=folder) from error
-    # transformers only warns about tensors that it had to make up; a half-random model must not pass.
+    # transformers only warns about tensors that it had to draw at random.
     if missing := sorted(info["missing_keys"]):
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(f"`{missing[0]}`{more} missing in the weights", file=folder)
+        more = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
+        raise InputError(f"the weights lack `{missing[0]}`{more}", file=folder)
     if spare := sorted(info["unexpected_keys"]):
         _log.warning("%s: the model has no place for %d of its tensors (`%s` …)", folder, len(spare), spare[0])
     if freeze and not vision:
@@ -79,6 +80,24 @@ def load_model(
         setattr(model, IMAGE_TOKENS, load_images(folder, tokenizer, trust_remote_code=trust_remote_code))
         freeze_roles(model, FROZEN if freeze is None else freeze)
     return model.to(device or best_device())
+
+
+def empty_model(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The modules of a model without its weights, on torch's meta device.
+
+    Raises:
+        InputError: the folder is not loadable.
+    """
+    check_model_folder(folder, trust_remote_code=trust_remote_code)
+    kind = AutoModelForImageTextToText if is_vision_model(folder) else AutoModelForCausalLM
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
+        with torch.device("meta"):
+            model = kind.from_config(config, trust_remote_code=trust_remote_code)
+        model.tie_weights()
+    except Exception as error:  # transformers raises what it likes at a configuration that is damaged
+        raise InputError(f"cannot be loaded: {first_line(error)}", file=folder) from error
+    return model
 
 
 def freeze_roles(model: torch.nn.Module, roles: Collection[Role]) -> None:
@@ -159,7 +178,7 @@ def autocast(precision: Precision) -> Any:
 
 
 def quiet_transformers() -> None:
-    """Keeps transformers' own bars and hints off the terminal: merit shows one bar, its own."""
+    """Keeps transformers' own bars and hints off the terminal; merit shows its own bar."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 

@@ -133,7 +133,7 @@ def cache_folder() -> Path:
 
 
 def locate_model(config: ModelConfig, base: Path) -> Path:
-    """The local folder of a model or adapter, downloaded or converted if need be; what is in it is not checked.
+    """The local folder of a model or adapter, downloaded or converted if need be. Its content is not checked.
 
     Raises:
         InputError: no such model.
@@ -144,14 +144,7 @@ def locate_model(config: ModelConfig, base: Path) -> Path:
     if path.startswith("embedded:"):
         return convert_gguf(_embedded(path.removeprefix("embedded:")), cache_folder() / "models")
     local = base / path
-    try:
-        local.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (OSError, ValueError) as error:
-        # Too long a name, a NUL in it, a folder that may not be searched.
-        message = f"cannot be read: {error.strerror if isinstance(error, OSError) else error}"
-        raise InputError(message, file=path[:200], field="model.path") from None
+    check_readable(local, path, "model.path")
     if path.endswith(".gguf"):
         if not local.is_file():
             raise InputError("no such file", file=local, field="model.path")
@@ -162,8 +155,26 @@ def locate_model(config: ModelConfig, base: Path) -> Path:
     if local.is_dir():
         return local
     if local.exists():
-        raise InputError("a file, but a model is a folder, a .gguf file or a Hub id", file=local, field="model.path")
+        raise InputError(
+            "this is a file; a model is a folder, a .gguf file or a Hub id", file=local, field="model.path"
+        )
     return _from_hub(config)
+
+
+def check_readable(path: Path, name: str, field: str) -> None:
+    """Refuses a path of which the system cannot say whether it exists: too long a name, a NUL in it, a folder that may
+    not be searched.
+
+    Raises:
+        InputError: as above; calls the path `name`.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        message = f"cannot be read: {error.strerror if isinstance(error, OSError) else error}"
+        raise InputError(message, file=name[:200], field=field) from None
 
 
 def _embedded(name: str) -> Path:

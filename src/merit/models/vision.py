@@ -45,7 +45,7 @@ def is_vision_model(folder: Path) -> bool:
 
 
 class ModelImages:
-    """What encoding and batches need; travels as an attribute of the tokenizer and of the model."""
+    """The image side of a model, as encoding and batches need it; an attribute of the tokenizer and of the model."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
@@ -157,7 +157,7 @@ def load_images(folder: Path, tokenizer: PreTrainedTokenizerBase, *, trust_remot
 
 
 def copy_image_files(source: Path, target: Path) -> None:
-    """What a loader of images needs beside weights and tokenizer, byte for byte: no server takes the model without."""
+    """Copies the processor's files byte for byte: without them no server loads the model."""
     for name in SIDE_FILES:
         if is_own(source / name, source) and not (target / name).exists():
             shutil.copyfile(source / name, target / name)
@@ -176,6 +176,6 @@ def _processor_class(folder: Path) -> str:
 
 
 def _without(kind: Any, parts: dict[str, Any]) -> Any:
-    """The processor's class with no other parts than these: a constructor then passes over what else it is given."""
+    """The processor's class with no other parts than these: its constructor then ignores other arguments."""
     names = [name for name in kind.get_attributes() if name in parts]
     return type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda _: names)})

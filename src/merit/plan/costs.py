@@ -1,4 +1,4 @@
-"""What planning knows of a model, what it says of a run, and the table of it."""
+"""The costs of a run: what is known of the model, the costs by stage and method, and their table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _REPEATS = 3
 
 
 class ModelFacts(Record):
-    """θ0 as far as its cost goes, read from its folder without loading it.
+    """What the costs depend on in θ0, read from its folder without loading it.
 
     `hidden` holds what is known of its shape: `hidden_size`, `num_hidden_layers`, `vocab_size`. What is missing there
     is left out of the memory estimate.
@@ -34,8 +34,8 @@ class ModelFacts(Record):
 
 
 def model_facts(checkpoint: Checkpoint, lora: LoraSection | None, freeze: Sequence[Role] | None = None) -> ModelFacts:
-    """Size and shape of a model, from its headers and its config.json; of a vision-language model, its language part's
-    shape, and only what is not frozen counts as trained."""
+    """Size and shape of a model, from its headers and its config.json. A vision-language model has the shape of its
+    language part, and only what is not frozen counts as trained."""
     parameters = checkpoint.elements
     frozen: set[Role] = set()
     if "vision_config" in checkpoint.config:
@@ -88,7 +88,7 @@ def measure_speed(folder: Path, train: TrainConfig, mixture: Mixture) -> float:
 class BranchCost(Record):
     """Training one branch."""
 
-    tokens: int  # over all epochs, prompts included: what compute goes by
+    tokens: int  # over all epochs, prompts included: compute is charged by them
     supervised_tokens: int
     steps: int
     flops: float
@@ -145,12 +145,12 @@ class Traffic(Record):
 
     @property
     def total(self) -> int:
-        """All that the branches move."""
+        """All bytes that the branches move."""
         return self.theta0_out + self.data_out + self.checkpoints_back
 
 
 class Plan(Record):
-    """What a run will cost. `assumptions` are sentences: every figure here rests on them."""
+    """What a run will cost. Every figure rests on the `assumptions`, which are sentences."""
 
     model: ModelFacts
     tokens_per_second: float | None

@@ -98,7 +98,7 @@ def _mixture(context: RunContext, report: CheckReport) -> Mixture:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A run as far as its cost goes.
+    """What the costs of a run depend on, and the costs.
 
     Attributes:
         tokens_per_second: tokens that one device puts through a full training step (forward and backward) a second;

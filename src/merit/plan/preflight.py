@@ -1,4 +1,4 @@
-"""What can be known to be wrong before a dataset is read or anything is written: θ0, TRL's arguments, other files."""
+"""Finds what is wrong before a dataset is read or anything is written: θ0, TRL's arguments, other files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from merit.split.splitter import SplitRequest, find_splitter, make_partition
 
 
 def preflight_problems(context: RunContext) -> list[InputError]:
-    """All that is wrong, one error each."""
+    """Everything that is wrong, an error each."""
     found: list[InputError] = []
     checks: tuple[Callable[[RunContext], None], ...] = (_model, _proxy, _trl, _groups)
     for check in checks:
@@ -48,7 +48,7 @@ def _model(context: RunContext) -> None:
 
 
 def _proxy(context: RunContext) -> None:
-    """θ0's token ids mean nothing to a model with another vocabulary."""
+    """θ0's token ids mean something else to a model with another vocabulary."""
     if context.config.calibration.proxy is None:
         return
     from merit.models.loading import load_tokenizer
@@ -95,7 +95,7 @@ def check_run(path: Path, progress: Progress = SILENT) -> CheckReport:
         tokenizer = context.tokenizer
         Encoder(tokenizer, config.train.max_length)
     except InputError as error:
-        # Without θ0 there is no tokenizer, which says nothing new.
+        # Without θ0 there is no tokenizer: that adds nothing.
         if str(error) not in map(str, found):
             found.append(error)
         tokenizer = None

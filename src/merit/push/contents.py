@@ -41,7 +41,7 @@ class Item:
 
 
 class LeftOut(Record):
-    """A file that stays here, and why."""
+    """A file that is not uploaded, and why."""
 
     name: str
     reason: str
@@ -70,12 +70,12 @@ def gather(root: Path, *, model_only: bool = False) -> Contents:
     run = RunDir(root) if (root / "config.yaml").is_file() else None
     merged = root if run is None else run.method().merged()
     if run is not None and not merged.is_dir():
-        raise InputError("nothing is merged here yet; `merit run` goes on to it", file=root)
+        raise InputError("nothing is merged here yet; `merit run` merges the branches", file=root)
     for folder in (root, merged):
         _refuse_link(folder)
     record = load_record(merged)
     if record.scale is None:
-        raise InputError("running sums are no model", file=merged)
+        raise InputError("these are running sums, not a model", file=merged)
     items, left_out = _model(merged, record)
     if run is not None and not model_only:
         items = _with_story(run, items)
@@ -93,7 +93,7 @@ def _model(merged: Path, record: MergeRecord) -> tuple[list[Item], list[LeftOut]
         elif name == CARD or file.suffix in _MODEL or file.name.upper().startswith(_LEGAL):
             items.append(Item(name, file))
         else:
-            left_out.append(LeftOut(name=name, reason="no part of a model"))
+            left_out.append(LeftOut(name=name, reason="not part of a model"))
     return items, left_out
 
 
@@ -122,7 +122,9 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _refuse_link(path: Path) -> None:
     if path.is_symlink():
-        raise InputError("a symlink, which could lead anywhere: put the file itself there, or take it away", file=path)
+        raise InputError(
+            "this is a symlink, which could lead anywhere; replace it with the file itself, or remove it", file=path
+        )
 
 
 def _without_places(record: MergeRecord) -> bytes:
@@ -201,7 +203,7 @@ def refuse_secrets(items: Iterable[Item]) -> None:
         for what, form in _TEXTS.items():
             if (found := form.search(text)) is not None:
                 line = text.count(b"\n", 0, found.start()) + 1
-                raise InputError(f"there is what looks like {what} in it", file=file, line=line)
+                raise InputError(f"this looks like {what}", file=file, line=line)
 
 
 def local_paths(items: Iterable[Item], home: Path) -> list[str]:
@@ -219,7 +221,7 @@ def check_contents(
     what its owner should know.
 
     Raises:
-        InputError: weights that are not what was merged; what looks like a secret; a card that the Hub would not take.
+        InputError: weights that are not what was merged; what looks like a secret; a card that the Hub would refuse.
     """
     card = next(item for item in contents.items if item.name == CARD)
     text, file = _text(card), card.content if isinstance(card.content, Path) else Path(CARD)
@@ -327,4 +329,4 @@ def _check_figures(front: dict[str, Any], file: Path) -> None:
         ModelCardData(**known)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"the Hub would not take it: {first}", file=file, field="model-index") from None
+        raise InputError(f"the Hub would refuse this: {first}", file=file, field="model-index") from None

@@ -51,7 +51,7 @@ def push_items(
             api.create_repo(repo, private=private, exist_ok=True)
         else:
             if public and private:
-                raise InputError("this repository is there and public; say --public to push to it", field="REPO")
+                raise InputError("this repository exists and is public; add --public to push to it", field="REPO")
         operations = [CommitOperationAdd(path_in_repo=item.name, path_or_fileobj=item.content) for item in items]
         done = api.create_commit(
             repo, operations, commit_message=message, revision=revision, create_pr=pull_request or None

@@ -74,9 +74,9 @@ def _state(evidence: Evidence) -> str:
     """What can be said before there is a result."""
     if evidence.table:
         return "The run has been evaluated; there is no merge to compare yet."
-    branches = evidence.main.branches
-    if trained := sum(branch.result is not None for branch in branches):
-        told = "Branches have" if trained == len(branches) else f"{trained} of {len(branches)} branches have"
+    main = evidence.main
+    if main.results:
+        told = "Branches have" if main.finished else f"{main.told_branches} branches have"
         return f"{told} been trained; nothing has been evaluated yet."
     if evidence.main.partition:
         return "The mixture has been split; no branch has been trained yet."
@@ -90,7 +90,7 @@ def _measures(evidence: Evidence, verdict: Verdict | None) -> list[tuple[str, st
     found = []
     if evidence.mixture:
         found.append((str(len(evidence.mixture.datasets)), "datasets"))
-        found.append((compact(sum(evidence.mixture.planned_tokens.values())), "supervised tokens an epoch"))
+        found.append((compact(sum(evidence.mixture.planned_tokens.values())), "supervised tokens per epoch"))
     if evidence.main.partition:
         found.append((str(len(evidence.main.partition.groups)), "branches"))
     if verdict:

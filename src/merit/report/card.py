@@ -115,7 +115,7 @@ def _limits(caveats: Sequence[str]) -> list[str]:
 
 
 def _cost(evidence: Evidence) -> Iterator[str]:
-    results = [branch.result for branch in evidence.main.branches if branch.result]
+    results = evidence.main.results
     if results:
         tokens = sum(result.supervised_tokens for result in results)
         yield (

@@ -19,7 +19,8 @@ from merit.report.differences import FACES, Difference, Side, compare_results, r
 from merit.report.drawing import DataTable
 from merit.report.evidence import group_label, read_evidence
 from merit.report.page import Section, render_page
-from merit.report.sections.cost import stage_totals
+from merit.report.sections.cost import hosts, spent_on
+from merit.run.events import is_job
 from merit.run.guard import refuse_links
 from merit.run.layout import RunDir
 from merit.split.partition import Partition
@@ -133,11 +134,11 @@ def read_sides(roots: Sequence[Path]) -> list[Side]:
         InputError: fewer than two, no run directory, or the same one twice.
     """
     if len(roots) < 2:
-        raise InputError("a comparison takes two runs at least", field="RUN")
+        raise InputError("a comparison needs at least two runs", field="RUN")
     places = [root.resolve() for root in roots]
     for root, place in zip(roots, places, strict=True):
         if not RunDir(root).config.is_file():
-            raise InputError("no run directory: it has no config.yaml", file=root)
+            raise InputError("not a run directory: there is no config.yaml in it", file=root)
         refuse_links(root)
         if places.count(place) > 1:
             raise InputError("the same run is given twice", file=root)
@@ -191,14 +192,9 @@ def settings_section(sides: Sequence[Side], found: Settings) -> Section:
     )
     rows = [[setting.name, *setting.values] for setting in found.different[:_SHOWN]]
     notes = [f"{different - _SHOWN:,} more differ and are not shown."] if different > _SHOWN else []
-    context = {
-        "sentences": [sentence],
-        "tables": [("Settings that differ", DataTable(["setting", *(side.name for side in sides)], rows))]
-        if rows
-        else [],
-        "figures": [],
-        "notes": notes,
-    }
+    header = ["setting", *(side.name for side in sides)]
+    tables = [("Settings that differ", DataTable(header, rows))] if rows else []
+    context = {"sentences": [sentence], "tables": tables, "notes": notes}
     return Section("settings", "What was set differently", "versus", context)
 
 
@@ -220,36 +216,35 @@ def cost_rows(sides: Sequence[Side]) -> list[list[str]]:
 
 def costs_section(sides: Sequence[Side]) -> Section:
     """The chapter."""
-    stages = {side.name: stage_totals(side.evidence.events) for side in sides}
+    stages = {side.name: _stage_seconds(side) for side in sides}
     names = list(dict.fromkeys(name for found in stages.values() for name in found))
     by_stage = [
         [name, *(duration(found[name]) if name in found else NONE for found in stages.values())] for name in names
     ]
     tables = [("The main method of each run", DataTable(HEADER, cost_rows(sides)))]
     if by_stage:
-        tables.append(("Time a stage, over all sittings", DataTable(["stage", *stages], by_stage)))
-    hosts = {side.name: sorted({str(e["host"]) for e in side.evidence.events if e.get("host")}) for side in sides}
-    other = len({tuple(found) for found in hosts.values()}) > 1
-    notes = ["The runs were made on different machines: their times do not compare."] if other else []
-    return Section(
-        "cost", "What each cost", "versus", {"sentences": [], "tables": tables, "figures": [], "notes": notes}
-    )
+        tables.append(("Time per stage, over all sessions", DataTable(["stage", *stages], by_stage)))
+    machines = {tuple(hosts(side.evidence.events)) for side in sides}
+    notes = ["The runs were made on different machines: their times do not compare."] if len(machines) > 1 else []
+    return Section("cost", "What each cost", "versus", {"tables": tables, "notes": notes})
+
+
+def _stage_seconds(side: Side) -> dict[str, float]:
+    return {name: item.seconds for name, item in spent_on(side.evidence.events).items() if not is_job(name)}
 
 
 def _row(side: Side) -> list[str]:
-    branches = side.evidence.main.branches
-    results = [branch.result for branch in branches if branch.result]
-    seconds = [result.seconds for result in results]
-    whole = sum(stage_totals(side.evidence.events).values())
-    moved = sum(branch.checkpoint_bytes for branch in branches)
+    main = side.evidence.main
+    seconds = [result.seconds for result in main.results]
+    whole = sum(_stage_seconds(side).values())
     return [
         side.name,
-        str(len(branches)) if len(results) == len(branches) else f"{len(results)} of {len(branches)}",
-        count(sum(result.supervised_tokens for result in results)) if results else NONE,
+        main.told_branches,
+        count(sum(result.supervised_tokens for result in main.results)) if seconds else NONE,
         duration(sum(seconds)) if seconds else NONE,
         duration(max(seconds)) if seconds else NONE,
         duration(whole) if whole else NONE,
-        data_size(moved) if len(branches) > 1 and moved else NONE,
+        data_size(main.checkpoint_bytes) if len(main.branches) > 1 and main.checkpoint_bytes else NONE,
     ]
 
 
@@ -290,7 +285,7 @@ def groups_section(sides: Sequence[Side], found: Groups) -> Section:
         ]
         tables.append((f"Where {plural(len(datasets), 'dataset')} stood", DataTable(["dataset", *names], cells)))
     notes = ["Groups are numbered in each run anew: group 1 of one may be group 0 of another."] if datasets else []
-    context = {"sentences": sentences, "tables": tables, "figures": [], "notes": notes}
+    context = {"sentences": sentences, "tables": tables, "notes": notes}
     return Section("groups", "How each was split", "versus", context)
 
 

@@ -90,12 +90,9 @@ def results_section(sides: Sequence[Side], differences: Sequence[Difference], no
     sentences = [_sentence(sides[0].name, item) for item in differences if item.model == "merit"]
     if not differences:
         sentences.append("No model was evaluated on the same held-out examples in two runs, so nothing can be paired.")
-    context = {
-        "sentences": sentences,
-        "tables": tables,
-        "figures": [differences_figure(losses, sides[0].name)] if losses else [],
-        "notes": [*notes, *_caveats(differences)],
-    }
+    figures = [differences_figure(losses, sides[0].name)] if losses else []
+    told = [*notes, *_caveats(differences)]
+    context = {"sentences": sentences, "tables": tables, "figures": figures, "notes": told}
     return Section("results", "What each reached", "versus", context)
 
 

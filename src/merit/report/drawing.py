@@ -195,17 +195,16 @@ def between(item: Estimate) -> str:
     return f"{signed(item.low)} to {signed(item.high)}"
 
 
+def error_bars(reach: Sequence[float], colour: str) -> dict[str, Any]:
+    """plotly's error bars of points: as far up as down."""
+    return {"type": "data", "array": list(reach), "color": colour, "thickness": 1.5, "width": 4}
+
+
 def whiskers(items: Sequence[Estimate], colour: str) -> dict[str, Any]:
     """The intervals of points as plotly's error bars."""
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [item.high - item.value for item in items],
-        "arrayminus": [item.value - item.low for item in items],
-        "color": colour,
-        "thickness": 1.5,
-        "width": 4,
-    }
+    down = [item.value - item.low for item in items]
+    up = error_bars([item.high - item.value for item in items], colour)
+    return {**up, "symmetric": False, "arrayminus": down}
 
 
 def model_colour(label: str, others: Sequence[str] = ("joint",)) -> str:
@@ -253,13 +252,7 @@ def forest_traces(marks: Sequence[Mark]) -> list[dict[str, Any]]:
                 "name": LOSS_FACES[face],
                 "x": [mark.value for mark in drawn],
                 "y": [rows.index(mark.row) + shift for mark in drawn],
-                "error_x": {
-                    "type": "data",
-                    "array": [mark.reach for mark in drawn],
-                    "thickness": 1.5,
-                    "width": 4,
-                    "color": colour,
-                },
+                "error_x": error_bars([mark.reach for mark in drawn], colour),
                 "marker": {"color": colour, "size": 10, "symbol": _FACE_SYMBOLS[index]},
                 "customdata": [[plotly_text(mark.row), plotly_text(mark.verdict)] for mark in drawn],
                 "hovertemplate": f"%{{customdata[0]}}<br>{LOSS_FACES[face]}: <b>%{{x:+.3f}}</b> nats a token, "

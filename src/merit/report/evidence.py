@@ -54,6 +54,27 @@ class MethodEvidence:
     weights: Sequence[float]  # of the branches in the merge; empty where nothing is merged
 
     @property
+    def results(self) -> list[BranchResult]:
+        """Of the branches that are trained."""
+        return [branch.result for branch in self.branches if branch.result]
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has branches, and all are trained."""
+        return 0 < len(self.branches) == len(self.results)
+
+    @property
+    def told_branches(self) -> str:
+        """How many branches are trained: "4", or "3 of 4"."""
+        done = len(self.results)
+        return str(done) if done == len(self.branches) else f"{done} of {len(self.branches)}"
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Of all branches: what moves between machines, once."""
+        return sum(branch.checkpoint_bytes for branch in self.branches)
+
+    @property
     def is_joint(self) -> bool:
         """One branch on everything: joint training."""
         return self.partition is not None and known_splitter(self.partition.splitter).one_group

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from merit.base.files import write_bytes, write_text
 from merit.report.build import chapters
 from merit.report.drawing import DataTable, Figure
 from merit.report.evidence import read_evidence
-from merit.report.page import Section, plotly_text
+from merit.report.page import Section, asset, plotly_text
 
 WIDTH, SCALE = 960, 2  # CSS pixels, and how many pixels of the picture each gets
 _NUMBER = re.compile(r"[+-]?[\d.,]+( ± [\d.]+)?%?")
@@ -107,8 +106,7 @@ _FONT = "Open Sans, DejaVu Sans, Helvetica, Arial, sans-serif"
 @cache
 def palette(theme: Theme) -> Mapping[str, str]:
     """`--accent` → its value."""
-    text = resources.files("merit.report").joinpath("assets", f"{theme}.css").read_text(encoding="utf-8")
-    return dict(re.findall(r"(--[a-z0-9-]+):\s*([^;]+);", text))
+    return dict(re.findall(r"(--[a-z0-9-]+):\s*([^;]+);", str(asset(f"{theme}.css"))))
 
 
 def painted(figure: Figure, colours: Mapping[str, str]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ _ASSETS = ("light.css", "dark.css", "report.css", "report.js", "follow.js")
 
 def render_page(template: str, **context: Any) -> str:
     """The page, whole."""
-    assets = {name: _asset(name) for name in _ASSETS}
+    assets = {name: asset(name) for name in _ASSETS}
     return _environment().get_template(template).render(**context, assets=assets, plotly=_plotly())
 
 
@@ -59,7 +59,8 @@ def _environment() -> Environment:
 
 
 @cache
-def _asset(name: str) -> Markup:
+def asset(name: str) -> Markup:
+    """A file of the folder `assets`, as it is."""
     text = resources.files("merit.report").joinpath("assets", name).read_text(encoding="utf-8")
     return Markup(text)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from merit.base.files import safe_name
 
@@ -13,36 +14,30 @@ JOB = "job.json"  # what the executor last did with a branch
 GATE = "gate"  # the method whose branches are pilots
 
 
+class _At:
+    """A fixed path below the `root` of the folder that has it."""
+
+    def __init__(self, *parts: str) -> None:
+        self._parts = parts
+
+    def __get__(self, folder: Any, _: type) -> Path:
+        path: Path = folder.root.joinpath(*self._parts)
+        return path
+
+
 @dataclass(frozen=True)
 class MethodDir:
     """The part of a run that one method owns: the run itself for the main method, a folder below for a baseline."""
 
     root: Path
-
-    @property
-    def partition(self) -> Path:
-        return self.root / "split" / "partition.json"
-
-    @property
-    def kept_partition(self) -> Path:
-        """The groups that stay when a dataset is added or removed."""
-        return self.root / "split" / "kept" / "partition.json"
-
-    @property
-    def kept_axes(self) -> Path:
-        """The axes of the first split, on which the groups were cut."""
-        return self.root / "split" / "kept" / "axes.json"
-
-    @property
-    def branches(self) -> Path:
-        return self.root / "branches"
+    partition = _At("split", "partition.json")
+    kept_partition = _At("split", "kept", "partition.json")  # the groups that stay when a dataset is added or removed
+    kept_axes = _At("split", "kept", "axes.json")  # the axes of the first split, on which the groups were cut
+    branches = _At("branches")
+    merge_record = _At("merge.json")
 
     def branch(self, k: int) -> BranchDir:
         return BranchDir(self.branches / f"{k:02d}")
-
-    @property
-    def merge_record(self) -> Path:
-        return self.root / "merge.json"
 
     def merged(self, scale: float = 1.0) -> Path:
         """The merge, or the point β = `scale` on its ray."""
@@ -54,59 +49,21 @@ class BranchDir:
     """One branch's folder."""
 
     root: Path
-
-    @property
-    def spec(self) -> Path:
-        return self.root / "spec.json"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The trained weights, in Hugging Face layout."""
-        return self.root / "checkpoint"
-
-    @property
-    def incoming(self) -> Path:
-        """A checkpoint of another trainer, while merit checks it."""
-        return self.root / "incoming"
-
-    @property
-    def training_state(self) -> Path:
-        """TRL's own checkpoints while the branch trains; removed when it is done."""
-        return self.root / "training"
-
-    @property
-    def log(self) -> Path:
-        """One JSON object per step: step, epoch, loss, learning_rate, grad_norm, supervised_tokens, seconds."""
-        return self.root / "log.jsonl"
-
-    @property
-    def progress(self) -> Path:
-        """A small JSON file that the job rewrites: {"done", "total", "note"}."""
-        return self.root / "progress.json"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Event files, where `train.trl.report_to` names tensorboard."""
-        return self.root / "tensorboard"
-
-    @property
-    def output(self) -> Path:
-        """What the job printed."""
-        return self.root / "output.txt"
+    spec = _At("spec.json")
+    checkpoint = _At("checkpoint")  # the trained weights, in Hugging Face layout
+    incoming = _At("incoming")  # a checkpoint of another trainer, while merit checks it
+    training_state = _At("training")  # TRL's own checkpoints while the branch trains; removed when it is done
+    # One JSON object per step: step, epoch, loss, learning_rate, grad_norm, supervised_tokens, seconds.
+    log = _At("log.jsonl")
+    progress = _At("progress.json")  # a small JSON file that the job rewrites: {"done", "total", "note"}
+    tensorboard = _At("tensorboard")  # event files, where `train.trl.report_to` names tensorboard
+    output = _At("output.txt")  # what the job printed
+    job = _At(JOB)
+    done = _At("DONE")  # the BranchResult. It is written last, so the branch is whole if it exists.
 
     def snapshot(self, index: int) -> Path:
         """A sketch of the weights during training, 0 at the start, if `train.snapshots` asks for it."""
         return self.root / "trajectory" / f"{index:03d}.npy"
-
-    @property
-    def job(self) -> Path:
-        """What the executor last did with the branch."""
-        return self.root / JOB
-
-    @property
-    def done(self) -> Path:
-        """The BranchResult. It is written last, so the branch is whole if it exists."""
-        return self.root / "DONE"
 
 
 @dataclass(frozen=True)
@@ -114,52 +71,32 @@ class RunDir:
     """A run directory."""
 
     root: Path
-
-    @property
-    def config(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def mixture(self) -> Path:
-        return self.root / "mixture.json"
-
-    @property
-    def data_folder(self) -> Path:
-        return self.root / "data"
+    config = _At("config.yaml")
+    mixture = _At("mixture.json")
+    data_folder = _At("data")
+    gradients = _At("gradients")
+    similarity = _At("conflict", "similarity.npy")
+    conflict = _At("conflict", "conflict.json")
+    axes = _At("conflict", "axes.json")
+    explanation = _At("conflict", "explanation.json")  # which pairs of datasets conflict, and in which layers
+    axes_evidence = _At("split", "evidence.json")  # what each further axis would capture
+    baselines = _At("baselines")
+    gate_record = _At(GATE, "gate.json")  # the figures and the verdict of the pilot
+    evaluations = _At("evaluation")
+    table = _At("evaluation", "table.json")
+    drift = _At("evaluation", "drift-set.json")  # θ0's own answers to the general prompts, on which drift is measured
+    diagnostics = _At("diagnostics")
+    report = _At("report.html")
+    card = _At("README.md")
+    events = _At("events.jsonl")
+    state = _At(".merit")  # stage records, by which a rerun skips finished stages, and the lock
+    engine = _At(".merit", "engine")  # files of the engine that runs the jobs
+    cancel = _At(".merit", "cancel")  # the file by which `merit cancel` stops the process that watches the jobs
+    lock = _At(".merit", "lock")
 
     def data(self, name: str) -> Path:
         """The encoded examples of dataset `name`, an Arrow file."""
         return self.data_folder / f"{safe_name(name)}.arrow"
-
-    @property
-    def gradients(self) -> Path:
-        return self.root / "gradients"
-
-    @property
-    def similarity(self) -> Path:
-        return self.root / "conflict" / "similarity.npy"
-
-    @property
-    def conflict(self) -> Path:
-        return self.root / "conflict" / "conflict.json"
-
-    @property
-    def axes(self) -> Path:
-        return self.root / "conflict" / "axes.json"
-
-    @property
-    def explanation(self) -> Path:
-        """Which pairs of datasets conflict, and in which layers."""
-        return self.root / "conflict" / "explanation.json"
-
-    @property
-    def axes_evidence(self) -> Path:
-        """What each further axis would capture."""
-        return self.root / "split" / "evidence.json"
-
-    @property
-    def baselines(self) -> Path:
-        return self.root / "baselines"
 
     def method(self, name: str = MAIN_METHOD) -> MethodDir:
         if name == GATE:
@@ -175,31 +112,9 @@ class RunDir:
         """Basin preparation: a small run of its own, whose branches are the rounds, one after another."""
         return RunDir(self.root / "prepare")
 
-    @property
-    def gate_record(self) -> Path:
-        """The figures and the verdict of the pilot."""
-        return self.root / GATE / "gate.json"
-
-    @property
-    def evaluations(self) -> Path:
-        return self.root / "evaluation"
-
     def evaluation(self, model: str) -> Path:
         """The results of one evaluated model; `model` is a label such as `base`, `merit`, `joint@0.5`."""
         return self.evaluations / f"{safe_name(model)}.json"
-
-    @property
-    def table(self) -> Path:
-        return self.evaluations / "table.json"
-
-    @property
-    def drift(self) -> Path:
-        """θ0's own answers to the general prompts, on which drift is measured."""
-        return self.evaluations / "drift-set.json"
-
-    @property
-    def diagnostics(self) -> Path:
-        return self.root / "diagnostics"
 
     def diagnostic(self, check: str) -> Path:
         """The result of one check, such as `lmc` or `displacement`."""
@@ -208,23 +123,6 @@ class RunDir:
     def diagnostic_progress(self, check: str) -> Path:
         """What an unfinished check has measured so far."""
         return self.diagnostics / "unfinished" / f"{safe_name(check)}.json"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report.html"
-
-    @property
-    def card(self) -> Path:
-        return self.root / "README.md"
-
-    @property
-    def events(self) -> Path:
-        return self.root / "events.jsonl"
-
-    @property
-    def state(self) -> Path:
-        """Stage records, by which a rerun skips finished stages, and the lock."""
-        return self.root / ".merit"
 
     def stage(self, name: str) -> Path:
         return self.state / f"{safe_name(name)}.json"
@@ -237,20 +135,6 @@ class RunDir:
         folders += [self.diagnostics, self.prepare.root, self.gate_record.parent, self.handover("x", "x", 0).parents[1]]
         files = [self.config, self.mixture, self.report, self.card, self.events, main.merge_record]
         return [*files, *folders, main.partition.parent, main.branches, main.merged()]
-
-    @property
-    def engine(self) -> Path:
-        """Files of the engine that runs the jobs."""
-        return self.state / "engine"
-
-    @property
-    def cancel(self) -> Path:
-        """The file by which `merit cancel` stops the process that watches the jobs."""
-        return self.state / "cancel"
-
-    @property
-    def lock(self) -> Path:
-        return self.state / "lock"
 
 
 def relative(path: Path, root: Path) -> str:

@@ -9,7 +9,7 @@ saved cuts then say which group it belongs to.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,12 @@ class Group(Record):
 
     datasets: list[str]
     tokens: int  # planned supervised tokens an epoch, weights applied
+
+    @classmethod
+    def of(cls, datasets: Iterable[str], tokens: Mapping[str, int]) -> Group:
+        """These datasets, in this order, with the sum of their tokens."""
+        names = list(datasets)
+        return cls(datasets=names, tokens=sum(tokens.get(name, 0) for name in names))
 
 
 class Partition(Record):
@@ -136,7 +142,7 @@ def median_partition(
         groups = halves
     return Partition(
         splitter=splitter,
-        groups=[Group(datasets=sorted(group), tokens=sum(sizes[name] for name in group)) for group in groups],
+        groups=[Group.of(sorted(group), sizes) for group in groups],
         scores={name: list(map(float, values)) for name, values in scores.items()},
         cuts=cuts,
         seed=seed,
@@ -218,7 +224,7 @@ def extend_partition(
         else:
             k = min(range(len(members)), key=lambda k: (sum(tokens[item] for item in members[k]), k))
         members[k].append(name)
-    groups = [Group(datasets=sorted(group), tokens=sum(tokens[name] for name in group)) for group in members]
+    groups = [Group.of(sorted(group), tokens) for group in members]
     return kept.model_copy(update={"groups": groups, "scores": scores})
 
 

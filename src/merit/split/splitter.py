@@ -87,12 +87,7 @@ class SplitRequest:
 
     def partition(self, groups: Sequence[Sequence[str]]) -> Partition:
         """These groups, with their tokens. `make_partition` writes the splitter's name into it."""
-        return Partition(
-            splitter="",
-            groups=[Group(datasets=list(group), tokens=sum(self.tokens[name] for name in group)) for group in groups],
-            scores={},
-            cuts=[],
-        )
+        return Partition(splitter="", groups=[Group.of(group, self.tokens) for group in groups], scores={}, cuts=[])
 
 
 @dataclass(frozen=True)

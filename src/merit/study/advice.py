@@ -14,7 +14,7 @@ from merit.study.results import Results
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that is there, or could be made without training."""
+    """A trained model, or one that scaling a trained model would make."""
 
     label: str
     words: str
@@ -34,7 +34,7 @@ class Advice:
 
     @property
     def lines(self) -> list[str]:
-        """In plain words."""
+        """The advice as sentences."""
         faces = ", ".join(f"{face.replace('_', '-')} {value:.3f}" for face, value in self.best.losses.items())
         lines = [f"use {self.best.label} ({self.best.words}): {faces}"]
         for face, other in self.specialists.items():
@@ -49,7 +49,7 @@ class Advice:
 
 
 def parse_trade_off(text: str | None) -> dict[str, float]:
-    """`in_mixture=2,unseen=1` → weights; a face that is not named weighs nothing; without text all weigh the same.
+    """`in_mixture=2,unseen=1` → weights; an unnamed face has weight 0; without text all weights are 1.
 
     Raises:
         InputError: an unknown face, a negative or missing number, all zero.
@@ -74,7 +74,7 @@ def parse_trade_off(text: str | None) -> dict[str, float]:
 
 
 def advise_study(results: Results, weights: Mapping[str, float], budget: str | None = None) -> Advice:
-    """Among all points of all rays at `budget` (default: the last of the file) that saw no more tokens than one pass.
+    """Chooses among all points of all rays at `budget` (default: the last) whose training took one pass at most.
 
     Raises:
         InputError: no such budget.
@@ -100,10 +100,10 @@ def advise_study(results: Results, weights: Mapping[str, float], budget: str | N
 
 
 def advise_run(table: Table, weights: Mapping[str, float]) -> Advice:
-    """Among the merges of one run. Retention is drift.
+    """Chooses among the merges of one run. Retention is drift.
 
     Raises:
-        InputError: the run has measured nothing to choose by.
+        InputError: no measured model to choose from.
     """
     found = []
     for row in table.rows:
@@ -112,18 +112,21 @@ def advise_run(table: Table, weights: Mapping[str, float]) -> Advice:
         losses = {"in_mixture": row.in_mixture, "unseen": row.unseen, "retention": row.drift}
         known = {face: value for face, value in losses.items() if value is not None}
         found.append(Candidate(row.label, row.description, known, known))
-    note = "one run: chosen on the same held-out examples that it reports, so a little flattered; see the report's ±"
+    note = (
+        "one run: the same held-out examples choose and report, so these losses are a little too low; "
+        "the report shows their errors"
+    )
     return choose(found, weights, note)
 
 
 def choose(found: Sequence[Candidate], weights: Mapping[str, float], note: str) -> Advice:
-    """The least weighted mean loss.
+    """Chooses the least weighted mean loss.
 
     Raises:
-        InputError: no candidate, or none of the weighed faces was measured.
+        InputError: no candidate, or no face with a weight was measured.
     """
     if not found:
-        raise InputError("there is no model to choose from yet")
+        raise InputError("no model has been measured yet")
     used = {face: weights[face] for face in found[0].chosen_by if weights.get(face)}
     if not used:
         raise InputError("none of these faces was measured", field="--prefer")

@@ -1,10 +1,10 @@
 """Paired differences over seeds and examples: intervals, p-values, Holm's correction, effect sizes.
 
 A difference is the mean over seeds of the mean over datasets of the token-weighted mean over examples of (loss of a −
-loss of b), example by example: what both models find hard cancels.
+loss of b), example by example: what is hard for both models cancels.
 
-Its variance has two parts. **Seeds**: the spread of the seeds' own differences, s²/S, which with S seeds is known with
-S − 1 degrees of freedom only; a percentile bootstrap over five seeds would give intervals far too short.
+Its variance has two parts. **Seeds**: the spread of the seeds' own differences, s²/S. S seeds know it with only
+S − 1 degrees of freedom; a percentile bootstrap over five seeds would give intervals far too short.
 **Examples**: by bootstrap, resampling the examples of every dataset (draws are weights, so all draws are one matrix
 product). Where every seed draws its own examples, s²/S contains their noise already, and the larger of the two counts;
 where all seeds share the same held-out examples they add up. The interval is difference ± t · SE, with S − 1 degrees
@@ -132,7 +132,7 @@ def contenders(study: Study, summaries: Sequence[Summary]) -> dict[str, Contende
     """Label → contender: θ0; every method; with `*` at its chosen scale; and each pool's best.
 
     Raises:
-        StageError: scores are missing; methods that should have seen the same tokens did not.
+        StageError: scores are missing; or methods trained on unequal numbers of tokens.
     """
     store: dict[str, PointScores] = {}
 
@@ -169,10 +169,11 @@ def contenders(study: Study, summaries: Sequence[Summary]) -> dict[str, Contende
 
 
 def check_tokens(methods: Mapping[str, MethodConfig], summaries: Sequence[Summary], reference: str) -> None:
-    """Holds that methods of one pass trained on exactly as many supervised tokens as the reference, by their logs.
+    """Checks that methods with as many passes as the reference trained on exactly as many supervised tokens, by their
+    logs.
 
     Raises:
-        StageError: they did not; names method, seed and both counts.
+        StageError: they did not; names the method, the seed and both counts.
     """
     for item in summaries:
         base = item.methods.get(reference)
@@ -289,7 +290,7 @@ def combine(seeds: Values, examples: Sequence[tuple[float, int]], *, shared: boo
     if shared or not over_seeds:
         parts = over_seeds + over_examples
     else:
-        # A few seeds that happen to agree do not make a claim surer than a few seeds can: S − 1 degrees, either way.
+        # Seeds that happen to agree make no claim surer than their number allows: S − 1 degrees, either way.
         parts = [(max(over_seeds[0][0], sum(variance for variance, _ in over_examples)), count - 1)]
     variance = sum(part for part, _ in parts)
     error = math.sqrt(variance)
@@ -315,7 +316,8 @@ def holm(p: Mapping[KeyT, float]) -> dict[KeyT, float]:
 
 
 def _table(a: Sequence[DatasetScore], b: Sequence[DatasetScore] | None) -> tuple[Values, Values]:
-    """(seeds, examples): values and token weights of one dataset. Seeds with more examples lose the last."""
+    """(seeds, examples) each: values and token weights of one dataset. Seeds with more examples than others lose the
+    last ones."""
     if b is not None and any(x.tokens != y.tokens or x.name != y.name for x, y in zip(a, b, strict=True)):
         raise ValueError("models that were measured on different examples cannot be compared")
     count = min(len(score.losses) for score in a)
@@ -363,7 +365,7 @@ def compare(study: Study, budget: str, competing: dict[str, Contender]) -> list[
 
 
 def _subjects(study: Study, competing: dict[str, Contender]) -> list[str]:
-    """What is tested: the methods by conflict, as published and as validation chose them, and pools of them."""
+    """The methods to test: those that split by conflict, as published and as validation chose them, and their pools."""
     methods = study.config.methods
     wanted = study.config.subjects or [
         name for name, item in methods.items() if find_splitter(item.splitter).role == "method"
@@ -377,8 +379,8 @@ def _subjects(study: Study, competing: dict[str, Contender]) -> list[str]:
 
 
 def _controls(study: Study, competing: dict[str, Contender], subject: str) -> list[str]:
-    """What it is tested against: joint training, the same pulled back, its best, soup, and random groups: as many as
-    the subject's where there are such, else the best of them."""
+    """The methods to test it against: joint training, the same pulled back, its best, soups, and as many random groups
+    as the subject has. Where there is no such random method, the best random one."""
     reference, methods = study.config.reference, study.config.methods
     labels = [reference, reference + CHOSEN]
     pools = {item.pool for item in methods.values() if find_splitter(item.splitter).whole_mixture} - {None}
@@ -409,6 +411,6 @@ def difference(study: Study, a: Contender, b: Contender | None, face: str) -> Es
 
 
 def _wins(a: Contender, b: Contender, face: str) -> tuple[int, int]:
-    """On how many datasets a has the lower loss, summed over seeds; and of how many."""
+    """The number of datasets on which a has the lower loss, summed over seeds; and the number of all datasets."""
     left, right = (np.sum([[score.loss for score in seed] for seed in item.scores(face)], axis=0) for item in (a, b))
     return int((left < right).sum()), len(left)

@@ -44,7 +44,6 @@ from merit.study.measure import (
 )
 from merit.study.spec import VERSION, Study, branch_data, job_mark
 from merit.train.branch import train_branch
-from merit.train.rows import training_rows
 from merit.train.spec import BranchResult, BranchSpec, damaged_files
 from merit.train.step import prepare_branch
 
@@ -58,7 +57,7 @@ class SeedData:
     """One seed: its data, its conflict and its partitions, which all methods and budgets share."""
 
     def __init__(self, study: Study, seed: int, progress: Progress = SILENT) -> None:
-        """Runs merit's pipeline up to the partitions, as far as that has not been done.
+        """Runs the stages up to the partitions; stages that are up to date are skipped.
 
         Raises:
             InputError: a dataset cannot be read or measured.
@@ -115,7 +114,6 @@ def cell_mark(spec: BranchSpec) -> str:
 class Cell:
     """A training that is done."""
 
-    spec: BranchSpec
     branch: BranchDir
     result: BranchResult
 
@@ -140,20 +138,15 @@ class Job:
         self._started = time.monotonic()
 
     def run(self) -> Summary:
-        """Does what is missing; writes the summary last.
+        """Trains, merges and measures what is missing; writes the summary last.
 
         Raises:
             InputError, StageError: as `train_branch`.
         """
         study = self.study
         base = self._point(self.ray.reset(), self._mark("base"), test=True)
-        skipped: dict[str, str] = {}
-        plans: dict[str, list[BranchSpec]] = {}
-        for name, method in study.config.methods.items():
-            if method.merge in FOREIGN_RULES and mergekit() is None:
-                skipped[name] = "mergekit is not installed"
-            else:
-                plans[name] = self.data.specs(method, self.share)
+        plans = {name: self.data.specs(method, self.share) for name, method in available_methods(study).items()}
+        skipped = {name: "mergekit is not installed" for name in study.config.methods if name not in plans}
         needed = Counter(cell_mark(spec) for specs in plans.values() for spec in specs)
         results: dict[str, MethodResult] = {}
         total = sum(spec.planned_tokens for specs in plans.values() for spec in specs)
@@ -176,15 +169,15 @@ class Job:
         return summary
 
     def train(self, spec: BranchSpec) -> Cell:
-        """The cell of `spec`; it is trained here unless it is there and whole."""
+        """The cell of `spec`, which is trained here unless it is finished and undamaged."""
         branch = self.study.dir.cell(cell_mark(spec))
         if not prepare_branch(branch, spec) and damaged_files(branch):
             branch.done.unlink()
             prepare_branch(branch, spec)
-        return Cell(spec, branch, train_branch(self.study.dir.run, branch, base=self.study.base))
+        return Cell(branch, train_branch(self.study.dir.run, branch, base=self.study.base))
 
     def drop_weights(self, spec: BranchSpec) -> None:
-        """Removes the weights of a cell that nothing needs any more, unless the study keeps them."""
+        """Removes the weights of a cell that nothing else needs, unless the study keeps them."""
         if self.study.config.keep == "none":
             shutil.rmtree(self.study.dir.cell(cell_mark(spec)).checkpoint, ignore_errors=True)
 
@@ -244,7 +237,7 @@ class Job:
     def _merge(
         self, name: str, rule: MergeRule | None, cells: Sequence[Cell]
     ) -> tuple[dict[float | None, State], list[float]]:
-        """Ridge (None where the rule has none) → the merge's step from θ0; and how far each branch went.
+        """Ridge (None where the rule has none) → the merge's step from θ0; and each branch's ‖θ_k − θ0‖.
 
         Args:
             rule: merit's rule of this name; None for one of mergekit's.
@@ -255,34 +248,20 @@ class Job:
         if rule is not None and rule.is_average:
             mean, distances = self.ray.mean(branches.folders, rule.weights(branches))
             return {None: mean}, distances
-        if rule is not None and rule.sums is not None:
-            return self._merge_by_sums(rule, branches, cells)
+        if rule is not None and rule.sums is not None:  # measured once, solved for every ridge
+            config = self.study.config.curvature
+            sums, distances = self.ray.sum_up(rule, branches, self.study.dir.run, config.examples)
+            return {ridge: sums.solve(ridge) for ridge in config.ridge}, distances
         out = self.folder / "merged"
         shutil.rmtree(out, ignore_errors=True)
         if rule is not None:
-            distances = merge_tensors(rule, branches, out, base=self.study.theta0.path, ridge=OTHER_RIDGE)
+            distances = merge_tensors(rule, branches, out, base=self.study.theta0, ridge=OTHER_RIDGE)
         else:
             distances = [norm(self.ray.step(folder)) for folder in branches.folders]
             merge_by_mergekit(name, branches, self.study.theta0.path, out)
         step = self.ray.step(out)
         shutil.rmtree(out)
         return {None: step}, distances
-
-    def _merge_by_sums(
-        self, rule: MergeRule, branches: Branches, cells: Sequence[Cell]
-    ) -> tuple[dict[float | None, State], list[float]]:
-        """A rule that sees every branch's training rows: measured once, solved for every ridge."""
-        if rule.sums is None:
-            raise StageError(f"{rule.label}: this rule has no sums over branches")
-        config = self.study.config.curvature
-        sums = rule.sums(self.ray.theta0)
-        distances = []
-        for cell, weight in zip(cells, rule.weights(branches), strict=True):
-            step = self.ray.step(cell.branch.checkpoint)
-            distances.append(norm(step))
-            rows = training_rows(self.study.dir.root, cell.spec, config.examples)
-            sums.add(self.ray.set(step), step, weight, rows)
-        return {ridge: sums.solve(ridge) for ridge in config.ridge}, distances
 
     def _point_of(self, step: State, scale: float, ridge: float | None, mark: str) -> PointResult:
         scores = self._point(self.ray.set(step, scale), mark, test=False)
@@ -296,7 +275,7 @@ class Job:
         )
 
     def _point(self, model: Any, mark: str, *, test: bool) -> PointScores:
-        """The scores of `model` with its present weights; measured unless they are there."""
+        """The scores of `model` with its present weights: kept ones, or measured now."""
         path = self.study.dir.point(mark)
         known = kept(path, PointScores).record
         if known is not None and (known.test is not None or not test):
@@ -321,6 +300,12 @@ class Job:
     def _tell(self, done: float, total: float, note: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_state(self.folder / "progress.json", done, max(1, total), note)
+
+
+def available_methods(study: Study) -> dict[str, MethodConfig]:
+    """The study's methods that this machine can merge."""
+    there = mergekit() is not None
+    return {name: item for name, item in study.config.methods.items() if there or item.merge not in FOREIGN_RULES}
 
 
 def mergekit() -> str | None:

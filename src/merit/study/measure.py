@@ -1,6 +1,6 @@
-"""The measured loss of a study's models: on which examples, and the records that are kept of it.
+"""Measures a study's models, and keeps the records of it.
 
-Validation examples choose, test examples are reported.
+Validation examples choose among models; losses on test examples are reported.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from merit.base.kept import kept
 from merit.base.record import Record, fingerprint
 from merit.config.study import MEASURED
 from merit.context import RunContext
-from merit.data.example import IGNORED, Encoded, Example, Message
+from merit.data.example import Encoded, Example, Message
 from merit.data.store import EncodedDataset
 from merit.evaluate.drift import DriftSet
 from merit.evaluate.scores import DatasetScore
@@ -31,7 +31,7 @@ DRIFT, TEXT = MEASURED
 
 
 class Faces(Record):
-    """One model on one part of the held-out examples, dataset by dataset. Retention holds drift and text, too."""
+    """One model on one part of the held-out examples, dataset by dataset. Retention includes drift and text."""
 
     in_mixture: list[DatasetScore]
     unseen: list[DatasetScore]
@@ -55,7 +55,7 @@ class Faces(Record):
 
 
 class PointScores(Record):
-    """`points/<mark>.json`. Validation chooses; test is reported, and only measured where it will be."""
+    """`points/<mark>.json`. Test examples are measured only where the result is reported."""
 
     mark: str
     validation: Faces
@@ -74,7 +74,7 @@ class PointResult(Record):
 
 
 class MethodResult(Record):
-    """What one method came to on one seed and budget."""
+    """The results of one method on one seed and budget."""
 
     name: str
     mark: str
@@ -91,7 +91,7 @@ class MethodResult(Record):
 
     @property
     def files(self) -> dict[str, str]:
-        """The scores of its points. A point is named by its fingerprint, so being there is enough."""
+        """The scores of its points. A point is named by its fingerprint, so it is right if it exists."""
         return {f"{item.mark}.json": "" for item in self.points}
 
 
@@ -114,7 +114,7 @@ _FEWEST = 4  # answers that drift can be measured on
 
 @dataclass(frozen=True)
 class Part:
-    """Examples of one dataset, on one face."""
+    """Examples of one dataset, and the face that they belong to."""
 
     face: Face
     name: str
@@ -131,10 +131,10 @@ class Examples:
 
     @classmethod
     def of(cls, study: Study, run: RunContext, drift: DriftSet | None) -> Examples:
-        """Takes them in the order of their content hash, validation first.
+        """Takes examples in the order of their content hash, for validation first.
 
-        Retention is also measured on θ0's own answers and on plain text, whose every token counts; every other row of
-        these validates.
+        Retention is also measured on θ0's own answers and on plain text, of which every token counts. Every other row
+        of these is for validation.
 
         Raises:
             InputError: a dataset has too few held-out examples; names it.
@@ -171,25 +171,22 @@ class Examples:
 
 def measure(model: Any, parts: Sequence[Part], *, batch_tokens: int, precision: Precision) -> Faces:
     """Loss of every example of `parts`, and whether greedy decoding would give its reference."""
-    from merit.compute.losses import example_scores
+    from merit.evaluate.measure import score_examples
 
-    rows = [row for part in parts for row in part.rows]
-    losses, tokens, exact = example_scores(model, rows, batch_tokens=batch_tokens, precision=precision)
+    rows = {part.name: part.rows for part in parts}
     faces: dict[str, list[DatasetScore]] = {face: [] for face in FACES}
-    at = 0
-    for part in parts:
-        end = at + len(part.rows)
-        rounded = [round(value, _DIGITS) for value in losses[at:end]]
-        score = DatasetScore(name=part.name, losses=rounded, tokens=tokens[at:end], exact=exact[at:end])
-        faces[part.face].append(score)
-        at = end
+    for part, score in zip(
+        parts, score_examples(model, rows, batch_tokens=batch_tokens, precision=precision), strict=True
+    ):
+        rounded = [round(value, _DIGITS) for value in score.losses]
+        faces[part.face].append(score.model_copy(update={"losses": rounded}))
     return Faces(**faces)
 
 
 def drift_set(study: Study, run: RunContext, load: Callable[[], Any]) -> DriftSet | None:
-    """θ0's own greedy answers to prompts of the datasets to retain, in turn, or to merit's general prompts. Kept.
+    """θ0's own greedy answers to prompts of the datasets to retain, in turn, or else to merit's general prompts.
 
-    An answer that ends at once would measure nothing but the end token, so such prompts are left out.
+    A prompt whose answer ends at once is left out, since it would measure only the end token. The set is kept.
     """
     faces = study.config.faces
     if not faces.drift:
@@ -207,13 +204,7 @@ def drift_set(study: Study, run: RunContext, load: Callable[[], Any]) -> DriftSe
         load(), tokenizer, prompts, max_new_tokens=faces.max_new_tokens, batch_tokens=faces.batch_tokens
     )
     answered = [(ids, answer) for ids, answer in zip(prompts, answers, strict=True) if len(answer) > 1]
-    made = DriftSet(
-        fingerprint=mark,
-        prompts=[tokenizer.decode(ids) for ids, _ in answered],
-        answers=[tokenizer.decode(answer, skip_special_tokens=True) for _, answer in answered],
-        input_ids=[[*ids, *answer] for ids, answer in answered],
-        labels=[[IGNORED] * len(ids) + list(answer) for ids, answer in answered],
-    )
+    made = DriftSet.of(mark, tokenizer, answered)
     made.save(path)
     return made
 

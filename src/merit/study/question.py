@@ -1,6 +1,6 @@
 """Does conflict predict harm? θ0 is tuned on every dataset alone, and the loss of all others is measured.
 
-The study asks which of these ways to say how alike two datasets' gradients are foretells harm:
+The study asks which of these similarities between two datasets' gradients predicts harm:
 
 raw             cosine of the mean gradients, as published
 disattenuated   cosine of the true means, as estimated: raw divided by √(reliability · reliability)
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class Answer(Record):
-    """How well one similarity foretells harm: Spearman's correlation of similarity and benefit over pairs."""
+    """How well one similarity predicts harm: Spearman's correlation of similarity and benefit over pairs."""
 
     variant: str
     rank: Interval  # of similarity with the fall of i's loss after tuning on j
@@ -91,7 +91,7 @@ def _blocks(
 
 
 def _matrix_columns(store: SketchStore) -> NDArray[np.bool_]:
-    """(numbers,) which columns are of matrices; all of a hashed row, where parameters are mixed."""
+    """(numbers,) whether a column belongs to a matrix. In a hashed row parameters are mixed: all columns count."""
     layout = store.info.layout
     found = np.ones(store.numbers, np.bool_)
     if not layout.spec.hashed:
@@ -113,7 +113,7 @@ class QuestionResult(Record):
 
 
 def ask(job: Job) -> QuestionResult:
-    """Answers for the job's seed, or returns what an earlier call found.
+    """Answers the question for the job's seed, or returns the answer that is kept.
 
     Raises:
         InputError, StageError: as training.
@@ -171,7 +171,7 @@ _FEWEST = 3  # different datasets in a draw
 
 
 def answers(found: Sequence[QuestionResult], *, draws: int) -> list[Answer]:
-    """One a variant, in the order of `VARIANTS`; empty without any seed.
+    """An answer for each variant, in the order of `VARIANTS`; empty without a seed.
 
     The bootstrap resamples seeds, and datasets with all their pairs: pairs of one dataset are not independent. A pair
     of two copies of the same dataset is left out.
@@ -231,8 +231,8 @@ def correlation(similarity: Matrix, benefit: Matrix, nodes: NDArray[np.int64]) -
 
 
 def centre(matrix: Matrix) -> Matrix:
-    """The matrix without what is common to each row and each column, its diagonal left out: how easily dataset i
-    changes, and how far tuning on j goes. Least squares; a few sweeps converge."""
+    """The matrix without its row and column effects, which are how easily dataset i changes, and how far tuning on j
+    goes. Least squares without the diagonal; a few sweeps converge."""
     result = matrix.copy()
     off = ~np.eye(len(matrix), dtype=bool)
     for _ in range(50):
@@ -242,6 +242,7 @@ def centre(matrix: Matrix) -> Matrix:
 
 
 def _interval(value: float, draws: Sequence[float]) -> Interval:
-    """Centred on the value, as wide as the draws' middle 95%: resampled datasets repeat, which shifts the draws."""
+    """The interval around the value, as wide as the middle 95% of the draws. Datasets repeat in a draw, which shifts
+    all draws, so their median is taken off."""
     low, high = np.quantile(np.asarray(draws) - np.median(draws), [0.025, 0.975])
     return Interval(value=value, low=value + float(low), high=value + float(high))

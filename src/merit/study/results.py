@@ -1,4 +1,4 @@
-"""What a study found, as one JSON file: tables, figures and advice are drawn from it."""
+"""A study's results, as one JSON file from which tables, figures and advice are made."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def collect(study: Study) -> Results:
     by_budget = {b: largest_block([item for s in config.seeds if (item := found[s, b])]) for b in config.budgets}
     by_budget = {budget: items for budget, items in by_budget.items() if items}
     if not by_budget:
-        raise InputError("no method of this study is measured yet; `merit study` does it", file=study.dir.root)
+        raise InputError("this study has no results yet; run `merit study` on it first", file=study.dir.root)
     rows: list[Row] = []
     comparisons: list[Comparison] = []
     rays: list[Ray] = []
@@ -137,10 +137,10 @@ def collect(study: Study) -> Results:
 
 
 def largest_block(found: Sequence[Summary]) -> list[Summary]:
-    """The seeds of one budget that are compared: of unfinished ones, those with which seeds × methods is largest.
+    """The seeds of one budget to compare: those with which seeds × methods is largest.
 
-    Methods are compared only where all seeds have them. A seed that lacks one method is worth more than that method,
-    and one that has just begun is not worth all others.
+    Methods are compared only if all these seeds have measured them. So an unfinished seed counts if it costs few
+    methods, and is left out if it has just begun.
     """
     rated = sorted(found, key=lambda item: -len(item.methods))
     sizes = [count * len(shared_methods(rated[:count])) for count in range(1, len(rated) + 1)]
@@ -149,7 +149,7 @@ def largest_block(found: Sequence[Summary]) -> list[Summary]:
 
 
 def shared_methods(items: Sequence[Summary]) -> set[str]:
-    """The methods that all these jobs have measured."""
+    """The methods that all of these jobs have measured."""
     return set.intersection(*(set(item.methods) for item in items))
 
 
@@ -226,7 +226,7 @@ def _notes(study: Study, by_budget: dict[str, list[Summary]]) -> list[str]:
 
 
 def machine(base: Path) -> dict[str, str]:
-    """Where and with what the tables were made. No host names. `base`: whose commit is named."""
+    """The machine and the versions that made the tables, without host names; and the commit of the folder `base`."""
     found = {"system": f"{platform.system()} {platform.machine()}", "cores": str(usable_cores())}
     cpu = Path("/proc/cpuinfo")
     if cpu.is_file() and (names := re.findall(r"^model name\s*:\s*(.*)$", cpu.read_text(), re.MULTILINE)):

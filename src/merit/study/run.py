@@ -31,7 +31,7 @@ def run_study(
     seeds: Collection[int] | None = None,
     budgets: Collection[str] | None = None,
 ) -> bool:
-    """Does what is missing of the study, or of some `seeds` and `budgets` of it; returns whether all of it is there.
+    """Runs what is missing of the study, or of some `seeds` and `budgets`; returns whether the whole study is finished.
 
     Raises:
         InputError: bad input, or another process works on the study.
@@ -70,20 +70,20 @@ def run_study(
 
 
 def train_cells(study: Study, seed: int, budget: str, progress: Progress = SILENT) -> None:
-    """Trains the cells that one seed and budget needs as branch jobs, as `merit run` trains branches.
+    """Trains the cells of one seed and budget as branch jobs, as `merit run` trains branches.
 
-    Each has the processes, the engine and the store that `launch` names. What the job has measured is left alone.
+    Each has the processes, the engine and the store that `launch` names. Cells of measured methods are left out.
 
     Raises:
         InputError, StageError: as `merit.train.step.run_jobs`.
     """
-    from merit.study.job import SeedData, cell_mark
+    from merit.study.job import SeedData, available_methods, cell_mark
     from merit.train.job import branch_job
     from merit.train.step import prepare_branch, run_jobs
 
     known = summary_so_far(study, seed, budget)
     data = SeedData(study, seed, progress)
-    todo = [method for name, method in study.config.methods.items() if known is None or name not in known.methods]
+    todo = [method for name, method in available_methods(study).items() if known is None or name not in known.methods]
     cells = {cell_mark(spec): spec for method in todo for spec in data.specs(method, study.config.budgets[budget])}
     context = study.cell_run(progress)
     jobs = []
@@ -101,7 +101,7 @@ def summary(study: Study, seed: int, budget: str) -> Summary | None:
 
 
 def summary_so_far(study: Study, seed: int, budget: str) -> Summary | None:
-    """The same of a job that may not have finished: with the methods that it has measured."""
+    """The results of a job that may be unfinished, with the methods that it has measured."""
     return summary(study, seed, budget) or _load_summary(study, study.dir.so_far(seed, budget))
 
 
@@ -110,11 +110,11 @@ def _load_summary(study: Study, path: Path) -> Summary | None:
 
 
 def run_init(root: Path) -> None:
-    """Makes θ0: the job before all others.
+    """The job that makes θ0, before all others.
 
     Raises:
         InputError: a dataset cannot be read.
-        StageError: another process does it already.
+        StageError: another process is making it.
     """
     die_with_parent()
     study = Study.open(root)
@@ -138,7 +138,7 @@ def init_mark(study: Study) -> str:
 
 
 def run_job(root: Path, seed: int, budget: str) -> Summary:
-    """One job, seen from inside: what an executor starts, on any machine that sees the study's directory.
+    """The work of one job. An executor starts it on any machine that sees the study's directory.
 
     Raises:
         InputError: no study there, or no such seed or budget in it.

@@ -35,7 +35,7 @@ from merit.theory.splits import SplitComparison, compare_splits
 
 
 class IdentityCheck(Record):
-    """Theorem 1 on random instances: both sides computed on separate ways."""
+    """Theorem 1 on random instances, with both sides computed separately."""
 
     instances: int
     largest_error: float  # |left − right| / right, the largest of all instances
@@ -73,7 +73,7 @@ class Shrinkage(Record):
 
 
 class TheoryResult(Record):
-    """Everything the lab prints."""
+    """All results of the lab."""
 
     seed: int
     identity: IdentityCheck
@@ -148,7 +148,7 @@ def _alpha_slope() -> SlopeCheck:
 
 
 def _check(quantity: str, expected: float, x: Vector, gain: Vector, early: float, late: float) -> SlopeCheck:
-    # Beyond the basin the gain itself may end; its logarithm is followed as far as there is one.
+    # Beyond the basin the gain may fall to zero; its logarithm is followed up to there.
     last = int(np.argmax(gain <= 0)) if (gain <= 0).any() else len(gain)
     local = np.gradient(np.log(gain[:last]), np.log(x[:last]))
     return SlopeCheck(
@@ -228,7 +228,7 @@ def check_shrinkage(rng: np.random.Generator, *, branches: int = 4, draws: int =
 
 
 def run_lab(*, seed: int = 0, instances: int = 60, axes: int = 1) -> TheoryResult:
-    """Every check on its own random stream: leaving one out changes no other."""
+    """Runs every check on its own random stream, so that leaving one out changes no other."""
     identity, filtering, shrinkage, splits = (np.random.default_rng([seed, part]) for part in range(4))
     return TheoryResult(
         seed=seed,
@@ -271,7 +271,7 @@ def lab_rows(result: TheoryResult) -> list[list[str]]:
 
 
 def lab_sentences(result: TheoryResult) -> list[str]:
-    """What the tables mean."""
+    """The meaning of the tables, in sentences."""
     splits = result.splits
     by_name = {score.splitter: score for score in splits.scores}
     pca = by_name["pca"]

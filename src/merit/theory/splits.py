@@ -1,6 +1,6 @@
-"""Splitters against each other where everything is known: does the conflict axis give the largest gain?
+"""Compares splitters where everything is known: does the conflict axis give the largest gain?
 
-Two questions that are easily taken for one. The *gain* Σ w_k L(θ_k) − L(θ̄) is what Proposition 1 maximises. The *loss*
+Two questions are easily confused. The *gain* Σ w_k L(θ_k) − L(θ̄) is what Proposition 1 maximises. The *loss*
 L(θ̄) is what a user gets. With one shared H, θ̄ does not depend on the partition at all (every branch's δ is linear in
 its group's mean optimum): a larger gain then only means worse branches. Where datasets have curvatures of their own,
 the partition does change θ̄, and the second question has an answer.
@@ -43,7 +43,7 @@ class SplitterScore(Record):
 
 
 class SplitComparison(Record):
-    """Splitters against each other on random instances."""
+    """Splitters compared on random instances."""
 
     instances: int
     datasets: int

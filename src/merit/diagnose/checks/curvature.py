@@ -112,7 +112,7 @@ def _run(bench: Bench) -> CurvatureResult:
 
         probes = [journal.get(f"probe {index}", partial(probe, index)) for index in range(config.probes)]
         counter.note("alignment")
-        gradients = (hessian.gradient(rows, config.hessian_batch_tokens, counter) for rows in datasets)
+        gradients = (hessian.gradient(examples, counter) for examples in datasets)
         tasks, axes = _conflict_cosines(hessian, ritz, gradients, conflict)
         rng = np.random.default_rng([bench.seed, 1])
         random = [ritz.largest_cosine(rng.standard_normal(hessian.size, np.float32)) for _ in range(_RANDOM_VECTORS)]

@@ -17,6 +17,7 @@ from merit.compute.batches import length_batches
 from merit.compute.losses import supervised_nll
 from merit.config.sections import CURVATURE_BATCH_TOKENS
 from merit.data.example import Encoded
+from merit.merge.ray import linear_layers
 from merit.merge.rule import CurvatureMerge, MergeRule, accumulate
 
 
@@ -26,7 +27,8 @@ class RegMeanMerge(CurvatureMerge):
     def _measure(self, model: nn.Module, rows: Sequence[Encoded]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
-        with _inputs(_linears(model, self._mean), found, counts), torch.no_grad():
+        layers = {name: layer for name, layer in linear_layers(model).items() if name in self._mean}
+        with _inputs(layers, found, counts), torch.no_grad():
             for batch in length_batches([len(row.input_ids) for row in rows], CURVATURE_BATCH_TOKENS):
                 # A batch of one length has no padding, whose inputs would count as data.
                 for same in _by_length(rows, batch):
@@ -43,18 +45,6 @@ class RegMeanMerge(CurvatureMerge):
         system = curvature + level * torch.eye(len(curvature), dtype=curvature.dtype, device=curvature.device)
         solved: Tensor = torch.linalg.solve(system, (pulled + level * mean).T).T
         return solved
-
-
-def _linears(model: nn.Module, names: Mapping[str, Any]) -> dict[str, nn.Linear]:
-    """Parameter name → the layer it is the weight of. A head that is tied to the embeddings is no layer of its own:
-    its rows are used as embeddings, too."""
-    embeddings = {id(item.weight) for item in model.modules() if isinstance(item, nn.Embedding)}
-    found = {}
-    for path, module in model.named_modules():
-        name = f"{path}.weight"
-        if isinstance(module, nn.Linear) and name in names and id(module.weight) not in embeddings:
-            found[name] = module
-    return found
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def gate(evidence: Evidence) -> list[Section]:
         "ready": result.ready,
         "sentence": _sentence(result),
         "advice": result.advice,
-        "losses": _losses(result),
+        "losses": pilot_table(result),
         "figure": barriers_figure(result, limit) if result.barriers else None,
         "limit": f"{limit:.3f}",
         "went_on": not result.ready and any(branch.result for branch in evidence.main.branches),
@@ -54,7 +54,8 @@ def _sentence(result: GateResult) -> str:
     )
 
 
-def _losses(result: GateResult) -> DataTable:
+def pilot_table(result: GateResult) -> DataTable:
+    """The losses of θ0, of every pilot, and of their merge."""
     pilots = zip(result.branch_losses, result.branch_displacement, result.tokens, strict=True)
     rows = [
         ["θ0", decimal(result.base_loss), NONE, NONE],

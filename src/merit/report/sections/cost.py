@@ -20,108 +20,107 @@ from merit.report.evidence import Evidence, MethodEvidence
 from merit.report.fit import plausible
 from merit.report.page import Section, missing
 from merit.run.events import is_job
-from merit.train.spec import BranchResult
 
 ID, TITLE = "cost", "What it cost"
+_GRADIENT_BYTES = 4  # of a number of an fp32 gradient
+
+
+@dataclass
+class Spent:
+    """What a stage or a job took, over all sessions: a run that was killed and resumed cost all of its time."""
+
+    seconds: float = 0.0
+    sessions: int = 0
+    memory: float = 0.0  # bytes at the peak
+    tokens: float = 0.0  # supervised
 
 
 def cost(evidence: Evidence) -> Section:
     """What it cost."""
-    everything = _stages(evidence.events)
-    jobs = {name: stage for name, stage in everything.items() if is_job(name)}
-    stages = {name: stage for name, stage in everything.items() if name not in jobs}
-    timed = [(name, stage["seconds"]) for name, stage in stages.items() if stage["seconds"] > 0]
-    methods = [method for method in evidence.methods if any(branch.result for branch in method.branches)]
+    spent = spent_on(evidence.events)
+    stages = {name: item for name, item in spent.items() if not is_job(name)}
+    timed = [(name, item.seconds) for name, item in stages.items() if item.seconds > 0]
+    methods = [method for method in evidence.methods if method.results]
     if not timed and not methods:
         return missing(ID, TITLE, "Nothing has been timed in this run yet.")
     context = {
         "figure": stage_figure(timed) if timed else None,
-        "stages": _table(stages) if stages else None,
-        "methods": DataTable(
-            ["method", "branches", "supervised tokens", "training, all branches", "longest branch", "peak memory"],
-            [_method_row(method, jobs) for method in methods],
-        )
-        if methods
-        else None,
-        "against": against_joint(evidence, stage_totals(evidence.events)),
+        "stages": _stage_table(stages) if stages else None,
+        "methods": _method_table(methods, spent) if methods else None,
+        "against": against_joint(evidence, stages),
         "traffic": list(_traffic(evidence)),
-        "hosts": series(sorted({str(event["host"]) for event in evidence.events if event.get("host")}), limit=6),
-        "failures": _failures(evidence.events),
+        "hosts": series(hosts(evidence.events), limit=6),
+        "failures": [
+            f"{event.get('stage')}: {str(event.get('error'))[:300]}"
+            for event in evidence.events
+            if event.get("event") == "failed"
+        ],
     }
     return Section(ID, TITLE, "cost", context)
 
 
-def stage_totals(events: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Seconds of each stage, over all sittings; what jobs say of themselves lies inside."""
-    return {name: found["seconds"] for name, found in _stages(events).items() if not is_job(name)}
+def hosts(events: Sequence[dict[str, Any]]) -> list[str]:
+    """The machines that the run ran on."""
+    return sorted({str(event["host"]) for event in events if event.get("host")})
 
 
-def _stages(events: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Sums over all sittings: a run that was killed and resumed cost all of its time."""
-    stages: dict[str, dict[str, Any]] = {}
+def spent_on(events: Sequence[dict[str, Any]]) -> dict[str, Spent]:
+    """Stage or job → what it took. The time of a job lies inside its stage's."""
+    found: dict[str, Spent] = {}
     for event in events:
         name, kind = event.get("stage"), event.get("event")
         if not isinstance(name, str) or kind not in ("start", "end", "failed"):
             continue
-        stage = stages.setdefault(name, {"seconds": 0.0, "sittings": 0, "memory": 0, "tokens": 0})
+        item = found.setdefault(name, Spent())
         if kind == "start":
-            stage["sittings"] += 1
+            item.sessions += 1
             continue
-        stage["seconds"] += plausible(event.get("seconds")) or 0.0
-        stage["memory"] = max(stage["memory"], plausible(event.get("peak_memory_bytes")) or 0.0)
-        stage["tokens"] = max(stage["tokens"], plausible(event.get("tokens") or event.get("supervised_tokens")) or 0.0)
-    return stages
+        item.seconds += plausible(event.get("seconds")) or 0.0
+        item.memory = max(item.memory, plausible(event.get("peak_memory_bytes")) or 0.0)
+        item.tokens = max(item.tokens, plausible(event.get("tokens") or event.get("supervised_tokens")) or 0.0)
+    return found
 
 
-def _table(stages: dict[str, dict[str, Any]]) -> DataTable:
-    return DataTable(
-        ["stage", "time", "sittings", "peak memory", "supervised tokens"],
+def _stage_table(stages: Mapping[str, Spent]) -> DataTable:
+    rows = [
         [
-            [
-                name,
-                duration(stage["seconds"]),
-                str(stage["sittings"]),
-                data_size(stage["memory"]) if stage["memory"] else "–",
-                count(stage["tokens"]) if stage["tokens"] else "–",
-            ]
-            for name, stage in stages.items()
-        ],
-    )
-
-
-def _method_row(method: MethodEvidence, jobs: dict[str, dict[str, Any]]) -> list[str]:
-    results = [branch.result for branch in method.branches if branch.result]
-    seconds = [result.seconds for result in results]
-    done = f"{len(results)}" if len(results) == len(method.branches) else f"{len(results)} of {len(method.branches)}"
-    tokens = sum(result.supervised_tokens for result in results)
-    memory = max(
-        (jobs.get(f"train {method.name} {k}", {}).get("memory", 0) for k in range(len(method.branches))), default=0
-    )
-    return [
-        method.name,
-        done,
-        count(tokens),
-        duration(sum(seconds)),
-        duration(max(seconds, default=0.0)),
-        data_size(memory) if memory else NONE,
+            name,
+            duration(item.seconds),
+            str(item.sessions),
+            data_size(item.memory) if item.memory else NONE,
+            count(item.tokens) if item.tokens else NONE,
+        ]
+        for name, item in stages.items()
     ]
+    return DataTable(["stage", "time", "sessions", "peak memory", "supervised tokens"], rows)
+
+
+def _method_table(methods: Sequence[MethodEvidence], spent: Mapping[str, Spent]) -> DataTable:
+    rows = []
+    for method in methods:
+        seconds = [result.seconds for result in method.results]
+        jobs = [spent.get(f"train {method.name} {branch.index}", Spent()) for branch in method.branches]
+        memory = max(job.memory for job in jobs)
+        tokens = count(sum(result.supervised_tokens for result in method.results))
+        times = [duration(sum(seconds)), duration(max(seconds))]
+        rows.append([method.name, method.told_branches, tokens, *times, data_size(memory) if memory else NONE])
+    header = ["method", "branches", "supervised tokens", "training, all branches", "longest branch", "peak memory"]
+    return DataTable(header, rows)
 
 
 def _traffic(evidence: Evidence) -> Iterator[str]:
     """What the branches had to exchange, against what synchronised joint training would have."""
-    branches = evidence.main.branches
-    size = max((branch.checkpoint_bytes for branch in branches), default=0)
-    if size and len(branches) > 1:
+    main, joint, conflict = evidence.main, evidence.joint, evidence.conflict
+    workers = len(main.branches)
+    size = max((branch.checkpoint_bytes for branch in main.branches), default=0)
+    if size and workers > 1:
         yield (
-            f"On {len(branches)} machines the branches would move one checkpoint each, once: {len(branches)} × "
-            f"{data_size(size)} = {data_size(sum(branch.checkpoint_bytes for branch in branches))}. "
-            "During training they exchange nothing."
+            f"On {workers} machines the branches would move one checkpoint each, once: {workers} × "
+            f"{data_size(size)} = {data_size(main.checkpoint_bytes)}. During training they exchange nothing."
         )
-    joint, conflict = evidence.joint, evidence.conflict
-    steps = sum(branch.result.steps for branch in joint.branches if branch.result) if joint else 0
-    workers = len(branches)
+    steps = sum(result.steps for result in joint.results) if joint else 0
     if joint and conflict and steps and workers > 1:
-        moved = 2 * (workers - 1) / workers * 4 * conflict.parameters
+        moved = 2 * (workers - 1) / workers * _GRADIENT_BYTES * conflict.parameters
         yield (
             f"Joint training ({code(joint.name)}) on {workers} data-parallel workers would move about "
             f"{data_size(moved)} out of and into each worker in every one of its {plural(steps, 'step')} "
@@ -130,14 +129,8 @@ def _traffic(evidence: Evidence) -> Iterator[str]:
         )
 
 
-def _failures(events: Sequence[dict[str, Any]]) -> list[str]:
-    return [
-        f"{event.get('stage')}: {str(event.get('error'))[:300]}" for event in events if event.get("event") == "failed"
-    ]
-
-
 def stage_figure(stages: Sequence[tuple[str, float]]) -> Figure:
-    """Seconds a stage took, over all sittings."""
+    """Seconds that each stage took, over all sessions."""
     trace = {
         "type": "bar",
         "orientation": "h",
@@ -152,7 +145,7 @@ def stage_figure(stages: Sequence[tuple[str, float]]) -> Figure:
     longest = max(stages, key=lambda stage: stage[1])
     return Figure(
         id="stages",
-        title="Time a stage",
+        title="Time per stage",
         alt=f"Bar chart of the time of {len(stages)} stages, {duration(total)} in all; "
         f"the longest is {longest[0]} with {duration(longest[1])}.",
         traces=[trace],
@@ -166,76 +159,40 @@ def stage_figure(stages: Sequence[tuple[str, float]]) -> Figure:
     )
 
 
-_BYTES = 4  # of one fp32 gradient
-
-
-@dataclass(frozen=True)
-class _Line:
-    what: str
-    merit: str
-    joint: str
-    ratio: float | None = None
-
-
-def against_joint(evidence: Evidence, seconds: Mapping[str, float]) -> DataTable | None:
-    """None where the run has no finished joint training, or the main method no finished branches.
-
-    Args:
-        evidence: the run.
-        seconds: time of each stage, over all sittings.
-    """
-    joint = evidence.joint
-    if joint is None or not _finished(joint) or not _finished(evidence.main) or joint is evidence.main:
+def against_joint(evidence: Evidence, stages: Mapping[str, Spent]) -> DataTable | None:
+    """None where the run has no finished joint training, or the main method no finished branches."""
+    main, joint = evidence.main, evidence.joint
+    if joint is None or joint is main or not joint.finished or not main.finished:
         return None
-    lines = [*_lines(evidence, evidence.main, joint, seconds)]
-    return DataTable(
-        ["what", "MERIT", f"joint training ({joint.name})", "MERIT ÷ joint"],
-        [[line.what, line.merit, line.joint, NONE if line.ratio is None else f"{line.ratio:.3g}"] for line in lines],
-    )
+    rows = [
+        [what, ours, theirs, f"{ratio[0] / ratio[1]:.3g}" if ratio[1] else NONE]
+        for what, ours, theirs, *ratio in _lines(evidence, joint, {name: item.seconds for name, item in stages.items()})
+    ]
+    return DataTable(["what", "MERIT", f"joint training ({joint.name})", "MERIT ÷ joint"], rows)
 
 
 def _lines(
-    evidence: Evidence, main: MethodEvidence, joint: MethodEvidence, seconds: Mapping[str, float]
-) -> Iterator[_Line]:
-    tokens = [sum(item.supervised_tokens for item in _results(method)) for method in (main, joint)]
-    yield _Line("supervised tokens trained on", count(tokens[0]), count(tokens[1]), _ratio(*tokens))
-    before = seconds.get("conflict", 0.0) + seconds.get("split", 0.0)
-    if before:
-        yield _Line("finding the conflict, and splitting", duration(before), NONE)
-    ours = [item.seconds for item in _results(main)]
-    theirs = sum(item.seconds for item in _results(joint))
-    yield _Line("training, one machine", duration(sum(ours)), duration(theirs), _ratio(sum(ours), theirs))
+    evidence: Evidence, joint: MethodEvidence, seconds: Mapping[str, float]
+) -> Iterator[tuple[str, str, str, float, float]]:
+    """What is compared, MERIT's and joint training's figure in words, and the two as numbers; (0, 0): no ratio."""
+    main = evidence.main
+    tokens = [sum(result.supervised_tokens for result in method.results) for method in (main, joint)]
+    yield "supervised tokens trained on", count(tokens[0]), count(tokens[1]), tokens[0], tokens[1]
+    if before := seconds.get("conflict", 0.0) + seconds.get("split", 0.0):
+        yield "finding the conflict, and splitting", duration(before), NONE, 0, 0
+    ours = [result.seconds for result in main.results]
+    theirs = sum(result.seconds for result in joint.results)
+    yield "training, one machine", duration(sum(ours)), duration(theirs), sum(ours), theirs
     workers = len(main.branches)
     if workers < 2:
         return
     # Joint training on K machines is given a perfect speed-up and a free network: nobody can do better.
-    yield _Line(
-        f"training, {workers} machines",
-        f"{duration(max(ours))} (the longest branch)",
-        f"{duration(theirs / workers)} at best",
-        _ratio(max(ours), theirs / workers),
-    )
+    longest, best = f"{duration(max(ours))} (the longest branch)", f"{duration(theirs / workers)} at best"
+    yield f"training, {workers} machines", longest, best, max(ours), theirs / workers
     if merge := seconds.get("merge", 0.0):
-        yield _Line("merging", duration(merge), NONE)
-    moved = sum(branch.checkpoint_bytes for branch in main.branches)
-    steps = sum(item.steps for item in _results(joint))
+        yield "merging", duration(merge), NONE, 0, 0
+    moved, steps = main.checkpoint_bytes, sum(result.steps for result in joint.results)
     if evidence.conflict and moved and steps:
-        synchronised = 2 * (workers - 1) * _BYTES * evidence.conflict.parameters * steps
-        yield _Line(
-            f"bytes between {workers} machines",
-            f"{data_size(moved)}, once",
-            f"{data_size(synchronised)}, in {count(steps)} steps",
-            _ratio(moved, synchronised),
-        )
-
-
-def _finished(method: MethodEvidence) -> bool:
-    return bool(method.branches) and all(branch.result for branch in method.branches)
-
-
-def _results(method: MethodEvidence) -> list[BranchResult]:
-    return [branch.result for branch in method.branches if branch.result]
-
-
-def _ratio(ours: float, theirs: float) -> float | None:
-    return ours / theirs if theirs else None
+        synchronised = 2 * (workers - 1) * _GRADIENT_BYTES * evidence.conflict.parameters * steps
+        exchanged = f"{data_size(synchronised)}, in {count(steps)} steps"
+        yield f"bytes between {workers} machines", f"{data_size(moved)}, once", exchanged, moved, synchronised

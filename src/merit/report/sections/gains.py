@@ -14,6 +14,7 @@ from merit.report.drawing import (
     DataTable,
     Figure,
     Mark,
+    error_bars,
     forest_layout,
     forest_traces,
     method_colour,
@@ -231,8 +232,7 @@ def dataset_figure(scores: Sequence[ModelScores], order: Sequence[str], *, unsee
 
 
 def _whisker(error: float | None, method: str, methods: Sequence[str]) -> dict[str, Any]:
-    array = [half_width(error)] if error is not None else []
-    return {"type": "data", "array": array, "thickness": 1, "width": 3, "color": method_colour(method, methods)}
+    return error_bars([half_width(error)] if error is not None else [], method_colour(method, methods))
 
 
 def _verdict(item: Comparison) -> str:

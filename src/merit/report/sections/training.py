@@ -24,7 +24,7 @@ def training(evidence: Evidence) -> Section:
     """How the branches trained."""
     methods = evidence.methods
     figures = [figure for figure in (branch_curves(evidence.main), baseline_curves(methods[1:])) if figure is not None]
-    if not figures and not any(branch.result for method in methods for branch in method.branches):
+    if not figures and not any(method.results for method in methods):
         return missing(ID, TITLE, "No branch has been trained in this run yet.")
     context = {
         "count": len(evidence.main.branches),

@@ -43,7 +43,7 @@ def kmeans_partition(axes: AxesResult, tokens: Mapping[str, int], *, r: int, see
     groups = sorted([order[i] for i in np.flatnonzero(label == c)] for c in range(k))
     return Partition(
         splitter="kmeans",
-        groups=[Group(datasets=group, tokens=sum(tokens[name] for name in group)) for group in groups],
+        groups=[Group.of(group, tokens) for group in groups],
         scores={name: score_of[name][:r] for name in axes.names},
         cuts=[],
         seed=seed,

@@ -37,7 +37,7 @@ def manual_partition(file: Path, tokens: Mapping[str, int]) -> Partition:
             elif name in owner:
                 problems.append(InputError(f"`{name}` is already in group `{owner[name]}`", file=file, field=where))
             owner.setdefault(name, field)
-        groups.append(Group(datasets=members, tokens=sum(tokens.get(name, 0) for name in members)))
+        groups.append(Group.of(members, tokens))
     missing = [name for name in tokens if name not in owner]
     if missing:
         problems.append(InputError(f"no group has {', '.join(f'`{name}`' for name in missing)}", file=file))
