@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import re
 import subprocess
@@ -23,18 +24,20 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import spearmanr
+from sklearn.metrics import adjusted_rand_score
 from torch.nn import functional as F  # noqa: N812
 
 from merit.config.sections import ModelConfig
 from merit.conflict.axes import principal_axes
-from merit.conflict.similarity import cosines, gram
+from merit.conflict.similarity import HalfGram, cosines, gram, half_gram
 from merit.data.example import IGNORED, Encoded
 from merit.gradients.engine import GradientEngine
 from merit.gradients.sketch import SketchLayout, SketchSpec
 from merit.gradients.store import HASHED, RowInfo, SketchStore, StoreInfo
 from merit.models.loading import Precision, autocast, load_model, pick_precision
 from merit.models.source import resolve_model
-from merit.split.evidence import captured
+from merit.split.evidence import between_variance, captured, unit_products
+from merit.split.partition import median_partition
 from merit.split.splitters.pca import pca_partition
 
 FAMILIES = [
@@ -305,7 +308,9 @@ def fidelity(model: Any, data: dict[str, list[Encoded]], folder: Path) -> dict[s
             f"{row['captured_samples']:.3f}, {row['captured_tokens']:.3f}"
         )
     fold = rows["fold 100"]
+    fresh = cuts(half_gram(stores["fold 100"].companion, names), weights)
     return {
+        "cuts": fresh,
         "fidelity_r": fold["r"],
         "fidelity_max_error": fold["max_error"],
         "captured_2d": fold["captured_samples"],
@@ -315,6 +320,43 @@ def fidelity(model: Any, data: dict[str, list[Encoded]], folder: Path) -> dict[s
         "sketches": rows,
         "sketch_seconds": took,
     }
+
+
+def cuts(halves: HalfGram, weights: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
+    """Every centring and balance: how alike its groups are to the published ones (adjusted Rand index), and the
+    conflict between them on the half of the examples that they were not found on, a random partition's beside."""
+    names, rng = list(halves.names), np.random.default_rng(0)
+    judges = [unit_products(halves, 1 - half, debias=True) for half in range(2)]
+    alone = [[i] for i in range(len(names))]
+
+    def share(groups: list[list[int]], half: int) -> float:
+        even = [1.0] * len(names)
+        return between_variance(judges[half], groups, even) / between_variance(judges[half], alone, even)
+
+    found = []
+    print("axes  centre   balance   adjusted Rand  conflict between groups, fresh examples  random")
+    possible = [r for r in (1, 2, 3) if 2**r <= len(names)]
+    for r, centre, balance in itertools.product(possible, ("columns", "both", "none"), weights):
+        made = [
+            [
+                pca_partition(principal_axes(names, unit_products(halves, half), axes=r, centre=c), weights[b], r=r)
+                for half in range(2)
+            ]
+            for c, b in ((centre, balance), ("columns", "samples"))
+        ]
+        labels = [[[p.group_of[name] for name in names] for p in pair] for pair in made]
+        alike = float(np.mean([adjusted_rand_score(*pair) for pair in zip(*labels, strict=True)]))
+        captured_ = float(np.mean([share(made[0][half].indices(names), half) for half in range(2)]))
+        chance = []
+        for _ in range(200):
+            scores = dict(zip(names, rng.standard_normal((len(names), r)).tolist(), strict=True))
+            drawn = median_partition("random", scores, weights[balance], axes=r).indices(names)
+            chance.append(np.mean([share(drawn, half) for half in range(2)]))
+        row = {"axes": r, "centre": centre, "balance": balance, "alike": alike, "share": captured_}
+        row |= {"random": float(np.mean(chance))}
+        print(f"{r:4d}  {centre:8s} {balance:8s} {alike:14.2f}  {captured_:38.1%}  {row['random']:6.1%}")
+        found.append(row)
+    return found
 
 
 def _strided(store: SketchStore, names: list[str], stride: int, offset: int) -> np.ndarray:

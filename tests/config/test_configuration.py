@@ -253,7 +253,7 @@ def test_balance_needs_two_datasets_and_a_run_of_one_is_read_again(tmp_path):
 
 def test_what_the_first_version_wrote_means_what_it_meant(tmp_path, caplog):
     file = tmp_path / "config.yaml"
-    text = "model: m\nmixture: {a: {path: a.jsonl}, b: {path: b.jsonl}}\nsplit:\n  centre: true\n"
+    text = "model: m\nmixture: {a: {path: a.jsonl}, b: {path: b.jsonl}}\nsplit:\n  centre: true\n  axes: 1\n"
     file.write_text(text + "versions: {merit: 0.1.0}\n")
     split = load_config(file).split
     assert (split.centre, split.balance) == ("both", "tokens")

@@ -52,5 +52,5 @@ def test_a_run_as_published(tiny_model: Path, tmp_path: Path) -> None:
     merge = read_json(run.method().merge_record)
     tokens = [BranchResult.load(run.method().branch(k).done).supervised_tokens for k in range(4)]
     assert merge["weights"] == [count / sum(tokens) for count in tokens]
-    segments = read_json(run.root / "diagnostics" / "lmc.json")["segments"]
-    assert {len(segment["losses"]) for segment in segments} == {21}
+    segments = read_json(run.root / "diagnostics" / "lmc.json")["held_out"]
+    assert {len(segment["t"]) for segment in segments} == {21}

@@ -177,7 +177,8 @@ def load_section(path: Path, kind: type[_Kind], example: str) -> _Kind:
         raise InputError("the file is empty; `merit init FOLDER` writes a filled one", file=path)
     if isinstance(value, dict):
         made = value.pop("versions", None)  # which a run directory's config.yaml records
-        if made is not None and isinstance(value.get("split"), dict):
+        many = isinstance(value.get("mixture"), dict) and len(value["mixture"]) > 1
+        if made is not None and many and isinstance(value.get("split"), dict):
             value["split"].setdefault("balance", "tokens")  # as merit 0.1.0, which had no other, has split it
     else:
         raise InputError(f"the file must hold a mapping such as {example}", file=path, line=1)
