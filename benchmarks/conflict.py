@@ -37,7 +37,7 @@ from merit.gradients.store import HASHED, RowInfo, SketchStore, StoreInfo
 from merit.models.loading import Precision, autocast, load_model, pick_precision
 from merit.models.source import resolve_model
 from merit.split.evidence import between_variance, captured, unit_products
-from merit.split.partition import median_partition
+from merit.split.median import median_partition
 from merit.split.splitters.pca import pca_partition
 
 FAMILIES = [

@@ -28,8 +28,9 @@ from PIL import Image
 from torch.nn import functional
 
 from merit.compute.batches import length_batches, padded
+from merit.config.calibration import CalibrationConfig
 from merit.config.run import RunConfig
-from merit.config.sections import CalibrationConfig, DatasetConfig, ModelConfig
+from merit.config.sections import DatasetConfig, ModelConfig
 from merit.data.check import check_mixture
 from merit.data.encode import Encoder
 from merit.data.example import Encoded

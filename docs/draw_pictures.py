@@ -148,7 +148,7 @@ def conflict() -> Canvas:
 
 
 def split() -> Canvas:
-    from merit.split.partition import cut_group
+    from merit.split.median import cut_group
 
     canvas = Canvas(760, 210, "Datasets along the axis of conflict, cut where the tokens halve")
     names = ("summaries", "chat", "poems", "logic", "code", "counting", "algebra")

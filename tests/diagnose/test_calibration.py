@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from merit.compute.losses import supervised_nll
-from merit.config.sections import CalibrationConfig
+from merit.config.calibration import CalibrationConfig
 from merit.data.example import Encoded
 from merit.diagnose.bench import Conflict
 from merit.diagnose.checks.calibration import calibration, calibration_sizes

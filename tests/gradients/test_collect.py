@@ -15,7 +15,7 @@ from tiny_models import examples, tiny
 from merit.base.errors import InputError
 from merit.base.locks import claim
 from merit.base.progress import SILENT
-from merit.config.sections import CalibrationConfig
+from merit.config.calibration import CalibrationConfig
 from merit.data.example import Encoded
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
 from merit.data.store import EncodedDataset, StoredExample, calibration_rows, write_store

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from merit.base.errors import InputError
-from merit.config.sections import CalibrationConfig
+from merit.config.calibration import CalibrationConfig
 from merit.gradients.fold import Sketcher
 from merit.gradients.sketch import SketchLayout, SketchSpec, signs_and_buckets
 

@@ -39,7 +39,7 @@ from merit.report.evidence import read_evidence
 from merit.run.layout import RunDir
 from merit.split.partition import Partition
 from merit.study.advice import advise_run, parse_trade_off
-from merit.train import status
+from merit.train import watch
 from merit.train.spec import BranchData, BranchResult, BranchSpec
 
 KEYS = ("files", "names", "groups", "datasets", "scores", "cuts", "margins", "rendered", "spans", "images", "tokens")
@@ -154,8 +154,8 @@ def show_run(folder: Path) -> None:
         build_report(folder)
         _no_foreign_markup(RunDir(folder).report.read_text(encoding="utf-8"))
         write_run_card(folder)
-        print_table(_rows(status.run_status(RunDir(folder))))
-        status.cancel_run(RunDir(folder))
+        print_table(_rows(watch.run_status(RunDir(folder))))
+        watch.cancel_run(RunDir(folder))
         _no_foreign_markup(_beside_a_good_one(folder))
         advise_run(Table.load(RunDir(folder).table), parse_trade_off(None))
 

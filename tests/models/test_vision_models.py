@@ -14,7 +14,8 @@ from transformers import AutoModelForImageTextToText
 from merit.base.errors import InputError
 from merit.compute.abilities import Abilities
 from merit.compute.losses import supervised_nll
-from merit.config.sections import CalibrationConfig, LoraSection, ModelConfig, TrainConfig
+from merit.config.calibration import CalibrationConfig
+from merit.config.sections import LoraSection, ModelConfig, TrainConfig
 from merit.data.encode import Encoder
 from merit.data.example import Encoded, Example, Message
 from merit.data.image import ImageRef, decode
@@ -103,7 +104,9 @@ def test_sketches_are_those_of_plain_gradients(folder, encoded, encoder, freeze)
     for row in encoded:
         supervised_nll(model, [row]).nll.sum().backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert {role_of(name) for name in grads} == ({"language"} if freeze is None else {"vision", "projector", "language"})
+    assert {role_of(name) for name in grads} == (
+        {"language"} if freeze is None else {"vision", "projector", "language"}
+    )
     sketcher, parts = Sketcher(engine.layout), []
     for tensor in engine.layout.tensors:
         grad = grads.get(tensor.name)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merit.base.errors import InputError
-from merit.split.partition import cut_group, median_partition
+from merit.split.median import cut_group, median_partition
 
 
 def groups(partition):

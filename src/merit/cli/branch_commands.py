@@ -16,7 +16,7 @@ from merit.cli.run_commands import open_run
 if TYPE_CHECKING:
     from merit.context import RunContext
     from merit.train.add_remove import Cost
-    from merit.train.status import BranchStatus
+    from merit.train.watch import BranchStatus
 
 
 _SECONDS = 2.0
@@ -30,7 +30,7 @@ def status(
     """Shows each branch: its state, progress and machine. Works on any machine that sees RUN."""
     from merit.cli.console import print_table, say_json, watch_tables
     from merit.run.layout import RunDir
-    from merit.train.status import run_status
+    from merit.train.watch import run_status
 
     if json:
         say_json([item.__dict__ for item in run_status(RunDir(run))])
@@ -75,7 +75,7 @@ def cancel(run: Run) -> None:
     """Ends the run's jobs, on any engine. Their last checkpoints stay."""
     from merit.cli.console import say
     from merit.run.layout import RunDir
-    from merit.train.status import cancel_run
+    from merit.train.watch import cancel_run
 
     count = cancel_run(RunDir(run))
     say(f"{count} jobs were told to end; run again to resume" if count else "no job is queued or running")

@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from merit.base import extensions
+from merit.config.calibration import CalibrationConfig
 from merit.config.diagnose import DiagnoseConfig
 from merit.config.launch import LaunchConfig
 from merit.config.published import apply_published
@@ -23,7 +24,6 @@ from merit.config.sections import (
     LOCAL_IF_THERE,
     UNSPLIT,
     AxesCount,
-    CalibrationConfig,
     DatasetConfig,
     EvaluateConfig,
     GateConfig,

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from merit.base import extensions
+from merit.config.calibration import CalibrationConfig
 from merit.config.launch import LaunchConfig
 from merit.config.sections import (
     PUBLISHED,
     Balance,
-    CalibrationConfig,
     Centre,
     DatasetConfig,
     Location,

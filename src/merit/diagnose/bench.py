@@ -28,7 +28,7 @@ from merit.diagnose.records import CheckResult
 from merit.split.partition import Partition
 
 if TYPE_CHECKING:
-    from merit.config.sections import CalibrationConfig
+    from merit.config.calibration import CalibrationConfig
     from merit.data.example import Encoded
     from merit.diagnose.live import LiveModel
     from merit.models.loading import Precision

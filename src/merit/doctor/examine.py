@@ -18,7 +18,8 @@ from merit.base.machine import free_memory
 from merit.base.progress import SILENT, Counter, Progress
 from merit.compute.abilities import Abilities
 from merit.compute.losses import example_losses
-from merit.config.sections import CalibrationConfig, EvaluateConfig, ModelConfig
+from merit.config.calibration import CalibrationConfig
+from merit.config.sections import EvaluateConfig, ModelConfig
 from merit.data.example import IGNORED, Encoded
 from merit.doctor import checks
 from merit.doctor.checks import Check, Diagnosis, Finding

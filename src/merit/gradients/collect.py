@@ -12,7 +12,7 @@ from merit.base.errors import InputError
 from merit.base.locks import claim
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
-from merit.config.sections import CalibrationConfig
+from merit.config.calibration import CalibrationConfig
 from merit.data.example import Encoded
 from merit.data.mixture import DatasetSummary, Mixture
 from merit.data.store import EncodedDataset, calibration_rows

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from merit.base.errors import InputError
 from merit.base.record import Record
-from merit.config.sections import CalibrationConfig
+from merit.config.calibration import CalibrationConfig
 
 # Where a matrix has few inputs, ⌈i/f⌉ buckets are too few: two outlier columns then fall into one often, and their
 # product is the error. 135M parameters, six buckets (fold 100): largest error of a cosine 0.03 to 0.06 by seed, most of

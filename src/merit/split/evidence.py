@@ -27,7 +27,7 @@ from merit.base.record import Record
 from merit.config.sections import Centre
 from merit.conflict.axes import principal_axes
 from merit.conflict.similarity import HalfGram, cosines
-from merit.split.partition import median_partition
+from merit.split.median import median_partition
 from merit.split.splitters.pca import pca_partition
 
 DRAWS = 400

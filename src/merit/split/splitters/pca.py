@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from merit.config.sections import Balance
-from merit.split.partition import Cut, Partition, median_partition
+from merit.split.median import median_partition
+from merit.split.partition import Cut, Partition
 from merit.split.splitter import SplitRequest, Splitter
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import hashlib
 from collections.abc import Mapping
 
 from merit.config.sections import Balance
-from merit.split.partition import Partition, median_partition
+from merit.split.median import median_partition
+from merit.split.partition import Partition
 from merit.split.splitter import SplitRequest, Splitter
 
 
