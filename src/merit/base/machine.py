@@ -57,6 +57,18 @@ def gpu_names() -> list[str]:
     return re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", listing, re.MULTILINE)
 
 
+def gpu_memory() -> list[int]:
+    """Bytes of memory of every GPU of this machine."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        listing = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [int(line) * 2**20 for line in listing.split() if line.isdigit()]
+
+
 def slot_environments(parallel: int | None, gpus: list[str], cores: int) -> list[dict[str, str]]:
     """One environment for each job that runs at the same time.
 

@@ -51,6 +51,9 @@ def plan(
     tokens_per_second: Annotated[
         float | None, typer.Option(help="Training speed of one device. Default: measured here in seconds.")
     ] = None,
+    memory: Annotated[
+        float | None, typer.Option(help="Memory of the device that trains a branch, in GB. Default: this machine's.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Estimates what each stage will cost, beside joint training, and states its assumptions."""
@@ -59,13 +62,14 @@ def plan(
     from merit.plan.estimate import plan_run
 
     with show_progress() as progress:
-        result = plan_run(file, tokens_per_second, progress)
+        result = plan_run(file, tokens_per_second, progress, device=None if memory is None else round(memory * 1e9))
     if json:
         say_json(result.model_dump(mode="json"))
-        return
-    print_table(plan_rows(result))
-    for line in result.assumptions:
-        say(f"· {line}")
+    else:
+        print_table(plan_rows(result))
+        for line in (result.memory.sentence, *result.assumptions):
+            say(f"· {line}")
+    result.memory.check()
 
 
 def schema() -> None:

@@ -13,6 +13,7 @@ from merit.data.example import IGNORED, Encoded
 from merit.data.mixture import Mixture
 from merit.models.checkpoint import Checkpoint
 from merit.models.layout import FROZEN, role_of
+from merit.plan.memory import BranchMemory
 from merit.split.splitter import find_splitter
 
 _SHAPE = ("hidden_size", "num_hidden_layers", "vocab_size")
@@ -158,6 +159,7 @@ class Plan(Record):
     methods: list[MethodCost]  # the main one first, joint training always among them
     traffic: Traffic | None  # None with a single branch
     assumptions: list[str]
+    memory: BranchMemory
 
     @property
     def main(self) -> MethodCost:

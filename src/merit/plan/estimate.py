@@ -37,15 +37,13 @@ from merit.plan.costs import (
     model_facts,
     total_hours,
 )
+from merit.plan.memory import ADAMW, FP32, BranchMemory, activations, branch_memory, device_memory, shards
 from merit.plan.preflight import check_run
 from merit.run.layout import MAIN_METHOD
 from merit.split.partition import Partition
 from merit.split.splitter import find_splitter
 
-FP32 = 4
-ADAMW = 16  # bytes a trained parameter: fp32 weight, gradient and AdamW's two moments
 TOKEN_BYTES = 8  # of an encoded token: its id and its label
-ACTIVATION = 34  # bytes a token, layer and hidden unit in half precision, without recomputation
 STATES_KEPT = 2  # TRL checkpoints of a branch in training
 TRAIN, TRAIN_LORA, FORWARD = 6, 4, 2  # FLOPs a parameter and token
 DISK_SPEED = 500e6  # bytes a second, read or written: an ordinary SSD
@@ -56,11 +54,14 @@ _MERGED = {"input": FP32, "float32": FP32, "bfloat16": 2, "float16": 2}
 Count = NDArray[np.float64]  # (2,)
 
 
-def plan_run(path: Path, tokens_per_second: float | None, progress: Progress = SILENT) -> Plan:
+def plan_run(
+    path: Path, tokens_per_second: float | None, progress: Progress = SILENT, *, device: int | None = None
+) -> Plan:
     """The plan of the run that `path` describes. Nothing is written.
 
     Args:
         tokens_per_second: speed of a training step; measured with θ0 on this machine where it is None.
+        device: bytes of memory of the device that trains a branch; this machine's where it is None.
 
     Raises:
         InputError: the configuration, θ0 or the data is wrong.
@@ -81,6 +82,8 @@ def plan_run(path: Path, tokens_per_second: float | None, progress: Progress = S
             if method.dir.partition.is_file()
         },
         at_once=launch.parallel or max(1, len(visible_gpus())),
+        shards=shards(launch, context.base),
+        device=device if device is not None else device_memory(launch),
     ).plan
 
 
@@ -105,6 +108,8 @@ class Estimate:
             without it there are no hours.
         partitions: method → its partition, where the split has been made; otherwise balanced groups are assumed.
         at_once: branches that train at the same time and share one disk.
+        shards: processes that share one branch's weights, gradients and moments.
+        device: bytes of memory of one device, if that is known.
     """
 
     config: RunConfig
@@ -113,6 +118,8 @@ class Estimate:
     tokens_per_second: float | None = None
     partitions: Mapping[str, Partition] = field(default_factory=dict)
     at_once: int = 1
+    shards: int = 1
+    device: int | None = None
 
     @cached_property
     def plan(self) -> Plan:
@@ -127,7 +134,12 @@ class Estimate:
             methods=self.methods,
             traffic=traffic(self.model, machines, tokens, joint.branches[0].steps) if machines > 1 else None,
             assumptions=self._assumptions,
+            memory=self._memory,
         )
+
+    @property
+    def _memory(self) -> BranchMemory:
+        return branch_memory(self.model, self.config.train, self.shards, self.device)
 
     @cached_property
     def methods(self) -> list[MethodCost]:
@@ -167,16 +179,15 @@ class Estimate:
         numbers = calibration.hashed or math.ceil(self.model.parameters / factor)
         numbers += HASHED if numbers > 4 * HASHED else 0
         count = _total(_some(item.train, calibration.examples) for item in self.mixture.datasets) * several
-        memory = FP32 * self.model.parameters + self._activations(calibration.batch_tokens)
+        memory = FP32 * self.model.parameters + activations(self.model, calibration.batch_tokens)
         return self._stage("gradients", count, TRAIN, memory, 2 * FP32 * len(self.mixture.datasets) * numbers * several)
 
     @property
     def _training(self) -> StageCost:
         """Memory: weights, gradients, AdamW, and the activations of one micro-batch. Disk: the branches' fp32
         checkpoints, and the states of those in training."""
-        model, train = self.model, self.config.train
+        model = self.model
         branches = [branch for method in self._configured for branch in method.branches]
-        frozen = 0 if train.lora is None else model.bytes_per_parameter * model.parameters
         state = STATES_KEPT * (ADAMW - FP32) * model.trainable
         return StageCost(
             stage="train",
@@ -184,7 +195,7 @@ class Estimate:
             supervised_tokens=sum(branch.supervised_tokens for branch in branches),
             flops=sum(branch.flops for branch in branches),
             hours=total_hours(method.hours for method in self._configured),
-            memory_bytes=frozen + ADAMW * model.trainable + self._activations(train.micro_batch_tokens),
+            memory_bytes=self._memory.states + self._memory.activations,
             disk_bytes=len(branches) * FP32 * model.parameters + min(self.at_once, len(branches)) * state,
         )
 
@@ -248,13 +259,6 @@ class Estimate:
         speed = self.tokens_per_second
         return None if speed is None else float(flops / (TRAIN * self.model.parameters * speed) / 3600)
 
-    def _activations(self, tokens: int) -> int:
-        """Bytes that the backward pass of `tokens` tokens needs, with logits and their gradient in fp32; 0 for an
-        unknown shape."""
-        shape = self.model.hidden
-        width, layers = shape.get("hidden_size", 0), shape.get("num_hidden_layers", 0)
-        return tokens * (ACTIVATION * width * layers + 2 * FP32 * shape.get("vocab_size", 0))
-
     @property
     def _assumptions(self) -> list[str]:
         """The sentences that belong to this plan."""
@@ -267,9 +271,9 @@ class Estimate:
             states = (
                 "the frozen weights in their own type, and 16 bytes an adapter parameter (fp32 weight, gradient, AdamW)"
             )
-        activations = f", plus the activations of {train.micro_batch_tokens:,} tokens without recomputation."
+        passes = f", plus the activations of {train.micro_batch_tokens:,} tokens without recomputation."
         if not {"hidden_size", "num_hidden_layers"} <= set(self.model.hidden):
-            activations = "; activations are not counted, because the model's shape is not known."
+            passes = "; activations are not counted, because the model's shape is not known."
         lines = [
             f"FLOPs: with N = {self.model.parameters:,} parameters, a training token costs {flops}, a token of the "
             "gradient stage at most 6·N, and a forward token 2·N. Attention over long contexts and the second forward "
@@ -280,7 +284,7 @@ class Estimate:
             "Branches send nothing while they train. Joint training on K data-parallel workers does a ring all-reduce "
             "of fp32 gradients in every step: 2·(K − 1)/K·4 bytes a trained parameter and worker. Its time is not "
             "counted.",
-            f"Memory in training: {states}{activations}",
+            f"Memory in training: {states}{passes}",
             "Disk: a finished branch is an fp32 checkpoint; one in training keeps two states of weights and moments.",
             "Merging reads and writes 500 MB a second, the speed of an ordinary SSD.",
             "Evaluation counts every answer at its longest, and decoding at the speed of scoring. Most devices decode "
