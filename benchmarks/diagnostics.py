@@ -79,7 +79,7 @@ def answers(folder: Path, tokens: int) -> list[Encoded]:
 
 
 def lmc(folder: Path, rows: list[Encoded], scratch: Path) -> dict[str, float]:
-    """Ten segments of eleven points, as published, against as many plain forward passes."""
+    """Ten segments, as published, of eleven points (published: 21), against as many plain forward passes."""
     model = load_model(folder)
     folders = {}
     for k in range(BRANCHES + 1):

@@ -150,21 +150,21 @@ def conflict() -> Canvas:
 def split() -> Canvas:
     from merit.split.median import cut_group
 
-    canvas = Canvas(760, 210, "Datasets along the axis of conflict, cut where the tokens halve")
+    canvas = Canvas(760, 210, "Datasets along the axis of conflict, cut where the examples halve")
     names = ("summaries", "chat", "poems", "logic", "code", "counting", "algebra")
     scores = dict(zip(names, (-0.82, -0.6, -0.42, 0.05, 0.25, 0.55, 0.8), strict=True))
-    tokens = dict(zip(names, (900, 1600, 500, 700, 1500, 400, 1000), strict=True))
-    low, high, _ = cut_group(scores, tokens, axis=0)
+    examples = dict(zip(names, (900, 1600, 500, 700, 1500, 400, 1000), strict=True))
+    low, high, _ = cut_group(scores, examples, axis=0)
     canvas.curve(np.array([[40, 110], [720, 110]]), "line")
     edge = (scores[low[-1]] + scores[high[0]]) / 2
     canvas.curve(np.array([[380 + 370 * edge, 25], [380 + 370 * edge, 165]]), "path sm")
     canvas.text(380 + 370 * edge, 18, "the cut", "mid strong")
     for name in names:
         x = 380 + 370 * scores[name]
-        canvas.dot(x, 110, np.sqrt(tokens[name]) * 0.75, "a" if name in low else "b")
+        canvas.dot(x, 110, np.sqrt(examples[name]) * 0.75, "a" if name in low else "b")
         canvas.text(x, 160, name, "mid")
     for members, x, title in ((low, 215, "group 0"), (high, 580, "group 1")):
-        canvas.text(x, 196, f"{title}: {sum(tokens[n] for n in members):,} tokens", "mid small")
+        canvas.text(x, 196, f"{title}: {sum(examples[n] for n in members):,} examples", "mid small")
     return canvas
 
 

@@ -78,7 +78,7 @@ def calibration(
     """Cosine of each dataset's mean gradient over its first n examples to that over all of them, and how well the
     groups agree (adjusted Rand index: 1 the same groups, 0 as by chance), as in the paper's calibration table.
 
-    The smaller sets are parts of the largest, as published, so cosines near the largest n are high by construction.
+    The smaller sets are parts of the largest, so cosines near the largest n are high by construction.
     Gradients are sums, so one pass over the largest set gives all sizes.
 
     Args:

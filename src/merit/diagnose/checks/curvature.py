@@ -246,7 +246,7 @@ def _reading(result: CurvatureResult) -> Reading:
         found,
         "Each mark is a direction, and the further right it is the more it lies along the sharpest bends of the loss "
         "at θ0; conflict axes to the right of single gradients mean that the split keeps apart what bends most.",
-        "0.133 for conflict axes, 0.091 ± 0.023 for a dataset's gradient (z = 1.8), 5.6e-5 for a random direction",
+        "0.133 for conflict axes, 0.091 ± 0.023 for a dataset's gradient (so z = 1.8), 5.6e-5 for a random direction",
     )
 
 

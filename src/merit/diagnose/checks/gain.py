@@ -112,7 +112,8 @@ def _reading(result: GainResult) -> Reading:
         text,
         "Further left is better; a merge left of its branches has gained from averaging, and a short way from a "
         "model's training mark to its held-out mark means little overfitting.",
-        "the merge has a higher training loss than joint training, and the better held-out score",
+        "the merge has a higher training loss than joint training (1.172 against 0.560 after one epoch), and the "
+        "better held-out score, on benchmarks outside the mixture",
     )
 
 

@@ -163,7 +163,8 @@ def _reading(result: LmcResult) -> Reading:
         "chord: that is the merging gain, and no proof of a flat basin.",
         "Each line walks straight from one model's weights to another's; where it stays at or below zero the way is "
         "flat and averaging is safe, and where it bulges above zero there is a barrier that a merge would land on.",
-        "10 of 10 barriers are 0.0",
+        "10 of 10 barriers are 0.0, at 21 points a path; the merge's loss of 1.973 lies below those of its branches "
+        "(1.99–2.47)",
     )
 
 
