@@ -260,3 +260,13 @@ def test_what_the_first_version_wrote_means_what_it_meant(tmp_path, caplog):
     assert f"{file}:4: `split.centre`: `true` is now called `both`" in caplog.text
     file.write_text(text)  # a user's own file, which follows the defaults
     assert load_config(file).split.balance == "samples"
+
+
+def test_published_freezes_tower_and_projector(tmp_path):
+    file = tmp_path / "merit.yaml"
+    rest = "mixture: {a: {path: a.jsonl}, b: {path: b.jsonl}}\nsplit: {axes: 1}\nmethod: published\n"
+    file.write_text(f"model: {{path: m, freeze: [vision]}}\n{rest}")
+    with pytest.raises(InputError, match=r"`model\.freeze`: contradicts `method: published`"):
+        load_config(file)
+    file.write_text(f"model: {{path: m, freeze: [vision, projector]}}\n{rest}")
+    assert load_config(file).model.freeze == ["vision", "projector"]

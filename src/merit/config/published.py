@@ -26,6 +26,7 @@ SETTINGS: dict[tuple[str, str], Any] = {
     ("diagnose", "points"): 21,
 }
 AXES = (1, 2, 3)  # "1D, 2D, 3D"
+FROZEN = ["vision", "projector"]  # of a vision-language model: its default
 
 
 def apply_published(value: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +50,9 @@ def _contradictions(value: dict[str, Any]) -> Iterator[tuple[Location, str]]:
         given = value.get(section)
         if isinstance(given, dict) and key in given and given[key] != wanted:
             yield (section, key), f"contradicts `method: published`, which sets {_shown(wanted)}; remove one of the two"
+    model = value.get("model")
+    if isinstance(model, dict) and model.get("freeze") not in (None, FROZEN):
+        yield ("model", "freeze"), f"contradicts `method: published`, which freezes {FROZEN}; remove one of the two"
     split = value.get("split")
     if isinstance(split, dict) and split.get("axes", AXES[0]) not in AXES:
         yield ("split", "axes"), "contradicts `method: published`, which has 1, 2 or 3 axes; remove one of the two"
