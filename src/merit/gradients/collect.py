@@ -219,8 +219,8 @@ def _announce(store: SketchStore, datasets: int) -> None:
     if spec.kind == "flat":
         logger.warning(
             "sampled coordinates miss or overweight the few that hold a gradient's energy: in a model of 135M their "
-            "cosines correlated at 0.93 to 0.96 (stride 5, by offset) with those of full gradients, the fold's at 0.999; "
-            "the paper has 0.988 for 3B"
+            "cosines correlated at 0.93 to 0.96 (stride 5, by offset) with those of full gradients, the fold's at "
+            "0.999; the paper has 0.988 for 3B"
         )
 
 
