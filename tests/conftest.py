@@ -26,6 +26,7 @@ _SECONDS = {
     "pipeline/test_elsewhere.py": 40,
     "pipeline/test_golden_run.py": 40,
     "pipeline/test_kill_resume.py": 35,
+    "models/test_architectures.py": 33,
     "pipeline/test_vision_run.py": 30,
     "hostile/test_mended.py": 22,
     "evaluate/test_benchmarks.py": 21,

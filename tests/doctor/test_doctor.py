@@ -47,16 +47,32 @@ def test_a_sound_model(sound: tuple[Any, Any]):
     assert not found.scope
 
 
-def test_a_model_whose_positions_count_padding(sound: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch):
-    model, tokenizer = sound
+def count_padding(model: Any, monkeypatch: pytest.MonkeyPatch, shortest: int) -> None:
+    """Positions of batches longer than `shortest` tokens depend on their width."""
     plain = type(model).forward
 
     def forward(self: Any, input_ids: torch.Tensor, position_ids: Any = None, **rest: Any) -> Any:
         width = input_ids.shape[1]
-        return plain(self, input_ids=input_ids, position_ids=width * torch.arange(width)[None], **rest)
+        if width > shortest:
+            position_ids = width * torch.arange(width)[None]
+        return plain(self, input_ids=input_ids, position_ids=position_ids, **rest)
 
     monkeypatch.setattr(type(model), "forward", forward)
-    found = examine(model, tokenizer, "stretched")
+
+
+def test_a_model_whose_positions_count_padding_is_run_without(sound: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch):
+    count_padding(sound[0], monkeypatch, 0)
+    found = examine(*sound, "stretched")
+    by_name = {item.check: item for item in found.findings}
+    for check in BATCHED:
+        assert by_name[check].status == "ok"
+        assert "merit batches examples of one length" in by_name[check].advice
+
+
+def test_a_model_whose_long_positions_count_padding(sound: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch):
+    """More than the trial sees."""
+    count_padding(sound[0], monkeypatch, 20)
+    found = examine(*sound, "stretched")
     assert found.failed
     assert statuses(found)[BATCHED[0]] == "fail"
     advice = next(item.advice for item in found.findings if item.check == BATCHED[0])

@@ -15,7 +15,7 @@ from merit.gradients.sketch import SketchSpec
 
 FULL = SketchSpec(kind="full")
 FOLD = SketchSpec(kind="fold", fold=7, least=1, seed=3)
-FLAT = SketchSpec(kind="flat", stride=11, offset=4)
+FLAT = SketchSpec(kind="flat", stride=3, offset=4)
 
 
 def expected(model, spec, data):

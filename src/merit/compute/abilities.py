@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
+from merit.base.errors import InputError
+from merit.compute.attention import NotPackable
 from merit.compute.batches import packed_task, padded, segmented
 from merit.compute.head import Tail, find_tail
 from merit.compute.packing import Packed, Segment
@@ -24,6 +28,8 @@ from merit.models.loading import images_of
 _log = logging.getLogger(__name__)
 
 _SIDE = 64  # pixels of a test picture
+_WINDOW = 4  # tokens, fewer than the trial's examples have
+_ANSWER = 4  # tokens
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the largest logit
 
@@ -33,23 +39,32 @@ class Abilities:
     """What a model can do.
 
     Attributes:
+        padded: examples beside longer ones, padded at the right, give the same as alone. Else merit batches examples
+            of one length.
         packed: packed rows give the same as separate examples.
         packed_images: they do with images, too. Some models let image tokens attend in both directions, or number
             their positions differently.
         tail: see `find_tail`.
     """
 
+    padded: bool
     packed: bool
     packed_images: bool
     tail: Tail | None
 
     @classmethod
     def of(cls, model: Any, device: torch.device) -> Abilities:
-        """Tests the model, in evaluation mode."""
+        """Tests the model, in evaluation mode.
+
+        Raises:
+            InputError: as `check_causal`.
+        """
+        check_causal(model, device)
         ids = _some_tokens(model, device)
+        pads = takes_padding(model, device)
         with _evaluating(model):
             packs = _packs(model, ids)
-            abilities = cls(packs, packs and _packs_images(model, device), find_tail(model, {"input_ids": ids}))
+            abilities = cls(pads, packs, packs and _packs_images(model, device), find_tail(model, {"input_ids": ids}))
         if not abilities.packed:
             _log.info("this model does not support packed rows, so merit pads its calibration batches")
         elif images_of(model) is not None and not abilities.packed_images:
@@ -59,10 +74,84 @@ class Abilities:
         return abilities
 
 
+# Tried once per model: its weights may change later, and that must not change how its losses are computed.
+_padding: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+_packing: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
 def takes_packed_rows(model: Any, device: torch.device) -> bool:
     """`Abilities.packed`, found by itself."""
+    if model not in _packing:
+        with _evaluating(model):
+            _packing[model] = _packs(model, _some_tokens(model, device))
+    return _packing[model]
+
+
+def takes_padding(model: Any, device: torch.device) -> bool:
+    """`Abilities.padded`, found by itself."""
+    if model not in _padding:
+        with _evaluating(model):
+            _padding[model] = _pads(model, _some_tokens(model, device))
+        if not _padding[model]:
+            _log.info("padding changes this model's results, so merit batches examples of one length")
+    return _padding[model]
+
+
+def check_causal(model: Any, device: torch.device) -> None:
+    """Compares the logits of two texts that differ in their last token.
+
+    Raises:
+        InputError: a token's logits depend on later tokens, so the model would read the answers that it is to learn.
+    """
+    if images_of(model) is not None:  # some let a prompt's tokens attend in both directions
+        return
+    ids = _some_tokens(model, device)
+    other = ids.clone()
+    other[0, -1] = ids[0, 0]
+    with _evaluating(model), torch.no_grad():
+        logits, changed = (model(input_ids=x, use_cache=False).logits[0, :-1].float() for x in (ids, other))
+    if bool(logits.isfinite().all()) and not _close(changed, logits, model.dtype):
+        raise InputError(
+            f"`{model.config.model_type}`: its tokens attend to later ones, so it would read the answers that it is to "
+            "learn; merit needs a causal language model (`is_decoder` or `causal` in config.json, where it has them)",
+            field="model.path",
+        )
+
+
+def takes_prompts_of_different_lengths(model: Any, device: torch.device) -> bool:
+    """Whether a prompt beside a longer one, padded at the left as `generate` asks, gets the answer that it gets alone.
+
+    Models with a recurrent state may read the padding.
+    """
+    long = _some_tokens(model, device)
+    short = long[:, 3:8]
+    rows = torch.cat([long, torch.cat([torch.zeros_like(long[:, :-5]), short], dim=1)])
+    mask = torch.ones_like(rows)
+    mask[1, :-5] = 0
     with _evaluating(model):
-        return _packs(model, _some_tokens(model, device))
+        alone, answer = _answers(model, short, torch.ones_like(short))
+        try:
+            beside, same = _answers(model, rows, mask)
+        except (ValueError, RuntimeError, IndexError, TypeError):
+            return False
+    # A token that differs because two were equally likely changes what follows.
+    steps = min(len(alone), len(beside))
+    differs = (answer[-1, :steps] != same[-1, :steps]).nonzero()
+    steps = int(differs[0]) + 1 if len(differs) else steps
+    return _close(beside[:steps, -1], alone[:steps, -1], model.dtype)
+
+
+def _answers(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (tokens, rows, vocabulary) float32 and token ids (rows, tokens) of greedy answers."""
+    config = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=_ANSWER, pad_token_id=0)
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=config,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return torch.stack(out.logits).float(), out.sequences[:, ids.shape[1] :]
 
 
 def _some_tokens(model: Any, device: torch.device) -> Tensor:
@@ -92,12 +181,52 @@ def _packs(model: Any, ids: Tensor) -> bool:
         return False
     segments = (Segment(0, 3), Segment(3, 8, 0, 3), Segment(8, 12, 0, 3))
     positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 3, 4, 5, 6]], device=ids.device)
-    with torch.no_grad():
-        with segmented(model, segments, ids.device):
-            together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0].float()
+    with torch.no_grad(), _short_windows(model):
+        try:
+            with segmented(model, segments, ids.device):
+                together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0].float()
+        except NotPackable:
+            return False
         first = model(input_ids=ids[:, :8], use_cache=False).logits[0].float()
         second = model(input_ids=torch.cat([ids[:, :3], ids[:, 8:]], dim=1), use_cache=False).logits[0].float()
     return _close(together, torch.cat([first, second[3:]]), model.dtype)
+
+
+@contextlib.contextmanager
+def _short_windows(model: Any) -> Iterator[None]:
+    """Sliding windows are shorter than the trial's examples inside: some models tell attention of their window only by
+    a mask, which packed rows have none of."""
+    config = model.config.get_text_config()
+    owners = [owner for owner in (config, *model.modules()) if _has_window(owner)]
+    before = [owner.sliding_window for owner in owners]
+    try:
+        for owner in owners:
+            owner.sliding_window = min(_WINDOW, owner.sliding_window)
+        yield
+    finally:
+        for owner, window in zip(owners, before, strict=True):
+            owner.sliding_window = window
+
+
+def _has_window(owner: Any) -> bool:
+    window = getattr(owner, "sliding_window", None)
+    return isinstance(window, int) and not isinstance(window, bool) and window > 0
+
+
+def _pads(model: Any, ids: Tensor) -> bool:
+    """Compares five tokens beside twelve, padded at the right, with the five alone."""
+    short = ids[:, 3:8]
+    count = short.shape[1]
+    rows = torch.cat([ids, torch.cat([short, torch.zeros_like(ids[:, count:])], dim=1)])
+    mask = torch.ones_like(rows)
+    mask[1, count:] = 0
+    with torch.no_grad():
+        alone = model(input_ids=short, attention_mask=torch.ones_like(short), use_cache=False).logits[0].float()
+        try:
+            beside = model(input_ids=rows, attention_mask=mask, use_cache=False).logits[1, :count].float()
+        except (ValueError, RuntimeError, IndexError, TypeError):
+            return False
+    return _close(beside, alone, model.dtype)
 
 
 def _packs_images(model: Any, device: torch.device) -> bool:

@@ -28,6 +28,10 @@ _PLAIN = {"dropout", "scaling", "position_ids", "use_cache", "output_router_logi
 FILL = 0.75  # segments at least this long, relative to the longest, share a rectangle
 
 
+class NotPackable(RuntimeError):
+    """A layer asks for more than causal attention within a window."""
+
+
 @dataclass(frozen=True)
 class Rectangle:
     """`count` segments of up to `length` tokens that share one prefix (prefix == prefix_stop: none)."""
@@ -140,7 +144,12 @@ def packed_attention(
 
     Returns:
         (1, N, heads, width).
+
+    Raises:
+        NotPackable: the layer makes a mask of its own, which knows nothing of the row's segments.
     """
+    if attention_mask is not None:
+        raise NotPackable
     row = _current[-1]
     if torch.is_autocast_enabled(query.device.type):  # sdpa would do it, too, but after the copies
         dtype = torch.get_autocast_dtype(query.device.type)

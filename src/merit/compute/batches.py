@@ -23,14 +23,16 @@ def split_half(examples: Sequence[Encoded], half: int) -> list[Encoded]:
     return list(examples[half::HALVES])
 
 
-def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+def length_batches(lengths: Sequence[int], batch_tokens: int, *, equal: bool = False) -> Iterator[list[int]]:
     """Indices in batches of similar length, at most `batch_tokens` tokens each with padding (always one row).
 
-    Longest first: if memory does not suffice, it shows at once.
+    Longest first: if memory does not suffice, it shows at once. With `equal` a batch has rows of one length, and so no
+    padding: for models whose results padding changes.
     """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
+        full = (len(batch) + 1) * lengths[batch[0]] > batch_tokens if batch else False
+        if full or (equal and batch and lengths[index] != lengths[batch[0]]):
             yield batch
             batch = []
         batch.append(index)
@@ -56,10 +58,12 @@ def padded(rows: Sequence[Encoded], model: Any = None, pad_token: int = 0) -> di
     return {"input_ids": ids, "attention_mask": mask, "labels": labels, **pixels}
 
 
-def padded_tasks(examples: Sequence[Encoded], batch_tokens: int, model: Any = None) -> Iterator[Task]:
+def padded_tasks(
+    examples: Sequence[Encoded], batch_tokens: int, model: Any = None, *, equal: bool = False
+) -> Iterator[Task]:
     """The examples with a supervised token, in `length_batches`. `Task.owner` is the row of the batch."""
     supervised = [example for example in examples if example.supervised]
-    for batch in length_batches([len(example.input_ids) for example in supervised], batch_tokens):
+    for batch in length_batches([len(example.input_ids) for example in supervised], batch_tokens, equal=equal):
         rows = [supervised[index] for index in batch]
         yield task_of(padded(rows, model), tokens=sum(len(row.input_ids) for row in rows))
 

@@ -170,17 +170,23 @@ def only_positions(model: Any, keep: Tensor, *, first_only: bool = False) -> Ite
         handle.remove()
 
 
-def task_logits(model: nn.Module, task: Task) -> Tensor:
-    """(M, vocabulary) float32: the logits of the task's positions. Gradients flow if they are enabled.
+def task_output(model: nn.Module, task: Task, **options: Any) -> tuple[Tensor, Any]:
+    """(M, vocabulary) float32, the logits of the task's positions, and all that the model returned.
 
     The head projects these alone: for short answers a few positions of a hundred, and the head is a third of a small
     model's work.
     """
     with only_positions(innermost(model), task.keep) as kept:
-        logits: Tensor = model(**task.inputs, use_cache=False).logits.flatten(0, 1)
+        output = model(**task.inputs, **options, use_cache=False)
+    logits: Tensor = output.logits.flatten(0, 1)
     if not kept:  # the head was not called as a module
         logits = logits[task.keep]
-    return logits.float()
+    return logits.float(), output
+
+
+def task_logits(model: nn.Module, task: Task) -> Tensor:
+    """(M, vocabulary) float32: the logits of the task's positions. Gradients flow if they are enabled."""
+    return task_output(model, task)[0]
 
 
 def task_nll(model: nn.Module, task: Task) -> Tensor:

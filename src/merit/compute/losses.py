@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from merit.compute.abilities import takes_packed_rows
+from merit.compute.abilities import takes_packed_rows, takes_padding
 from merit.compute.batches import length_batches, packed_task, padded, segmented
-from merit.compute.head import Task, task_logits, task_nll, task_of
+from merit.compute.head import Task, innermost, task_logits, task_nll, task_of
 from merit.compute.packing import pack
 from merit.data.example import Encoded
 from merit.models.loading import Precision, autocast
-
-# Tested once per model: its weights may change later, and that must not change how its losses are computed.
-_packs: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -31,14 +27,18 @@ class BatchNll:
 
 
 def supervised_nll(model: Any, rows: Sequence[Encoded]) -> BatchNll:
-    """The loss of every supervised token of `rows`, in one padded batch. Gradients flow if they are enabled."""
-    task = _padded_task(model, rows)
-    return BatchNll(task_nll(model, task), task.owner)
+    """The loss of every supervised token of `rows`, in one padded batch. Gradients flow if they are enabled.
+
+    A model whose results padding changes runs a batch for every length.
+    """
+    tasks = _padded_tasks(model, rows)
+    nll = torch.cat([task_nll(model, task) for task in tasks])
+    return BatchNll(nll, torch.cat([task.owner for task in tasks]))
 
 
 def supervised_logits(model: Any, rows: Sequence[Encoded]) -> Tensor:
-    """(n, vocabulary) float32: the logits at the supervised tokens of `rows`, in one padded batch."""
-    return task_logits(model, _padded_task(model, rows))
+    """(n, vocabulary) float32: the logits at the supervised tokens of `rows`, run as `supervised_nll` does."""
+    return torch.cat([task_logits(model, task) for task in _padded_tasks(model, rows)])
 
 
 def example_losses(
@@ -101,18 +101,24 @@ def _tasks(model: PreTrainedModel, rows: Sequence[Encoded], batch_tokens: int, p
                 yield packed_task(row).to(model.device)
         return
     for batch in length_batches([len(row.input_ids) for row in rows], batch_tokens):
-        task = _padded_task(model, [rows[index] for index in batch])
-        yield replace(task, owner=torch.tensor(batch)[task.owner])
+        for task in _padded_tasks(model, [rows[index] for index in batch]):
+            yield replace(task, owner=torch.tensor(batch)[task.owner])
 
 
-def _padded_task(model: Any, rows: Sequence[Encoded]) -> Task:
-    return task_of(padded(rows, model)).to(model.device)
+def _padded_tasks(model: Any, rows: Sequence[Encoded]) -> list[Task]:
+    """One task, or one for every length if padding changes what the model computes. `owner` is the place in `rows`."""
+    lengths = [len(row.input_ids) for row in rows]
+    if len(set(lengths)) < 2 or takes_padding(innermost(model), model.device):
+        return [task_of(padded(rows, model)).to(model.device)]
+    found = []
+    for batch in length_batches(lengths, sum(lengths), equal=True):
+        task = task_of(padded([rows[index] for index in batch], model)).to(model.device)
+        found.append(replace(task, owner=torch.tensor(batch)[task.owner]))
+    return found
 
 
 def _may_pack(model: PreTrainedModel, rows: Sequence[Encoded]) -> bool:
     """Only on a CPU: a GPU recomputes a prefix faster than it calls attention once more."""
     if model.device.type != "cpu" or any(row.images for row in rows):
         return False
-    if model not in _packs:
-        _packs[model] = takes_packed_rows(model, model.device)
-    return _packs[model]
+    return takes_packed_rows(model, model.device)

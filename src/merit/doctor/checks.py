@@ -63,6 +63,11 @@ class Check(Measured):
         status: Status = "ok" if figure <= self.ok else "warn" if figure <= self.fail else "fail"
         return self._finding(figure, status, self.fine if status == "ok" else self.otherwise)
 
+    def without_padding(self) -> Check:
+        """This check of a model whose results padding changes."""
+        fine = "padding changes this model's results: merit batches examples of one length, and trains one at a time"
+        return self.model_copy(update={"fine": fine})
+
     def skip(self, why: str) -> Finding:
         """The finding of a check that does not apply here."""
         return self._finding(None, "skipped", why)

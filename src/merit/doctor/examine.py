@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from merit.base.errors import InputError
 from merit.base.machine import free_memory
 from merit.base.progress import SILENT, Counter, Progress
-from merit.compute.abilities import Abilities
+from merit.compute.abilities import Abilities, takes_padding
 from merit.compute.losses import example_losses
 from merit.config.calibration import CalibrationConfig
 from merit.config.sections import EvaluateConfig, ModelConfig
@@ -100,7 +100,10 @@ def _losses(model: Any, datasets: Sequence[Sequence[Encoded]], advance: Callable
 
     usual = EvaluateConfig().batch_tokens
     batched = losses(usual, "fp32")
-    findings = [checks.BATCHED_LOSS.judge(float((losses(1, "fp32") - batched).abs().max()))]
+    check = checks.BATCHED_LOSS
+    if not takes_padding(model, model.device):
+        check = check.without_padding()
+    findings = [check.judge(float((losses(1, "fp32") - batched).abs().max()))]
     if (why := _no_bf16(model)) is not None:
         return [*findings, checks.LOW_LOSS.skip(why)]
     return [*findings, checks.LOW_LOSS.judge(float((losses(usual, "bf16") - batched).abs().max()))]
@@ -123,7 +126,8 @@ def _gradients(model: Any, gradients: Gradients) -> list[Finding]:
         alone = gradients.measure(batch_tokens=1, shortcuts=Shortcuts(packing=False))
     except InputError as error:
         return [checks.BATCHED_GRADIENT.broken(error.message)]
-    padded = compare(checks.BATCHED_GRADIENT, difference, alone, shortcuts=Shortcuts(packing=False))
+    check = checks.BATCHED_GRADIENT if gradients.pads else checks.BATCHED_GRADIENT.without_padding()
+    padded = compare(check, difference, alone, shortcuts=Shortcuts(packing=False))
     if gradients.packs:
         packed = compare(checks.PACKED, difference, padded)
     else:
@@ -172,7 +176,7 @@ class Gradients:
         self._model, self._datasets, self._on_tokens = model, datasets, on_tokens
         self._config = CalibrationConfig()
         self._abilities = Abilities.of(model, next(model.parameters()).device)
-        self.packs = self._abilities.packed
+        self.packs, self.pads = self._abilities.packed, self._abilities.padded
         self.scope = affordable_scope(model, len(datasets))
 
     def measure(self, sketch: SketchSpec | None = None, **options: Any) -> Rows:

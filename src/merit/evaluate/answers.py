@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from merit.base.errors import InputError
+from merit.compute.abilities import takes_prompts_of_different_lengths
 from merit.compute.batches import in_dtype, length_batches
 from merit.models.loading import images_of
 
@@ -32,7 +33,8 @@ def greedy_answers(
 ) -> list[list[int]]:
     """The token ids of the model's greedy answer to each prompt (token ids), the end-of-turn token included.
 
-    `images` are those that each prompt shows, in order. A batch holds `batch_tokens` tokens of prompts with padding.
+    `images` are those that each prompt shows, in order. A batch holds `batch_tokens` tokens of prompts with padding,
+    or prompts of one length if padding changes the model's answers.
 
     Decoding is fixed here, whatever the model's own generation_config says: no sampling, no penalties. A score
     depends on such settings by tens of points, so every model of a run gets the same.
@@ -43,7 +45,12 @@ def greedy_answers(
     )
     answers: list[list[int]] = [[] for _ in prompts]
     vision = images_of(model)
-    for batch in length_batches([len(prompt) for prompt in prompts], batch_tokens):
+    lengths = [len(prompt) for prompt in prompts]
+    batches = list(length_batches(lengths, batch_tokens))
+    pads = any(lengths[batch[0]] != lengths[batch[-1]] for batch in batches)
+    if pads and not takes_prompts_of_different_lengths(model, model.device):
+        batches = list(length_batches(lengths, batch_tokens, equal=True))
+    for batch in batches:
         width = max(len(prompts[index]) for index in batch)
         ids = torch.full((len(batch), width), min(ends), dtype=torch.long)
         mask = torch.zeros_like(ids)

@@ -186,7 +186,7 @@ class GradientEngine:
             for row in pack(examples, self._batch_tokens, share=self._share, image_tokens=self._image_tokens):
                 yield packed_task(row, self.model).to(self._device), packed(row.segments, self._device)
         else:
-            for task in padded_tasks(examples, self._batch_tokens, self.model):
+            for task in padded_tasks(examples, self._batch_tokens, self.model, equal=not self._abilities.padded):
                 yield task.to(self._device), contextlib.nullcontext()
 
     def _autocast(self) -> torch.autocast:

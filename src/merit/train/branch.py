@@ -15,6 +15,8 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
@@ -22,6 +24,7 @@ from merit.base.errors import InputError
 from merit.base.files import atomic_dir
 from merit.base.kept import files_below, keep
 from merit.base.record import fingerprint
+from merit.compute.abilities import check_causal, takes_padding
 from merit.config.sections import LoraSection, Role
 from merit.data.store import IMAGES
 from merit.models.layout import FROZEN, role_of
@@ -119,7 +122,8 @@ def _make_trainer(branch: _Branch, data: datasets.Dataset) -> BranchTrainer:
     )
     template = Path(spec.model.chat_template) if spec.model.chat_template else None
     tokenizer = load_tokenizer(theta0, template)
-    batching = plan_batching(lengths, train.batch_tokens, train.micro_batch_tokens, processes)
+    micro_batch_tokens = train.micro_batch_tokens if _takes_padding(model) else 1  # one example at a time
+    batching = plan_batching(lengths, train.batch_tokens, micro_batch_tokens, processes)
     if processes > 1:
         data = datasets.concatenate_datasets([data, row_without_loss(data)])
     steps = batching.steps(len(lengths), train.epochs)
@@ -140,6 +144,22 @@ def _make_trainer(branch: _Branch, data: datasets.Dataset) -> BranchTrainer:
         batching=batching,
         counters=branch.counters,
     )
+
+
+def _takes_padding(model: PreTrainedModel) -> bool:
+    """Whether examples of unlike length may share a micro-batch. All processes plan with the same answer, that of the
+    main one: where weights are sharded, the others have none yet.
+
+    Raises:
+        InputError: the model is not causal.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":  # no process has weights to try
+        return True
+    answer = [True]
+    if PartialState().is_main_process:
+        check_causal(model, model.device)
+        answer = [takes_padding(model, model.device)]
+    return bool(broadcast_object_list(answer)[0])
 
 
 def _callbacks(branch: _Branch, model: PreTrainedModel) -> list[TrainerCallback]:

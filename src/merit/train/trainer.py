@@ -13,15 +13,18 @@ import torch
 from torch import Tensor, nn
 from trl import SFTTrainer
 
+from merit.base.errors import InputError
 from merit.compute.abilities import takes_packed_rows
 from merit.compute.batches import padded, segmented
-from merit.compute.head import innermost, task_nll, task_of
+from merit.compute.head import innermost, task_nll, task_of, task_output
 from merit.compute.packing import Segment, pack
 from merit.data.example import IGNORED, Encoded
 from merit.data.store import IMAGES
 from merit.models.loading import images_of
 from merit.train.checkpoints import Counters
 from merit.train.rows import Batching, StepSampler
+
+_NOISE = ("attention_dropout", "router_jitter_noise", "input_jitter_noise")  # in a model's configuration
 
 
 class BranchTrainer(SFTTrainer):
@@ -30,6 +33,9 @@ class BranchTrainer(SFTTrainer):
     TRL's fused head computes supervised positions alone only where Triton runs. Elsewhere it projects every position,
     in fp32, and again in the backward pass. So on CPU merit computes the loss: the same sum over the same tokens, of
     rows without padding if the model takes them.
+
+    The loss that balances experts is the model's own. TRL computes it only for models that count their experts under
+    the names that it knows.
     """
 
     def __init__(
@@ -42,8 +48,17 @@ class BranchTrainer(SFTTrainer):
         own = self.args.device.type == "cpu" and self.args.loss_type == "nll" and not self.args.label_smoothing_factor
         # TRL would process images itself, and refuses most of these settings: with images merit computes the loss.
         vision = images_of(self.model) is not None
-        self._own_loss = (own or vision) and not self.aux_loss_enabled
-        packs = own and self._own_loss and not self.args.torch_compile
+        config: Any = innermost(self.model).config
+        strange_experts = self.aux_loss_enabled and not _trl_knows_experts(config.get_text_config())
+        if strange_experts and (self.args.loss_type != "nll" or self.args.label_smoothing_factor):
+            raise InputError(
+                f"TRL cannot balance the experts of `{config.model_type}`; set it to 0, or leave "
+                "out `loss_type` and `label_smoothing_factor`",
+                field="train.trl.router_aux_loss_coef",
+            )
+        self._own_loss = own or vision or strange_experts
+        # A prefix that prompts share would count once in the balance of experts.
+        packs = own and not self.aux_loss_enabled and not self.args.torch_compile
         self._packs = packs and may_pack(innermost(self.model), self.args.device)
         if self._own_loss:
             pad = self.processing_class.pad_token_id or 0
@@ -74,10 +89,27 @@ class BranchTrainer(SFTTrainer):
     ) -> Any:
         if not self._own_loss or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        nll = task_nll(model, task_of(inputs))
-        total = num_items_in_batch if num_items_in_batch is not None else max(1, len(nll))
+        task = task_of(inputs)
+        if not self.aux_loss_enabled:
+            return self._mean(task_nll(model, task), num_items_in_batch)
+        logits, output = task_output(model, task, output_router_logits=True)
+        loss = self._mean(nn.functional.cross_entropy(logits, task.targets, reduction="none"), num_items_in_batch)
+        balance = getattr(output, "aux_loss", None)  # of a micro-batch: its share of the step is as large as others'
+        if balance is None:
+            return loss
+        steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+        return loss + self.router_aux_loss_coef * balance / steps
+
+    def _mean(self, nll: Tensor, tokens: Any) -> Tensor:
+        """This micro-batch's part of the mean over all `tokens` of the step."""
+        total = tokens if tokens is not None else max(1, len(nll))
         # DDP averages gradients over processes, and the total already counts the tokens of all.
-        return nll.sum() / total * self.accelerator.num_processes
+        mean: Tensor = nll.sum() / total * self.accelerator.num_processes
+        return mean
+
+
+def _trl_knows_experts(config: Any) -> bool:
+    return hasattr(config, "num_experts") and hasattr(config, "num_experts_per_tok")
 
 
 def _encoded(row: Any) -> Encoded:
@@ -87,10 +119,11 @@ def _encoded(row: Any) -> Encoded:
 def may_pack(model: Any, device: torch.device) -> bool:
     """Whether packed rows train `model` as separate examples would.
 
-    With dropout they would not: a shared prefix runs once, and would draw one mask for all its examples.
+    With dropout or a router's noise they would not: a shared prefix runs once, and would draw one mask for all its
+    examples.
     """
     config = model.config.get_text_config()
-    drops = getattr(config, "attention_dropout", 0) or any(
+    drops = any(getattr(config, name, 0) for name in _NOISE) or any(
         module.p for module in model.modules() if isinstance(module, nn.Dropout)
     )
     return not drops and takes_packed_rows(model, device)
