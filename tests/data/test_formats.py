@@ -122,7 +122,7 @@ MESSAGES = {"messages": say("uq", "aa")}
         ({"messages": say("uq", "a  ")}, "`messages[1].content`: the completion is empty"),
         ({"messages": say("uq", "aa", "uq", "a")}, "`messages[3].content`: the completion is empty"),
         ({"messages": [*say("uq"), {"role": "assistant", "content": "", "tool_calls": [1]}]},
-         "`messages[1].tool_calls`: tool calls cannot be rendered yet; write them into `content`"),
+         "`messages[1].tool_calls[0]`: must be an object with the function's `name`"),
         ({"messages": say("u\ud800", "aa")}, "`messages[0].content`: holds half a surrogate pair, which is no text"),
         ([1], "a row must be an object, not list"),
     ],
@@ -183,3 +183,61 @@ def test_detection_looks_beyond_a_first_row_that_lacks_a_column():
     rows = [{"question": "q"}, {"question": "q", "answer": "a"}]
     assert choose_format(DatasetConfig(path="x"), rows, "x", "mixture.d").name == "qa"
     assert choose_format(DatasetConfig(path="x"), [[1], "a"], "x", "mixture.d").name == "messages"
+
+
+SUM = {"instruction": "Add.", "input": "1 and 2", "response": "3"}
+ADDED = ([("user", "Add.\n\n1 and 2")], [("assistant", "3")])
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "name", "expected"),
+    [
+        (SUM, {"prompt": "instruction", "completion": "response"}, "alpaca", ADDED),
+        (SUM, {"completion": "response"}, "alpaca", ADDED),
+        (SUM, {}, "alpaca", ADDED),
+        ({"instruction": "Add.", "context": "1 and 2", "response": "3", "category": "x"}, {}, "alpaca", ADDED),
+        ({"instruction": "Add.", "context": "1 and 2", "response": "3"},
+         {"prompt": "instruction", "completion": "response", "input": "context"}, "alpaca", ADDED),
+        ({"task": "Add.", "with": "1 and 2", "result": "3"},
+         {"prompt": "task", "completion": "result", "input": "with"}, "alpaca", ADDED),
+        ({"instruction": "q", "response": "a"}, {"prompt": "instruction", "completion": "response"},
+         "prompt_completion", QA),
+        ({"instruction": "q", "response": "a"}, {}, "alpaca", QA),
+        *(({one: "q", two: "a"}, {}, "prompt_completion", QA)
+          for one, two in (("prompt", "response"), ("input", "target"), ("inputs", "targets"), ("input", "output"),
+                           ("problem", "solution"), ("query", "response"))),
+        ({"question": "q", "response": "a"}, {}, "qa", QA),
+        ({"dialog": say("uq", "aa")}, {}, "messages", QA),
+        ({"conversation": say("uq", "aa")}, {}, "messages", QA),
+    ],
+)  # fmt: skip
+def test_other_spellings_keep_every_part(row, columns, name, expected):
+    chosen = choose_format(DatasetConfig(path="x", columns=columns), [row], "x", "mixture.d")
+    assert chosen.name == name
+    assert spoken(chosen.parse(row, 1)) == expected
+    assert set(chosen.unread) <= {"category"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "i", "input": "q", "target": "a"},
+        {"context": "c", "input": "q", "output": "a"},
+        {"prompt": "q", "response": "a", "rejected": "b"},
+        {"text": "q", "label": "a"},
+    ],
+)
+def test_a_spelling_that_would_drop_a_part_does_not_fit(row):
+    with pytest.raises(InputError, match="no known format fits"):
+        parse(row)
+
+
+def test_preference_data_are_refused_with_what_to_do():
+    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    with pytest.raises(InputError, match=r"preference data: .*columns: \{completion: chosen\}"):
+        parse(row)
+    assert spoken(parse(row, columns={"completion": "chosen"})) == QA
+    row = {"chosen": say("uq", "aa"), "rejected": say("uq", "ab")}
+    with pytest.raises(InputError, match=r"columns: \{messages: chosen\}"):
+        parse(row)
+    assert spoken(parse(row, columns={"messages": "chosen"})) == QA

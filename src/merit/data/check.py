@@ -149,6 +149,10 @@ class _Check:
                     self.summary = encoding.summary()
                     self.warnings = _warnings(self.summary, selection, self.config, unseen=self.unseen)
                     self.warnings += _image_notes(encoding)
+            if unread := reader.format.unread:
+                names = sorted(unread)
+                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+                self.warnings.append(f"not read: {', '.join(names[:SHOWN])}{more}")
         except InputError as error:
             self.add(error)
 
