@@ -241,3 +241,62 @@ def test_preference_data_are_refused_with_what_to_do():
     with pytest.raises(InputError, match=r"columns: \{messages: chosen\}"):
         parse(row)
     assert spoken(parse(row, columns={"messages": "chosen"})) == QA
+
+
+LINES = "q\n\nA. one\nB. two"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": {"stem": "q", "choices": [{"text": "one", "label": "A"}, {"text": "two", "label": "B"}]},
+         "answerKey": "B"},
+        {"question": "q", "choices": {"text": ["one", "two"], "label": ["A", "B"]}, "answerKey": "B"},
+        {"question": "q", "choices": [{"label": "A", "text": "one"}, {"label": "B", "text": "two"}], "answerKey": "B"},
+        {"question_stem": "q", "choices": {"text": ["one", "two"], "label": ["A", "B"]}, "answerKey": "B"},
+        {"question": "q", "choices": ["one", "two"], "answer": 1, "subject": "x"},
+        {"question": "q", "choices": ["one", "two"], "answerKey": "B"},
+    ],
+)  # fmt: skip
+def test_multiple_choice(row):
+    example = parse(row)
+    assert spoken(example) == ([("user", LINES)], [("assistant", "B. two")])
+    assert example.reference == "B. two"
+
+
+def test_an_answer_in_words_is_no_multiple_choice():
+    row = {"question": "q", "choices": ["a", "b"], "answer": "a"}
+    chosen = choose_format(DatasetConfig(path="x"), [row], "x", "mixture.d")
+    assert (chosen.name, spoken(chosen.parse(row, 1)), chosen.unread) == ("qa", QA, {"choices": 1})
+
+
+def test_labels_may_be_numbers_and_columns_mapped():
+    row = {"frage": "q", "optionen": {"text": ["one", "two"], "label": ["1", "2"]}, "richtig": "2"}
+    columns = {"prompt": "frage", "choices": "optionen", "completion": "richtig"}
+    assert spoken(parse(row, columns=columns, format="multiple_choice")) == (
+        [("user", "q\n\n1. one\n2. two")],
+        [("assistant", "2. two")],
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"answerKey": "C"}, "`answerKey`: names no choice; there are A, B, not text ('C')"),
+        ({"answerKey": 2}, "`answerKey`: names no choice; there are A, B, not a number (2)"),
+        ({"answerKey": None}, "`answerKey`: is null; a row needs it"),
+        ({"choices": ["one"]}, "`choices`: must be a list of 2 to 26 choices"),
+        ({"choices": {"text": ["one", "two"], "label": ["A"]}}, "`choices`: must have one label a choice"),
+        ({"choices": ["one", 2]}, "`choices`: must be text, not a number (2)"),
+    ],
+)
+def test_a_wrong_choice_gets_one_line(row, line):
+    with pytest.raises(InputError) as caught:
+        parse({"question": "q", "choices": ["one", "two"], "answerKey": "A", **row}, format="multiple_choice")
+    assert str(caught.value) == f"f.jsonl:7: {line}"
+
+
+def test_content_parts_may_be_text_or_hold_a_value():
+    parts = [{"type": "text", "value": "q"}, "u", {"type": "input_text", "text": "!"}]
+    example = parse({"messages": [{"role": "user", "content": parts}, *say("aa")]})
+    assert spoken(example)[0] == [("user", "qu!")]

@@ -66,7 +66,8 @@ if TYPE_CHECKING:
     FieldName = str
 else:
     FormatName = Literal[extensions.names("formats")]
-    _KNOWN = ("prompt", "completion", "input", "history", "system", "messages", "reference", "images", "tools")
+    _KNOWN = ("prompt", "completion", "input", "history", "choices")
+    _KNOWN += ("system", "messages", "reference", "images", "tools")
     _OTHERS = [extensions.stated("formats", name, "columns") for name in extensions.foreign("formats")]
     FieldName = Literal[tuple(dict.fromkeys(field for fields in (_KNOWN, *_OTHERS) for field in fields))]
 

@@ -207,7 +207,8 @@ def _detected(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> tuple
     present = {key for row in rows for key, value in row.items() if value is not None} - {*mapped.values()}
 
     def fits(known: Format, columns: Mapping[str, str]) -> bool:
-        wanted = {canonical: mapped.get(canonical, column) for canonical, column in columns.items()}
+        named = columns if known.recognises is _has_columns else {**known.optional, **columns}
+        wanted = {canonical: mapped.get(canonical, column) for canonical, column in named.items()}
         # Any of the rows, not all: the row that lacks a column is then named, rather than the whole file refused.
         return any(known.recognises(row, wanted) for row in rows)
 
@@ -217,9 +218,14 @@ def _detected(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> tuple
         kin = named and any(column in present for column in known.optional.values())
         return not set(mapped) <= set(known.fields), not kin
 
-    if own := [name for name, known in formats.items() if fits(known, known.columns)]:
+    own: dict[FormatName, Mapping[str, str]] = {}
+    for name, known in formats.items():
+        precise = known.spellings if known.recognises is not _has_columns else ()
+        if (columns := next((item for item in (known.columns, *precise) if fits(known, item)), None)) is not None:
+            own[name] = columns
+    if own:
         name = min(own, key=distance)
-        return name, formats[name].columns
+        return name, own[name]
     for name, known in formats.items():
         for columns in known.spellings:
             left = present - {*columns.values(), *known.optional.values()}
