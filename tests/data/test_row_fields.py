@@ -162,7 +162,7 @@ def test_history_becomes_turns():
     ("extra", "line"),
     [
         ({"label": False}, "`label`: false marks a bad answer of preference data, which merit would learn; keep the "
-         "rows with true"),
+         "rows with true, or set `on_bad_row: skip`"),
         ({"kto_tag": "False"}, "`kto_tag`: false marks a bad answer"),
         ({"videos": ["a.mp4"]}, "`videos`: merit reads text and images only"),
         ({"audio": {"path": "a.wav"}}, "`audio`: merit reads text and images only"),

@@ -22,6 +22,12 @@ from merit.data.example import Row
 MAX_ROW_BYTES = 64 * 2**20  # one row larger than this is a mistake, and would be the one thing that fills memory
 _BATCH = 128  # rows of a Parquet file decoded at once
 _GROUP_BYTES = 256 * 2**20
+
+
+class UnreadableRest(InputError):
+    """Nothing after this row can be read: to skip the row would be to skip all that follow."""
+
+
 _BOMS_16 = (BOM_UTF16_LE, BOM_UTF16_BE)
 _NOT_UTF8 = "not valid UTF-8; if it is Latin-1, convert it: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
 # Keys of an object under which files keep their rows: {"version": …, "data": [{…}, …]}.
@@ -154,7 +160,8 @@ class JsonFile(FileSource):
                 for number, value in stream_json(handle):
                     yield Row(number, min(handle.tell() / size, 1.0), _row_of(value))
             except _SyntaxError as error:
-                yield Row(error.line, 1.0, error=self.error(f"not valid JSON: {error}", error.line))
+                problem = UnreadableRest(f"not valid JSON: {error}", file=self.place, line=error.line)
+                yield Row(error.line, 1.0, error=problem)
 
 
 class CsvFile(FileSource):

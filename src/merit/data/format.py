@@ -244,7 +244,8 @@ def _check_row(row: Mapping[str, Any], mapped: Collection[str]) -> None:
     for column in {"label", "kto_tag"}.difference(mapped):
         if row.get(column) is False or (isinstance(row.get(column), str) and row[column].lower() == "false"):
             raise InputError(
-                "false marks a bad answer of preference data, which merit would learn; keep the rows with true",
+                "false marks a bad answer of preference data, which merit would learn; keep the rows with true, "
+                "or set `on_bad_row: skip`",
                 field=column,
             )
     for column in set(_REFUSED).difference(mapped):
