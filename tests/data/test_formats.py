@@ -300,3 +300,13 @@ def test_content_parts_may_be_text_or_hold_a_value():
     parts = [{"type": "text", "value": "q"}, "u", {"type": "input_text", "text": "!"}]
     example = parse({"messages": [{"role": "user", "content": parts}, *say("aa")]})
     assert spoken(example)[0] == [("user", "qu!")]
+
+
+def test_exchanges_under_the_speakers_names():
+    example = parse({"conversation": [{"system": "S", "human": "q", "assistant": "a"}, {"input": "q2", "output": "b"}]})
+    assert spoken(example) == (
+        [("system", "S"), ("user", "q")],
+        [("assistant", "a"), ("user", "q2"), ("assistant", "b")],
+    )
+    with pytest.raises(InputError, match=r"`conversation\[0\].input`: a second text of the same speaker"):
+        parse({"conversation": [{"human": "q", "input": "x", "assistant": "a"}]})

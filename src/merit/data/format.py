@@ -147,11 +147,12 @@ class RowFormat:
                 yield str(column)
             elif column in known and isinstance(value, list):
                 for turn in value:
-                    if isinstance(turn, dict) and ("role" in turn or "from" in turn):
+                    if isinstance(turn, dict) and column in (self.columns.get(name) for name in _HELD):
                         yield from (
                             f"{column}[].{key}"
                             for key, item in turn.items()
-                            if item is not None and key not in (_TOOL_KEYS if _is_tool(turn) else _TURN_KEYS)
+                            if item is not None
+                            and key not in (_TOOL_KEYS if _is_tool(turn) else _TURN_KEYS | _EXCHANGE_KEYS)
                         )
 
 
@@ -303,6 +304,11 @@ _ALIASES: dict[Role, tuple[str, ...]] = {
     "assistant": ("assistant", "gpt", "model", "bot", "chatgpt", "function_call", "tool_call"),
     "tool": ("tool", "function", "observation", "tool_response"),
 }
+_SPEAKERS: dict[Role, tuple[str, ...]] = {
+    "system": ("system",),
+    "user": ("human", "user", "input"),
+    "assistant": ("assistant", "gpt", "bot", "output"),
+}
 _CALLING = ("function_call", "tool_call")  # roles of a turn whose text is the JSON of a call
 _MASKS = ("weight", "loss_weight", "train", "training")  # of a turn: whether it is learned
 _PARTIAL_MASKS = ("training_detail", "train_detail")
@@ -312,6 +318,8 @@ _TURN_KEYS = frozenset(
     ("role", "from", "content", "value", "tool_calls", "function_call", *_MASKS, *_PARTIAL_MASKS, *_REASONING)
 )
 _TOOL_KEYS = _TURN_KEYS | {"name", "tool_call_id"}
+_EXCHANGE_KEYS = frozenset(key for keys in _SPEAKERS.values() for key in keys)
+_HELD = ("messages", "prompt", "completion")  # fields that may hold turns
 ROLES: dict[str, Role] = {alias: role for role, aliases in _ALIASES.items() for alias in aliases}
 
 
@@ -323,7 +331,20 @@ def parse_turns(value: Any, at: str, images: ImageSource = NO_FOLDER) -> tuple[M
     """
     if not isinstance(value, list):
         raise InputError(f"must be a list of messages, not {kind_of(value)}", field=at)
-    return tuple(_turn(item, f"{at}[{index}]", images) for index, item in enumerate(value))
+    return tuple(turn for index, item in enumerate(value) for turn in _turns(item, f"{at}[{index}]", images))
+
+
+def _turns(item: Any, at: str, images: ImageSource) -> list[Message]:
+    """The turn that `item` is, or those of an exchange under the speakers' names: {"human": …, "assistant": …}."""
+    if not isinstance(item, dict) or any(item.get(key) is not None for key in ("role", "from", "content", "value")):
+        return [_turn(item, at, images)]
+    said = [(role, key) for role, keys in _SPEAKERS.items() for key in keys if item.get(key) not in (None, "")]
+    if not {"user", "assistant"} <= {role for role, _ in said}:
+        return [_turn(item, at, images)]
+    for (role, key), (before, _) in zip(said[1:], said[:-1], strict=True):
+        if role == before:
+            raise InputError("a second text of the same speaker", field=f"{at}.{key}")
+    return [Message(role, checked_text(item[key], f"{at}.{key}")) for role, key in said]
 
 
 def _turn(item: Any, at: str, images: ImageSource) -> Message:
