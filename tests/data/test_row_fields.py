@@ -123,6 +123,17 @@ def test_reasoning_is_learned_under_the_key_that_the_template_reads(key):
     assert parse({"messages": [*say("uq"), {**answer, key: ""}]}) == parse({"messages": say("uq", "aa")})
 
 
+def test_reasoning_that_only_earlier_turns_lose_is_the_templates_way():
+    answer = {**say("aa")[0], "reasoning_content": "hm"}
+    last = TOOLS.replace("if m.reasoning_content", "if m.reasoning_content and loop.last")
+    row = {"messages": [*say("uq"), answer, *say("uq2"), {**answer, "reasoning_content": "so"}]}
+    assert "<think>so</think>" in learned(row, last)[1]
+    never = TOOLS.replace("if m.reasoning_content", "if m.reasoning_content and m.tool_calls")
+    with pytest.raises(InputError, match="leaves out the reasoning of this turn") as caught:
+        learned({"messages": [*say("uq"), answer]}, never)
+    assert caught.value.field == "turn 2.reasoning_content"
+
+
 @pytest.mark.parametrize("key", ["weight", "loss_weight", "train", "training"])
 @pytest.mark.parametrize("template", [CHATML, STRIPPING, TOOLS])
 def test_masked_turns_are_context(key, template):

@@ -74,7 +74,8 @@ class ChatTemplate:
         """The text of a whole conversation.
 
         Raises:
-            InputError: as `text`; the template leaves out the tools, or a call of one.
+            InputError: as `text`; the template leaves out the tools, a call of one, or the reasoning of the last turn.
+                Of earlier turns a template may well strip it.
         """
         text = self.text(messages)
         if self._tools is not None and text == self.with_tools(None).text(messages):
@@ -83,6 +84,13 @@ class ChatTemplate:
             for call in turn.more.get("tool_calls", ()):
                 if call["function"]["name"] not in text:
                     raise InputError(_NO_CALLS, field=f"turn {number}.tool_calls")
+        last = messages[-1].more.get("reasoning", "") if messages else ""
+        if last.strip() not in text:
+            raise InputError(
+                "the chat template leaves out the reasoning of this turn; write it into `content`, or use another "
+                "template",
+                field=f"turn {len(messages)}.reasoning_content",
+            )
         return text
 
     def text(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
