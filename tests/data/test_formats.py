@@ -310,3 +310,14 @@ def test_exchanges_under_the_speakers_names():
     )
     with pytest.raises(InputError, match=r"`conversation\[0\].input`: a second text of the same speaker"):
         parse({"conversation": [{"human": "q", "input": "x", "assistant": "a"}]})
+
+
+def test_a_query_with_a_history_keeps_it():
+    example = parse({"query": "q", "response": "a", "history": [["h", "r"]]})
+    assert spoken(example) == ([("user", "h")], [("assistant", "r"), ("user", "q"), ("assistant", "a")])
+
+
+def test_a_context_can_be_mapped_beside_a_question():
+    row = {"question": "q", "context": "c", "answer": "a"}
+    columns = {"prompt": "question", "completion": "answer", "input": "context"}
+    assert spoken(parse(row, columns=columns)) == ([("user", "q\n\nc")], [("assistant", "a")])

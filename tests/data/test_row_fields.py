@@ -175,6 +175,8 @@ def test_history_becomes_turns():
         ({"label": False}, "`label`: false marks a bad answer of preference data, which merit would learn; keep the "
          "rows with true, or set `on_bad_row: skip`"),
         ({"kto_tag": "False"}, "`kto_tag`: false marks a bad answer"),
+        ({"chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
+         "`chosen`: preference data: merit learns the good answers only; append `chosen` to the conversation"),
         ({"videos": ["a.mp4"]}, "`videos`: merit reads text and images only"),
         ({"audio": {"path": "a.wav"}}, "`audio`: merit reads text and images only"),
         ({"tools": "[{"}, "`tools`: is text that is not valid JSON"),
@@ -229,3 +231,15 @@ def test_what_nothing_reads_is_told_once():
     for number, row in enumerate([*rows, *rows], start=1):
         chosen.parse(row, number)
     assert chosen.unread == {"messages[].emotion": 1, "messages[].name": 1, "id": 1, "tag": 2}
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [({"label": True}, set()), ({"label": "true"}, set()), ({"label": "spam"}, {"label"}), ({"label": 1}, {"label"}),
+     ({"thinking": "hm"}, set()), ({"video": "a.mp4"}, {"video"}), ({"context": "c"}, {"context"})],
+)  # fmt: skip
+def test_a_column_that_means_nothing_here_is_told(extra, told):
+    row = {"question": "q", "answer": "a", **extra}
+    chosen = choose_format(DatasetConfig(path="x"), [row], "x", "mixture.d")
+    chosen.parse(row, 1)
+    assert set(chosen.unread) == told

@@ -288,6 +288,8 @@ PAIRS = [{"prompt": "q", "completion": str(number)} for number in range(3)]
         ("a.json", json.dumps({"version": 1, "examples": PAIRS, "note": {"by": "x"}}, indent=1)),
         ("a.json", json.dumps({"info": {"by": "x"}, "rows": PAIRS})),
         ("a.json", json.dumps({"train": PAIRS}).encode("utf-16")),
+        ("a.json", json.dumps({"features": [{"name": "prompt"}], "rows": [{"row_idx": 0, "row": p} for p in PAIRS]})),
+        ("a.jsonl", json.dumps({"version": "1", "data": PAIRS})),
         ("a.jsonl", json.dumps(PAIRS)),
         ("a.jsonl", json.dumps(PAIRS, indent=2)),
         ("a.jsonl", "\n".join(map(json.dumps, PAIRS)).encode("utf-16")),
@@ -347,6 +349,12 @@ def test_a_wrapper_that_cannot_be_read_on(tmp_path, content, line, words):
     *_, last = source(tmp_path, "a.json").rows()
     assert last.error is not None
     assert (last.error.line, words in last.error.message) == (line, True), last.error
+
+
+def test_lines_with_a_list_are_no_wrapper(tmp_path):
+    rows = [{"id": 1, "data": [{"x": 1}], "prompt": "q", "completion": "a"}] * 2
+    write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
+    assert [row.value for row in source(tmp_path, "a.jsonl").rows()] == rows
 
 
 def test_latin_1_says_how_to_convert_it(tmp_path):

@@ -101,9 +101,11 @@ def _is_utf16(handle: IO[bytes]) -> bool:
 
 
 def _row_of(value: Any) -> Any:
-    """A bare list of turns is the row of a conversation."""
+    """A bare list of turns is the row of a conversation; the dataset server of the Hub has a row within each."""
     if isinstance(value, list) and value and all(isinstance(turn, dict) and _is_turn(turn) for turn in value):
         return {"messages": value}
+    if isinstance(value, dict) and "row_idx" in value and isinstance(value.get("row"), dict):
+        return value["row"]
     return value
 
 
@@ -115,7 +117,7 @@ class JsonLinesFile(FileSource):
     """One JSON object per line; blank lines are skipped. A file that is one JSON array is read as such."""
 
     def rows(self) -> Iterator[Row]:
-        if self._is_array():
+        if self._is_whole():
             yield from JsonFile(self.path, self.place).rows()
             return
         for number, done, raw in self.lines():
@@ -133,17 +135,31 @@ class JsonLinesFile(FileSource):
                 problem = f"not valid JSON: {error}"
             yield Row(number, done, _row_of(value), self.error(problem, number) if problem else None)
 
-    def _is_array(self) -> bool:
-        """Whether the file begins with an array of rows, not with one row that is a list of turns."""
+    def _is_whole(self) -> bool:
+        """Whether the file is one JSON value: an array of rows (not one row that is a list of turns), or an object with
+        rows under a key."""
         with self.readable(), self.path.open("rb") as handle:
             try:
-                if _Window(handle).peek() != "[":
+                window = _Window(handle)
+                if _wrapper(window) is not None:
+                    return self._is_one_value()
+                if window.peek() != "[":
                     return False
                 handle.seek(0)
                 _, first = next(stream_json(handle), (0, None))
             except _SyntaxError:
                 return False
         return isinstance(_row_of(first), dict) and not (isinstance(first, dict) and _is_turn(first))
+
+    def _is_one_value(self) -> bool:
+        """Whether the first line is no object of its own, beside others."""
+        lines = (raw for _, _, raw in self.lines() if raw.strip())
+        first, second = next(lines, b""), next(lines, None)
+        try:
+            json.loads(first)
+        except (ValueError, RecursionError):
+            return True
+        return second is None
 
 
 class JsonFile(FileSource):
@@ -306,7 +322,7 @@ def stream_json(handle: IO[bytes]) -> Iterator[tuple[int, object]]:
     """
     window = _Window(handle)
     key = ""
-    if window.peek() == "{" and (wrapper := _WRAPPER.match(window.text, window.at)) and not _OWN.search(wrapper[0]):
+    if (wrapper := _wrapper(window)) is not None:
         window.take(len(wrapper[0]) - 1)
         key = wrapper[1]
     elif window.peek() != "[":
@@ -332,6 +348,12 @@ _WRAPPER = re.compile(
 # What an object holds that is itself a row, whatever lists it has beside.
 _ROW_KEYS = ("messages", "conversations", "prompt", "instruction", "question", "query", "input", "problem", "text")
 _OWN = re.compile(rf'"(?:{"|".join(_ROW_KEYS)})"\s*:')
+
+
+def _wrapper(window: _Window) -> re.Match[str] | None:
+    """The beginning of an object up to its list of rows, if one starts here."""
+    found = _WRAPPER.match(window.text, window.at) if window.peek() == "{" else None
+    return None if found is None or _OWN.search(found[0]) else found
 
 
 def _wrapped(value: Any) -> list[Any] | None:

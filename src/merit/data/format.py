@@ -22,12 +22,13 @@ from merit.data.tools import row_tools, spoken_calls, tool_calls
 _PROBED = 20
 _OF_ALL = ("system", "reference", "images", "tools")  # fields that every format has besides its own
 # Columns that every format reads, or refuses, under their own names.
-_READ = ("system", "system_prompt", "images", "image", "tools", "functions", "verifier", "label", "kto_tag")
+_READ = ("system", "system_prompt", "images", "image", "tools", "functions", "verifier")
+_LABELS = ("label", "kto_tag")
 _REFUSED = ("videos", "video", "audios", "audio")
 # Columns that speak to the model: another spelling of a format does not fit a row where it would leave one out.
 _SPEAKING = {"instruction", "question", "prompt", "query", "problem", "input", "inputs", "context", "passage", "text"}
 _SPEAKING |= {"history", "messages", "conversations", "conversation", "chosen", "rejected", "choices", "options"}
-_PREFERENCES = "preference data: merit learns the good answers only; name them, e.g. "
+_PREFERENCES = "preference data: merit learns the good answers only; "
 
 Parts = tuple[tuple[Message, ...], tuple[Message, ...]]  # prompt, completion
 Reader = Callable[[Mapping[str, Any], Mapping[str, str], ImageSource], Parts]
@@ -141,19 +142,16 @@ class RowFormat:
         return completion[0].content.strip()
 
     def _unread(self, row: Mapping[str, Any]) -> Iterator[str]:
-        known = {*self.columns.values(), *_READ, *_REFUSED}
+        known = {*self.columns.values(), *_READ, *(_ROW_REASONING if "completion" in self.columns else ())}
+        known.update(column for column in _LABELS if _truth(row.get(column)) is not None)
         for column, value in row.items():
             if column not in known and value is not None:
                 yield str(column)
-            elif column in known and isinstance(value, list):
-                for turn in value:
-                    if isinstance(turn, dict) and column in (self.columns.get(name) for name in _HELD):
-                        yield from (
-                            f"{column}[].{key}"
-                            for key, item in turn.items()
-                            if item is not None
-                            and key not in (_TOOL_KEYS if _is_tool(turn) else _TURN_KEYS | _EXCHANGE_KEYS)
-                        )
+        for column in (self.columns[name] for name in _OF_TURNS if name in self.columns):
+            turns = row.get(column)
+            for turn in turns if isinstance(turns, list) else ():  # all are objects: the row has been read
+                read = _TOOL_KEYS if _is_tool(turn) else _TURN_KEYS
+                yield from (f"{column}[].{key}" for key, item in turn.items() if item is not None and key not in read)
 
 
 def choose_format(
@@ -181,7 +179,7 @@ def choose_format(
         )
         if {"chosen", "rejected"} <= set(present):
             turns = any(isinstance(row.get("chosen"), list) for row in probed)
-            message = _PREFERENCES + ("columns: {messages: chosen}" if turns else "columns: {completion: chosen}")
+            message = f"{_PREFERENCES}name them: columns: {{{'messages' if turns else 'completion'}: chosen}}"
         raise InputError(message, file=place, field=f"{at}.format")
     name, own = found
     known = known_formats()[name]
@@ -240,19 +238,26 @@ def _check_row(row: Mapping[str, Any], mapped: Collection[str]) -> None:
     """Refuses what would be learned, or left out, against the row's meaning, where no column in `mapped` gives it one.
 
     Raises:
-        InputError: a bad answer of preference data; a video or sound.
+        InputError: a bad answer of preference data, or one turn of it in two versions; a video or sound.
     """
-    for column in {"label", "kto_tag"}.difference(mapped):
-        if row.get(column) is False or (isinstance(row.get(column), str) and row[column].lower() == "false"):
+    for column in _LABELS:
+        if column not in mapped and _truth(row.get(column)) is False:
             raise InputError(
                 "false marks a bad answer of preference data, which merit would learn; keep the rows with true, "
                 "or set `on_bad_row: skip`",
                 field=column,
             )
-    for column in set(_REFUSED).difference(mapped):
-        value = row.get(column)
+    if "chosen" not in mapped and isinstance(row.get("chosen"), Mapping) and row.get("rejected") is not None:
+        raise InputError(f"{_PREFERENCES}append `chosen` to the conversation", field="chosen")
+    for column in _REFUSED:
+        value = row.get(column) if column not in mapped else None
         if value and (column.endswith("s") or not isinstance(value, str | int | float)):
             raise InputError("merit reads text and images only; take these rows out", field=column)
+
+
+def _truth(value: Any) -> bool | None:
+    """A truth value, or the text of one, as CSV has it."""
+    return value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value).lower())
 
 
 def answer(row: Mapping[str, Any], column: str) -> Message:
@@ -264,6 +269,11 @@ def answer(row: Mapping[str, Any], column: str) -> Message:
     text = text_of(row, column)
     if not text.strip():
         raise InputError("the completion is empty", field=column)
+    return reasoned(row, text)
+
+
+def reasoned(row: Mapping[str, Any], text: str) -> Message:
+    """The assistant's turn `text`, after the reasoning that the row has for it in a column of its own."""
     key = next((key for key in _ROW_REASONING if isinstance(row.get(key), str) and row[key].strip()), None)
     return Message("assistant", text, fields=_fields({"reasoning": row[key]}) if key is not None else "")
 
@@ -316,10 +326,9 @@ _ROW_REASONING = ("reasoning_content", "thinking")
 _REASONING = (*_ROW_REASONING, "reasoning")
 _TURN_KEYS = frozenset(
     ("role", "from", "content", "value", "tool_calls", "function_call", *_MASKS, *_PARTIAL_MASKS, *_REASONING)
-)
+).union(*_SPEAKERS.values())
 _TOOL_KEYS = _TURN_KEYS | {"name", "tool_call_id"}
-_EXCHANGE_KEYS = frozenset(key for keys in _SPEAKERS.values() for key in keys)
-_HELD = ("messages", "prompt", "completion")  # fields that may hold turns
+_OF_TURNS = ("messages", "prompt", "completion")  # fields that may hold turns
 ROLES: dict[str, Role] = {alias: role for role, aliases in _ALIASES.items() for alias in aliases}
 
 
@@ -399,7 +408,7 @@ def _more(turn: Mapping[str, Any], role: Role, at: str) -> dict[str, Any]:
     return found
 
 
-def _is_tool(turn: Mapping[str, Any]) -> bool:
+def _is_tool(turn: Any) -> bool:
     return ROLES.get(str(turn.get("role") or turn.get("from")).lower()) == "tool"
 
 

@@ -45,5 +45,6 @@ FORMAT = Format(
     spellings=[
         {"prompt": "instruction", "completion": "response", "input": "context"},
         {"prompt": "instruction", "completion": "response"},
+        {"prompt": "query", "completion": "response"},  # ms-swift's, where it has a history
     ],
 )

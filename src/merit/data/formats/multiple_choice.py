@@ -8,7 +8,7 @@ from typing import Any
 
 from merit.base.errors import InputError
 from merit.data.example import Message
-from merit.data.format import Format, Parts, checked_text, kind_of, missing
+from merit.data.format import Format, Parts, checked_text, kind_of, missing, reasoned
 from merit.data.image_fields import ImageSource
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -31,7 +31,7 @@ def _read(row: Mapping[str, Any], columns: Mapping[str, str], images: ImageSourc
             f"names no choice; there are {', '.join(lines)}, not {kind_of(key)}", field=columns["completion"]
         )
     prompt = "\n".join([checked_text(question, columns["prompt"]), "", *lines.values()])
-    return (Message("user", prompt),), (Message("assistant", lines[label]),)
+    return (Message("user", prompt),), (reasoned(row, lines[label]),)
 
 
 def _parts(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[Any, Any, str]:
