@@ -182,6 +182,7 @@ def test_history_becomes_turns():
         ({"tools": "[{"}, "`tools`: is text that is not valid JSON"),
         ({"tools": "no"}, "`tools`: is text that is not valid JSON"),
         ({"tools": [3]}, "`tools[0]`: must be an object with the function's `name`"),
+        ({"tools": [{"name": "\ud800"}]}, "`tools`: holds half a surrogate pair, which is no text"),
         ({"tools": 3}, "`tools`: must be a list of functions"),
         ({"history": "x", "instruction": "q", "output": "a"}, "`history`: must be a list of [question, answer]"),
         ({"history": [["x"]], "instruction": "q", "output": "a"}, "`history[0]`: must be [question, answer]"),

@@ -120,7 +120,8 @@ class RowFormat:
             system = self._system(row)
             if system:
                 prompt = (Message("system", system), *prompt)
-        tools = row_tools(row, self.columns.get("tools"))
+        if (tools := row_tools(row, self.columns.get("tools"))) is not None:
+            checked_text(tools, self.columns.get("tools", "tools"))
         example = Example(prompt, completion, self._reference(row, completion), row.get("verifier"), tools)
         for image in example.images:
             _ = image.digest  # a missing file is this row's mistake
