@@ -14,6 +14,7 @@ from chat_tokenizers import ENDLESS, make_tokenizer
 
 from merit.base.errors import InputError, StageError
 from merit.config import RunConfig
+from merit.config.sections import PrepareConfig
 from merit.data import build, store
 from merit.data.build import build_mixture, source_fingerprints
 from merit.data.mixture import Mixture
@@ -272,3 +273,55 @@ def test_a_run_directory_that_cannot_be_written(tmp_path, run, monkeypatch):
     with pytest.raises(StageError, match="the disk is full"):
         one(tmp_path, run, qa(40))
     assert not list(run.root.rglob("*.arrow*"))
+
+
+BAD = [{"question": "q", "answer": ""}, {"question": "q", "answer": 3}, ["x"]]
+
+
+def test_bad_rows_are_skipped_counted_and_named(tmp_path, run):
+    rows = [BAD[0], *qa(60), *BAD[1:]]
+    with pytest.raises(InputError, match=r"^d.jsonl:1: `answer`: the completion is empty$"):
+        one(tmp_path, run, rows)
+    assert not run.data_folder.exists()
+    summary, data = one(tmp_path, run, rows, on_bad_row="skip")
+    assert (summary.bad_rows, len(data)) == (3, 60)
+    told = [json.loads(line) for line in run.skipped_rows("d").read_text().splitlines()]
+    assert told == [
+        {"line": 1, "field": "answer", "problem": "the completion is empty"},
+        {"line": 62, "field": "answer", "problem": "must be text, not a number (3)"},
+        {"line": 63, "field": None, "problem": "a row must be an object, not list"},
+    ]
+    assert sorted(file.name for file in run.data_folder.iterdir()) == ["d.arrow", "d.skipped.jsonl"]
+    # Without bad rows the result is the same, and the list is empty.
+    again, clean = one(tmp_path, run, qa(60), on_bad_row="skip")
+    assert (again.fingerprint, again.bad_rows, len(clean)) == (summary.fingerprint, 0, 60)
+    assert run.skipped_rows("d").read_text() == ""
+
+
+def test_rows_that_the_template_refuses_are_skipped_too(tmp_path, run):
+    template = "{% for m in messages %}{% if '7' in m['content'] %}{{ raise_exception('no 7') }}{% endif %}"
+    template += "{{ m['content'] + eos_token }}{% endfor %}"
+    tokenizer = make_tokenizer(template)
+    summary, data = one(tmp_path, run, qa(40), tokenizer=tokenizer, on_bad_row="skip")
+    assert (summary.bad_rows, len(data)) == (4, 36)
+    assert [json.loads(line)["line"] for line in run.skipped_rows("d").read_text().splitlines()] == [8, 18, 28, 38]
+
+
+def test_what_skipping_does_not_cover(tmp_path, run):
+    with pytest.raises(InputError, match=r"^d.jsonl: `mixture.d`: not one usable row: 3 are bad; `on_bad_row: refuse`"):
+        one(tmp_path, run, BAD[:2] + BAD[:1], on_bad_row="skip")
+    # After a syntax error the rest of a JSON file cannot be read: it would be skipped unseen.
+    (tmp_path / "d.json").write_text(json.dumps(qa(40))[:-1] + ',\n{"question" }]')
+    settings = config({"d": {"path": "d.json", "on_bad_row": "skip"}})
+    with pytest.raises(InputError, match=r"^d.json:2: not valid JSON"):
+        build_mixture(settings, tmp_path, run, make_tokenizer())
+
+
+def test_the_setting_is_no_part_of_the_fingerprint_of_those_who_do_not_use_it(tmp_path):
+    plain = config({"d": {"path": "d.jsonl"}}).mixture["d"]
+    assert "on_bad_row" not in plain.mark
+    assert plain.mark == plain.model_dump(mode="json", exclude={"on_bad_row"})
+    skipping = config({"d": {"path": "d.jsonl", "on_bad_row": "skip"}}).mixture["d"]
+    assert skipping.mark["on_bad_row"] == "skip"
+    prepare = PrepareConfig(mixture={"d": plain})
+    assert prepare.mark["mixture"] == {"d": plain.mark}

@@ -123,3 +123,18 @@ def test_a_tokenizer_that_cannot_be_used_is_an_error(tmp_path):
     write(tmp_path / "d.jsonl", qa(40))
     with pytest.raises(InputError):
         check_mixture(config({"d": {"path": "d.jsonl"}}), tmp_path, object())
+
+
+def test_skipped_rows_and_unread_columns_are_told(tmp_path):
+    rows = [{**row, "id": 1} for row in qa(60)]
+    write(tmp_path / "d.jsonl", [{"question": "q", "answer": ""}, *rows])
+    settings = config({"d": {"path": "d.jsonl"}})
+    assert check_mixture(settings, tmp_path, make_tokenizer()).problems == [
+        "d.jsonl:1: `answer`: the completion is empty"
+    ]
+    settings = config({"d": {"path": "d.jsonl", "on_bad_row": "skip"}})
+    report = check_mixture(settings, tmp_path, make_tokenizer())
+    assert report.ok
+    assert report.datasets[0].summary.bad_rows == 1
+    assert "left out: d.jsonl:1: `answer`: the completion is empty" in report.datasets[0].warnings
+    assert "not read: id" in report.datasets[0].warnings

@@ -122,7 +122,7 @@ MESSAGES = {"messages": say("uq", "aa")}
         ({"messages": say("uq", "a  ")}, "`messages[1].content`: the completion is empty"),
         ({"messages": say("uq", "aa", "uq", "a")}, "`messages[3].content`: the completion is empty"),
         ({"messages": [*say("uq"), {"role": "assistant", "content": "", "tool_calls": [1]}]},
-         "`messages[1].tool_calls`: tool calls cannot be rendered yet; write them into `content`"),
+         "`messages[1].tool_calls[0]`: must be an object with the function's `name`"),
         ({"messages": say("u\ud800", "aa")}, "`messages[0].content`: holds half a surrogate pair, which is no text"),
         ([1], "a row must be an object, not list"),
     ],
@@ -183,3 +183,141 @@ def test_detection_looks_beyond_a_first_row_that_lacks_a_column():
     rows = [{"question": "q"}, {"question": "q", "answer": "a"}]
     assert choose_format(DatasetConfig(path="x"), rows, "x", "mixture.d").name == "qa"
     assert choose_format(DatasetConfig(path="x"), [[1], "a"], "x", "mixture.d").name == "messages"
+
+
+SUM = {"instruction": "Add.", "input": "1 and 2", "response": "3"}
+ADDED = ([("user", "Add.\n\n1 and 2")], [("assistant", "3")])
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "name", "expected"),
+    [
+        (SUM, {"prompt": "instruction", "completion": "response"}, "alpaca", ADDED),
+        (SUM, {"completion": "response"}, "alpaca", ADDED),
+        (SUM, {}, "alpaca", ADDED),
+        ({"instruction": "Add.", "context": "1 and 2", "response": "3", "category": "x"}, {}, "alpaca", ADDED),
+        ({"instruction": "Add.", "context": "1 and 2", "response": "3"},
+         {"prompt": "instruction", "completion": "response", "input": "context"}, "alpaca", ADDED),
+        ({"task": "Add.", "with": "1 and 2", "result": "3"},
+         {"prompt": "task", "completion": "result", "input": "with"}, "alpaca", ADDED),
+        ({"instruction": "q", "response": "a"}, {"prompt": "instruction", "completion": "response"},
+         "prompt_completion", QA),
+        ({"instruction": "q", "response": "a"}, {}, "alpaca", QA),
+        *(({one: "q", two: "a"}, {}, "prompt_completion", QA)
+          for one, two in (("prompt", "response"), ("input", "target"), ("inputs", "targets"), ("input", "output"),
+                           ("problem", "solution"), ("query", "response"))),
+        ({"question": "q", "response": "a"}, {}, "qa", QA),
+        ({"dialog": say("uq", "aa")}, {}, "messages", QA),
+        ({"conversation": say("uq", "aa")}, {}, "messages", QA),
+    ],
+)  # fmt: skip
+def test_other_spellings_keep_every_part(row, columns, name, expected):
+    chosen = choose_format(DatasetConfig(path="x", columns=columns), [row], "x", "mixture.d")
+    assert chosen.name == name
+    assert spoken(chosen.parse(row, 1)) == expected
+    assert set(chosen.unread) <= {"category"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "i", "input": "q", "target": "a"},
+        {"context": "c", "input": "q", "output": "a"},
+        {"prompt": "q", "response": "a", "rejected": "b"},
+        {"text": "q", "label": "a"},
+    ],
+)
+def test_a_spelling_that_would_drop_a_part_does_not_fit(row):
+    with pytest.raises(InputError, match="no known format fits"):
+        parse(row)
+
+
+def test_preference_data_are_refused_with_what_to_do():
+    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    with pytest.raises(InputError, match=r"preference data: .*columns: \{completion: chosen\}"):
+        parse(row)
+    assert spoken(parse(row, columns={"completion": "chosen"})) == QA
+    row = {"chosen": say("uq", "aa"), "rejected": say("uq", "ab")}
+    with pytest.raises(InputError, match=r"columns: \{messages: chosen\}"):
+        parse(row)
+    assert spoken(parse(row, columns={"messages": "chosen"})) == QA
+
+
+LINES = "q\n\nA. one\nB. two"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": {"stem": "q", "choices": [{"text": "one", "label": "A"}, {"text": "two", "label": "B"}]},
+         "answerKey": "B"},
+        {"question": "q", "choices": {"text": ["one", "two"], "label": ["A", "B"]}, "answerKey": "B"},
+        {"question": "q", "choices": [{"label": "A", "text": "one"}, {"label": "B", "text": "two"}], "answerKey": "B"},
+        {"question_stem": "q", "choices": {"text": ["one", "two"], "label": ["A", "B"]}, "answerKey": "B"},
+        {"question": "q", "choices": ["one", "two"], "answer": 1, "subject": "x"},
+        {"question": "q", "choices": ["one", "two"], "answerKey": "B"},
+    ],
+)  # fmt: skip
+def test_multiple_choice(row):
+    example = parse(row)
+    assert spoken(example) == ([("user", LINES)], [("assistant", "B. two")])
+    assert example.reference == "B. two"
+
+
+def test_an_answer_in_words_is_no_multiple_choice():
+    row = {"question": "q", "choices": ["a", "b"], "answer": "a"}
+    chosen = choose_format(DatasetConfig(path="x"), [row], "x", "mixture.d")
+    assert (chosen.name, spoken(chosen.parse(row, 1)), chosen.unread) == ("qa", QA, {"choices": 1})
+
+
+def test_labels_may_be_numbers_and_columns_mapped():
+    row = {"frage": "q", "optionen": {"text": ["one", "two"], "label": ["1", "2"]}, "richtig": "2"}
+    columns = {"prompt": "frage", "choices": "optionen", "completion": "richtig"}
+    assert spoken(parse(row, columns=columns, format="multiple_choice")) == (
+        [("user", "q\n\n1. one\n2. two")],
+        [("assistant", "2. two")],
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"answerKey": "C"}, "`answerKey`: names no choice; there are A, B, not text ('C')"),
+        ({"answerKey": 2}, "`answerKey`: names no choice; there are A, B, not a number (2)"),
+        ({"answerKey": None}, "`answerKey`: is null; a row needs it"),
+        ({"choices": ["one"]}, "`choices`: must be a list of 2 to 26 choices"),
+        ({"choices": {"text": ["one", "two"], "label": ["A"]}}, "`choices`: must have one label a choice"),
+        ({"choices": ["one", 2]}, "`choices`: must be text, not a number (2)"),
+    ],
+)
+def test_a_wrong_choice_gets_one_line(row, line):
+    with pytest.raises(InputError) as caught:
+        parse({"question": "q", "choices": ["one", "two"], "answerKey": "A", **row}, format="multiple_choice")
+    assert str(caught.value) == f"f.jsonl:7: {line}"
+
+
+def test_content_parts_may_be_text_or_hold_a_value():
+    parts = [{"type": "text", "value": "q"}, "u", {"type": "input_text", "text": "!"}]
+    example = parse({"messages": [{"role": "user", "content": parts}, *say("aa")]})
+    assert spoken(example)[0] == [("user", "qu!")]
+
+
+def test_exchanges_under_the_speakers_names():
+    example = parse({"conversation": [{"system": "S", "human": "q", "assistant": "a"}, {"input": "q2", "output": "b"}]})
+    assert spoken(example) == (
+        [("system", "S"), ("user", "q")],
+        [("assistant", "a"), ("user", "q2"), ("assistant", "b")],
+    )
+    with pytest.raises(InputError, match=r"`conversation\[0\].input`: a second text of the same speaker"):
+        parse({"conversation": [{"human": "q", "input": "x", "assistant": "a"}]})
+
+
+def test_a_query_with_a_history_keeps_it():
+    example = parse({"query": "q", "response": "a", "history": [["h", "r"]]})
+    assert spoken(example) == ([("user", "h")], [("assistant", "r"), ("user", "q"), ("assistant", "a")])
+
+
+def test_a_context_can_be_mapped_beside_a_question():
+    row = {"question": "q", "context": "c", "answer": "a"}
+    columns = {"prompt": "question", "completion": "answer", "input": "context"}
+    assert spoken(parse(row, columns=columns)) == ([("user", "q\n\nc")], [("assistant", "a")])

@@ -275,3 +275,95 @@ def test_a_generator_that_fails_in_its_own_process_says_why(tmp_path):
 def test_what_reasoning_gym_refuses(tmp_path, path, config, words):
     with pytest.raises(InputError, match=words):
         source(tmp_path, path, **config)
+
+
+SPEECH = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+PAIRS = [{"prompt": "q", "completion": str(number)} for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", json.dumps({"version": "1", "data": PAIRS})),
+        ("a.json", json.dumps({"version": 1, "examples": PAIRS, "note": {"by": "x"}}, indent=1)),
+        ("a.json", json.dumps({"info": {"by": "x"}, "rows": PAIRS})),
+        ("a.json", json.dumps({"train": PAIRS}).encode("utf-16")),
+        ("a.json", json.dumps({"features": [{"name": "prompt"}], "rows": [{"row_idx": 0, "row": p} for p in PAIRS]})),
+        ("a.jsonl", json.dumps({"version": "1", "data": PAIRS})),
+        ("a.jsonl", json.dumps(PAIRS)),
+        ("a.jsonl", json.dumps(PAIRS, indent=2)),
+        ("a.jsonl", "\n".join(map(json.dumps, PAIRS)).encode("utf-16")),
+        ("a.csv", "prompt;completion\nq;0\nq;1\nq;2\n"),
+        ("a.csv", "prompt\tcompletion\r\nq\t0\r\nq\t1\r\nq\t2\r\n"),
+        ("a.tsv", "prompt,completion\nq,0\nq,1\nq,2\n"),
+        ("a.csv", "prompt, completion\nq, 0\nq, 1\nq, 2\n"),
+        ("a.csv", "prompt,completion\nq,0\nq,1\nq,2\n".encode("utf-16")),
+        ("a.csv", "\ufeffprompt;completion\r\nq;0\r\nq;1\r\nq;2\r\n".encode("utf-16-be")),
+    ],
+)
+def test_dialects_give_the_same_rows(tmp_path, name, content):
+    write(tmp_path, name, content)
+    rows = list(source(tmp_path, name).rows())
+    assert [row.error for row in rows] == [None] * 3
+    assert [row.value for row in rows] == PAIRS
+
+
+def test_a_bare_list_of_turns_is_a_conversation(tmp_path):
+    write(tmp_path, "a.jsonl", "\n".join([json.dumps(SPEECH)] * 2))
+    write(tmp_path, "b.json", json.dumps([SPEECH, SPEECH]))
+    write(tmp_path, "c.jsonl", json.dumps([SPEECH, SPEECH], indent=1))
+    for name in ("a.jsonl", "b.json", "c.jsonl"):
+        assert [row.value for row in source(tmp_path, name).rows()] == [{"messages": SPEECH}] * 2
+
+
+def test_lines_of_wrapped_rows_are_those_of_the_file(tmp_path):
+    write(tmp_path, "a.json", '{"version": 1,\n"data": [\n{"a": 1},\n{"a": 2}\n],\n"more": 3}\n')
+    assert [(row.number, row.value) for row in source(tmp_path, "a.json").rows()] == [(3, {"a": 1}), (4, {"a": 2})]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"question": "q", "data": [{"x": 1}]}],
+        [{"messages": SPEECH, "data": [{"x": 1}]}, {"messages": SPEECH}],
+        [{"id": 1, "data": SPEECH}],
+        [{"id": 1, "data": ["q", "a"]}, {"id": 2, "data": ["q", "a"]}],
+    ],
+)
+def test_a_row_with_a_list_is_no_wrapper(tmp_path, rows):
+    write(tmp_path, "a.json", "\n".join(map(json.dumps, rows)))
+    assert [row.value for row in source(tmp_path, "a.json").rows()] == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "words"),
+    [
+        ('{"train": [{"a": 1}],\n"test": [{"a": 2}]}', 2, "rows under both `train` and `test`"),
+        ('{"data": [{"a": 1}]}\n{"data": [{"a": 2}]}', 2, "something follows the object"),
+        ('{"data": [{"a": 1}]', 1, "the object has no end"),
+        ('{"data": [{"a": 1}],\n"b" 3}', 2, "expected `:`"),
+    ],
+)
+def test_a_wrapper_that_cannot_be_read_on(tmp_path, content, line, words):
+    write(tmp_path, "a.json", content)
+    *_, last = source(tmp_path, "a.json").rows()
+    assert last.error is not None
+    assert (last.error.line, words in last.error.message) == (line, True), last.error
+
+
+def test_lines_with_a_list_are_no_wrapper(tmp_path):
+    rows = [{"id": 1, "data": [{"x": 1}], "prompt": "q", "completion": "a"}] * 2
+    write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
+    assert [row.value for row in source(tmp_path, "a.jsonl").rows()] == rows
+
+
+def test_latin_1_says_how_to_convert_it(tmp_path):
+    write(tmp_path, "a.csv", "prompt,completion\ncafé,1\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"a.csv:2: not valid UTF-8; .*iconv -f WINDOWS-1252 -t UTF-8"):
+        list(source(tmp_path, "a.csv").rows())
+
+
+def test_a_damaged_utf_16_file_is_named(tmp_path):
+    write(tmp_path, "a.csv", b"\xff\xfea\x00,\x00b\x00\n\x00\x00\xd8a\x00")
+    with pytest.raises(InputError, match=r"a.csv:\d: not valid UTF-16"):
+        list(source(tmp_path, "a.csv").rows())

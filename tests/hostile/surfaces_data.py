@@ -47,13 +47,29 @@ def rows_of(shape: str, number: int) -> dict[str, Any]:
         "image": {"prompt": f"<image>\n{say}", "completion": "that", "image": {"bytes": None, "path": "a.png"}},
         "llava": {"conversations": [{"from": "human", "value": f"<image>{say}"}, {"from": "gpt", "value": "b"}],
                   "image": "a.png"},
+        "tools": {"messages": [TURNS[0], {"role": "assistant", "content": None, "tool_calls": [CALL]},
+                               {"role": "tool", "name": "f", "tool_call_id": "a", "content": say},
+                               {"role": "assistant", "content": "b", "reasoning_content": say, "weight": 1}],
+                  "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]},
+        "masked": {"conversations": [{"from": "human", "value": say}, {"from": "gpt", "value": "x", "train": False},
+                                     {"from": "function_call", "value": json.dumps(CALL["function"])}],
+                   "tools": "[]"},
+        "history": {"instruction": "copy", "output": say, "history": [["a", "b"], [say, "d"]], "thinking": "hm"},
+        "choices": {"question": say, "choices": {"text": ["a", say], "label": ["A", "B"]}, "answerKey": "B"},
+        "exchange": {"conversation": [{"system": "s", "human": say, "assistant": "b"}], "label": True},
     }  # fmt: skip
     return shapes[shape]
 
 
-SHAPES = ("messages", "sharegpt", "alpaca", "prompt_completion", "turns", "qa", "parts", "image", "llava")
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+
+
+SHAPES = ("messages", "sharegpt", "alpaca", "prompt_completion", "turns", "qa", "parts", "image", "llava", "tools",
+          "masked", "history", "choices", "exchange")  # fmt: skip
 KEYS = ("role", "from", "content", "value", "type", "text", "image", "images", "image_url", "url", "path", "bytes",
-        "base64", "data", "tool_calls", "input", "system", "prompt", "completion", "messages", "verifier")  # fmt: skip
+        "base64", "data", "tool_calls", "input", "system", "prompt", "completion", "messages", "verifier", "tools",
+        "function", "name", "arguments", "reasoning_content", "weight", "train", "history", "choices", "label", "stem",
+        "answerKey", "chosen", "rejected", "videos", "row", "row_idx", "rows")  # fmt: skip
 LONG = "[" * 3_000_000  # deeper than any parser likes, and short enough to be read
 
 
@@ -72,7 +88,9 @@ def tokenizer() -> Any:
         ["a b"], trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet)
     )
     template = (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+        "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}"
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + (m.reasoning_content or '') + m['content'] }}"
+        "{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     return PreTrainedTokenizerFast(tokenizer_object=base, eos_token="<|im_end|>", chat_template=template)
@@ -110,11 +128,14 @@ WRITERS: dict[str, Callable[[list[Any]], bytes]] = {
 }  # fmt: skip
 LUMPS: dict[str, tuple[bytes, ...]] = {
     "jsonl": (b"", b"\n", b"\xef\xbb\xbf", b"\xff\xfe\x00", LONG.encode(), b'{"prompt":' * 1_000_000, b"1" * 6_000,
-              b'"' + b"x" * 3_000_000, b'{"a": NaN}', b'{"prompt": "a", "completion": "b"' + b"}" * 9, b"null\n" * 50),
+              b'"' + b"x" * 3_000_000, b'{"a": NaN}', b'{"prompt": "a", "completion": "b"' + b"}" * 9, b"null\n" * 50,
+              "{}\n[".encode("utf-16"), b"\xff\xfe[\x00", b'[{"a": 1}, ', b'{"data": [{"a": 1}', b"[[]]", b"[\n"),
     "json": (b"", b"[]", b"[", b"[[[", LONG.encode(), b"[1,2,", b'{"a": 1}{"a": 2}', b"[{}] x", b"\x00", b"1" * 6_000,
-             b'[{"prompt": "a", "completion": ' + LONG.encode()),
+             b'[{"prompt": "a", "completion": ' + LONG.encode(), b'{"a": 1, "data": [{"b": 2}], "rows": [{}]}',
+             b'{"data": [{"a": ' + LONG.encode(), b'{"' + b'a": 1, "' * 9_000 + b'data": [{"a": 1}]}', b"\xfe\xff\xd8"),
     "csv": (b"", b"\n\n", b'"', b'a,b\n"', b"a,a\n1,2", b"prompt,completion\n" + b'"' * 99_999, b"\x00\x00", b"a\rb\rc",
-            b"prompt,completion\n" + b"," * 1_000_000, b",".join([b"x"] * 20_000)),
+            b"prompt,completion\n" + b"," * 1_000_000, b",".join([b"x"] * 20_000),
+            b"\xff\xfea\x00,\x00", b"a; b; c\n" * 9, b"; | \t ,\n" * 9, b'"a;"";b\n1', b"\xff\xfe" + b"\x00\xd8" * 999),
     "tsv": (b"\t", b"prompt\tcompletion\na\tb\tc", b"prompt\tcompletion\n\xff\t\xfe"),
     "parquet": (b"", b"PAR1", b"PAR1PAR1", b"PAR1" + b"\xff" * 4 + b"PAR1",
                 b"PAR1" + b"\x00" * 64 + b"\x40\x00\x00\x00PAR1"),
@@ -158,6 +179,8 @@ def _only_text(reader: DatasetReader) -> None:
             if read.value is not None:
                 for turn in (*read.value.prompt, *read.value.completion):
                     turn.content.encode("utf-8")
+                    turn.fields.encode("utf-8")
+                (read.value.tools or "").encode("utf-8")
                 json.dumps([read.value.reference, read.value.verifier])
     except UnicodeEncodeError as error:
         raise Escape(f"accepted text that cannot be stored: {error}") from None

@@ -66,7 +66,8 @@ if TYPE_CHECKING:
     FieldName = str
 else:
     FormatName = Literal[extensions.names("formats")]
-    _KNOWN = ("prompt", "completion", "system", "messages", "reference", "images")
+    _KNOWN = ("prompt", "completion", "input", "history", "choices")
+    _KNOWN += ("system", "messages", "reference", "images", "tools")
     _OTHERS = [extensions.stated("formats", name, "columns") for name in extensions.foreign("formats")]
     FieldName = Literal[tuple(dict.fromkeys(field for fields in (_KNOWN, *_OTHERS) for field in fields))]
 
@@ -102,6 +103,11 @@ class DatasetConfig(Section):
         le=100,
         description="Share of the training examples used per epoch: 0.5 uses half, 2 uses each twice.",
     )
+    on_bad_row: Literal["refuse", "skip"] = Field(
+        default="refuse",
+        description="Refuse the dataset for a row that cannot be read, or leave such rows out and list them in "
+        "`data/NAME.skipped.jsonl`.",
+    )
     image_folder: LocalPath | None = Field(
         default=None,
         description="Folder that relative image paths start from and must not leave. Default: the data file's own.",
@@ -112,6 +118,11 @@ class DatasetConfig(Section):
     )
     max_pixels: int = Field(default=100_000_000, ge=1, description="An image with more pixels counts as bad.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of a generator, including `seed`.")
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """What fingerprints hold of it: what they did before `on_bad_row`, where that is not set."""
+        return self.model_dump(mode="json", exclude={"on_bad_row"} if self.on_bad_row == "refuse" else set())
 
 
 class PrepareStage(Section):
@@ -140,6 +151,11 @@ class PrepareConfig(Section):
         description="Rounds, in order. Default for a vision-language model: the projector alone at 1e-3, then "
         "projector and language model; for text a tenth of an epoch.",
     )
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """What fingerprints hold of it."""
+        return self.model_dump(mode="json") | {"mixture": {name: item.mark for name, item in self.mixture.items()}}
 
     def rounds(self, *, vision: bool) -> list[PrepareStage]:
         """The stages, or their default."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 from array import array
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from merit.base.errors import InputError
-from merit.base.files import disk_errors
+from merit.base.files import disk_errors, write_text
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
 from merit.config.run import RunConfig
@@ -22,7 +23,7 @@ from merit.data.encode import Encoder, Layout
 from merit.data.example import Encoded, Example, Row
 from merit.data.image import BadImage, ImageChecker, Look
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
-from merit.data.reading import DatasetReader, Selection, chosen_rows, is_held_out, select
+from merit.data.reading import DatasetReader, Selection, chosen_rows, is_held_out, is_skipped, select
 from merit.data.store import VERSION, EncodedDataset, StoredExample, write_store
 from merit.models.source import cache_folder
 from merit.run.layout import RunDir
@@ -60,16 +61,24 @@ def build_mixture(
     todo = [reader for reader in readers if summaries[reader.name] is None]
     with progress.bar("data", total=2.0 * len(todo)) as bar:
         selections: list[Selection] = []
-        for index, reader in enumerate(todo):
-            selections.append(select(reader, _refusing(reader), _shown(bar, index, reader.name)))
+        tellers = [_Teller(reader) for reader in todo]
+        for index, (reader, tell) in enumerate(zip(todo, tellers, strict=True)):
+            selections.append(select(reader, tell, _shown(bar, index, reader.name)))
         with _all_or_nothing() as written:
-            for index, (reader, selection) in enumerate(zip(todo, selections, strict=True), start=len(todo)):
+            work = zip(todo, selections, tellers, strict=True)
+            for index, (reader, selection, tell) in enumerate(work, start=len(todo)):
                 final = run.data(reader.name)
-                path = final.with_name(f"{final.name}.new.part") if final.exists() else final
+                # Beside the list of skipped rows nothing is in place before the list is.
+                aside = final.exists() or reader.config.on_bad_row == "skip"
+                path = final.with_name(f"{final.name}.new.part") if aside else final
                 written[path] = final
                 encoding = Encoding(reader, selection, encoder, config.held_out_fraction)
                 show = _shown(bar, index, reader.name)
-                summaries[reader.name] = _write(path, encoding, depends[reader.name], show)
+                summaries[reader.name] = _write(path, encoding, depends[reader.name], tell, show)
+                if tell.skipped or run.skipped_rows(reader.name).exists():
+                    told = run.skipped_rows(reader.name)
+                    written[tell.write(told.with_name(f"{told.name}.new.part"))] = told
+                    written[path] = written.pop(path)
     done = [
         summary.model_copy(update={"name": reader.name, "source": reader.config.path, "weight": reader.config.weight})
         for reader in readers
@@ -106,7 +115,9 @@ def source_fingerprints(config: RunConfig, base: Path) -> dict[str, str]:
     return {reader.name: reader.source.fingerprint() for reader in open_readers(config, base)}
 
 
-def _write(path: Path, encoding: Encoding, depends: str, on_progress: Callable[[float], None]) -> DatasetSummary:
+def _write(
+    path: Path, encoding: Encoding, depends: str, tell: _Teller, on_progress: Callable[[float], None]
+) -> DatasetSummary:
     reader, selection, encoder = encoding.reader, encoding.selection, encoding.encoder
     found: list[DatasetSummary] = []
 
@@ -116,10 +127,12 @@ def _write(path: Path, encoding: Encoding, depends: str, on_progress: Callable[[
         found.append(encoding.summary())
         return found[0]
 
-    rows = encoding.rows(_refusing(reader), on_progress)
+    rows = encoding.rows(tell, on_progress)
     write_store(path, rows, depends=depends, summary=summary, images=encoder.image_tokens is not None)
     if left_out := encoding.bad_images + selection.bad_images:
         log.warning("%s: left out %d examples whose images cannot be used", reader.name, left_out)
+    if tell.skipped:
+        log.warning("%s: left out %d bad rows; data/ lists them", reader.name, len(tell.skipped))
     if selection.unanswered:
         log.warning("%s: left out %d entries without an answer", reader.name, selection.unanswered)
     if encoding.dropped:
@@ -129,7 +142,7 @@ def _write(path: Path, encoding: Encoding, depends: str, on_progress: Callable[[
 
 def _depends(reader: DatasetReader, config: RunConfig, encoder: Encoder) -> str:
     # Not the weight, which only planning uses, nor the path, since a moved file has the same content.
-    settings = reader.config.model_dump(mode="json", exclude={"weight", "path"})
+    settings = {key: value for key, value in reader.config.mark.items() if key not in ("weight", "path")}
     share = None if reader.unseen else config.held_out_fraction
     return fingerprint(VERSION, reader.source.fingerprint(), settings, share, encoder.fingerprint, encoder.max_length)
 
@@ -146,15 +159,26 @@ def _shown(bar: Any, index: int, name: str) -> Callable[[float], None]:
     return lambda done: bar.update(index + done, note=name)
 
 
-def _refusing(reader: DatasetReader) -> Callable[[InputError], None]:
-    """Raises what is wrong with a row, bad images apart where they are to be skipped."""
+class _Teller:
+    """Raises what is wrong with a row; keeps it where the dataset's configuration says that such rows are skipped."""
 
-    def tell(error: InputError) -> None:
-        if not isinstance(error, BadImage) or reader.config.bad_images == "refuse":
+    def __init__(self, reader: DatasetReader) -> None:
+        self.config = reader.config
+        self.skipped: list[InputError] = []
+
+    def __call__(self, error: InputError) -> None:
+        if not is_skipped(error, self.config):
             raise error
+        if not isinstance(error, BadImage):
+            self.skipped.append(error)
         log.info("left out: %s", error)
 
-    return tell
+    def write(self, path: Path) -> Path:
+        """Writes the skipped rows to `path`: one JSON object a line, in the order of the source."""
+        rows = sorted(self.skipped, key=lambda error: error.line or 0)
+        lines = [json.dumps({"line": row.line, "field": row.field, "problem": row.message}) for row in rows]
+        write_text(path, "".join(f"{line}\n" for line in lines))
+        return path
 
 
 @contextlib.contextmanager
@@ -198,6 +222,7 @@ class Encoding:
         self.answers = False
         self.images = 0
         self.bad_images = 0  # examples
+        self.bad_rows = 0
         self.seen: dict[str, tuple[int, int]] = {}  # what is done to images → how many, the first one's line
         self.counts = {False: [0, 0, 0], True: [0, 0, 0]}  # held out? → examples, tokens, supervised tokens
         self._content = 0  # sum of the rows' digests: the order of the source does not matter
@@ -223,6 +248,7 @@ class Encoding:
                     self._see(row, look)
                 except InputError as error:
                     self.bad_images += isinstance(error, BadImage)
+                    self.bad_rows += not isinstance(error, BadImage)
                     place = self.reader.source.place
                     on_error(type(error)(error.message, file=place, line=row.number, field=error.field))
             encoded = self.encoder.encode_layouts([layout for _, layout in placed])
@@ -262,6 +288,8 @@ class Encoding:
         train, held_out = self.counts[False][0], self.counts[True][0]
         if self.selection.kept == 0 and self.selection.unanswered and not self.selection.bad_images:
             message = "its generator gives no answers to learn from"
+        elif train + held_out == 0 and (left_out := self.bad_rows + self.selection.bad_rows):
+            message = f"not one usable row: {left_out:,} are bad; `on_bad_row: refuse` tells why"
         elif self.selection.kept == 0 and not self.selection.bad_images:
             message = "no usable example"
         elif train + held_out == 0 and (self.bad_images or self.selection.kept == 0):
@@ -298,6 +326,7 @@ class Encoding:
             skipped=selection.skipped,
             dropped=self.dropped + selection.unanswered,
             bad_images=self.bad_images + selection.bad_images,
+            bad_rows=self.bad_rows + selection.bad_rows,
             images=self.images,
             scoring="verifier" if reader.source.scores else "reference" if self.answers else None,
             fingerprint=f"{self._content:032x}"[:16],

@@ -16,9 +16,8 @@ from merit.base.record import Record
 from merit.config.run import RunConfig
 from merit.data.build import Encoding
 from merit.data.encode import Encoder
-from merit.data.image import BadImage
 from merit.data.mixture import DatasetSummary
-from merit.data.reading import DatasetReader, Selection, select
+from merit.data.reading import DatasetReader, Selection, is_skipped, select
 
 SHOWN = 20  # problems told of one dataset; the rest is counted
 _FEW = 32  # train examples below which a dataset is called small
@@ -108,8 +107,8 @@ def check_mixture(
 
 
 class _Check:
-    """One dataset while it is checked. Of errors, the first few are kept as lines, the rest as a count; bad images that
-    are to be skipped count apart."""
+    """One dataset while it is checked. Of errors, the first few are kept as lines, the rest as a count; rows that are
+    to be skipped count apart."""
 
     def __init__(self, name: str, unseen: bool, config: RunConfig, encoder: Encoder | None) -> None:
         self.name, self.unseen, self.config, self.encoder = name, unseen, config, encoder
@@ -117,18 +116,22 @@ class _Check:
         self.problems: list[str] = []
         self.more_problems = 0
         self.left_out: list[str] = []
-        self.bad_images = 0
+        self.skipped = 0
         self.warnings: list[str] = []
         self.rows = 0
         self.hashes = np.zeros(0, np.uint64)  # of the rows in use
         self.summary: DatasetSummary | None = None
 
+    def add_row(self, error: InputError) -> None:
+        if not is_skipped(error, self.item):
+            self.add(error)
+            return
+        self.skipped += 1
+        if len(self.left_out) < SHOWN:
+            self.left_out.append(f"left out: {error}")
+
     def add(self, error: InputError) -> None:
-        if isinstance(error, BadImage) and self.item.bad_images == "skip":
-            self.bad_images += 1
-            if len(self.left_out) < SHOWN:
-                self.left_out.append(f"left out: {error}")
-        elif len(self.problems) < SHOWN:
+        if len(self.problems) < SHOWN:
             self.problems.append(str(error))
         else:
             self.more_problems += 1
@@ -136,11 +139,11 @@ class _Check:
     def read(self, base: Path, show: Callable[[float], None]) -> None:
         try:
             reader = DatasetReader.open(self.name, self.item, base, unseen=self.unseen)
-            selection = select(reader, self.add, show)
+            selection = select(reader, self.add_row, show)
             self.rows, self.hashes = selection.rows, selection.hashes[selection.keep]
             if self.encoder is not None:
                 encoding = Encoding(reader, selection, self.encoder, self.config.held_out_fraction)
-                for _ in encoding.rows(self.add, lambda done: show(1 + done)):
+                for _ in encoding.rows(self.add_row, lambda done: show(1 + done)):
                     pass
                 # Where rows are bad, that none is left says nothing new.
                 if (whole := encoding.problem()) is not None and not self.problems:
@@ -149,12 +152,16 @@ class _Check:
                     self.summary = encoding.summary()
                     self.warnings = _warnings(self.summary, selection, self.config, unseen=self.unseen)
                     self.warnings += _image_notes(encoding)
+            if unread := reader.format.unread:
+                names = sorted(name or "a column without a name" for name in unread)
+                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+                self.warnings.append(f"not read: {', '.join(names[:SHOWN])}{more}")
         except InputError as error:
             self.add(error)
 
     def found(self) -> DatasetCheck:
-        more = self.bad_images - len(self.left_out)
-        counted = [f"left out: {more:,} more examples for an image that cannot be used"] if more else []
+        more = self.skipped - len(self.left_out)
+        counted = [f"left out: {more:,} more bad rows"] if more else []
         return DatasetCheck(
             name=self.name,
             source=self.item.path,

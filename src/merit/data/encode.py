@@ -141,7 +141,7 @@ class Encoder:
             if example.images:
                 raise InputError("this model takes no images; choose a vision-language model", field="image")
             return plain
-        _check_text((*example.prompt, *example.completion), self.image_tokens.reserved)
+        _check_text(example, self.image_tokens.reserved)
         places, in_prompt = (
             [match.span() for match in re.finditer(re.escape(self.image_tokens.token), text)]
             for text in (plain.text, plain.prompt)
@@ -166,14 +166,15 @@ class Encoder:
 
     def _plain_layout(self, example: Example) -> Layout:
         messages = (*example.prompt, *example.completion)
-        answers = [i for i in range(len(example.prompt), len(messages)) if messages[i].role == "assistant"]
+        answers = [i for i in range(len(example.prompt), len(messages)) if messages[i].supervised]
         if not answers:
             raise InputError("no assistant turn in the completion, so there is nothing to learn")
-        full = self.template.text(messages)
-        spans = tuple(self.template.turn(messages, index, full) for index in answers)
+        template = self.template.with_tools(example.tools)
+        full = template.whole(messages)
+        spans = tuple(template.turn(messages, index, full) for index in answers)
         if answers[0] == 0 or not self.template.has_prompt_header:
             return Layout(full, spans, full[: spans[0][0]])
-        return Layout(full, spans, self.template.text(messages[: answers[0]], prompt=True))
+        return Layout(full, spans, template.text(messages[: answers[0]], prompt=True))
 
     def encode_layouts(self, layouts: Sequence[Layout]) -> list[tuple[Encoded, list[int]]]:
         """Encodes many at once, which lets the tokenizer use all cores; each with its `prompt_ids`."""
@@ -260,16 +261,18 @@ class _Replaced:
         return at + next((shift for end, shift in reversed(self._moves) if end <= at), 0)
 
 
-def _check_text(messages: Sequence[Message], reserved: frozenset[str]) -> None:
+def _check_text(example: Example, reserved: frozenset[str]) -> None:
     """Refuses text that the model would take for an image.
 
     Raises:
         InputError: names the turn and the token.
     """
-    for index, turn in enumerate(messages):
+    messages = (*example.prompt, *example.completion)
+    texts = {f"turn {number}": turn.content + turn.fields for number, turn in enumerate(messages, start=1)}
+    for field, text in (*texts.items(), ("tools", example.tools or "")):
         for token in reserved:
-            if token in turn.content:
+            if token in text:
                 raise InputError(
                     f"the text holds {token!r}, which this model reads as an image, but no image belongs to it",
-                    field=f"turn {index + 1}",
+                    field=field,
                 )

@@ -35,11 +35,31 @@ class Row:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation; each of `images` is (the character of `content` that it stands before, image)."""
+    """One turn of a conversation.
+
+    Attributes:
+        images: (the character of `content` that it stands before, image).
+        learned: False for an assistant turn that its row masks: the model reads it, and no token of it carries loss.
+        fields: what else the chat template may show, as a JSON object: `tool_calls`, `reasoning`, and a tool's `name`
+            and `tool_call_id`. "" for none.
+    """
 
     role: Role
     content: str
     images: tuple[tuple[int, ImageRef], ...] = ()
+    learned: bool = True
+    fields: str = ""
+
+    @property
+    def supervised(self) -> bool:
+        """Whether its tokens carry loss where it stands in a completion."""
+        return self.role == "assistant" and self.learned
+
+    @property
+    def more(self) -> dict[str, Any]:
+        """`fields` as an object."""
+        found: dict[str, Any] = json.loads(self.fields) if self.fields else {}
+        return found
 
     @property
     def parts(self) -> list[str | ImageRef]:
@@ -56,14 +76,16 @@ class Message:
 class Example:
     """One record in the canonical form.
 
-    Every assistant turn of `completion` is supervised, and nothing else. `reference` is the answer that exact match
-    compares with; `verifier` is the JSON that a source's own scorer needs (reasoning_gym's entry).
+    Every assistant turn of `completion` that its row does not mask is supervised, and nothing else. `reference` is the
+    answer that exact match compares with; `verifier` is the JSON that a source's own scorer needs (reasoning_gym's
+    entry); `tools` is the JSON list of functions that the chat template describes to the model.
     """
 
     prompt: tuple[Message, ...]
     completion: tuple[Message, ...]
     reference: str | None = None
     verifier: str | None = None
+    tools: str | None = None
 
     @property
     def images(self) -> tuple[ImageRef, ...]:
@@ -77,13 +99,19 @@ class Example:
         Raises:
             BadImage: an image cannot be read.
         """
-        turns = [_content(turn) for turn in self.prompt], [_content(turn) for turn in self.completion]
+        turns: list[object] = [[_content(turn) for turn in part] for part in (self.prompt, self.completion)]
+        if self.tools is not None:
+            turns.append(self.tools)
         return hashlib.sha256(json.dumps(turns, ensure_ascii=True).encode()).hexdigest()[:32]
 
 
 def _content(turn: Message) -> list[object]:
-    images = [[offset, image.digest] for offset, image in turn.images]
-    return [turn.role, turn.content, images] if images else [turn.role, turn.content]
+    content: list[object] = [turn.role, turn.content]
+    if images := [[offset, image.digest] for offset, image in turn.images]:
+        content.append(images)
+    if turn.fields or not turn.learned:
+        content.append({"fields": turn.fields, "learned": turn.learned})
+    return content
 
 
 @dataclass(frozen=True)

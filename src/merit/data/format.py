@@ -5,8 +5,9 @@ A format is one file that defines `FORMAT`: merit's own lie in `merit.data.forma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -16,9 +17,18 @@ from merit.config.sections import DatasetConfig, FormatName
 from merit.data.example import Example, Message, Role
 from merit.data.image import ImageRef
 from merit.data.image_fields import NO_FOLDER, ImageSource, part_image, place_images, row_images
+from merit.data.tools import row_tools, spoken_calls, tool_calls
 
 _PROBED = 20
-_OF_ALL = ("system", "reference", "images")  # fields that every format has besides its own
+_OF_ALL = ("system", "reference", "images", "tools")  # fields that every format has besides its own
+# Columns that every format reads, or refuses, under their own names.
+_READ = ("system", "system_prompt", "images", "image", "tools", "functions", "verifier")
+_LABELS = ("label", "kto_tag")
+_REFUSED = ("videos", "video", "audios", "audio")
+# Columns that speak to the model: another spelling of a format does not fit a row where it would leave one out.
+_SPEAKING = {"instruction", "question", "prompt", "query", "problem", "input", "inputs", "context", "passage", "text"}
+_SPEAKING |= {"history", "messages", "conversations", "conversation", "chosen", "rejected", "choices", "options"}
+_PREFERENCES = "preference data: merit learns the good answers only; "
 
 Parts = tuple[tuple[Message, ...], tuple[Message, ...]]  # prompt, completion
 Reader = Callable[[Mapping[str, Any], Mapping[str, str], ImageSource], Parts]
@@ -38,12 +48,21 @@ class Format:
         read: (row, field → column, images) → prompt and completion. Raises InputError with the field at fault.
         order: of the formats that recognise a row, the one of the lowest order is taken.
         recognises: (row, field → column) → whether a dataset with such a row has this format.
+        optional: as `columns`, for what a row may lack.
+        spellings: other names under which people write the same fields; tried where no format fits by its own.
     """
 
     columns: Mapping[str, str]
     read: Reader
     order: int = 100
     recognises: Callable[[Mapping[str, Any], Mapping[str, str]], bool] = _has_columns
+    optional: Mapping[str, str] = field(default_factory=dict)
+    spellings: Sequence[Mapping[str, str]] = ()
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """All fields that `columns` of a dataset can name."""
+        return (*self.columns, *self.optional, *_OF_ALL)
 
 
 @cache
@@ -55,48 +74,61 @@ def known_formats() -> dict[FormatName, Format]:
 
 @dataclass(frozen=True)
 class RowFormat:
-    """One dataset's format with its columns resolved; turns rows into examples."""
+    """One dataset's format with its columns resolved; turns rows into examples.
+
+    Attributes:
+        unread: what rows hold that nothing reads → the row that first does; filled while rows are parsed.
+    """
 
     name: FormatName
     columns: Mapping[str, str]
     system: str | None
     place: str
     images: ImageSource = NO_FOLDER
+    unread: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     def parse(self, row: Any, number: int) -> Example:
         """The example in `row`, the source's `number`-th.
 
         An optional column `system` is used where the conversation brings no system message of its own. Turns after
-        the last assistant turn are dropped: no token of them can carry loss.
+        the last supervised turn are dropped: no token of them can carry loss.
 
         Raises:
             InputError: names file, line and field.
         """
         try:
-            return self._parse(row)
+            example = self._parse(row)
+            for name in self._unread(row):
+                self.unread.setdefault(name, number)
+            return example
         except InputError as error:
             raise type(error)(error.message, file=self.place, line=number, field=error.field) from None
 
     def _parse(self, row: Any) -> Example:
         if not isinstance(row, dict):
             raise InputError(f"a row must be an object, not {type(row).__name__}")
+        _check_row(row, set(self.columns.values()))
         prompt, completion = known_formats()[self.name].read(row, self.columns, self.images)
         given = row_images(row, self.columns.get("images"), self.images)
         if given or any(turn.images for turn in (*prompt, *completion)):
             prompt, completion = place_images(prompt, completion, given)
-        last = max((i for i, turn in enumerate(completion) if turn.role == "assistant"), default=-1)
+        last = max((i for i, turn in enumerate(completion) if turn.supervised), default=-1)
+        if last < 0:
+            raise InputError("every assistant turn is masked, so there is nothing to learn")
         completion = completion[: last + 1]
         if not any(turn.role == "system" for turn in prompt):
             system = self._system(row)
             if system:
                 prompt = (Message("system", system), *prompt)
-        example = Example(prompt, completion, self._reference(row, completion), row.get("verifier"))
+        if (tools := row_tools(row, self.columns.get("tools"))) is not None:
+            checked_text(tools, self.columns.get("tools", "tools"))
+        example = Example(prompt, completion, self._reference(row, completion), row.get("verifier"), tools)
         for image in example.images:
             _ = image.digest  # a missing file is this row's mistake
         return example
 
     def _system(self, row: Mapping[str, Any]) -> str | None:
-        column = self.columns.get("system", "system")
+        column = self.columns.get("system", "system" if row.get("system") is not None else "system_prompt")
         if row.get(column) is None:
             if "system" in self.columns and column not in row:
                 raise missing(row, column)
@@ -106,7 +138,21 @@ class RowFormat:
     def _reference(self, row: Mapping[str, Any], completion: Sequence[Message]) -> str | None:
         if "reference" in self.columns:
             return text_of(row, self.columns["reference"])
-        return completion[0].content.strip() if len(completion) == 1 else None
+        if len(completion) > 1 or "tool_calls" in completion[0].more:
+            return None
+        return completion[0].content.strip()
+
+    def _unread(self, row: Mapping[str, Any]) -> Iterator[str]:
+        known = {*self.columns.values(), *_READ, *(_ROW_REASONING if "completion" in self.columns else ())}
+        known.update(column for column in _LABELS if _truth(row.get(column)) is not None)
+        for column, value in row.items():
+            if column not in known and value is not None:
+                yield str(column)
+        for column in (self.columns[name] for name in _OF_TURNS if name in self.columns):
+            turns = row.get(column)
+            for turn in turns if isinstance(turns, list) else ():  # all are objects: the row has been read
+                read = _TOOL_KEYS if _is_tool(turn) else _TURN_KEYS
+                yield from (f"{column}[].{key}" for key, item in turn.items() if item is not None and key not in read)
 
 
 def choose_format(
@@ -123,34 +169,96 @@ def choose_format(
         if probed and column not in present:
             message = f"there is no column {column!r}; it has {_listed(present)}{did_you_mean(column, present)}"
             raise InputError(message, file=place, field=f"{at}.columns.{canonical}")
-    name_of = config.format or next((name for name in known_formats() if _fits(name, config.columns, probed)), None)
-    if name_of is None:
-        if rows and not probed:
-            # Not one object among the first rows: let the first row's own message say so.
-            name_of = "messages"
-        else:
-            raise InputError(
-                f"no known format fits ({_listed(present)}); name the columns, e.g. "
-                "columns: {prompt: question, completion: answer}",
-                file=place,
-                field=f"{at}.format",
-            )
-    own = known_formats()[name_of].columns
+    found = _detected(config, probed)
+    if found is None and rows and not probed:
+        # Not one object among the first rows: let the first row's own message say so.
+        found = "messages", known_formats()["messages"].columns
+    if found is None:
+        message = (
+            f"no known format fits ({_listed(present)}); name the columns, e.g. "
+            "columns: {prompt: question, completion: answer}"
+        )
+        if {"chosen", "rejected"} <= set(present):
+            turns = any(isinstance(row.get("chosen"), list) for row in probed)
+            message = f"{_PREFERENCES}name them: columns: {{{'messages' if turns else 'completion'}: chosen}}"
+        raise InputError(message, file=place, field=f"{at}.format")
+    name, own = found
+    known = known_formats()[name]
     for canonical in config.columns:
-        if canonical not in (*own, *_OF_ALL):
+        if canonical not in known.fields:
             raise InputError(
-                f"the format `{name_of}` has no {canonical!r}; it has {_listed(own)}",
+                f"the format `{name}` has no {canonical!r}; it has {_listed([*known.columns, *known.optional])}",
                 file=place,
                 field=f"{at}.columns.{canonical}",
             )
-    return RowFormat(name_of, {**own, **config.columns}, config.system, place, images)
+    return RowFormat(name, {**known.optional, **own, **config.columns}, config.system, place, images)
 
 
-def _fits(name: FormatName, mapped: Mapping[Any, str], rows: Sequence[Mapping[str, Any]]) -> bool:
-    known = known_formats()[name]
-    columns = {field: mapped.get(field, column) for field, column in known.columns.items()}
-    # Any of the rows, not all: the row that lacks a column is then named, rather than the whole file refused.
-    return any(known.recognises(row, columns) for row in rows)
+def _detected(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> tuple[FormatName, Mapping[str, str]] | None:
+    """The format of `rows` with its columns: the named one, or the first that fits by its own columns; then one that
+    fits by another spelling.
+
+    Of formats that fit a mapping, one that knows all mapped fields goes before, and so does one of whose columns the
+    mapping names some and whose optional ones are in the rows: `{prompt: instruction, completion: response}` beside
+    `input` is Alpaca's, and keeps `input`.
+    """
+    mapped: Mapping[Any, str] = config.columns
+    formats = {name: item for name, item in known_formats().items() if config.format in (None, name)}
+    present = {key for row in rows for key, value in row.items() if value is not None} - {*mapped.values()}
+
+    def fits(known: Format, columns: Mapping[str, str]) -> bool:
+        named = columns if known.recognises is _has_columns else {**known.optional, **columns}
+        wanted = {canonical: mapped.get(canonical, column) for canonical, column in named.items()}
+        # Any of the rows, not all: the row that lacks a column is then named, rather than the whole file refused.
+        return any(known.recognises(row, wanted) for row in rows)
+
+    def distance(name: FormatName) -> tuple[bool, bool]:
+        known = formats[name]
+        named = any(mapped.get(canonical) == column for canonical, column in known.columns.items())
+        kin = named and any(column in present for column in known.optional.values())
+        return not set(mapped) <= set(known.fields), not kin
+
+    own: dict[FormatName, Mapping[str, str]] = {}
+    for name, known in formats.items():
+        precise = known.spellings if known.recognises is not _has_columns else ()
+        if (columns := next((item for item in (known.columns, *precise) if fits(known, item)), None)) is not None:
+            own[name] = columns
+    if own:
+        name = min(own, key=distance)
+        return name, own[name]
+    for name, known in formats.items():
+        for columns in known.spellings:
+            left = present - {*columns.values(), *known.optional.values()}
+            if fits(known, columns) and not left & _SPEAKING:
+                return name, columns
+    # A format by name meets its rows, which say what they lack.
+    return (config.format, formats[config.format].columns) if config.format is not None else None
+
+
+def _check_row(row: Mapping[str, Any], mapped: Collection[str]) -> None:
+    """Refuses what would be learned, or left out, against the row's meaning, where no column in `mapped` gives it one.
+
+    Raises:
+        InputError: a bad answer of preference data, or one turn of it in two versions; a video or sound.
+    """
+    for column in _LABELS:
+        if column not in mapped and _truth(row.get(column)) is False:
+            raise InputError(
+                "false marks a bad answer of preference data, which merit would learn; keep the rows with true, "
+                "or set `on_bad_row: skip`",
+                field=column,
+            )
+    if "chosen" not in mapped and isinstance(row.get("chosen"), Mapping) and row.get("rejected") is not None:
+        raise InputError(f"{_PREFERENCES}append `chosen` to the conversation", field="chosen")
+    for column in _REFUSED:
+        value = row.get(column) if column not in mapped else None
+        if value and (column.endswith("s") or not isinstance(value, str | int | float)):
+            raise InputError("merit reads text and images only; take these rows out", field=column)
+
+
+def _truth(value: Any) -> bool | None:
+    """A truth value, or the text of one, as CSV has it."""
+    return value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value).lower())
 
 
 def answer(row: Mapping[str, Any], column: str) -> Message:
@@ -162,13 +270,19 @@ def answer(row: Mapping[str, Any], column: str) -> Message:
     text = text_of(row, column)
     if not text.strip():
         raise InputError("the completion is empty", field=column)
-    return Message("assistant", text)
+    return reasoned(row, text)
+
+
+def reasoned(row: Mapping[str, Any], text: str) -> Message:
+    """The assistant's turn `text`, after the reasoning that the row has for it in a column of its own."""
+    key = next((key for key in _ROW_REASONING if isinstance(row.get(key), str) and row[key].strip()), None)
+    return Message("assistant", text, fields=_fields({"reasoning": row[key]}) if key is not None else "")
 
 
 def check_completion(turns: Sequence[Message], column: str, offset: int) -> None:
     """Raises InputError where an answer is empty; the first of `turns` is number `offset` of `column`."""
     for index, turn in enumerate(turns, start=offset):
-        if turn.role == "assistant" and not turn.content.strip():
+        if turn.supervised and not turn.content.strip() and "tool_calls" not in turn.more:
             raise InputError("the completion is empty", field=f"{column}[{index}].content")
 
 
@@ -198,9 +312,24 @@ def _listed(names: Any) -> str:
 _ALIASES: dict[Role, tuple[str, ...]] = {
     "system": ("system", "developer"),
     "user": ("user", "human"),
-    "assistant": ("assistant", "gpt", "model", "bot", "chatgpt", "function_call"),
-    "tool": ("tool", "function", "observation"),
+    "assistant": ("assistant", "gpt", "model", "bot", "chatgpt", "function_call", "tool_call"),
+    "tool": ("tool", "function", "observation", "tool_response"),
 }
+_SPEAKERS: dict[Role, tuple[str, ...]] = {
+    "system": ("system",),
+    "user": ("human", "user", "input"),
+    "assistant": ("assistant", "gpt", "bot", "output"),
+}
+_CALLING = ("function_call", "tool_call")  # roles of a turn whose text is the JSON of a call
+_MASKS = ("weight", "loss_weight", "train", "training")  # of a turn: whether it is learned
+_PARTIAL_MASKS = ("training_detail", "train_detail")
+_ROW_REASONING = ("reasoning_content", "thinking")
+_REASONING = (*_ROW_REASONING, "reasoning")
+_TURN_KEYS = frozenset(
+    ("role", "from", "content", "value", "tool_calls", "function_call", *_MASKS, *_PARTIAL_MASKS, *_REASONING)
+).union(*_SPEAKERS.values())
+_TOOL_KEYS = _TURN_KEYS | {"name", "tool_call_id"}
+_OF_TURNS = ("messages", "prompt", "completion")  # fields that may hold turns
 ROLES: dict[str, Role] = {alias: role for role, aliases in _ALIASES.items() for alias in aliases}
 
 
@@ -212,7 +341,20 @@ def parse_turns(value: Any, at: str, images: ImageSource = NO_FOLDER) -> tuple[M
     """
     if not isinstance(value, list):
         raise InputError(f"must be a list of messages, not {kind_of(value)}", field=at)
-    return tuple(_turn(item, f"{at}[{index}]", images) for index, item in enumerate(value))
+    return tuple(turn for index, item in enumerate(value) for turn in _turns(item, f"{at}[{index}]", images))
+
+
+def _turns(item: Any, at: str, images: ImageSource) -> list[Message]:
+    """The turn that `item` is, or those of an exchange under the speakers' names: {"human": …, "assistant": …}."""
+    if not isinstance(item, dict) or any(item.get(key) is not None for key in ("role", "from", "content", "value")):
+        return [_turn(item, at, images)]
+    said = [(role, key) for role, keys in _SPEAKERS.items() for key in keys if item.get(key) not in (None, "")]
+    if not {"user", "assistant"} <= {role for role, _ in said}:
+        return [_turn(item, at, images)]
+    for (role, key), (before, _) in zip(said[1:], said[:-1], strict=True):
+        if role == before:
+            raise InputError("a second text of the same speaker", field=f"{at}.{key}")
+    return [Message(role, checked_text(item[key], f"{at}.{key}")) for role, key in said]
 
 
 def _turn(item: Any, at: str, images: ImageSource) -> Message:
@@ -231,13 +373,67 @@ def _turn(item: Any, at: str, images: ImageSource) -> Message:
     if known is None:
         hint = did_you_mean(role.lower(), ROLES, otherwise="; known: system, user, assistant, tool")
         raise InputError(f"unknown role {role[:40]!r}{hint}", field=f"{at}.{role_key}")
-    if present.get("tool_calls"):
-        raise InputError("tool calls cannot be rendered yet; write them into `content`", field=f"{at}.tool_calls")
+    fields = _more(present, known, at)
+    if text_key not in present and "tool_calls" in fields:
+        present[text_key] = ""
     if text_key not in present:
         raise InputError("missing", field=f"{at}.{text_key}")
     if isinstance(present[text_key], list):
-        return _joined(known, present[text_key], f"{at}.{text_key}", images)
-    return Message(known, checked_text(present[text_key], f"{at}.{text_key}"))
+        turn = _joined(known, present[text_key], f"{at}.{text_key}", images)
+    else:
+        turn = Message(known, checked_text(present[text_key], f"{at}.{text_key}"))
+    if role.lower() in _CALLING and (calls := spoken_calls(turn.content)) is not None:
+        turn, fields = replace(turn, content=""), {**fields, "tool_calls": calls}
+    return replace(turn, learned=_is_learned(present, known, at), fields=_fields(fields))
+
+
+def _fields(found: Mapping[str, Any]) -> str:
+    return checked_text(json.dumps(found, ensure_ascii=False), "tool_calls") if found else ""
+
+
+def _more(turn: Mapping[str, Any], role: Role, at: str) -> dict[str, Any]:
+    """What else of a turn the chat template may show: as `Message.fields`."""
+    found: dict[str, Any] = {}
+    key = next((key for key in _REASONING if turn.get(key) not in (None, "")), None)
+    if key is not None:
+        if role != "assistant":
+            raise InputError("only an assistant turn can have it", field=f"{at}.{key}")
+        found["reasoning"] = checked_text(turn[key], f"{at}.{key}")
+    key = next((key for key in ("tool_calls", "function_call") if turn.get(key) not in (None, "", [], "[]")), None)
+    if key is not None:
+        if role != "assistant":
+            raise InputError("only an assistant turn can have it", field=f"{at}.{key}")
+        found["tool_calls"] = tool_calls(turn[key], f"{at}.{key}")
+    if role == "tool":
+        found |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
+    return found
+
+
+def _is_tool(turn: Any) -> bool:
+    return ROLES.get(str(turn.get("role") or turn.get("from")).lower()) == "tool"
+
+
+def _is_learned(turn: Mapping[str, Any], role: Role, at: str) -> bool:
+    """Whether the turn's own mask lets it be learned; true without one.
+
+    Raises:
+        InputError: a mask that is neither yes nor no; two that differ; one that wants another role's turn learned.
+    """
+    learned = True
+    given = [key for key in _MASKS if key in turn]
+    for key in given:
+        if not isinstance(turn[key], bool | int | float) or turn[key] not in (0, 1):
+            raise InputError(f"must be 0 or 1, true or false, not {kind_of(turn[key])}", field=f"{at}.{key}")
+        if key != given[0] and turn[key] != turn[given[0]]:
+            raise InputError(f"contradicts `{given[0]}`", field=f"{at}.{key}")
+        learned = bool(turn[key])
+    if given and learned and role != "assistant":
+        raise InputError("only assistant turns can be learned; set it to 0, or leave it out", field=f"{at}.{given[0]}")
+    if key_of_part := next((key for key in _PARTIAL_MASKS if turn.get(key)), None):
+        raise InputError(
+            "a part of a turn cannot be masked; split the turn, or leave it out", field=f"{at}.{key_of_part}"
+        )
+    return learned
 
 
 def _joined(role: Role, parts: list[Any], at: str, images: ImageSource) -> Message:
@@ -246,8 +442,11 @@ def _joined(role: Role, parts: list[Any], at: str, images: ImageSource) -> Messa
     found: list[tuple[int, ImageRef]] = []
     for index, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, dict) else None
-        if isinstance(part, dict) and kind == "text":
-            text += checked_text(part.get("text"), f"{at}[{index}].text")
+        if isinstance(part, str):
+            text += checked_text(part, f"{at}[{index}]")
+        elif isinstance(part, dict) and kind in ("text", "input_text", "output_text"):
+            key = "value" if part.get("text") is None and part.get("value") is not None else "text"
+            text += checked_text(part.get(key), f"{at}[{index}].{key}")
         elif isinstance(part, dict) and kind in ("image", "image_url"):
             found.append((len(text), part_image(part, images, f"{at}[{index}]")))
         else:

@@ -50,6 +50,7 @@ class DatasetSummary(Record):
     skipped: int  # rows beyond max_examples
     dropped: int = 0  # rows with nothing to learn: no answer in the source, or no supervised token within max_length
     bad_images: int = 0  # rows left out for an image that cannot be used
+    bad_rows: int = 0  # rows left out for anything else that is wrong with them
     images: int = 0  # in the rows that are used
     scoring: str | None  # "verifier", "reference" or None: how exact match is decided
     fingerprint: str  # of the encoded content

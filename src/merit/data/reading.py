@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from merit.base.errors import InputError
 from merit.config.sections import DatasetConfig
 from merit.data.example import Row
-from merit.data.files import FileSource
+from merit.data.files import FileSource, UnreadableRest
 from merit.data.format import RowFormat, choose_format
 from merit.data.image import BadImage
 from merit.data.image_fields import NO_FOLDER, ImageSource
@@ -100,6 +100,13 @@ class DatasetReader:
                     yield Row(row.number, row.done, error=error)
 
 
+def is_skipped(error: InputError, config: DatasetConfig) -> bool:
+    """Whether the row with this mistake is left out of a run, instead of ending it."""
+    if isinstance(error, UnreadableRest):
+        return False
+    return config.bad_images == "skip" if isinstance(error, BadImage) else config.on_bad_row == "skip"
+
+
 def field_of(name: str, *, unseen: bool) -> str:
     """Where the configuration has the dataset `name`."""
     return f"evaluate.unseen.{name}" if unseen else f"mixture.{name}"
@@ -116,6 +123,7 @@ class Selection:
     skipped: int  # beyond max_examples
     unanswered: int  # the source itself knows no answer
     bad_images: int = 0  # rows whose images cannot be used
+    bad_rows: int = 0  # rows with something else wrong
 
     @property
     def kept(self) -> int:
@@ -137,11 +145,12 @@ def select(
         InputError: the source cannot be read; also whatever `on_error` raises.
     """
     hashes, good = array("Q"), array("b")
-    unanswered = bad_images = 0
+    unanswered = bad_images = bad_rows = 0
     for count, row in enumerate(reader.read()):
         if row.error is not None:
             on_error(row.error)
             bad_images += isinstance(row.error, BadImage)
+            bad_rows += not isinstance(row.error, BadImage)
         unanswered += row.value is None and row.error is None
         hashes.append(_key(row.value.id) if row.value is not None else 0)
         good.append(row.value is not None)
@@ -156,7 +165,7 @@ def select(
     skipped = max(0, len(chosen) - limit) if limit is not None else 0
     keep = np.zeros(len(keys), np.bool_)
     keep[chosen[: len(chosen) - skipped]] = True
-    return Selection(keys, keep, len(keys), len(usable) - len(chosen), skipped, unanswered, bad_images)
+    return Selection(keys, keep, len(keys), len(usable) - len(chosen), skipped, unanswered, bad_images, bad_rows)
 
 
 def chosen_rows(reader: DatasetReader, selection: Selection) -> Iterator[Row]:

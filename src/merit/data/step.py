@@ -17,8 +17,8 @@ def depends(context: RunContext) -> dict[str, str]:
     config = context.config
     return {
         "mixture": fingerprint(
-            {name: item.model_dump(mode="json") for name, item in config.mixture.items()},
-            {name: item.model_dump(mode="json") for name, item in config.evaluate.unseen.items()},
+            {name: item.mark for name, item in config.mixture.items()},
+            {name: item.mark for name, item in config.evaluate.unseen.items()},
             config.held_out_fraction,
             config.train.max_length,
         ),

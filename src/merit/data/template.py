@@ -6,6 +6,9 @@ found is refused, so that a mask is right or absent.
 
 from __future__ import annotations
 
+import copy
+import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -29,6 +32,8 @@ _FIXED_DATE = (
     "{%- endmacro %}"
 )
 _MARKER = "meritmarksthisturn"  # stands in for a turn's content; plain letters, so that no template changes it
+_NO_CALLS = "the chat template does not show tool calls; write them into `content`, or use another template"
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # the keys under which templates look for it
 
 
 def template_of(tokenizer: Any) -> str:
@@ -54,6 +59,39 @@ class ChatTemplate:
         self.image_token = image_token
         self.source = template_of(tokenizer)
         self._template = (_FIXED_DATE if "strftime_now" in self.source else "") + self.source
+        self._tools: list[Any] | None = None
+
+    def with_tools(self, tools: str | None) -> ChatTemplate:
+        """This template where it describes `tools`, a JSON list, to the model."""
+        if tools is None and self._tools is None:
+            return self
+        _ = self.has_prompt_header, self._calls_as_text  # of the template alone: found once, and copied
+        other = copy.copy(self)
+        other._tools = json.loads(tools) if tools is not None else None
+        return other
+
+    def whole(self, messages: Sequence[Message]) -> str:
+        """The text of a whole conversation.
+
+        Raises:
+            InputError: as `text`; the template leaves out the tools, a call of one, or the reasoning of the last turn.
+                Of earlier turns a template may well strip it.
+        """
+        text = self.text(messages)
+        if self._tools is not None and text == self.with_tools(None).text(messages):
+            raise InputError("the chat template does not show them; use another `model.chat_template`", field="tools")
+        for number, turn in enumerate(messages, start=1):
+            for call in turn.more.get("tool_calls", ()):
+                if call["function"]["name"] not in text:
+                    raise InputError(_NO_CALLS, field=f"turn {number}.tool_calls")
+        last = messages[-1].more.get("reasoning", "") if messages else ""
+        if last.strip() not in text:
+            raise InputError(
+                "the chat template leaves out the reasoning of this turn; write it into `content`, or use another "
+                "template",
+                field=f"turn {len(messages)}.reasoning_content",
+            )
+        return text
 
     def text(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
         """The conversation as text; with `prompt`, the header that makes the assistant speak follows.
@@ -61,14 +99,58 @@ class ChatTemplate:
         Raises:
             InputError: the template refuses the conversation (roles that do not alternate, no tool role, …).
         """
-        return self._apply([{"role": turn.role, "content": self._content(turn)} for turn in messages], prompt=prompt)
+        return self._apply([self._message(turn, number) for number, turn in enumerate(messages, 1)], prompt=prompt)
+
+    def _message(self, turn: Message, number: int) -> dict[str, Any]:
+        message = {"role": turn.role, "content": self._content(turn)}
+        if not turn.fields:
+            return message
+        fields = turn.more
+        if (reasoning := fields.pop("reasoning", None)) is not None:
+            if self._reasoning_key is None:
+                raise InputError(
+                    "the chat template shows no reasoning; write it into `content`, as <think>…</think>",
+                    field=f"turn {number}.reasoning_content",
+                )
+            message[self._reasoning_key] = reasoning
+        if calls := fields.pop("tool_calls", None):
+            if self._calls_as_text is None:
+                raise InputError(_NO_CALLS, field=f"turn {number}.tool_calls")
+            message["tool_calls"] = [_written(call, as_text=self._calls_as_text) for call in calls]
+        return message | fields
+
+    @cached_property
+    def _reasoning_key(self) -> str | None:
+        """The key of a turn under which the template looks for its reasoning."""
+        return next((key for key in _REASONING if re.search(rf"(?:\.|['\"]){key}\b", self.source)), None)
+
+    @cached_property
+    def _calls_as_text(self) -> bool | None:
+        """Whether the template wants the arguments of a tool call as JSON text, since it joins them to its own, or as
+        an object, which it writes itself; None where it shows no call."""
+        call = {"id": "merit0000", "type": "function", "function": {"name": "lookup", "arguments": {"a": _MARKER}}}
+        for as_text in (False, True):
+            turn = {"role": "assistant", "content": "", "tool_calls": [_written(call, as_text=as_text)]}
+            try:
+                text = self._apply([{"role": "user", "content": "a"}, turn])
+            except InputError:
+                continue
+            # Not Python's way to write an object, nor JSON as text within JSON.
+            shown = text.count(_MARKER) == 1 and "lookup" in text
+            if shown and f"'{_MARKER}'" not in text and f'\\"{_MARKER}' not in text:
+                return as_text
+        return None
 
     def _apply(self, turns: Sequence[dict[str, Any]], *, prompt: bool = False) -> str:
         from jinja2 import TemplateError
 
         try:
             text: str = self.tokenizer.apply_chat_template(
-                turns, chat_template=self._template, tokenize=False, add_generation_prompt=prompt
+                turns,
+                chat_template=self._template,
+                tools=self._tools,
+                tokenize=False,
+                add_generation_prompt=prompt,
             )
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             raise InputError(f"the chat template refuses this conversation: {error}") from None
@@ -167,3 +249,11 @@ class ChatTemplate:
             raise InputError("the chat template drops or repeats this assistant turn", field=f"turn {index + 1}")
         head, _, tail = whole.partition(_MARKER)
         return head, alone.partition(_MARKER)[2].rstrip(), tail
+
+
+def _written(call: dict[str, Any], *, as_text: bool) -> dict[str, Any]:
+    """`call` with its arguments as an object, or as the JSON text of it."""
+    if not as_text:
+        return call
+    function = call["function"]
+    return call | {"function": function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}}

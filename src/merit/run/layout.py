@@ -98,6 +98,10 @@ class RunDir:
         """The encoded examples of dataset `name`, an Arrow file."""
         return self.data_folder / f"{safe_name(name)}.arrow"
 
+    def skipped_rows(self, name: str) -> Path:
+        """The rows of dataset `name` that `on_bad_row: skip` has left out, one JSON object a line."""
+        return self.data_folder / f"{safe_name(name)}.skipped.jsonl"
+
     def method(self, name: str = MAIN_METHOD) -> MethodDir:
         if name == GATE:
             return MethodDir(self.root / GATE)

@@ -34,7 +34,7 @@ def depends(context: RunContext) -> dict[str, str]:
     """The recipe, the model that it starts from, and the general mixture."""
     config = _config(context)
     return {
-        "prepare": fingerprint(_section(context), config.train, config.held_out_fraction),
+        "prepare": fingerprint(_section(context).mark, config.train, config.held_out_fraction),
         "model": fingerprint(context.origin.fingerprint, config.model.chat_template),
         "sources": fingerprint(source_fingerprints(config, context.base)),
         "seed": fingerprint(config.seed),

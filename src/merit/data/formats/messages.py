@@ -11,16 +11,23 @@ from merit.data.image_fields import ImageSource
 
 
 def conversation(row: Mapping[str, Any], columns: Mapping[str, str], images: ImageSource) -> Parts:
-    """All turns before the first answer are the prompt, the others the completion."""
+    """All turns before the first answer to learn are the prompt, the others the completion."""
     column = columns["messages"]
     if row.get(column) is None:
         raise missing(row, column)
     turns = parse_turns(row[column], column, images)
-    first = next((i for i, turn in enumerate(turns) if turn.role == "assistant"), None)
+    first = next((i for i, turn in enumerate(turns) if turn.supervised), None)
     if first is None:
-        raise InputError("no assistant turn, so there is nothing to learn", field=column)
+        masked = any(turn.role == "assistant" for turn in turns)
+        what = "every assistant turn is masked" if masked else "no assistant turn"
+        raise InputError(f"{what}, so there is nothing to learn", field=column)
     check_completion(turns[first:], column, first)
     return turns[:first], turns[first:]
 
 
-FORMAT = Format(columns={"messages": "messages"}, read=conversation, order=10)
+FORMAT = Format(
+    columns={"messages": "messages"},
+    read=conversation,
+    order=10,
+    spellings=[{"messages": column} for column in ("conversation", "dialog", "dialogue", "chat")],
+)

@@ -30,4 +30,17 @@ def _read(row: Mapping[str, Any], columns: Mapping[str, str], images: ImageSourc
     return before, after
 
 
-FORMAT = Format(columns={"prompt": "prompt", "completion": "completion"}, read=_read, order=30)
+_PAIRS = (
+    ("prompt", "response"),
+    ("input", "target"),
+    ("inputs", "targets"),
+    ("input", "output"),
+    ("problem", "solution"),
+    ("query", "response"),
+)
+FORMAT = Format(
+    columns={"prompt": "prompt", "completion": "completion"},
+    read=_read,
+    order=30,
+    spellings=[{"prompt": prompt, "completion": completion} for prompt, completion in _PAIRS],
+)

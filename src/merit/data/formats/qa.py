@@ -14,4 +14,9 @@ def _read(row: Mapping[str, Any], columns: Mapping[str, str], images: ImageSourc
     return (Message("user", text_of(row, columns["prompt"])),), (answer(row, columns["completion"]),)
 
 
-FORMAT = Format(columns={"prompt": "question", "completion": "answer"}, read=_read, order=50)
+FORMAT = Format(
+    columns={"prompt": "question", "completion": "answer"},
+    read=_read,
+    order=50,
+    spellings=[{"prompt": "question", "completion": "response"}],
+)

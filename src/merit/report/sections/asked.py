@@ -94,7 +94,9 @@ def _table(datasets: list[DatasetSummary], *, trained: bool = True) -> DataTable
     header = ["dataset", "source", "format", *(["training"] if trained else []), "held out"]
     header += [*(["supervised tokens"] if trained else []), "median length"]
     weighted = any(item.weight != 1 for item in datasets)
-    dropped = any(item.truncated or item.duplicates or item.skipped or item.bad_images for item in datasets)
+    dropped = any(
+        item.truncated or item.duplicates or item.skipped or item.bad_images or item.bad_rows for item in datasets
+    )
     rows = []
     for item in datasets:
         row = [
@@ -119,6 +121,7 @@ def _dropped(item: DatasetSummary) -> str:
             (item.duplicates, "duplicates"),
             (item.skipped, "beyond the cap"),
             (item.bad_images, "with bad images"),
+            (item.bad_rows, "bad rows"),
         )
         if number
     ]
