@@ -120,15 +120,8 @@ def _make_trainer(branch: _Branch, data: datasets.Dataset) -> BranchTrainer:
     template = Path(spec.model.chat_template) if spec.model.chat_template else None
     tokenizer = load_tokenizer(theta0, template)
     batching = plan_batching(lengths, train.batch_tokens, train.micro_batch_tokens, processes)
-    if processes > 1:
-        data = datasets.concatenate_datasets([data, row_without_loss(data)])
-    steps = batching.steps(len(lengths), train.epochs)
-    training = replace(
-        training,
-        micro=batching.micro,
-        accumulation=batching.accumulation,
-        warmup_steps=round(steps * train.warmup_ratio),
-    )
+    data = datasets.concatenate_datasets([data, row_without_loss(data)])  # fills micro-batches
+    training = replace(training, micro=batching.micro, accumulation=batching.accumulation)
     return BranchTrainer(
         model=model,
         args=sft_config(training),
@@ -136,6 +129,7 @@ def _make_trainer(branch: _Branch, data: datasets.Dataset) -> BranchTrainer:
         processing_class=tokenizer,
         peft_config=_peft_config(train.lora, model, spec.model.freeze),
         callbacks=_callbacks(branch, model),
+        recipe=train,
         lengths=lengths,
         batching=batching,
         counters=branch.counters,
