@@ -56,7 +56,9 @@ def build_mixture(
     encoder = Encoder(tokenizer, config.train.max_length)
     readers = open_readers(config, base)
     depends = {reader.name: _depends(reader, config, encoder) for reader in readers}
-    summaries = {reader.name: None if again else _stored(run, reader, depends[reader.name]) for reader in readers}
+    summaries = {
+        reader.name: None if again else _stored(run, reader, depends[reader.name], encoder.limit) for reader in readers
+    }
     todo = [reader for reader in readers if summaries[reader.name] is None]
     with progress.bar("data", total=2.0 * len(todo)) as bar:
         selections: list[Selection] = []
@@ -134,12 +136,15 @@ def _depends(reader: DatasetReader, config: RunConfig, encoder: Encoder) -> str:
     return fingerprint(VERSION, reader.source.fingerprint(), settings, share, encoder.fingerprint, encoder.max_length)
 
 
-def _stored(run: RunDir, reader: DatasetReader, depends: str) -> DatasetSummary | None:
+def _stored(run: RunDir, reader: DatasetReader, depends: str, limit: int) -> DatasetSummary | None:
     try:
         stored = EncodedDataset.open(run.data(reader.name))
     except InputError:
         return None
-    return stored.summary if stored.depends == depends and stored.intact() else None
+    # merit 0.1.0 did not know the limit of a model's positions.
+    if stored.depends != depends or not stored.intact() or stored.summary is None or stored.summary.longest > limit:
+        return None
+    return stored.summary
 
 
 def _shown(bar: Any, index: int, name: str) -> Callable[[float], None]:
@@ -267,9 +272,16 @@ class Encoding:
         elif train + held_out == 0 and (self.bad_images or self.selection.kept == 0):
             message = "not one example whose images can be used"
         elif train + held_out == 0:
-            length = self.encoder.max_length
-            message = f"no example keeps a supervised token within {length} tokens; raise it, or shorten the prompts"
-            field, line = "train.max_length", self.first_dropped
+            if self.encoder.limit < self.encoder.max_length:
+                within, advice, field = self.encoder.limit_name, "shorten the prompts", "model"
+            else:
+                within, advice, field = (
+                    f"{self.encoder.limit} tokens",
+                    "raise it, or shorten the prompts",
+                    "train.max_length",
+                )
+            message = f"no example keeps a supervised token within {within}; {advice}"
+            line = self.first_dropped
         elif not self.reader.unseen and min(train, held_out) == 0:
             total, part = train + held_out, "train on" if train == 0 else "hold out"
             message = f"none of its {total} examples is left to {part}; add rows, or change the share"

@@ -147,7 +147,7 @@ class _Check:
                     self.add(whole)
                 if encoding.lengths:
                     self.summary = encoding.summary()
-                    self.warnings = _warnings(self.summary, selection, self.config, unseen=self.unseen)
+                    self.warnings = _warnings(self.summary, selection, self.config, self.encoder, unseen=self.unseen)
                     self.warnings += _image_notes(encoding)
         except InputError as error:
             self.add(error)
@@ -167,14 +167,21 @@ class _Check:
         )
 
 
-def _warnings(summary: DatasetSummary, selection: Selection, config: RunConfig, *, unseen: bool) -> list[str]:
+def _warnings(
+    summary: DatasetSummary, selection: Selection, config: RunConfig, encoder: Encoder, *, unseen: bool
+) -> list[str]:
     total = summary.train.examples + summary.held_out.examples
     lines = []
     if summary.truncated:
         share = summary.truncated / total
-        lines.append(f"{summary.truncated:,} of {total:,} examples ({share:.1%}) are cut at `train.max_length`")
+        lines.append(f"{summary.truncated:,} of {total:,} examples ({share:.1%}) are cut at {encoder.limit_name}")
+    if encoder.positions is not None and not encoder.positions.table and summary.longest > encoder.positions.count:
+        lines.append(
+            f"its longest example has {summary.longest:,} tokens, and the model was made for "
+            f"{encoder.positions.count:,}: set `train.max_length` to cut longer ones"
+        )
     if no_label := summary.dropped - selection.unanswered:
-        lines.append(f"{no_label:,} examples are left out: their prompt alone fills `train.max_length`")
+        lines.append(f"{no_label:,} examples are left out: their prompt alone fills {encoder.limit_name}")
     if selection.unanswered:
         lines.append(f"{selection.unanswered:,} entries are left out: the generator gives no answer to them")
     if selection.duplicates:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from merit.base.errors import InputError
 from merit.compute.batches import in_dtype, length_batches
-from merit.models.loading import images_of
+from merit.models.loading import images_of, positions_by
 
 # Their scorers compare the grid that they read from the answer, a tuple of tuples, with the entry's, which JSON has
 # turned into lists: every right answer would count as wrong.
@@ -33,17 +34,24 @@ def greedy_answers(
     """The token ids of the model's greedy answer to each prompt (token ids), the end-of-turn token included.
 
     `images` are those that each prompt shows, in order. A batch holds `batch_tokens` tokens of prompts with padding.
+    An answer ends where the model has no further position.
 
     Decoding is fixed here, whatever the model's own generation_config says: no sampling, no penalties. A score
     depends on such settings by tens of points, so every model of a run gets the same.
     """
     ends = _end_tokens(model, tokenizer)
-    config = GenerationConfig(
-        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=min(ends)
-    )
     answers: list[list[int]] = [[] for _ in prompts]
     vision = images_of(model)
-    for batch in length_batches([len(prompt) for prompt in prompts], batch_tokens):
+    positions = positions_by(model.config, (name for name, _ in model.named_parameters()))
+    limit = positions.count if positions is not None and positions.table else sys.maxsize
+    for batch in _batches([len(prompt) for prompt in prompts], batch_tokens, limit - max_new_tokens):
+        room = min(max_new_tokens, limit - max(len(prompts[index]) for index in batch))
+        if room < 1:
+            advance(len(batch))
+            continue
+        config = GenerationConfig(
+            do_sample=False, num_beams=1, max_new_tokens=room, eos_token_id=sorted(ends), pad_token_id=min(ends)
+        )
         width = max(len(prompts[index]) for index in batch)
         ids = torch.full((len(batch), width), min(ends), dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -62,6 +70,15 @@ def greedy_answers(
             answers[index] = _until_end(output[position, width:].tolist(), ends)
         advance(len(batch))
     return answers
+
+
+def _batches(lengths: Sequence[int], batch_tokens: int, longest: int) -> Iterator[Sequence[int]]:
+    """Batches of prompts; those of more than `longest` tokens, whose answers have less room, come one by one."""
+    for batch in length_batches(lengths, batch_tokens):
+        if any(lengths[index] > longest for index in batch):
+            yield from ([index] for index in batch)
+        else:
+            yield batch
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
