@@ -22,7 +22,7 @@ from merit.data.encode import Encoder, Layout
 from merit.data.example import Encoded, Example, Row
 from merit.data.image import BadImage, ImageChecker, Look
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
-from merit.data.reading import DatasetReader, Selection, chosen_rows, is_held_out, select
+from merit.data.reading import DatasetReader, Selection, chosen_rows, select
 from merit.data.store import VERSION, EncodedDataset, StoredExample, write_store
 from merit.models.source import cache_folder
 from merit.run.layout import RunDir
@@ -195,7 +195,7 @@ class Encoding:
 
     def __init__(self, reader: DatasetReader, selection: Selection, encoder: Encoder, held_out_fraction: float) -> None:
         self.reader, self.selection, self.encoder = reader, selection, encoder
-        self.held_out_fraction = held_out_fraction
+        self.held_out = selection.hold_out(held_out_fraction)
         self.lengths = array("i")
         self.truncated = 0
         self.dropped = 0
@@ -240,7 +240,7 @@ class Encoding:
             on_progress(chunk[-1].done)
 
     def _stored(self, example: Example, encoded: Encoded, prompt_ids: list[int], prompt: str) -> StoredExample:
-        held_out = self.reader.unseen or is_held_out(example.id, self.held_out_fraction)
+        held_out = self.reader.unseen or example in self.held_out
         stored = StoredExample(example.id, encoded, held_out, prompt_ids, prompt, example.reference, example.verifier)
         length = len(encoded.input_ids)
         self.lengths.append(length)

@@ -83,6 +83,7 @@ def check_mixture(
     wanted = [(name, False) for name in config.mixture] + [(name, True) for name in config.evaluate.unseen]
     checks = []
     mixed: list[NDArray[np.uint64]] = []  # content hashes of the mixture
+    asked: list[NDArray[np.uint64]] = []  # and its prompts
     with progress.bar("check", total=2.0 * len(wanted)) as bar:
         for index, (name, unseen) in enumerate(wanted):
 
@@ -93,11 +94,16 @@ def check_mixture(
             check.read(base, show)
             if not unseen:
                 mixed.append(check.hashes)
-            elif shared := int(np.isin(check.hashes, np.concatenate(mixed)).sum()):
+                asked.append(check.prompts)
+            else:
                 total = len(check.hashes)
-                check.warnings.append(
-                    f"{shared:,} of its {total:,} examples are also in the mixture: they are not unseen"
-                )
+                shared = int(np.isin(check.hashes, np.concatenate(mixed)).sum())
+                if shared:
+                    check.warnings.append(
+                        f"{shared:,} of its {total:,} examples are also in the mixture: they are not unseen"
+                    )
+                if (prompts := int(np.isin(check.prompts, np.concatenate(asked)).sum())) > shared:
+                    check.warnings.append(f"{prompts:,} of its {total:,} examples have prompts of the mixture")
             checks.append(check.found())
     return CheckReport(
         datasets=checks,
@@ -120,7 +126,7 @@ class _Check:
         self.bad_images = 0
         self.warnings: list[str] = []
         self.rows = 0
-        self.hashes = np.zeros(0, np.uint64)  # of the rows in use
+        self.hashes = self.prompts = np.zeros(0, np.uint64)  # of the rows in use
         self.summary: DatasetSummary | None = None
 
     def add(self, error: InputError) -> None:
@@ -138,6 +144,7 @@ class _Check:
             reader = DatasetReader.open(self.name, self.item, base, unseen=self.unseen)
             selection = select(reader, self.add, show)
             self.rows, self.hashes = selection.rows, selection.hashes[selection.keep]
+            self.prompts = selection.prompts[selection.keep]
             if self.encoder is not None:
                 encoding = Encoding(reader, selection, self.encoder, self.config.held_out_fraction)
                 for _ in encoding.rows(self.add, lambda done: show(1 + done)):
