@@ -23,7 +23,7 @@ def test_it_finds_what_a_run_finds(tmp_path):
     write(tmp_path / "b.jsonl", qa(30, 100))
     settings = config({"a": {"path": "a.jsonl"}}, unseen={"b": {"path": "b.jsonl"}})
     before = files(tmp_path)
-    report = check_mixture(settings, tmp_path, make_tokenizer())
+    report = check_mixture(settings, tmp_path, make_tokenizer(eos="<|im_end|>"))
     assert files(tmp_path) == before
     assert report.ok
     assert report.problems == report.warnings == []
@@ -108,6 +108,17 @@ def test_warnings(tmp_path):
     assert endless.warnings == [
         "the chat template puts nothing after an assistant turn: the model will not learn to stop"
     ]
+
+
+def test_how_a_turn_ends_is_told(tmp_path):
+    write(tmp_path / "d.jsonl", qa(40))
+    settings = config({"d": {"path": "d.jsonl"}})
+    assert check_mixture(settings, tmp_path, make_tokenizer(eos="<|im_end|>")).warnings == []
+    (other,) = check_mixture(settings, tmp_path, make_tokenizer()).warnings
+    assert other.startswith("an assistant turn ends with '<|im_end|>', which is not the tokenizer's end token (</s>)")
+    words = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' (over)' }}{% endfor %}"
+    (plain,) = check_mixture(settings, tmp_path, make_tokenizer(words)).warnings
+    assert plain.startswith("the chat template ends an assistant turn with '(over)', which is no special token")
 
 
 def test_unseen_rows_that_are_trained_on_are_told(tmp_path):

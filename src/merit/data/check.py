@@ -223,4 +223,15 @@ def _tokenizer_warnings(encoder: Encoder) -> list[str]:
         lines.append("the tokenizer has no chat template; a plain one (### User: …) is used")
     if not encoder.template.ends_turns:
         lines.append("the chat template puts nothing after an assistant turn: the model will not learn to stop")
+    elif encoder.template.closing and encoder.template.end_token is None:
+        lines.append(
+            f"the chat template ends an assistant turn with {encoder.template.closing!r}, which is no special token: "
+            "generation will not stop there by itself"
+        )
+    elif encoder.template.end_token not in (None, encoder.tokenizer.eos_token_id):
+        lines.append(
+            f"an assistant turn ends with {encoder.template.closing!r}, which is not the tokenizer's end token "
+            f"({encoder.tokenizer.eos_token}): evaluation stops at both, and so will the merged model "
+            "(generation_config.json)"
+        )
     return lines

@@ -87,7 +87,7 @@ class Encoder:
         self.max_length = max_length
         self.positions: Positions | None = getattr(tokenizer, POSITIONS, None)
         self.image_tokens: ImageTokens | None = getattr(tokenizer, IMAGE_TOKENS, None)
-        self.template = ChatTemplate(tokenizer, self.image_tokens.token if self.image_tokens else None)
+        self.template = template_by(tokenizer)
 
     @property
     def limit(self) -> int:
@@ -243,6 +243,12 @@ class Encoder:
         return self.tokenizer(
             texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
         )
+
+
+def template_by(tokenizer: Any) -> ChatTemplate:
+    """The chat template of a tokenizer, with its model's token for images."""
+    images: ImageTokens | None = getattr(tokenizer, IMAGE_TOKENS, None)
+    return ChatTemplate(tokenizer, images.token if images else None)
 
 
 def supervised_mask(offsets: NDArray[np.int64], spans: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:

@@ -114,8 +114,31 @@ class ChatTemplate:
     def ends_turns(self) -> bool:
         """Whether anything visible ends an assistant turn; if nothing does, no model learns to stop. True if that
         cannot be found out, because the template wants more than a question and an answer."""
+        return bool(self.closing) or self._attempt([Message("user", "a"), Message("assistant", _MARKER)]) is None
+
+    @cached_property
+    def opening(self) -> str:
+        """What the template writes between the generation prompt and an answer: an empty think block, a channel."""
+        question = [Message("user", "a")]
+        prompt = self._attempt(question, prompt=True)
+        text = self._attempt([*question, Message("assistant", _MARKER)])
+        if prompt is None or text is None or not text.startswith(prompt) or not self.has_prompt_header:
+            return ""
+        return text[len(prompt) :].partition(_MARKER)[0].strip()
+
+    @cached_property
+    def closing(self) -> str:
+        """What ends an assistant turn, the last of a conversation; white space apart."""
         text = self._attempt([Message("user", "a"), Message("assistant", _MARKER)])
-        return text is None or bool(text.partition(_MARKER)[2].strip())
+        return "" if text is None else text.partition(_MARKER)[2].strip()
+
+    @cached_property
+    def end_token(self) -> int | None:
+        """The token that ends an assistant turn, and so must end generation. None if a turn ends with plain text, which
+        a token cannot tell from an answer's own, or with nothing."""
+        ids = self.tokenizer(self.closing, add_special_tokens=False, verbose=False)["input_ids"] if self.closing else []
+        known = {*self.tokenizer.added_tokens_decoder, self.tokenizer.eos_token_id}
+        return ids[0] if ids and ids[0] in known else None
 
     def turn(self, messages: Sequence[Message], index: int, full: str) -> tuple[int, int]:
         """Characters [start, end) of assistant turn `index` in `full`, the text of all `messages`.
