@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from chat_tokenizers import ENDLESS, make_tokenizer
+from chat_tokenizers import ENDLESS, STRIPPING, make_tokenizer
 from test_build_mixture import LONG, config, qa, write
 
 from merit.base.errors import InputError
@@ -119,6 +119,19 @@ def test_how_a_turn_ends_is_told(tmp_path):
     words = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' (over)' }}{% endfor %}"
     (plain,) = check_mixture(settings, tmp_path, make_tokenizer(words)).warnings
     assert plain.startswith("the chat template ends an assistant turn with '(over)', which is no special token")
+
+
+def test_reasoning_that_the_template_leaves_out_is_counted(tmp_path):
+    def talk(number: int, first: str) -> dict:
+        said = ["q", first, f"and {number}?", "<think>well</think>second"]
+        return {"messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]}
+
+    write(tmp_path / "d.jsonl", [talk(i, "<think>hm</think>first" if i < 7 else "first") for i in range(40)])
+    report = check_mixture(config({"d": {"path": "d.jsonl"}}), tmp_path, make_tokenizer(STRIPPING))
+    assert report.ok
+    told = [line for line in report.datasets[0].warnings if "reasoning" in line]
+    assert len(told) == 1
+    assert told[0].startswith("the chat template leaves reasoning out of 7 examples")
 
 
 def test_unseen_rows_that_are_trained_on_are_told(tmp_path):

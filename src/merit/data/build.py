@@ -18,7 +18,7 @@ from merit.base.files import disk_errors
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
 from merit.config.run import RunConfig
-from merit.data.encode import Encoder, Layout
+from merit.data.encode import Encoder, Layout, loses_reasoning
 from merit.data.example import Encoded, Example, Row
 from merit.data.image import BadImage, ImageChecker, Look
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
@@ -201,6 +201,7 @@ class Encoding:
         self.dropped = 0
         self.first_dropped = 0  # its line
         self.answers = False
+        self.lost_reasoning = 0  # examples of which the template left reasoning out
         self.images = 0
         self.bad_images = 0  # examples
         self.seen: dict[str, tuple[int, int]] = {}  # what is done to images → how many, the first one's line
@@ -232,6 +233,7 @@ class Encoding:
                     on_error(type(error)(error.message, file=place, line=row.number, field=error.field))
             encoded = self.encoder.encode_layouts([layout for _, layout in placed])
             for (row, layout), (item, prompt_ids) in zip(placed, encoded, strict=True):
+                self.lost_reasoning += loses_reasoning(row.value, layout.text)
                 if item.supervised:
                     yield self._stored(row.value, item, prompt_ids, layout.prompt)
                 else:

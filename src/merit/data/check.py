@@ -156,6 +156,11 @@ class _Check:
                     self.summary = encoding.summary()
                     self.warnings = _warnings(self.summary, selection, self.config, self.encoder, unseen=self.unseen)
                     self.warnings += _image_notes(encoding)
+                    if encoding.lost_reasoning:
+                        self.warnings.append(
+                            f"the chat template leaves reasoning out of {encoding.lost_reasoning:,} examples, which is "
+                            "not learned; make each turn the last of its own row to keep it"
+                        )
         except InputError as error:
             self.add(error)
 

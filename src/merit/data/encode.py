@@ -245,6 +245,13 @@ class Encoder:
         )
 
 
+def loses_reasoning(example: Example, text: str) -> bool:
+    """Whether the template left reasoning of an assistant turn to be learned out of `text`."""
+    turns = [turn.content for turn in example.completion if turn.role == "assistant" and "</think>" in turn.content]
+    thoughts = [content.rpartition("</think>")[0].rpartition("<think>")[2].strip() for content in turns]
+    return any(thought not in text for thought in thoughts)
+
+
 def template_by(tokenizer: Any) -> ChatTemplate:
     """The chat template of a tokenizer, with its model's token for images."""
     images: ImageTokens | None = getattr(tokenizer, IMAGE_TOKENS, None)
