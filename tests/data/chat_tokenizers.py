@@ -50,6 +50,27 @@ OPENING = (
     "{{ '<|A|>' + m['content'].split('</think>')[-1] + eos_token }}{% else %}{{ '<|U|>' + m['content'] }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|A|><think>\n' }}{% endif %}"
 )
+# The white space before an answer is the assistant's, and nothing tells the generation prompt apart, as in Llama-2.
+LLAMA2 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+# Text follows the last turn of a conversation, as in Phi-3.
+PHI3 = (
+    "{% for m in messages %}{{ '<|start|>' + m['role'] + '\n' + m['content'] + '<|eot|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+# The last turn ends with another token than those before, as in gpt-oss.
+GPT_OSS = (
+    "{% for m in messages %}{{ '<|start|>' + m['role'] + '<|end|>' + m['content'] }}"
+    "{{ '</s>' if loop.last and m['role'] == 'assistant' else '<|eot|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
+# Only the last turn has an end: those before run into the next speaker.
+LAST_ENDS = (
+    "{% for m in messages %}{{ ('<|A|>' if m['role'] == 'assistant' else '<|U|>') + m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|A|>' }}{% else %}{{ eos_token }}{% endif %}"
+)
 # Nothing ends a turn.
 ENDLESS = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] }}{% endfor %}"

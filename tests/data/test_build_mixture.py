@@ -17,8 +17,9 @@ from merit.config import RunConfig
 from merit.config.sections import PrepareConfig
 from merit.data import build, store
 from merit.data.build import build_mixture, source_fingerprints
+from merit.data.example import Example, Message
 from merit.data.mixture import Mixture
-from merit.data.reading import is_held_out
+from merit.data.reading import draw
 from merit.data.store import EncodedDataset
 from merit.run.layout import RunDir
 
@@ -72,10 +73,55 @@ def test_counts_are_those_of_the_rows(tmp_path, run):
     assert len(summary.rendered) == 3
     assert all(text.endswith("<|im_end|>") for shown in summary.rendered for text, loss in shown.pieces if loss)
     for row in data:
-        assert row.held_out == is_held_out(row.id, 0.2)
+        assert row.held_out == (draw(prompt_key(row)) < 0.2 * 2**64)
         assert row.encoded.supervised == sum(label != -100 for label in row.encoded.labels)
         assert row.reference == row.prompt_text.split("what is ")[1].split("?")[0].join(["it is ", ""])
     assert Mixture.load(run.mixture).datasets[0] == summary
+
+
+def prompt_key(row) -> str:
+    question = row.prompt_text.split("user\n")[1].split("<|im_end|>")[0]
+    return Example((Message("user", question),), ()).prompt_key
+
+
+def parts(data) -> tuple[set[str], set[str]]:
+    """The questions to train on, and those held out."""
+    asked = [
+        data[row].prompt_text.lower().split("user\n")[1].split("<|im_end|>")[0].split() for row in range(len(data))
+    ]
+    train, held_out = ({" ".join(asked[row]) for row in rows} for rows in (data.train, data.held_out))
+    return train, held_out
+
+
+def test_a_prompt_is_held_out_with_all_its_answers(tmp_path, run):
+    rows = [{"question": f"What  is {i}?", "answer": f"it is {i}, {turn}"} for i in range(60) for turn in range(3)]
+    rows += [{"question": f" what is\n{i}? ", "answer": "guess"} for i in range(60)]
+    train, held_out = parts(one(tmp_path, run, rows)[1])
+    assert not train & held_out
+    assert len(train | held_out) == 60
+    assert len(held_out) in range(5, 20)
+
+
+def test_datasets_hold_out_the_same_prompts(tmp_path, run):
+    write(tmp_path / "a.jsonl", qa(60))
+    write(tmp_path / "b.jsonl", [{"prompt": f"WHAT is {i}?", "completion": "no idea"} for i in range(60)])
+    settings = config({"a": {"path": "a.jsonl"}, "b": {"path": "b.jsonl", "system": "be brief"}})
+    build_mixture(settings, tmp_path, run, make_tokenizer())
+    found = [EncodedDataset.open(run.data(name)) for name in "ab"]
+    held = [{data[int(row)].prompt_text.lower().split("user\n")[1] for row in data.held_out} for data in found]
+    assert held[0] == held[1]
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(1e-9, 1), (1 - 1e-9, 2)])
+def test_each_part_has_a_row_however_small_the_share(tmp_path, run, fraction, expected):
+    summary, _ = one(tmp_path, run, qa(3), base={"fraction": fraction})
+    assert (summary.train.examples, summary.held_out.examples) == (3 - expected, expected)
+
+
+def test_rows_of_one_prompt_are_held_out_by_their_answers(tmp_path, run):
+    summary, _ = one(tmp_path, run, [{"question": "a poem, please", "answer": f"{i}"} for i in range(50)])
+    assert summary.train.examples + summary.held_out.examples == 50
+    assert 0 < summary.held_out.examples < 25
 
 
 def test_adding_and_shuffling_rows_moves_no_other_row(tmp_path, run):
@@ -184,9 +230,7 @@ def test_examples_without_a_supervised_token_are_left_out(tmp_path, run):
         ([*qa(30), {"question": "q", "answer": ""}], {}, "d.jsonl:31: `answer`: the completion is empty"),
         ([LONG, LONG], {"max_length": 64}, "d.jsonl:1: `train.max_length`: no example keeps a supervised token within "
          "64 tokens; raise it, or shorten the prompts"),
-        (qa(3), {"fraction": 0.0001}, "d.jsonl: `held_out_fraction`: none of its 3 examples is left to hold "
-         "out; add rows, or change the share"),
-        (qa(3), {"fraction": 0.9999}, "d.jsonl: `held_out_fraction`: none of its 3 examples is left to train "
+        (qa(1), {"fraction": 0.0001}, "d.jsonl: `held_out_fraction`: none of its 1 examples is left to train "
          "on; add rows, or change the share"),
     ],
 )  # fmt: skip

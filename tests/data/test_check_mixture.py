@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from chat_tokenizers import ENDLESS, make_tokenizer
+from chat_tokenizers import ENDLESS, STRIPPING, make_tokenizer
 from test_build_mixture import LONG, config, qa, write
 
 from merit.base.errors import InputError
@@ -23,7 +23,7 @@ def test_it_finds_what_a_run_finds(tmp_path):
     write(tmp_path / "b.jsonl", qa(30, 100))
     settings = config({"a": {"path": "a.jsonl"}}, unseen={"b": {"path": "b.jsonl"}})
     before = files(tmp_path)
-    report = check_mixture(settings, tmp_path, make_tokenizer())
+    report = check_mixture(settings, tmp_path, make_tokenizer(eos="<|im_end|>"))
     assert files(tmp_path) == before
     assert report.ok
     assert report.problems == report.warnings == []
@@ -108,6 +108,30 @@ def test_warnings(tmp_path):
     assert endless.warnings == [
         "the chat template puts nothing after an assistant turn: the model will not learn to stop"
     ]
+
+
+def test_how_a_turn_ends_is_told(tmp_path):
+    write(tmp_path / "d.jsonl", qa(40))
+    settings = config({"d": {"path": "d.jsonl"}})
+    assert check_mixture(settings, tmp_path, make_tokenizer(eos="<|im_end|>")).warnings == []
+    (other,) = check_mixture(settings, tmp_path, make_tokenizer()).warnings
+    assert other.startswith("an assistant turn ends with '<|im_end|>', which is not the tokenizer's end token (</s>)")
+    words = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' (over)' }}{% endfor %}"
+    (plain,) = check_mixture(settings, tmp_path, make_tokenizer(words)).warnings
+    assert plain.startswith("the chat template ends an assistant turn with '(over)', which is no special token")
+
+
+def test_reasoning_that_the_template_leaves_out_is_counted(tmp_path):
+    def talk(number: int, first: str) -> dict:
+        said = ["q", first, f"and {number}?", "<think>well</think>second"]
+        return {"messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]}
+
+    write(tmp_path / "d.jsonl", [talk(i, "<think>hm</think>first" if i < 7 else "first") for i in range(40)])
+    report = check_mixture(config({"d": {"path": "d.jsonl"}}), tmp_path, make_tokenizer(STRIPPING))
+    assert report.ok
+    told = [line for line in report.datasets[0].warnings if "reasoning" in line]
+    assert len(told) == 1
+    assert told[0].startswith("the chat template leaves reasoning out of 7 examples")
 
 
 def test_unseen_rows_that_are_trained_on_are_told(tmp_path):

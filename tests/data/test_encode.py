@@ -43,6 +43,9 @@ MASKS = {
     "headerless": (chat.HEADERLESS, ["the answer<|im_end|>", "hello world<|im_end|>"]),
     "llama3": (chat.LLAMA3, ["the answer<|eot|>", "hello world<|eot|>"]),
     "mistral": (chat.MISTRAL, [" the answer</s>", " hello world</s>"]),
+    "llama2": (chat.LLAMA2, [" the answer </s>", " hello world </s>"]),
+    "phi3": (chat.PHI3, ["the answer<|eot|>", "hello world<|eot|>\n</s>"]),
+    "gpt-oss": (chat.GPT_OSS, ["<|end|>the answer<|eot|>", "<|end|>hello world</s>"]),
     "gemma": (chat.GEMMA, ["the answer<stop>", "hello world<stop>"]),
     "stripping": (chat.STRIPPING, ["the answer<|im_end|>", "<think>\n\n</think>\n\nhello world<|im_end|>"]),
     "opening": (chat.OPENING, ["the answer</s>", "hello world</s>"]),
@@ -98,6 +101,30 @@ def test_a_history_without_its_reasoning_is_supervised_as_it_is_rendered():
         "first<|im_end|>",
         "<think>\nwell\n</think>\n\nsecond<|im_end|>",
     ]
+
+
+@pytest.mark.parametrize("template", [chat.LLAMA2, chat.MISTRAL])
+@pytest.mark.parametrize("trim", [False, True])
+def test_a_space_before_the_answer_that_is_a_token_of_its_own_is_supervised(template, trim):
+    """The deployed model is asked without it."""
+    tokenizer = make_tokenizer(template, trim=trim)
+    encoder = Encoder(tokenizer, 512)
+    example = conversation("what is it?", "42", "and then?", "7")
+    encoded = encoder.encode(example)
+    space = tokenizer(" ", add_special_tokens=False)["input_ids"]
+    runs = [run for on, run in groupby(encoded.labels, key=lambda label: label != IGNORED) if on for run in [list(run)]]
+    assert [run[: len(space)] for run in runs] == [space, space]
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "what is it?"}], add_generation_prompt=True, tokenize=False
+    )
+    assert encoder.prompt_ids(example) == tokenizer(asked, add_special_tokens=False)["input_ids"]
+
+
+def test_a_token_that_opens_the_next_turn_does_not_end_one():
+    with pytest.raises(InputError, match="renders this turn differently"):
+        Encoder(make_tokenizer(chat.LAST_ENDS), 512).encode(conversation(*TWO))
+    one = Encoder(tokenizer := make_tokenizer(chat.LAST_ENDS), 512).encode(conversation(*TWO[:2]))
+    assert pieces(tokenizer, one) == ["the answer</s>"]
 
 
 def test_bos_is_there_once():

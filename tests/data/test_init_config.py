@@ -9,6 +9,7 @@ import pytest
 from chat_tokenizers import make_tokenizer
 from test_build_mixture import qa, write
 
+from cli.command import Command
 from merit.base.errors import InputError
 from merit.config import load_config
 from merit.data.check import check_mixture
@@ -16,7 +17,7 @@ from merit.data.init import _batch_tokens, propose_config
 
 
 def load(folder):
-    text = propose_config(folder)
+    text = propose_config(folder).text
     (folder / "merit.yaml").write_text(text, encoding="utf-8")
     return text, load_config(folder / "merit.yaml")
 
@@ -123,7 +124,63 @@ def test_the_published_method(tmp_path):
     with pytest.raises(InputError, match="the published method splits a mixture"):
         propose_config(tmp_path, published=True)
     write(tmp_path / "two.jsonl", qa(20))
-    (tmp_path / "merit.yaml").write_text(propose_config(tmp_path, published=True), encoding="utf-8")
+    (tmp_path / "merit.yaml").write_text(propose_config(tmp_path, published=True).text, encoding="utf-8")
     config = load_config(tmp_path / "merit.yaml")
     assert config.method == "published"
     assert config.calibration.sketch == "flat"
+
+
+def test_splits_of_one_dataset_are_not_trained_on(tmp_path):
+    for name in ("train", "validation", "test", "squad_train", "squad-dev", "other", "lone_test", "testing grounds"):
+        write(tmp_path / f"{name}.jsonl", qa(30))
+    write(tmp_path / "gsm-train-00000-of-00001.jsonl", qa(30))
+    write(tmp_path / "gsm-test-00000-of-00001.jsonl", qa(30))
+    _, config = load(tmp_path)
+    assert {item.path for item in config.evaluate.unseen.values()} == {
+        "validation.jsonl", "test.jsonl", "squad-dev.jsonl", "gsm-test-00000-of-00001.jsonl"
+    }  # fmt: skip
+    # A test file alone may be all that there is of a dataset.
+    assert {"lone_test.jsonl", "testing grounds.jsonl", "other.jsonl", "squad_train.jsonl", "train.jsonl"} < {
+        item.path for item in config.mixture.values()
+    }
+    assert len(config.mixture) == 6
+    (note,) = propose_config(tmp_path).notes
+    assert note.startswith("gsm-test-00000-of-00001.jsonl, squad-dev.jsonl, test.jsonl, validation.jsonl: splits")
+    report = check_mixture(config, tmp_path, make_tokenizer())
+    assert report.ok
+
+
+def test_every_file_that_is_left_out_is_named(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.jsonl", [{"strange": 1}])
+    with pytest.raises(InputError) as caught:
+        propose_config(tmp_path)
+    assert all(name in str(caught.value) for name in ("a.jsonl", "b.jsonl"))
+    write(tmp_path / "good.jsonl", qa(30))
+    for name in ("more.jsonl.gz", "shard.arrow"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "sub" / "deep.jsonl", qa(3))
+    text, config = load(tmp_path)
+    notes = propose_config(tmp_path).notes
+    for name in ("a.jsonl", "b.jsonl", "more.jsonl.gz", "shard.arrow", "sub"):
+        assert any(name in note for note in notes)
+        assert any(name in line for line in text.splitlines() if line.strip().startswith("#"))
+    assert list(config.mixture) == ["good"]
+
+
+def test_check_shows_the_examples_of_any_dataset(tmp_path, tiny_model, capsys):
+    for name in ("a", "b", "c", "d"):
+        write(tmp_path / f"{name}.jsonl", [{"question": f"{name} {i}?", "answer": f"{i}"} for i in range(30)])
+    text = propose_config(tmp_path).text.splitlines()
+    file = tmp_path / "merit.yaml"
+    file.write_text("\n".join(f"model: {tiny_model}" if line.startswith("model:") else line for line in text))
+    merit = Command(capsys)
+    assert "── d" not in merit("check", file).out
+    shown = merit("check", file, "--show", "d")
+    assert shown.code == 0, shown.err
+    assert shown.out.count("── d") == 3
+    assert "── a" not in shown.out
+    wrong = merit("check", file, "--show", "e")
+    assert wrong.code == 2
+    assert "no dataset 'e'" in wrong.err

@@ -8,7 +8,10 @@ from importlib import resources
 import pytest
 import yaml
 
-from merit.evaluate.answers import score_answer
+from data.chat_tokenizers import CHATML, ENDLESS, MISTRAL, OPENING, make_tokenizer
+from merit.data.encode import Encoder
+from merit.data.example import Example, Message
+from merit.evaluate.answers import AnswerReader, score_answer
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,63 @@ from merit.evaluate.answers import score_answer
 )
 def test_the_reference_is_compared_after_normalisation(answer, reference, score):
     assert score_answer(answer, reference=reference, verifier=None) == score
+
+
+THINKING = {
+    # The template writes an empty think block before an answer without reasoning, as Qwen3's does.
+    "qwen3": (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}"
+        "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "glm": (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>' }}{% if m['role'] == 'assistant' %}"
+        "{{ '\n<think></think>\n' }}{% endif %}{{ m['content'] + '<|eot|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    ),
+    # Answers stand in a channel of their own.
+    "gpt-oss": (
+        "{% for m in messages %}{{ '<|start|>' + m['role'] }}{% if m['role'] == 'assistant' %}"
+        "{{ '<|channel|>final' }}{% endif %}{{ '<|message|>' + m['content'] + '<|eot|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+    ),
+    "opened by the prompt": OPENING,
+    "none": CHATML,
+}
+WITH_REASONING = {
+    "qwen3": "<think>\nIs it red? No.\n</think>\n\nblue<|im_end|>",
+    "glm": "\n<think>Is it red? No.</think>\nblue<|eot|>",
+    "gpt-oss": "<|channel|>analysis<|message|>Is it red? No.<|end|>"
+    "<|start|>assistant<|channel|>final<|message|>blue<|eot|>",
+    "opened by the prompt": "Is it red? No.\n</think>\n\nblue</s>",
+}
+
+
+@pytest.mark.parametrize("family", THINKING)
+def test_the_supervised_target_is_a_right_answer(family):
+    tokenizer = make_tokenizer(THINKING[family])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|channel|>", "<|message|>"]})
+    tokenizer.add_tokens(["<think>", "</think>"])
+    example = Example((Message("user", "which colour?"),), (Message("assistant", "blue"),), "blue")
+    encoded = Encoder(tokenizer, 512).encode(example)
+    target = [label for label in encoded.labels if label != -100]
+    reader = AnswerReader.of(tokenizer)
+    assert score_answer(reader.text(target), reference="blue", verifier=None) == 1.0
+    assert score_answer(reader.text(target), reference="red", verifier=None) == 0.0
+    if family in WITH_REASONING:
+        answer = tokenizer(WITH_REASONING[family], add_special_tokens=False)["input_ids"]
+        assert score_answer(reader.text(answer), reference="blue", verifier=None) == 1.0
+        assert score_answer(reader.text(answer), reference="<think>\nmy own\n</think>\nblue", verifier=None) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("template", "ends"),
+    [(CHATML, "<|im_end|>"), (THINKING["gpt-oss"], "<|eot|>"), (MISTRAL, "</s>"), (None, "</s>"), (ENDLESS, None)],
+)
+def test_the_end_of_a_turn_ends_an_answer(template, ends):
+    tokenizer = make_tokenizer(template)
+    token = Encoder(tokenizer, 64).template.end_token
+    assert (None if token is None else tokenizer.convert_ids_to_tokens(token)) == ends
 
 
 def demo_families() -> list[str]:

@@ -28,18 +28,20 @@ mixture:
   shout: {{path: shout.parquet}}
 held_out_fraction: 0.2
 split: {{splitter: single}}
-train: {{learning_rate: 0.1, batch_tokens: 1000000, micro_batch_tokens: {micro}, precision: fp32,
+train: {{learning_rate: 0.1, batch_tokens: {batch}, micro_batch_tokens: {micro}, precision: fp32,
         schedule: constant, warmup_ratio: 0, lora: {lora},
         weight_decay: 0, trl: {{optim: sgd, max_grad_norm: 1.0e+9}}}}
 """
 
 
-def _train(folder: Path, model: Path, *, micro: int, lora: str = "null") -> tuple[RunContext, BranchResult]:
+def _train(
+    folder: Path, model: Path, *, micro: int, lora: str = "null", batch: int = 1_000_000
+) -> tuple[RunContext, BranchResult]:
     from merit.split.splitter import SplitRequest, make_partition
 
     write_four_files(folder)
     file = folder / "merit.yaml"
-    file.write_text(CONFIG.format(model=model, micro=micro, lora=lora))
+    file.write_text(CONFIG.format(model=model, micro=micro, lora=lora, batch=batch))
     context = RunContext.open(file)
     mixture_stage.run(context)
     method = context.methods[0]
@@ -81,6 +83,20 @@ def test_micro_batches_run_without_padding(
     tokens = sum(item.train.tokens for item in Mixture.load(context.run.mixture).datasets)
     assert result.steps == len(ran) == 1
     assert ran[0] < tokens
+
+
+def test_micro_batches_change_no_step(tiny_model: Path, tmp_path: Path) -> None:
+    found = {}
+    for micro in (100_000, 150):
+        (tmp_path / str(micro)).mkdir()
+        context, result = _train(tmp_path / str(micro), tiny_model, micro=micro, batch=350)
+        branch = context.run.method().branch(0)
+        found[micro] = result, load_file(branch.checkpoint / "model.safetensors")
+    (one, whole), (many, parts) = found.values()
+    assert (one.steps, one.examples, one.supervised_tokens) == (many.steps, many.examples, many.supervised_tokens)
+    assert one.steps > 2
+    for name, tensor in whole.items():
+        torch.testing.assert_close(tensor, parts[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("micro", [100_000, 150])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,11 +31,20 @@ def init(
     target = output or folder / "merit.yaml"
     if target.exists() and not force:
         raise InputError("the file exists already; --force replaces it", file=target)
-    write_text(target, propose_config(folder, published=published))
+    proposal = propose_config(folder, published=published)
+    write_text(target, proposal.text)
+    for note in proposal.notes:
+        say(note)
     say(f"wrote {target}\nnext: merit check {target}   then: merit run {target}")
 
 
-def check(file: File, json: Json = False) -> None:
+def check(
+    file: File,
+    show: Annotated[
+        list[str] | None, typer.Option("--show", metavar="NAME", help="Show the examples of this dataset. Repeatable.")
+    ] = None,
+    json: Json = False,
+) -> None:
     """Reads every dataset, validates everything without loading a model, and lists all problems at once."""
 
     from merit.cli.console import show_progress
@@ -42,7 +52,7 @@ def check(file: File, json: Json = False) -> None:
 
     with show_progress() as progress:
         report = check_run(file, progress)
-    if not print_report(report, json=json):
+    if not print_report(report, json=json, show=show or ()):
         raise typer.Exit(2)
 
 
@@ -85,15 +95,28 @@ def schema() -> None:
 _MARK = ("⟦", "⟧")
 
 
-def print_report(report: CheckReport, *, json: bool) -> bool:
-    """Prints the report: counts and examples on stdout, problems on stderr. Returns whether a run can start."""
+def print_report(report: CheckReport, *, json: bool, show: Sequence[str] = ()) -> bool:
+    """Prints the report: counts and examples on stdout, problems on stderr. Returns whether a run can start.
+
+    Args:
+        show: datasets to show all rendered examples of.
+
+    Raises:
+        InputError: no dataset has such a name.
+    """
+    from merit.base.errors import InputError, did_you_mean
     from merit.cli.console import complain, say, say_json
+
+    names = [dataset.name for dataset in report.datasets]
+    for name in show:
+        if name not in names:
+            raise InputError(f"no dataset {name!r}{did_you_mean(name, names)}", field="--show")
 
     if json:
         say_json(report.model_dump(mode="json"))
     else:
         _print_counts(report)
-        _print_examples(report)
+        _print_examples(report, show)
         for dataset in report.datasets:
             for warning in dataset.warnings:
                 say(f"{dataset.name}: {warning}")
@@ -122,15 +145,20 @@ def _print_counts(report: CheckReport) -> None:
     print_table(rows)
 
 
-def _print_examples(report: CheckReport) -> None:
-    """Three examples as the model sees them, from as many datasets as there are."""
+def _print_examples(report: CheckReport, show: Sequence[str]) -> None:
+    """Examples as the model sees them: those of the named datasets, or one each of the first three datasets."""
     from merit.cli.console import say
 
-    found = [item.summary for item in report.datasets if item.summary is not None and not item.unseen]
-    shown = [(item.name, item.rendered[0]) for item in found if item.rendered][:3]
+    found = [(item.name, item.summary.rendered) for item in report.datasets if item.summary and item.summary.rendered]
+    if show:
+        shown = [(name, example) for name, rendered in found if name in show for example in rendered]
+    else:
+        unseen = {item.name for item in report.datasets if item.unseen}
+        shown = [(name, rendered[0]) for name, rendered in found if name not in unseen][:3]
     if not shown:
         return
-    say(f"Examples as the model sees them; {_MARK[0]}what carries loss{_MARK[1]}:")
+    more = "" if show or len(found) == len(shown) else " (--show NAME: those of another dataset)"
+    say(f"Examples as the model sees them; {_MARK[0]}what carries loss{_MARK[1]}{more}:")
     for name, rendered in shown:
         say(f"── {name}")
         say(_marked(rendered))

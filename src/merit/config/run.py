@@ -81,7 +81,7 @@ class RunConfig(Section):
     )
     gate: GateConfig | None = Field(default=None, description="Pilots before training; `{}` for the defaults.")
     held_out_fraction: float = Field(
-        default=0.1, gt=0, lt=1, description="Share of each dataset's rows to hold out, by content hash."
+        default=0.1, gt=0, lt=1, description="Share of each dataset's prompts to hold out, by hash; one at least."
     )
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig, description="Gradients and sketches.")
     split: SplitConfig = Field(default_factory=SplitConfig, description="How to cut the mixture into groups.")

@@ -247,6 +247,9 @@ class LoraSection(Section):
     target_modules: str | list[str] = Field(default="all-linear", description="Modules to adapt.")
 
 
+Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+
+
 class TrainConfig(Section):
     """Training, run by TRL's SFTTrainer."""
 
@@ -260,11 +263,9 @@ class TrainConfig(Section):
     )
     max_length: int = Field(default=2048, ge=8, description="Truncate longer examples at the end, in tokens.")
     warmup_ratio: float = Field(
-        default=0.03, ge=0, lt=1, description="Share of the steps that raise the learning rate."
+        default=0.03, ge=0, lt=1, description="Share of a run in which the learning rate rises."
     )
-    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        default="cosine", description="Learning-rate schedule."
-    )
+    schedule: Schedule = Field(default="cosine", description="Learning-rate schedule; `constant` has no warm-up.")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's weight decay.")
     pull: float = Field(
         default=0.0,

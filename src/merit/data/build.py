@@ -19,11 +19,11 @@ from merit.base.files import disk_errors, write_text
 from merit.base.progress import SILENT, Progress
 from merit.base.record import fingerprint
 from merit.config.run import RunConfig
-from merit.data.encode import Encoder, Layout
+from merit.data.encode import Encoder, Layout, loses_reasoning
 from merit.data.example import Encoded, Example, Row
 from merit.data.image import BadImage, ImageChecker, Look
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
-from merit.data.reading import DatasetReader, Selection, chosen_rows, is_held_out, is_skipped, select
+from merit.data.reading import DatasetReader, Selection, chosen_rows, is_skipped, select
 from merit.data.store import VERSION, EncodedDataset, StoredExample, write_store
 from merit.models.source import cache_folder
 from merit.run.layout import RunDir
@@ -57,7 +57,9 @@ def build_mixture(
     encoder = Encoder(tokenizer, config.train.max_length)
     readers = open_readers(config, base)
     depends = {reader.name: _depends(reader, config, encoder) for reader in readers}
-    summaries = {reader.name: None if again else _stored(run, reader, depends[reader.name]) for reader in readers}
+    summaries = {
+        reader.name: None if again else _stored(run, reader, depends[reader.name], encoder.limit) for reader in readers
+    }
     todo = [reader for reader in readers if summaries[reader.name] is None]
     with progress.bar("data", total=2.0 * len(todo)) as bar:
         selections: list[Selection] = []
@@ -147,12 +149,15 @@ def _depends(reader: DatasetReader, config: RunConfig, encoder: Encoder) -> str:
     return fingerprint(VERSION, reader.source.fingerprint(), settings, share, encoder.fingerprint, encoder.max_length)
 
 
-def _stored(run: RunDir, reader: DatasetReader, depends: str) -> DatasetSummary | None:
+def _stored(run: RunDir, reader: DatasetReader, depends: str, limit: int) -> DatasetSummary | None:
     try:
         stored = EncodedDataset.open(run.data(reader.name))
     except InputError:
         return None
-    return stored.summary if stored.depends == depends and stored.intact() else None
+    # merit 0.1.0 did not know the limit of a model's positions.
+    if stored.depends != depends or not stored.intact() or stored.summary is None or stored.summary.longest > limit:
+        return None
+    return stored.summary
 
 
 def _shown(bar: Any, index: int, name: str) -> Callable[[float], None]:
@@ -214,12 +219,13 @@ class Encoding:
 
     def __init__(self, reader: DatasetReader, selection: Selection, encoder: Encoder, held_out_fraction: float) -> None:
         self.reader, self.selection, self.encoder = reader, selection, encoder
-        self.held_out_fraction = held_out_fraction
+        self.held_out = selection.hold_out(held_out_fraction)
         self.lengths = array("i")
         self.truncated = 0
         self.dropped = 0
         self.first_dropped = 0  # its line
         self.answers = False
+        self.lost_reasoning = 0  # examples of which the template left reasoning out
         self.images = 0
         self.bad_images = 0  # examples
         self.bad_rows = 0
@@ -253,6 +259,7 @@ class Encoding:
                     on_error(type(error)(error.message, file=place, line=row.number, field=error.field))
             encoded = self.encoder.encode_layouts([layout for _, layout in placed])
             for (row, layout), (item, prompt_ids) in zip(placed, encoded, strict=True):
+                self.lost_reasoning += loses_reasoning(row.value, layout.text)
                 if item.supervised:
                     yield self._stored(row.value, item, prompt_ids, layout.prompt)
                 else:
@@ -261,7 +268,7 @@ class Encoding:
             on_progress(chunk[-1].done)
 
     def _stored(self, example: Example, encoded: Encoded, prompt_ids: list[int], prompt: str) -> StoredExample:
-        held_out = self.reader.unseen or is_held_out(example.id, self.held_out_fraction)
+        held_out = self.reader.unseen or example in self.held_out
         stored = StoredExample(example.id, encoded, held_out, prompt_ids, prompt, example.reference, example.verifier)
         length = len(encoded.input_ids)
         self.lengths.append(length)
@@ -295,9 +302,16 @@ class Encoding:
         elif train + held_out == 0 and (self.bad_images or self.selection.kept == 0):
             message = "not one example whose images can be used"
         elif train + held_out == 0:
-            length = self.encoder.max_length
-            message = f"no example keeps a supervised token within {length} tokens; raise it, or shorten the prompts"
-            field, line = "train.max_length", self.first_dropped
+            if self.encoder.limit < self.encoder.max_length:
+                within, advice, field = self.encoder.limit_name, "shorten the prompts", "model"
+            else:
+                within, advice, field = (
+                    f"{self.encoder.limit} tokens",
+                    "raise it, or shorten the prompts",
+                    "train.max_length",
+                )
+            message = f"no example keeps a supervised token within {within}; {advice}"
+            line = self.first_dropped
         elif not self.reader.unseen and min(train, held_out) == 0:
             total, part = train + held_out, "train on" if train == 0 else "hold out"
             message = f"none of its {total} examples is left to {part}; add rows, or change the share"

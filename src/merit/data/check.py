@@ -82,6 +82,7 @@ def check_mixture(
     wanted = [(name, False) for name in config.mixture] + [(name, True) for name in config.evaluate.unseen]
     checks = []
     mixed: list[NDArray[np.uint64]] = []  # content hashes of the mixture
+    asked: list[NDArray[np.uint64]] = []  # and its prompts
     with progress.bar("check", total=2.0 * len(wanted)) as bar:
         for index, (name, unseen) in enumerate(wanted):
 
@@ -92,11 +93,16 @@ def check_mixture(
             check.read(base, show)
             if not unseen:
                 mixed.append(check.hashes)
-            elif shared := int(np.isin(check.hashes, np.concatenate(mixed)).sum()):
+                asked.append(check.prompts)
+            else:
                 total = len(check.hashes)
-                check.warnings.append(
-                    f"{shared:,} of its {total:,} examples are also in the mixture: they are not unseen"
-                )
+                shared = int(np.isin(check.hashes, np.concatenate(mixed)).sum())
+                if shared:
+                    check.warnings.append(
+                        f"{shared:,} of its {total:,} examples are also in the mixture: they are not unseen"
+                    )
+                if (prompts := int(np.isin(check.prompts, np.concatenate(asked)).sum())) > shared:
+                    check.warnings.append(f"{prompts:,} of its {total:,} examples have prompts of the mixture")
             checks.append(check.found())
     return CheckReport(
         datasets=checks,
@@ -119,7 +125,7 @@ class _Check:
         self.skipped = 0
         self.warnings: list[str] = []
         self.rows = 0
-        self.hashes = np.zeros(0, np.uint64)  # of the rows in use
+        self.hashes = self.prompts = np.zeros(0, np.uint64)  # of the rows in use
         self.summary: DatasetSummary | None = None
 
     def add_row(self, error: InputError) -> None:
@@ -141,6 +147,7 @@ class _Check:
             reader = DatasetReader.open(self.name, self.item, base, unseen=self.unseen)
             selection = select(reader, self.add_row, show)
             self.rows, self.hashes = selection.rows, selection.hashes[selection.keep]
+            self.prompts = selection.prompts[selection.keep]
             if self.encoder is not None:
                 encoding = Encoding(reader, selection, self.encoder, self.config.held_out_fraction)
                 for _ in encoding.rows(self.add_row, lambda done: show(1 + done)):
@@ -150,8 +157,13 @@ class _Check:
                     self.add(whole)
                 if encoding.lengths:
                     self.summary = encoding.summary()
-                    self.warnings = _warnings(self.summary, selection, self.config, unseen=self.unseen)
+                    self.warnings = _warnings(self.summary, selection, self.config, self.encoder, unseen=self.unseen)
                     self.warnings += _image_notes(encoding)
+                    if encoding.lost_reasoning:
+                        self.warnings.append(
+                            f"the chat template leaves reasoning out of {encoding.lost_reasoning:,} examples, which is "
+                            "not learned; make each turn the last of its own row to keep it"
+                        )
             if unread := reader.format.unread:
                 names = sorted(name or "a column without a name" for name in unread)
                 more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -174,14 +186,21 @@ class _Check:
         )
 
 
-def _warnings(summary: DatasetSummary, selection: Selection, config: RunConfig, *, unseen: bool) -> list[str]:
+def _warnings(
+    summary: DatasetSummary, selection: Selection, config: RunConfig, encoder: Encoder, *, unseen: bool
+) -> list[str]:
     total = summary.train.examples + summary.held_out.examples
     lines = []
     if summary.truncated:
         share = summary.truncated / total
-        lines.append(f"{summary.truncated:,} of {total:,} examples ({share:.1%}) are cut at `train.max_length`")
+        lines.append(f"{summary.truncated:,} of {total:,} examples ({share:.1%}) are cut at {encoder.limit_name}")
+    if encoder.positions is not None and not encoder.positions.table and summary.longest > encoder.positions.count:
+        lines.append(
+            f"its longest example has {summary.longest:,} tokens, and the model was made for "
+            f"{encoder.positions.count:,}: set `train.max_length` to cut longer ones"
+        )
     if no_label := summary.dropped - selection.unanswered:
-        lines.append(f"{no_label:,} examples are left out: their prompt alone fills `train.max_length`")
+        lines.append(f"{no_label:,} examples are left out: their prompt alone fills {encoder.limit_name}")
     if selection.unanswered:
         lines.append(f"{selection.unanswered:,} entries are left out: the generator gives no answer to them")
     if selection.duplicates:
@@ -216,4 +235,15 @@ def _tokenizer_warnings(encoder: Encoder) -> list[str]:
         lines.append("the tokenizer has no chat template; a plain one (### User: …) is used")
     if not encoder.template.ends_turns:
         lines.append("the chat template puts nothing after an assistant turn: the model will not learn to stop")
+    elif encoder.template.closing and encoder.template.end_token is None:
+        lines.append(
+            f"the chat template ends an assistant turn with {encoder.template.closing!r}, which is no special token: "
+            "generation will not stop there by itself"
+        )
+    elif encoder.template.end_token not in (None, encoder.tokenizer.eos_token_id):
+        lines.append(
+            f"an assistant turn ends with {encoder.template.closing!r}, which is not the tokenizer's end token "
+            f"({encoder.tokenizer.eos_token}): evaluation stops at both, and so will the merged model "
+            "(generation_config.json)"
+        )
     return lines

@@ -20,10 +20,24 @@ from merit.data.mixture import Rendered
 from merit.data.template import ChatTemplate
 
 _VERSION = 1  # part of the fingerprint: raise it when the encoding of any example changes
+POSITIONS = "merit_positions"  # the attribute of a tokenizer that is `Positions` of its model
 IMAGE_TOKENS = "merit_images"  # the attribute of a vision-language model, and of its tokenizer, that is `ImageTokens`
 
 Span = tuple[int, int]  # characters [start, end)
 Size = tuple[int, int]  # width, height
+
+
+@dataclass(frozen=True)
+class Positions:
+    """How many tokens a model can read at once.
+
+    Attributes:
+        table: whether it looks positions up in a table, and so cannot read more. Else it was made for `count`, and
+            computes further ones.
+    """
+
+    count: int
+    table: bool
 
 
 class ImageTokens(Protocol):
@@ -60,7 +74,7 @@ class Encoder:
 
     Args:
         tokenizer: a fast tokenizer of transformers; its chat template is used, or a plain one where it has none.
-        max_length: longer examples are truncated at the end.
+        max_length: longer examples are truncated at the end; also those with more tokens than the model has positions.
 
     Raises:
         InputError: the tokenizer is a slow one, which cannot say which characters a token covers.
@@ -71,8 +85,23 @@ class Encoder:
             raise InputError("merit needs a fast tokenizer (tokenizer.json); this model has none", field="model")
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.positions: Positions | None = getattr(tokenizer, POSITIONS, None)
         self.image_tokens: ImageTokens | None = getattr(tokenizer, IMAGE_TOKENS, None)
-        self.template = ChatTemplate(tokenizer, self.image_tokens.token if self.image_tokens else None)
+        self.template = template_by(tokenizer)
+
+    @property
+    def limit(self) -> int:
+        """The most tokens of an example."""
+        return self.positions.count if self.positions is not None and self._cuts else self.max_length
+
+    @property
+    def limit_name(self) -> str:
+        """What sets the limit, for messages."""
+        return f"the model's {self.limit:,} positions" if self._cuts else "`train.max_length`"
+
+    @property
+    def _cuts(self) -> bool:
+        return self.positions is not None and self.positions.table and self.positions.count < self.max_length
 
     def encode(self, example: Example) -> Encoded:
         """Token ids and labels; labels cover every assistant turn of the completion, through its end-of-turn token.
@@ -118,7 +147,7 @@ class Encoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of all that decides the encoding of an example, `max_length` apart."""
+        """Of all that decides the encoding of an example, `limit` apart."""
         content = json.loads(self.tokenizer.backend_tokenizer.to_str())
         # State of the last call, not content.
         content.pop("truncation", None)
@@ -198,7 +227,7 @@ class Encoder:
             prompt = self._tokenize([layout.prompt])["input_ids"][0]
         if not mask.any():
             first = len(ids)
-        end, kept, before = min(len(ids), self.max_length), 0, 0
+        end, kept, before = min(len(ids), self.limit), 0, 0
         for span in layout.images:
             tokens = np.flatnonzero(supervised_mask(places, [span]))
             mask[tokens] = False
@@ -215,6 +244,19 @@ class Encoder:
         return self.tokenizer(
             texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
         )
+
+
+def loses_reasoning(example: Example, text: str) -> bool:
+    """Whether the template left reasoning of an assistant turn to be learned out of `text`."""
+    turns = [turn.content for turn in example.completion if turn.role == "assistant" and "</think>" in turn.content]
+    thoughts = [content.rpartition("</think>")[0].rpartition("<think>")[2].strip() for content in turns]
+    return any(thought not in text for thought in thoughts)
+
+
+def template_by(tokenizer: Any) -> ChatTemplate:
+    """The chat template of a tokenizer, with its model's token for images."""
+    images: ImageTokens | None = getattr(tokenizer, IMAGE_TOKENS, None)
+    return ChatTemplate(tokenizer, images.token if images else None)
 
 
 def supervised_mask(offsets: NDArray[np.int64], spans: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:

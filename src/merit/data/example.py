@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -103,6 +104,25 @@ class Example:
         if self.tools is not None:
             turns.append(self.tools)
         return hashlib.sha256(json.dumps(turns, ensure_ascii=True).encode()).hexdigest()[:32]
+
+    @property
+    def prompt_key(self) -> str:
+        """32 hex digits that examples with the same prompt share, whatever their answers: of the text of the prompt's
+        turns, where case, width and white space do not count, and their images. System messages count only where there
+        is nothing else. An example without a prompt has the key of its content.
+
+        Raises:
+            BadImage: an image cannot be read.
+        """
+        asked = [turn for turn in self.prompt if turn.role != "system"] or self.prompt
+        turns = [[turn.role, _normal(turn.content), [image.digest for _, image in turn.images]] for turn in asked]
+        if not any(text or images for _, text, images in turns):
+            return self.id
+        return hashlib.sha256(json.dumps(turns, ensure_ascii=True).encode()).hexdigest()[:32]
+
+
+def _normal(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _content(turn: Message) -> list[object]:

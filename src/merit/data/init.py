@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from merit.base.errors import InputError
+from merit.base.errors import InputError, Problems
 from merit.config.sections import DatasetConfig
 from merit.data.files import KINDS
 from merit.data.format import RowFormat
@@ -22,45 +23,121 @@ _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_\-]*")
 _WORDS = {"yes", "no", "on", "off", "true", "false", "null", "y", "n"}
 
 
-def propose_config(folder: Path, *, published: bool = False) -> str:
+# Data that a file of another kind holds, most likely.
+_PACKED = {".gz", ".zst", ".xz", ".bz2", ".zip", ".tar", ".tgz", ".7z"}
+_OTHER = {".arrow", ".feather", ".orc", ".avro", ".xlsx", ".xls"}
+# train.jsonl, squad_test.json, gsm8k-validation-00000-of-00001.parquet
+_SPLIT = re.compile(
+    r"(?:(?P<name>.+?)[-_. ]+)?(?P<split>train|training|val|valid|validation|dev|eval|test|testing)"
+    r"(?:-\d+-of-\d+)?",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A configuration, and what its reader should be told: files that are left out, and splits of one dataset."""
+
+    text: str
+    notes: list[str]
+
+
+def propose_config(folder: Path, *, published: bool = False) -> Proposal:
     """A commented `merit.yaml` to put into `folder`: one dataset a data file, in the order of their names.
 
-    A file whose first rows have no known format becomes a comment that says why.
+    Of the splits of one dataset (train, validation, test) only the first is trained on; the others are evaluated. A
+    file whose first rows have no known format becomes a comment that says why; so does data of a kind that merit does
+    not read, and a folder with data in it.
 
     Raises:
-        InputError: no such folder, or not one usable data file in it; only one, for the published method.
+        InputError: no such folder, or not one usable data file in it; only one, for the published method. Where files
+            are unusable, all of them are named (`Problems`).
     """
     if not folder.is_dir():
         raise InputError("no such folder", file=folder)
     files = sorted(item for item in folder.iterdir() if item.is_file() and item.suffix.lower() in KINDS)
+    notes = _unread(folder)
     if not files:
-        raise InputError(f"no data file in this folder ({', '.join(KINDS)})", file=folder)
-    lines: list[str] = []
+        more = "".join(f"; {note}" for note in notes)
+        raise InputError(f"no data file in this folder ({', '.join(KINDS)}){more}", file=folder)
+    evaluated = _evaluated(files)
+    trained: list[str] = []
+    measured: list[str] = []
     taken: set[str] = set()
-    problem: InputError | None = None
-    size = 0
+    problems: list[InputError] = []
+    count = size = 0
     for file in files:
-        name = _name(file, taken)
+        name, lines = _name(file, taken), measured if file in evaluated else trained
         if not file.name.isprintable():
             # Such a name (control characters, bytes that are not UTF-8) does not survive in a text file.
-            problem = InputError("its name holds characters that cannot be written; rename it", file=ascii(file.name))
-            lines.append(f"  # left out: {problem}")
+            problems.append(
+                InputError("its name holds characters that cannot be written; rename it", file=ascii(file.name))
+            )
+            lines.append(f"# left out: {problems[-1]}")
             continue
-        entry = f"  {_quoted(name)}: {{path: {_quoted(file.name)}}}"
+        entry = f"{_quoted(name)}: {{path: {_quoted(file.name)}}}"
         try:
             comment = _format_of(file, name).name
         except InputError as error:
-            problem = error
-            lines.append(f"  # {entry.strip()}  # left out: {error}")
+            problems.append(error)
+            lines.append(f"# {entry}  # left out: {error}")
             continue
         taken.add(name)
-        size += file.stat().st_size
         lines.append(f"{entry}  # format: {comment}")
-    if not taken:
-        raise problem or InputError("no usable data file", file=folder)
-    if published and len(taken) < 2:
+        if lines is trained:
+            count += 1
+            size += file.stat().st_size
+    if not count:
+        raise problems[0] if len(problems) == 1 else Problems(problems)
+    if published and count < 2:
         raise InputError("the published method splits a mixture; there is only one usable data file", file=folder)
-    return "\n".join([*_head(published), *lines, *_tail(len(taken), size)]) + "\n"
+    notes = [f"left out: {problem}" for problem in problems] + notes
+    unseen: list[str] = []
+    if measured:
+        splits = ", ".join(file.name for file in files if file in evaluated)
+        notes.append(f"{splits}: splits of a dataset that is trained on; they are only evaluated (`evaluate.unseen`)")
+        unseen = [
+            "",
+            "# Other splits of the same datasets: never trained on, only evaluated.",
+            "evaluate:",
+            "  unseen:",
+            *(f"    {line}" for line in measured),
+        ]
+    unread = [f"  # {note}" for note in _unread(folder)]
+    head = [*_head(published), *(f"  {line}" for line in trained), *unread]
+    return Proposal("\n".join([*head, *_tail(count, size), *unseen]) + "\n", notes)
+
+
+def _evaluated(files: list[Path]) -> set[Path]:
+    """The splits to evaluate of datasets that have one to train on."""
+    splits = {file: match for file in files if (match := _SPLIT.fullmatch(file.stem))}
+    named = {file: (match["name"] or "").lower() for file, match in splits.items()}
+    trains = {file for file, match in splits.items() if match["split"].lower().startswith("train")}
+    return {file for file in splits if file not in trains and named[file] in {named[train] for train in trains}}
+
+
+def _unread(folder: Path) -> list[str]:
+    """What may be data, and is not read: one line each."""
+    found = []
+    for item in sorted(folder.iterdir()):
+        suffix = item.suffix.lower()
+        if not item.name.isprintable() or item.name.startswith(".") or suffix in KINDS:
+            continue
+        if item.is_dir():
+            if item.name != "runs" and _holds_data(item):
+                found.append(f"not read: the folder {item.name}: name its files in `mixture`, as {item.name}/FILE")
+        elif suffix in _PACKED:
+            found.append(f"not read: {item.name}: unpack it first")
+        elif suffix in _OTHER:
+            found.append(f"not read: {item.name}: not one of {', '.join(KINDS)}; convert it")
+    return found
+
+
+def _holds_data(folder: Path) -> bool:
+    try:
+        return any(item.suffix.lower() in {*KINDS, *_PACKED, *_OTHER} for item in folder.iterdir())
+    except OSError:
+        return False
 
 
 def _format_of(file: Path, name: str) -> RowFormat:

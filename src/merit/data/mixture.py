@@ -57,6 +57,11 @@ class DatasetSummary(Record):
     rendered: list[Rendered]
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return self.length_quantiles["1.0"]
+
+    @property
     def planned_tokens(self) -> int:
         """Supervised tokens that one epoch trains on, weight applied: what a branch weighs in the merge."""
         return round(self.train.supervised_tokens * self.weight)

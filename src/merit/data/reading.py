@@ -1,7 +1,7 @@
 """From a dataset's configuration to its examples, and which of them are used. `build` and `check` both read here.
 
 A dataset is read twice: first only to hash contents, find what is wrong, and choose; then to encode what was chosen.
-Between the two only 9 bytes a row are kept, so memory does not hold rows, whatever the size of the file.
+Between the two only 17 bytes a row are kept, so memory does not hold rows, whatever the size of the file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from merit.base.errors import InputError
 from merit.config.sections import DatasetConfig
-from merit.data.example import Row
+from merit.data.example import Example, Row
 from merit.data.files import FileSource, UnreadableRest
 from merit.data.format import RowFormat, choose_format
 from merit.data.image import BadImage
@@ -114,9 +114,14 @@ def field_of(name: str, *, unseen: bool) -> str:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows are used. `hashes` and `keep` go by the row's place in the stream."""
+    """Which rows are used. `hashes`, `prompts` and `keep` go by the row's place in the stream.
+
+    `prompts` are the draws of the rows' prompts; where all rows have one prompt, of the rows themselves (`by_row`).
+    """
 
     hashes: NDArray[np.uint64]
+    prompts: NDArray[np.uint64]
+    by_row: bool
     keep: NDArray[np.bool_]
     rows: int  # rows read, bad ones included
     duplicates: int
@@ -128,6 +133,25 @@ class Selection:
     @property
     def kept(self) -> int:
         return int(self.keep.sum())
+
+    def hold_out(self, fraction: float) -> HoldOut:
+        """Keeps about `fraction` of the prompts out of training, at least one of them, and never all."""
+        draws, cut = self.prompts[self.keep], int(fraction * 2.0**64)
+        if len(draws):
+            low, high = int(draws.min()), int(draws.max())
+            cut = max(low + 1, min(cut, high) if low < high else cut)
+        return HoldOut(cut, self.by_row)
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """Which examples are kept out of training: those whose draw is below `cut`."""
+
+    cut: int
+    by_row: bool = False
+
+    def __contains__(self, example: Example) -> bool:
+        return draw(example.id if self.by_row else example.prompt_key) < self.cut
 
 
 def select(
@@ -144,7 +168,8 @@ def select(
     Raises:
         InputError: the source cannot be read; also whatever `on_error` raises.
     """
-    hashes, good = array("Q"), array("b")
+    hashes, prompts, good = array("Q"), array("Q"), array("b")
+    own, asked = array("Q"), set[int]()  # the draws of the rows themselves, until two prompts differ
     unanswered = bad_images = bad_rows = 0
     for count, row in enumerate(reader.read()):
         if row.error is not None:
@@ -153,10 +178,18 @@ def select(
             bad_rows += not isinstance(row.error, BadImage)
         unanswered += row.value is None and row.error is None
         hashes.append(_key(row.value.id) if row.value is not None else 0)
+        prompts.append(draw(row.value.prompt_key) if row.value is not None else 0)
+        if len(asked) < 2:
+            own.append(draw(row.value.id) if row.value is not None else 0)
+            asked |= {prompts[-1]} if row.value is not None else set()
         good.append(row.value is not None)
         if count % 256 == 0:
             on_progress(row.done)
-    keys = np.frombuffer(hashes, np.uint64) if hashes else np.zeros(0, np.uint64)
+    by_row = len(asked) < 2
+    keys, draws = (
+        np.frombuffer(part, np.uint64) if part else np.zeros(0, np.uint64)
+        for part in (hashes, own if by_row else prompts)
+    )
     usable = np.flatnonzero(np.frombuffer(good, np.int8)) if good else np.zeros(0, np.int64)
     # np.unique sorts, and gives the first place of each content.
     _, first = np.unique(keys[usable], return_index=True)
@@ -165,7 +198,10 @@ def select(
     skipped = max(0, len(chosen) - limit) if limit is not None else 0
     keep = np.zeros(len(keys), np.bool_)
     keep[chosen[: len(chosen) - skipped]] = True
-    return Selection(keys, keep, len(keys), len(usable) - len(chosen), skipped, unanswered, bad_images, bad_rows)
+    duplicates = len(usable) - len(chosen)
+    return Selection(
+        keys, draws, by_row, keep, len(keys), duplicates, skipped, unanswered, bad_images=bad_images, bad_rows=bad_rows
+    )
 
 
 def chosen_rows(reader: DatasetReader, selection: Selection) -> Iterator[Row]:
@@ -187,11 +223,10 @@ def chosen_rows(reader: DatasetReader, selection: Selection) -> Iterator[Row]:
         raise changed
 
 
-def is_held_out(id: str, fraction: float) -> bool:
-    """Whether the example with content hash `id` is kept out of training: a hash of its own, so that neither
-    `max_examples` nor a weight, which go by the content hash's order, favours one part."""
-    digest = hashlib.sha256(b"held-out:" + id.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2.0**64
+def draw(key: str) -> int:
+    """A number of 64 bits that decides whether examples with this key are kept out of training: a hash of its own, so
+    that neither `max_examples` nor a weight, which go by the content hash's order, favours one part."""
+    return int.from_bytes(hashlib.sha256(b"held-out:" + key.encode()).digest()[:8], "big")
 
 
 def _key(id: str) -> int:

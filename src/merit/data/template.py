@@ -196,8 +196,31 @@ class ChatTemplate:
     def ends_turns(self) -> bool:
         """Whether anything visible ends an assistant turn; if nothing does, no model learns to stop. True if that
         cannot be found out, because the template wants more than a question and an answer."""
+        return bool(self.closing) or self._attempt([Message("user", "a"), Message("assistant", _MARKER)]) is None
+
+    @cached_property
+    def opening(self) -> str:
+        """What the template writes between the generation prompt and an answer: an empty think block, a channel."""
+        question = [Message("user", "a")]
+        prompt = self._attempt(question, prompt=True)
+        text = self._attempt([*question, Message("assistant", _MARKER)])
+        if prompt is None or text is None or not text.startswith(prompt) or not self.has_prompt_header:
+            return ""
+        return text[len(prompt) :].partition(_MARKER)[0].strip()
+
+    @cached_property
+    def closing(self) -> str:
+        """What ends an assistant turn, the last of a conversation; white space apart."""
         text = self._attempt([Message("user", "a"), Message("assistant", _MARKER)])
-        return text is None or bool(text.partition(_MARKER)[2].strip())
+        return "" if text is None else text.partition(_MARKER)[2].strip()
+
+    @cached_property
+    def end_token(self) -> int | None:
+        """The token that ends an assistant turn, and so must end generation. None if a turn ends with plain text, which
+        a token cannot tell from an answer's own, or with nothing."""
+        ids = self.tokenizer(self.closing, add_special_tokens=False, verbose=False)["input_ids"] if self.closing else []
+        known = {*self.tokenizer.added_tokens_decoder, self.tokenizer.eos_token_id}
+        return ids[0] if ids and ids[0] in known else None
 
     def turn(self, messages: Sequence[Message], index: int, full: str) -> tuple[int, int]:
         """Characters [start, end) of assistant turn `index` in `full`, the text of all `messages`.
@@ -212,9 +235,10 @@ class ChatTemplate:
         if start is None or end is None:
             head, closing, tail = self._around(messages, index)
             if start is None and full.startswith(head):
-                start = len(head)
-            if end is None and full.endswith(tail) and tail.startswith(closing):
-                end = len(full) - len(tail) + len(closing)
+                start = self._after_prompt(messages[:index], full, len(head))
+            shown = closing if tail.startswith(closing) else self._middle_closing(tail)
+            if end is None and shown is not None and full.endswith(tail):
+                end = len(full) - len(tail) + len(shown)
         if start is None or end is None:
             raise InputError(
                 "the chat template renders this turn differently within a conversation, so what to supervise is "
@@ -225,6 +249,26 @@ class ChatTemplate:
         if end <= start:
             raise InputError("the chat template renders nothing for this assistant turn", field=f"turn {index + 1}")
         return start, end
+
+    def _after_prompt(self, before: Sequence[Message], full: str, start: int) -> int:
+        """Where a turn begins whose content begins at `start`: white space that the template puts between the text of
+        the turns before, which a deployed model gets, and the content is the model's to write."""
+        text = self._attempt(before) if before else None
+        if text is not None and full.startswith(text) and full[len(text) : start].isspace():
+            return len(text)
+        return start
+
+    def _middle_closing(self, tail: str) -> str | None:
+        """What closes an assistant turn within a conversation where the last turn closes otherwise: the special token
+        that follows its content, if the template closes a user's turn with that token, too. None if it does not: such a
+        token opens the next turn. `tail` is all that follows the content."""
+        user = (self._attempt([Message("user", _MARKER), Message("assistant", "a")]) or "").partition(_MARKER)[2]
+        body = tail.lstrip()
+        known = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
+        for token in sorted(known, key=len, reverse=True):
+            if body.startswith(token) and user.lstrip().startswith(token):
+                return tail[: len(tail) - len(body) + len(token)]
+        return None
 
     def _start(self, messages: Sequence[Message], index: int, full: str) -> int | None:
         if index == 0 or not self.has_prompt_header:

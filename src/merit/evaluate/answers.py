@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,11 +16,14 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from merit.base.errors import InputError
 from merit.compute.abilities import takes_prompts_of_different_lengths
 from merit.compute.batches import in_dtype, length_batches
-from merit.models.loading import images_of
+from merit.data.encode import template_by
+from merit.models.loading import images_of, positions_by
 
 # Their scorers compare the grid that they read from the answer, a tuple of tuples, with the entry's, which JSON has
 # turned into lists: every right answer would count as wrong.
 _GRIDS = {"arc_agi", "rearc"}
+# How models end their reasoning: Qwen, GLM and DeepSeek; Magistral; Command A; Seed.
+_THOUGHT = re.compile(r"</think(ing)?>|\[/THINK\]|<\|END_THINKING\|>|</seed:think>")
 
 
 @torch.no_grad()
@@ -34,23 +40,30 @@ def greedy_answers(
     """The token ids of the model's greedy answer to each prompt (token ids), the end-of-turn token included.
 
     `images` are those that each prompt shows, in order. A batch holds `batch_tokens` tokens of prompts with padding,
-    or prompts of one length if padding changes the model's answers.
+    or prompts of one length if padding changes the model's answers. An answer ends where the model has no further
+    position.
 
     Decoding is fixed here, whatever the model's own generation_config says: no sampling, no penalties. A score
     depends on such settings by tens of points, so every model of a run gets the same.
     """
     ends = _end_tokens(model, tokenizer)
-    config = GenerationConfig(
-        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=min(ends)
-    )
     answers: list[list[int]] = [[] for _ in prompts]
     vision = images_of(model)
     lengths = [len(prompt) for prompt in prompts]
-    batches = list(length_batches(lengths, batch_tokens))
+    positions = positions_by(model.config, (name for name, _ in model.named_parameters()))
+    limit = positions.count if positions is not None and positions.table else sys.maxsize
+    batches = list(_batches(lengths, batch_tokens, limit - max_new_tokens))
     pads = any(lengths[batch[0]] != lengths[batch[-1]] for batch in batches)
     if pads and not takes_prompts_of_different_lengths(model, model.device):
-        batches = list(length_batches(lengths, batch_tokens, equal=True))
+        batches = list(_batches(lengths, batch_tokens, limit - max_new_tokens, equal=True))
     for batch in batches:
+        room = min(max_new_tokens, limit - max(lengths[index] for index in batch))
+        if room < 1:
+            advance(len(batch))
+            continue
+        config = GenerationConfig(
+            do_sample=False, num_beams=1, max_new_tokens=room, eos_token_id=sorted(ends), pad_token_id=min(ends)
+        )
         width = max(len(prompts[index]) for index in batch)
         ids = torch.full((len(batch), width), min(ends), dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -71,9 +84,23 @@ def greedy_answers(
     return answers
 
 
+def _batches(
+    lengths: Sequence[int], batch_tokens: int, longest: int, *, equal: bool = False
+) -> Iterator[Sequence[int]]:
+    """Batches of prompts, with `equal` of one length; those of more than `longest` tokens, whose answers have less room,
+    come one by one."""
+    for batch in length_batches(lengths, batch_tokens, equal=equal):
+        if any(lengths[index] > longest for index in batch):
+            yield from ([index] for index in batch)
+        else:
+            yield batch
+
+
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Those that the model and its tokenizer name, and the one that ends a turn of the chat template: with that one a
+    tuned base model ends its turns."""
     own = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = set(own if isinstance(own, list) else [own]) | {tokenizer.eos_token_id}
+    ends = set(own if isinstance(own, list) else [own]) | {tokenizer.eos_token_id, template_by(tokenizer).end_token}
     return {token for token in ends if token is not None} or {0}
 
 
@@ -84,9 +111,40 @@ def _until_end(ids: list[int], ends: set[int]) -> list[int]:
     return ids
 
 
+@dataclass(frozen=True)
+class AnswerReader:
+    """Reads the answer out of the tokens of an assistant turn, without what the template opens it with, and without
+    reasoning: a reference has neither."""
+
+    tokenizer: PreTrainedTokenizerBase
+    opening: str  # the template's
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> AnswerReader:
+        return cls(tokenizer, template_by(tokenizer).opening)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The answer as text."""
+        whole: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        raw: str = self.tokenizer.decode(ids, skip_special_tokens=False)
+        bare = without_reasoning(raw.rpartition(self.opening)[2] if self.opening else raw)
+        if bare == raw:
+            return whole
+        for token in self.tokenizer.added_tokens_decoder.values():
+            if token.special:
+                bare = bare.replace(token.content, "")
+        return bare
+
+
+def without_reasoning(text: str) -> str:
+    """What follows a think block, whether it or the prompt opens it."""
+    ends = [match.end() for match in _THOUGHT.finditer(text)]
+    return text[ends[-1] :] if ends else text
+
+
 def score_answer(answer: str, *, reference: str | None, verifier: str | None) -> float:
     """A score in 0..1. The verifier decides where there is one (reasoning_gym gives partial credit), else equality
-    after Unicode normalisation, with white space collapsed and case kept.
+    after Unicode normalisation, with white space collapsed, case kept, and reasoning left out on both sides.
 
     Raises:
         InputError: a verifier is asked for and reasoning_gym is not installed.
@@ -95,7 +153,7 @@ def score_answer(answer: str, *, reference: str | None, verifier: str | None) ->
         return _verify(answer.strip(), verifier)
     if reference is None:
         return 0.0
-    return float(_normal(answer) == _normal(reference))
+    return float(_normal(without_reasoning(answer)) == _normal(without_reasoning(reference)))
 
 
 def _normal(text: str) -> str:

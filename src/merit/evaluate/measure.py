@@ -196,7 +196,7 @@ class _Evaluation:
         return [score.model_copy(update={"exact": None}) for score in found]
 
     def _exact(self, datasets: dict[str, EncodedDataset], count: int) -> dict[str, list[float]]:
-        from merit.evaluate.answers import greedy_answers, score_answer
+        from merit.evaluate.answers import AnswerReader, greedy_answers, score_answer
 
         config, tokenizer = self.context.config.evaluate, self.context.tokenizer
         examples = [(name, data[int(row)]) for name, data in datasets.items() for row in data.held_out[:count]]
@@ -210,8 +210,9 @@ class _Evaluation:
             advance=self.advance,
         )
         exact: dict[str, list[float]] = {}
+        reader = AnswerReader.of(tokenizer)
         for (name, example), answer in zip(examples, answers, strict=True):
-            text = tokenizer.decode(answer, skip_special_tokens=True)
+            text = reader.text(answer)
             score = score_answer(text, reference=example.reference, verifier=example.verifier)
             exact.setdefault(name, []).append(score)
         return exact

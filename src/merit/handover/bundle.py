@@ -63,7 +63,7 @@ class Bundle:
         train = spec.train
         rows = branch_rows(run, spec).select_columns(["input_ids", "labels"])
         lengths = [len(ids) for ids in rows["input_ids"]]
-        batching = plan_batching(lengths, train.batch_tokens, train.micro_batch_tokens)
+        batching = plan_batching(lengths, train.batch_tokens, train.micro_batch_tokens).unfilled
         steps = batching.steps(len(lengths), train.epochs)
         return cls(spec, rows, model, train.precision != "fp32", batching, steps)
 

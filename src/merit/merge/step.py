@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from merit.base.files import atomic_dir, sweep_parts
+from merit.base.files import atomic_dir, read_json, sweep_parts, write_text
 from merit.base.kept import Files, checksums, files_below, kept
 from merit.base.record import Sealed, fingerprint
 from merit.context import Method, RunContext, Step
+from merit.data.encode import template_by
 from merit.merge.rule import Branches, MergeRule, find_rule, normalised
 from merit.run.layout import relative
 from merit.split.partition import Partition
@@ -117,6 +119,8 @@ def merge_method(context: RunContext, method: Method, mark: str) -> MethodMerge:
         shard_bytes=config.shard_bytes,
         progress=context.progress,
     )
+    for folder in outputs.values():
+        _stop_at(folder, template_by(context.tokenizer).end_token)
     groups = [group.datasets for group in Partition.load(method.dir.partition).groups]
     missing = left_out(method)
     for scale, folder in outputs.items():
@@ -141,6 +145,22 @@ def merge_method(context: RunContext, method: Method, mark: str) -> MethodMerge:
     )
     record.save(method.dir.merge_record)
     return record
+
+
+def _stop_at(folder: Path, token: int | None) -> None:
+    """Writes the token that ends an assistant turn into the model's generation config, where it is not one of its ends:
+    a base model's end token is another, and what serves it would never stop."""
+    file = folder / "generation_config.json"
+    config, model = (read_json(path) if path.is_file() else {} for path in (file, folder / "config.json"))
+    if token is None or not isinstance(config, dict) or not isinstance(model, dict):
+        return
+    text = model.get("text_config")
+    places = [config, model, text if isinstance(text, dict) else {}]
+    own = next((place["eos_token_id"] for place in places if place.get("eos_token_id") is not None), None)
+    ends = [end for end in (own if isinstance(own, list) else [own]) if end is not None]
+    if token not in ends:
+        # The first one also pads, in some servers: the turn's own end comes last.
+        write_text(file, json.dumps({**config, "eos_token_id": [*ends, token]}, indent=2) + "\n")
 
 
 def _clear(method: Method) -> None:

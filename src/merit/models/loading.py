@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -20,7 +22,8 @@ from transformers.utils import logging as transformers_logging
 
 from merit.base.errors import InputError, first_line, out_of_memory
 from merit.config.sections import Role
-from merit.data.encode import IMAGE_TOKENS
+from merit.data.encode import IMAGE_TOKENS, POSITIONS, Positions
+from merit.models.checkpoint import read_entries
 from merit.models.layout import FROZEN, role_of
 from merit.models.source import ModelFolder, check_model_folder
 from merit.models.vision import ModelImages, is_vision_model, load_images
@@ -28,6 +31,7 @@ from merit.models.vision import ModelImages, is_vision_model, load_images
 Precision = Literal["bf16", "fp32"]
 
 _log = logging.getLogger(__name__)
+_TABLE = re.compile(r"(^|\.)(wpe|embed_positions|positions_embed|position_embeddings?)\.weight$")
 
 
 def load_model(
@@ -149,7 +153,32 @@ def load_tokenizer(folder: ModelFolder, chat_template: Path | None = None) -> Pr
     if is_vision_model(folder.path):
         images = load_images(folder.path, tokenizer, trust_remote_code=folder.trust_remote_code)
         setattr(tokenizer, IMAGE_TOKENS, images)
+    setattr(tokenizer, POSITIONS, positions_of(folder))
     return tokenizer
+
+
+def positions_of(folder: ModelFolder) -> Positions | None:
+    """How many tokens the model can read at once; None if it has no limit, or none is known."""
+    try:
+        config = AutoConfig.from_pretrained(
+            str(folder.path), trust_remote_code=folder.trust_remote_code, local_files_only=True
+        )
+    except Exception:  # transformers raises what it likes at a damaged configuration: loading the model tells of it
+        return None
+    return positions_by(config, (name for file in folder.path.glob("*.safetensors") for name in read_entries(file)[0]))
+
+
+def positions_by(config: PreTrainedConfig, tensors: Iterable[str]) -> Positions | None:
+    """As `positions_of`, of a model with this configuration and tensors of these names."""
+    config = config.get_text_config()
+    count = getattr(config, "max_position_embeddings", None)
+    if not isinstance(count, int) or count < 1:
+        return None
+    if getattr(config, "rope_parameters", None):
+        return Positions(count, table=False)
+    # GPT-J and CodeGen compute a table that is in no file.
+    table = hasattr(config, "rotary_dim") or any(_TABLE.search(name) for name in tensors)
+    return Positions(count, table=True) if table else None
 
 
 def best_device() -> torch.device:

@@ -9,7 +9,7 @@ from merit.base.errors import InputError, Problems
 from merit.base.progress import SILENT, Progress
 from merit.context import RunContext
 from merit.data.check import CheckReport, check_mixture
-from merit.data.encode import Encoder
+from merit.data.encode import POSITIONS, Encoder, Positions
 from merit.split.splitter import SplitRequest, find_splitter, make_partition
 
 
@@ -49,7 +49,8 @@ def _model(context: RunContext) -> None:
 
 def _proxy(context: RunContext) -> None:
     """θ0's token ids mean something else to a model with another vocabulary."""
-    if context.config.calibration.proxy is None:
+    config = context.config
+    if config.calibration.proxy is None:
         return
     from merit.models.loading import load_tokenizer
 
@@ -60,6 +61,13 @@ def _proxy(context: RunContext) -> None:
     if proxy.get_vocab() != context.tokenizer.get_vocab():
         raise InputError(
             "this model's vocabulary is not that of `model`; a proxy must have the same tokenizer",
+            file=context.measured_model.path,
+            field="calibration.proxy",
+        )
+    limit: Positions | None = getattr(proxy, POSITIONS)
+    if limit is not None and limit.table and limit.count < Encoder(context.tokenizer, config.train.max_length).limit:
+        raise InputError(
+            f"this model has {limit.count:,} positions; set `train.max_length: {limit.count}`, or use another proxy",
             file=context.measured_model.path,
             field="calibration.proxy",
         )

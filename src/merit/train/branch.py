@@ -124,15 +124,8 @@ def _make_trainer(branch: _Branch, data: datasets.Dataset) -> BranchTrainer:
     tokenizer = load_tokenizer(theta0, template)
     micro_batch_tokens = train.micro_batch_tokens if _takes_padding(model) else 1  # one example at a time
     batching = plan_batching(lengths, train.batch_tokens, micro_batch_tokens, processes)
-    if processes > 1:
-        data = datasets.concatenate_datasets([data, row_without_loss(data)])
-    steps = batching.steps(len(lengths), train.epochs)
-    training = replace(
-        training,
-        micro=batching.micro,
-        accumulation=batching.accumulation,
-        warmup_steps=round(steps * train.warmup_ratio),
-    )
+    data = datasets.concatenate_datasets([data, row_without_loss(data)])  # fills micro-batches
+    training = replace(training, micro=batching.micro, accumulation=batching.accumulation)
     return BranchTrainer(
         model=model,
         args=sft_config(training),
@@ -140,6 +133,7 @@ def _make_trainer(branch: _Branch, data: datasets.Dataset) -> BranchTrainer:
         processing_class=tokenizer,
         peft_config=_peft_config(train.lora, model, spec.model.freeze),
         callbacks=_callbacks(branch, model),
+        recipe=train,
         lengths=lengths,
         batching=batching,
         counters=branch.counters,

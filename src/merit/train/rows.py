@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ def branch_rows(run: RunDir, spec: BranchSpec) -> Any:
 
 
 def row_without_loss(rows: Any) -> Any:
-    """A row without loss. Several processes need it to fill their last micro-batches (StepSampler)."""
+    """A row without loss, which fills micro-batches (StepSampler)."""
     row: dict[str, Any] = {name: [None] for name in rows.column_names}
     row |= {"input_ids": [[0, 0]], "labels": [[IGNORED, IGNORED]]}
     return datasets.Dataset.from_dict(row, features=rows.features)
@@ -56,6 +57,38 @@ def training_rows(root: Path, spec: BranchSpec, wanted: int) -> list[Encoded]:
     return found
 
 
+@dataclass(frozen=True)
+class Batching:
+    """Batch sizes in examples.
+
+    Attributes:
+        examples_per_step: examples of an optimizer step, on all processes. It does not depend on the sizes below.
+        micro: rows per forward pass on one process.
+        accumulation: micro-batches per step on one process.
+    """
+
+    examples_per_step: int
+    micro: int
+    accumulation: int
+    processes: int
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows that a step has room for: its examples, and rows without loss that fill its micro-batches."""
+        return self.micro * self.accumulation * self.processes
+
+    @property
+    def unfilled(self) -> Batching:
+        """The same step of one process in equal micro-batches, for a trainer that cannot fill them."""
+        examples = self.examples_per_step
+        micro = max(size for size in range(1, self.micro + 1) if examples % size == 0)
+        return Batching(examples, micro, examples // micro, processes=1)
+
+    def steps(self, examples: int, epochs: float) -> int:
+        """Optimizer steps for `epochs` epochs of `examples` examples, as transformers counts them."""
+        return math.ceil(-(-examples // self.examples_per_step) * epochs)
+
+
 class StepSampler(Sampler[int]):
     """A seeded shuffle, cut into windows of one optimizer step, each window sorted by length.
 
@@ -63,15 +96,16 @@ class StepSampler(Sampler[int]):
     examples of similar length into one micro-batch, which saves padding. The order depends on (seed, epoch) alone, so a
     resumed branch sees the same examples as an undisturbed one.
 
-    Processes that train together must get the same number of micro-batches. To fill the last ones, accelerate would
-    repeat the epoch's first examples; this sampler gives index `len(lengths)`, a row without loss.
+    The trainer takes the same number of rows in every micro-batch, and as many micro-batches in every step. Index
+    `len(lengths)`, a row without loss, fills what a window leaves empty: so micro-batches change no step. Processes
+    that train together must get equally many micro-batches in the last step, too, where accelerate would repeat the
+    epoch's first examples.
     """
 
-    def __init__(self, lengths: Sequence[int], examples_per_step: int, seed: int, *, multiple: int = 1) -> None:
+    def __init__(self, lengths: Sequence[int], batching: Batching, seed: int) -> None:
         self.lengths = np.asarray(lengths)
-        self.examples_per_step = examples_per_step
+        self.batching = batching
         self.seed = seed
-        self.fill = -len(lengths) % multiple
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -79,31 +113,22 @@ class StepSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths) + self.fill
+        whole, rest = divmod(len(self.lengths), self.batching.examples_per_step)
+        return whole * self.batching.rows_per_step + rest + self._fill(rest)
+
+    def _fill(self, examples: int) -> int:
+        """Rows without loss after a step of so many examples."""
+        if examples == self.batching.examples_per_step:
+            return self.batching.rows_per_step - examples
+        processes = self.batching.processes
+        return -examples % (self.batching.micro * processes) if processes > 1 else 0
 
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.lengths))
-        for start in range(0, len(order), self.examples_per_step):
-            window = order[start : start + self.examples_per_step]
+        for start in range(0, len(order), self.batching.examples_per_step):
+            window = order[start : start + self.batching.examples_per_step]
             yield from window[np.argsort(-self.lengths[window], kind="stable")].tolist()
-        yield from [len(self.lengths)] * self.fill
-
-
-@dataclass(frozen=True)
-class Batching:
-    """Batch sizes in examples."""
-
-    micro: int  # per forward pass on one device
-    accumulation: int  # micro-batches per step on one device
-    processes: int
-
-    @property
-    def examples_per_step(self) -> int:
-        return self.micro * self.accumulation * self.processes
-
-    def steps(self, examples: int, epochs: float) -> int:
-        """Optimizer steps for `epochs` epochs of `examples` examples."""
-        return max(1, round(-(-examples // self.examples_per_step) * epochs))
+            yield from [len(self.lengths)] * self._fill(len(window))
 
 
 def plan_batching(lengths: Sequence[int], batch_tokens: int, micro_batch_tokens: int, processes: int = 1) -> Batching:
@@ -114,7 +139,7 @@ def plan_batching(lengths: Sequence[int], batch_tokens: int, micro_batch_tokens:
     """
     mean = sum(lengths) / len(lengths)
     wanted = max(1, min(len(lengths), round(batch_tokens / mean)))
-    each = max(1, -(-wanted // processes))
+    each = -(-wanted // processes)
     most = max(1, min(each, micro_batch_tokens // max(lengths)))
     accumulation = -(-each // most)
-    return Batching(micro=-(-each // accumulation), accumulation=accumulation, processes=processes)
+    return Batching(wanted, micro=-(-each // accumulation), accumulation=accumulation, processes=processes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from trl import SFTTrainer
 
 from merit.base.errors import InputError
@@ -18,6 +20,7 @@ from merit.compute.abilities import takes_packed_rows
 from merit.compute.batches import padded, segmented
 from merit.compute.head import innermost, task_nll, task_of, task_output
 from merit.compute.packing import Segment, pack
+from merit.config.sections import Schedule, TrainConfig
 from merit.data.example import IGNORED, Encoded
 from merit.data.store import IMAGES
 from merit.models.loading import images_of
@@ -39,8 +42,15 @@ class BranchTrainer(SFTTrainer):
     """
 
     def __init__(
-        self, *args: Any, lengths: Sequence[int], batching: Batching, counters: Counters, **kwargs: Any
+        self,
+        *args: Any,
+        recipe: TrainConfig,
+        lengths: Sequence[int],
+        batching: Batching,
+        counters: Counters,
+        **kwargs: Any,
     ) -> None:
+        self._recipe = recipe
         self._lengths = lengths
         self._batching = batching
         self._counters = counters
@@ -69,9 +79,19 @@ class BranchTrainer(SFTTrainer):
         return packed or padded(rows, self.model, pad)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
-        batching = self._batching
-        together = batching.micro * batching.processes if batching.processes > 1 else 1
-        return StepSampler(self._lengths, batching.examples_per_step, self.args.seed, multiple=together)
+        return StepSampler(self._lengths, self._batching, self.args.seed)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LRScheduler:
+        scheduler: LRScheduler | None = getattr(self, "lr_scheduler", None)
+        if scheduler is None:
+            schedule, warmup = self._recipe.schedule, self._recipe.warmup_ratio
+            scheduler = self.lr_scheduler = LambdaLR(
+                optimizer or self.optimizer,
+                # After the last step the scheduler asks for one more rate.
+                lambda step: mean_rate(schedule, warmup, min(step, num_training_steps - 1), num_training_steps),
+            )
+            self._created_lr_scheduler = True
+        return scheduler
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         supervised = inputs["labels"][:, 1:] != IGNORED
@@ -110,6 +130,35 @@ class BranchTrainer(SFTTrainer):
 
 def _trl_knows_experts(config: Any) -> bool:
     return hasattr(config, "num_experts") and hasattr(config, "num_experts_per_tok")
+
+
+def mean_rate(schedule: Schedule, warmup: float, step: int, steps: int) -> float:
+    """The learning rate of a step, as a share of the peak: the mean of the schedule over this step's part of the run.
+
+    So warm-up takes the same share of a long and of a short run, all runs have the same mean rate, and no step has the
+    rate zero. transformers reads the schedule where a step begins: its first step does nothing, and warm-up is a whole
+    number of steps, none in a short run.
+
+    Args:
+        warmup: share of the run in which the rate rises; `constant` has no warm-up.
+        step: 0-based.
+    """
+    if schedule == "constant":
+        return 1.0
+    return steps * (_area(schedule, warmup, (step + 1) / steps) - _area(schedule, warmup, step / steps))
+
+
+def _area(schedule: Schedule, warmup: float, x: float) -> float:
+    """The integral of the schedule from the start of the run to its share `x`."""
+    if x <= warmup:
+        return x * x / (2 * warmup) if warmup else 0.0
+    u = (x - warmup) / (1 - warmup)  # the share of what follows the warm-up
+    areas = {
+        "constant_with_warmup": u,
+        "linear": u - u * u / 2,
+        "cosine": (u + math.sin(math.pi * u) / math.pi) / 2,
+    }
+    return warmup / 2 + (1 - warmup) * areas[schedule]
 
 
 def _encoded(row: Any) -> Encoded:

@@ -32,8 +32,8 @@ class Training:
     """What determines the arguments of one branch's training.
 
     Attributes:
-        micro: examples per forward pass on each process. It is planned, like `accumulation` and `warmup_steps`, once
-            the number of processes is known.
+        micro: examples per forward pass on each process. It is planned, like `accumulation`, once the number of
+            processes is known.
     """
 
     run: RunDir
@@ -43,7 +43,6 @@ class Training:
     images: bool
     micro: int = 1
     accumulation: int = 1
-    warmup_steps: int = 0
 
 
 class _Owned(NamedTuple):
@@ -60,7 +59,8 @@ OWNED: dict[str, _Owned] = {
     "max_steps": _Owned("set `train.epochs`"),
     "learning_rate": _Owned("set `train.learning_rate`", lambda t: t.spec.train.learning_rate),
     "lr_scheduler_type": _Owned("set `train.schedule`", lambda t: t.spec.train.schedule),
-    "warmup_steps": _Owned("set `train.warmup_ratio`", lambda t: t.warmup_steps),
+    "lr_scheduler_kwargs": _Owned("set `train.schedule`"),
+    "warmup_steps": _Owned("set `train.warmup_ratio`"),
     "warmup_ratio": _Owned("set `train.warmup_ratio`"),
     "weight_decay": _Owned("set `train.weight_decay`", lambda t: t.spec.train.weight_decay),
     "per_device_train_batch_size": _Owned("set `train.batch_tokens` and `train.micro_batch_tokens`", lambda t: t.micro),
