@@ -26,6 +26,7 @@ from merit.compute.abilities import (
 )
 from merit.compute.batches import length_batches
 from merit.compute.losses import example_losses, supervised_logits, supervised_nll
+from merit.config.sections import TrainConfig
 from merit.data.example import IGNORED, Encoded
 from merit.evaluate.answers import greedy_answers
 from merit.gradients.engine import GradientEngine
@@ -157,13 +158,13 @@ def distance(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> f
     return (error / sum(float(b.pow(2).sum()) for b in wanted)) ** 0.5
 
 
-class Ends:
-    eos_token_id = END
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(VOCABULARY)}, unk_token="0"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token=str(END), pad_token="0")
 
 
 def trained(model: Any, folder: Path, **options: Any) -> BranchTrainer:
     """Takes one step of SGD on all examples, as a branch does."""
-    words = Tokenizer(models.WordLevel({str(i): i for i in range(VOCABULARY)}, unk_token="0"))
     batching = plan_batching(LENGTHS, 10**6, 10**6 if takes_padding(model, CPU) else 1)
     data = {"input_ids": [row.input_ids for row in ROWS], "labels": [row.labels for row in ROWS]}
     settings = SFTConfig(
@@ -191,7 +192,8 @@ def trained(model: Any, folder: Path, **options: Any) -> BranchTrainer:
         model=model,
         args=settings,
         train_dataset=datasets.Dataset.from_dict(data),
-        processing_class=PreTrainedTokenizerFast(tokenizer_object=words, eos_token="2", pad_token="0"),
+        processing_class=tokenizer(),
+        recipe=TrainConfig(schedule="constant", warmup_ratio=0),
         lengths=LENGTHS,
         batching=batching,
         counters=Counters(),
@@ -215,7 +217,7 @@ def check_all(model: Any, folder: Path) -> BranchTrainer:
     assert distance([torch.from_numpy(sums)], [torch.cat([g.flatten() for g in wanted.values()])]) < 1e-5
 
     answers = greedy_answers(
-        model, Ends(), [row.input_ids for row in ROWS], max_new_tokens=NEW_TOKENS, batch_tokens=10**6
+        model, tokenizer(), [row.input_ids for row in ROWS], max_new_tokens=NEW_TOKENS, batch_tokens=10**6
     )
     for row, answer in zip(ROWS, answers, strict=True):
         assert len(answer) == NEW_TOKENS or answer[-1] == END

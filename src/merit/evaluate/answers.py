@@ -87,7 +87,7 @@ def greedy_answers(
 def _batches(
     lengths: Sequence[int], batch_tokens: int, longest: int, *, equal: bool = False
 ) -> Iterator[Sequence[int]]:
-    """Batches of prompts, with `equal` of one length; those of more than `longest` tokens, whose answers have less room,
+    """Batches of prompts, with `equal` of one length; those of more than `longest` tokens, with less room to answer,
     come one by one."""
     for batch in length_batches(lengths, batch_tokens, equal=equal):
         if any(lengths[index] > longest for index in batch):
