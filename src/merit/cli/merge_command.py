@@ -20,7 +20,7 @@ from merit.merge.recipe import read_mergekit
 from merit.merge.record import MergeResult, WeightRule, short_names
 from merit.merge.remote import fetch, send_merge
 from merit.merge.rule import Branches, find_rule
-from merit.merge.verify import verify_merge
+from merit.merge.verify import verify_adapters, verify_merge
 from merit.models.adapter import is_adapter
 from merit.models.source import check_model_folder, locate_model
 from merit.train.spec import BranchResult
@@ -117,7 +117,8 @@ def verify_models(inputs: Sequence[str], output: Path | None, progress: Progress
     *sources, last = [*inputs, *([str(output)] if output else [])] or [""]
     if not last:
         raise InputError("name the merged folder to verify", field="output")
-    result = verify_merge(Path(last), inputs=[Path(source) for source in sources] or None, progress=progress)
+    verify = verify_adapters if is_adapter(Path(last)) else verify_merge
+    result = verify(Path(last), inputs=[Path(source) for source in sources] or None, progress=progress)
     lines = [
         f"{last}: {result.shards} shards have their recorded SHA-256; {result.blocks} random blocks "
         f"({result.parameters_recomputed / result.parameters:.0%} of the parameters) are what the inputs give"
