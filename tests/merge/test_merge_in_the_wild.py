@@ -17,6 +17,7 @@ from merit.merge.inputs import check_trained
 from merit.merge.plan import DEFAULTS, Output, prepare_merge
 from merit.models.architecture import architecture_of, is_tied
 from merit.models.checkpoint import Checkpoint
+from merit.plan.preflight import check_run
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
 
@@ -158,6 +159,18 @@ def test_what_branches_cannot_be_merged_with_is_refused_before_they_are_trained(
     check_trained(llama(tmp_path / "good"))
 
 
+def test_check_says_it_before_a_run_begins(tmp_path):
+    base = llama(tmp_path / "base", tie_word_embeddings=True)
+    rewrite(base, lambda t: t | {"lm_head.weight": t["model.embed_tokens.weight"] + 1})
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 9)
+    (tmp_path / "m.yaml").write_text(
+        "model: ./base\nmixture:\n  a: {path: a.jsonl}\n  b: {path: a.jsonl}\nsplit: {axes: 1}\n"
+    )
+    report = check_run(tmp_path / "m.yaml")
+    assert not report.ok
+    assert any("branches of this model could not be merged" in line for line in report.problems)
+
+
 def test_buffers_of_whole_numbers_are_kept_where_they_are_equal(tmp_path):
     positions = torch.arange(4).reshape(1, 4)
     inputs = [write(tmp_path / str(k), {"position_ids": positions, "w": torch.full((2,), float(k))}) for k in range(2)]
@@ -272,6 +285,15 @@ def test_template_and_tokenizer_come_from_one_input(tmp_path):
     assert not (tmp_path / "out/chat_template.jinja").exists()  # it would go before A's
     assert not (tmp_path / "out/preprocessor_config.json").exists()
     assert "A" in (tmp_path / "out/tokenizer_config.json").read_text()
+
+
+def test_a_tokenizer_without_a_template_gets_no_other_models(tmp_path):
+    a, b = (llama(tmp_path / name, seed) for seed, name in enumerate("ab"))
+    (a / "tokenizer_config.json").write_text("{}")
+    (b / "chat_template.jinja").write_text("B")
+    result = merge([a], tmp_path / "out", base=b)
+    assert "has a chat template" in result.notes[0]
+    assert not (tmp_path / "out/chat_template.jinja").exists()
 
 
 def test_links_are_copied_inside_a_repository_and_refused_elsewhere(tmp_path):

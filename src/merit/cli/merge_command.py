@@ -15,7 +15,7 @@ from merit.base.progress import SILENT, Progress
 from merit.base.record import Record
 from merit.config.sections import MEMORY_BYTES, DtypeName, ModelConfig
 from merit.merge.average import merge_checkpoints
-from merit.merge.lora import merge_adapters
+from merit.merge.lora import merge_adapters, recorded
 from merit.merge.recipe import read_mergekit
 from merit.merge.record import MergeResult, WeightRule, short_names
 from merit.merge.remote import fetch, send_merge
@@ -101,7 +101,9 @@ def merge_models(inputs: Sequence[str], wanted: Merging, progress: Progress = SI
     outputs = name_outputs(output, wanted.scale)
     if is_url(str(output)):
         urls = {beta: url_of(str(path)) for beta, path in outputs.items()}
-        depends = [list(map(str, folders)), wanted.weights, wanted.base, wanted.dtype, wanted.stochastic]
+        there = [folder for folder in (*folders, *([base] if base is not None else [])) if folder.is_dir()]
+        marks = [recorded(folder, 0.0, 0.0).fingerprint for folder in there]
+        depends = [list(map(str, folders)), wanted.weights, wanted.base, wanted.dtype, wanted.stochastic, marks]
         result = send_merge(merge, urls, depends, progress)
     else:
         result = merge(outputs)

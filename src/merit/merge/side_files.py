@@ -73,6 +73,10 @@ def side_marks(sources: Sequence[Path]) -> list[list[str]]:
 def _template_notes(first: Path, other: Path) -> list[str]:
     """What differs in the chat templates that loaders would take: a file of its own goes before the configuration's."""
     mine, theirs = _template(first), _template(other)
+    if mine is None and theirs is not None:
+        return [
+            f"{theirs[0]} has a chat template, {first} has none: the merge takes the latter's tokenizer, without one"
+        ]
     if mine is None or theirs is None or mine[1] == theirs[1]:
         return []
     return [f"{theirs[0]} differs from {mine[0]}: {_first_difference(mine[1], theirs[1])}; the merge takes the latter"]
@@ -100,8 +104,9 @@ def check_tokenizers(paths: Sequence[Path], base: Path | None, rows: int | None)
                 f"{table.file} and {mine.file} have the same vocabulary but different settings; the merge takes the "
                 "latter"
             )
-    for path, _ in tables[1:]:
-        notes += _template_notes(tables[0][0], path)
+    holders = [path for path, _ in tables if any(_group(file.name) == "tokenizer" for file in path.iterdir())]
+    for path in holders[1:]:
+        notes += _template_notes(holders[0], path)
     if known and rows is not None:
         shared = known[-1][1].beyond(rows) if len(known) > 1 else {}
         for path, table in known:
