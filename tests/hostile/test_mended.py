@@ -23,8 +23,9 @@ from merit.data.image import BadImage
 from merit.data.image_fields import ImageSource
 from merit.jobs.engines import slurm
 from merit.jobs.job import JobRecord
-from merit.merge.inputs import copy_side_files, open_inputs
+from merit.merge.inputs import open_inputs
 from merit.merge.recipe import read_mergekit
+from merit.merge.side_files import copy_side_files
 from merit.merge.staging import JOURNAL, Journal
 from merit.models.adapter import Adapter
 from merit.models.checkpoint import Checkpoint, read_header

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
-from merge_folders import read
+from merge_folders import read, write
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from merit.base.errors import InputError
 from merit.base.files import sha256_file
-from merit.cli.merge_command import Merging, merge_models
+from merit.cli.merge_command import Merging, merge_models, verify_models
+from merit.config.sections import ModelConfig
 from merit.merge.average import merge_checkpoints
 from merit.merge.lora import merge_adapters, read_rows
+from merit.merge.plan import DEFAULTS, Output, prepare_merge
 from merit.models.adapter import Adapter
 from merit.models.checkpoint import Checkpoint, FilePool
+from merit.models.source import locate_model
 
 LLAMA = LlamaConfig(
     hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64,
@@ -192,3 +197,160 @@ def test_adapters_by_hub_id(tmp_path, monkeypatch):
     merge_models(["org/adapter0", "org/adapter1"], Merging(tmp_path / "out", weights="1,1", base="org/base"))
     assert asked == ["org/adapter0", "org/adapter1", "org/base"]
     close(read(tmp_path / "out"), {name: (merged[0][name] + merged[1][name]) / 2 for name in merged[0]})
+
+
+def lora(root, name, model, **kind):
+    """A random adapter of `model`, saved; returns PEFT's own merged weights."""
+    tuned = get_peft_model(copy.deepcopy(model), LoraConfig(**kind))
+    for value in tuned.parameters():
+        if value.requires_grad:
+            torch.nn.init.normal_(value, std=0.05)
+    tuned.save_pretrained(root / name)
+    return tuned.merge_and_unload().state_dict()
+
+
+@pytest.mark.parametrize("modules", [["attn.c_proj"], ["attn.c_proj", "lm_head"], ["c_attn", "c_fc", "lm_head"]])
+@pytest.mark.parametrize("flag", [True, False])
+def test_conv1d_beside_linear_layers_is_told_by_its_class(tmp_path, modules, flag):
+    """A square matrix fits either way, and PEFT saves one flag for all layers, whatever it did with each."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(**GPT2.to_dict() | {"tie_word_embeddings": False}))
+    model.save_pretrained(tmp_path / "base")
+    merged = lora(tmp_path, "a", model, r=4, target_modules=modules)
+    file = tmp_path / "a/adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"fan_in_fan_out": flag}))
+    merge_checkpoints([tmp_path / "a"], [1], {1.0: tmp_path / "out"}, base=tmp_path / "base")
+    close(read(tmp_path / "out"), merged)
+
+
+def test_embeddings_that_are_tied_by_the_models_class(tmp_path):
+    config = Gemma2Config(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(config)
+    model.save_pretrained(tmp_path / "base")
+    file = tmp_path / "base/config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "tie_word_embeddings"}))
+    lora(tmp_path, "a", model, r=2, target_modules=["embed_tokens", "q_proj"])
+    with pytest.raises(InputError, match="is tied to the other end of the model"):
+        merge_checkpoints([tmp_path / "a"], [1], {1.0: tmp_path / "out"}, base=tmp_path / "base")
+    # Embeddings that PEFT saved and nobody trained change nothing.
+    merged = lora(tmp_path, "b", model, r=2, target_modules=["q_proj"])
+    weights = tmp_path / "b/adapter_model.safetensors"
+    whole = load_file(weights) | {"base_model.model.model.embed_tokens.weight": model.get_input_embeddings().weight}
+    save_file({name: value.detach().clone() for name, value in whole.items()}, weights)
+    merge_checkpoints([tmp_path / "b"], [1], {1.0: tmp_path / "out"}, base=tmp_path / "base")
+    close(read(tmp_path / "out"), merged)
+
+
+def test_both_ends_of_a_tied_model_trained_together(tmp_path):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**LLAMA.to_dict() | {"tie_word_embeddings": True}))
+    model.save_pretrained(tmp_path / "base")
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["embed_tokens"], ensure_weight_tying=True))
+    for value in tuned.parameters():
+        if value.requires_grad:
+            torch.nn.init.normal_(value, std=0.05)
+    tuned.save_pretrained(tmp_path / "a")
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        expected = tuned(ids).logits
+        merge_checkpoints([tmp_path / "a"], [1], {1.0: tmp_path / "out"}, base=tmp_path / "base")
+        torch.testing.assert_close(LlamaForCausalLM.from_pretrained(tmp_path / "out")(ids).logits, expected)
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),
+        lambda name: name.replace(".weight", ".default.weight"),
+        lambda name: name.removeprefix("base_model.model."),
+        lambda name: name.removeprefix("base_model.model.model."),
+    ],
+)
+def test_names_as_other_trainers_write_them(tmp_path, spelled):
+    torch.manual_seed(0)
+    merged = base_and_adapters(tmp_path, [KINDS["plain"]], LlamaForCausalLM(LLAMA))
+    weights = tmp_path / "adapter0/adapter_model.safetensors"
+    save_file({spelled(name): value for name, value in load_file(weights).items()}, weights)
+    merge_checkpoints([tmp_path / "adapter0"], [1], {1.0: tmp_path / "out"}, base=tmp_path / "base")
+    close(read(tmp_path / "out"), merged[0])
+
+
+def test_a_text_adapter_of_a_model_in_its_vision_generations_file(tmp_path):
+    torch.manual_seed(0)
+    merged = base_and_adapters(tmp_path, [KINDS["plain"]], LlamaForCausalLM(LLAMA))
+    config = {"model_type": "nobody's", "architectures": ["Both"]}
+    whole = {n.replace("model.", "model.language_model.", 1): v for n, v in read(tmp_path / "base").items()}
+    write(tmp_path / "both", whole | {"model.vision_tower.x": torch.ones(2)}, config=config)
+    merge_checkpoints([tmp_path / "adapter0"], [1], {1.0: tmp_path / "out"}, base=tmp_path / "both")
+    found = {n.replace("language_model.", ""): v for n, v in read(tmp_path / "out").items() if "vision" not in n}
+    close(found, merged[0])
+
+
+def test_a_changed_alpha_is_another_merge(tmp_path):
+    base_and_adapters(tmp_path, [KINDS["plain"]], LlamaForCausalLM(LLAMA))
+    options = replace(DEFAULTS, base=tmp_path / "base")
+
+    def mark():
+        return prepare_merge([tmp_path / "adapter0"], [1], [Output(tmp_path / "out", 1.0)], options).mark
+
+    before = mark()
+    file = tmp_path / "adapter0/adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 64}))
+    assert mark() != before
+
+
+def test_adapters_of_two_models_are_refused(tmp_path):
+    base_and_adapters(tmp_path, [KINDS["plain"]] * 2, LlamaForCausalLM(LLAMA))
+    paths = [tmp_path / f"adapter{n}" for n in range(2)]
+
+    def name(*names):
+        for path, value in zip(paths, names, strict=True):
+            file = path / "adapter_config.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": value}))
+
+    name("org/base", "org/base-Instruct")
+    with pytest.raises(InputError, match=r"`base_model_name_or_path`: 'org/base-Instruct', but .*'org/base'"):
+        merge_checkpoints(paths, [1, 1], {1.0: tmp_path / "out"}, base=tmp_path / "base")
+    with pytest.raises(InputError, match="`base_model_name_or_path`"):
+        merge_adapters(paths, [1, 1], tmp_path / "out", base=tmp_path / "base")
+    name("org/base", "unsloth/base-bnb-4bit")
+    result = merge_checkpoints(paths, [1, 1], {1.0: tmp_path / "out"}, base=tmp_path / "base")
+    assert any("merged as adapters of one model" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_a_merged_adapter_has_a_tokenizer_and_can_be_verified(tmp_path, rank):
+    torch.manual_seed(0)
+    base_and_adapters(tmp_path, [KINDS["plain"]] * 2, LlamaForCausalLM(LLAMA))
+    (tmp_path / "base/tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
+    (tmp_path / "base/chat_template.jinja").write_text("T")
+    paths, out = [tmp_path / f"adapter{n}" for n in range(2)], tmp_path / "out"
+    merge_adapters(paths, [3, 1], out, base=tmp_path / "base", rank=rank)
+    assert (out / "chat_template.jinja").read_text() == "T"
+    assert (out / "tokenizer.json").is_file()
+    assert "1 shards have their recorded SHA-256" in verify_models([str(out)], None).lines[0]
+    file = paths[0] / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 64}))
+    with pytest.raises(InputError, match="adapter0: this input changed"):
+        verify_models([str(out)], None)
+
+
+def test_a_revision_and_a_folder_of_a_hub_repository(tmp_path, monkeypatch):
+    (tmp_path / "steps/checkpoint-100").mkdir(parents=True)
+    asked = []
+
+    def download(name, *, revision, **_):
+        asked.append((name, revision))
+        return str(tmp_path / "steps")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    found = locate_model(ModelConfig(path="org/steps/checkpoint-100"), tmp_path)
+    assert found == tmp_path / "steps/checkpoint-100"
+    assert locate_model(ModelConfig(path="org/steps@v2"), tmp_path) == tmp_path / "steps"
+    assert asked == [("org/steps", None), ("org/steps", "v2")]
+    with pytest.raises(InputError, match="org/steps has no folder 'nowhere'"):
+        locate_model(ModelConfig(path="org/steps/nowhere"), tmp_path)

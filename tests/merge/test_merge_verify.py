@@ -155,6 +155,22 @@ def test_task_arithmetic_is_a_point_on_the_ray(trio):
         torch.testing.assert_close(value, expected)
 
 
+def test_a_base_among_the_models_is_what_mergekit_makes_of_it(tmp_path):
+    """It has no step from itself, so task_arithmetic leaves it and its weight out; `linear` averages it as the rest."""
+    models = [{"model": name, "parameters": {"weight": weight}} for name, weight in (("base", 2), ("a", 1), ("b", 3))]
+    recipe = {"merge_method": "task_arithmetic", "base_model": "base", "models": models}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe | {"parameters": {"normalize": True, "lambda": 0.5}}))
+    found = read_mergekit(tmp_path / "r.yaml")
+    assert (found.models, found.weights, found.scale) == (("a", "b"), (1, 3), 0.5)
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe | {"merge_method": "linear"}))
+    found = read_mergekit(tmp_path / "r.yaml")
+    assert (found.models, found.weights, found.scale) == (("base", "a", "b"), (2, 1, 3), 1)
+    unweighted = [{"model": "base"}, *models[1:]]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe | {"merge_method": "linear", "models": unweighted}))
+    with pytest.raises(InputError, match=r"models\[0\].parameters.weight`: None is not a number"):
+        read_mergekit(tmp_path / "r.yaml")
+
+
 def test_command(trio, monkeypatch):
     inputs = [str(trio / "a"), str(trio / "b")]
     wanted = Merging(trio / "out", weights="3,1;t1=0,1", scale=[1.0, 0.5], base=str(trio / "base"), memory="8MB")

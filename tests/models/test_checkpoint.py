@@ -34,7 +34,7 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
         (b'{"a": 1, "a": 2}', {}, "a name appears twice"),
         ({"w": 3}, {}, "`w`: damaged header: dtype, shape or data_offsets is missing"),
         ({"w": entry("F31")}, {}, "unknown type 'F31'"),
-        ({"w": entry("I64")}, {}, "`w`: type I64: integer and quantised"),
+        ({"w": entry("I16")}, {}, "`w`: type I16: integer and quantised"),
         ({"w": entry(shape=(-2,))}, {"data": bytes(8)}, "not made of sizes"),
         ({"w": entry(shape=(2.0,))}, {"data": bytes(8)}, "not made of sizes"),
         ({"w": entry(shape=(True, 2))}, {"data": bytes(8)}, "not made of sizes"),

@@ -199,8 +199,10 @@ def is_own(file: Path, folder: Path) -> bool:
     the Hub's cache a snapshot's files are links into the same repository.
     """
     home = folder.resolve()
-    if home.parent.name == "snapshots":
-        home = home.parent.parent
+    for part in (home, *home.parents):  # a subfolder of a snapshot, too
+        if part.parent.name == "snapshots" and (part == home or part.parent.parent.name.startswith("models--")):
+            home = part.parent.parent
+            break
     return file.is_file() and file.resolve().is_relative_to(home)
 
 

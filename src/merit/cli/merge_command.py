@@ -15,12 +15,12 @@ from merit.base.progress import SILENT, Progress
 from merit.base.record import Record
 from merit.config.sections import MEMORY_BYTES, DtypeName, ModelConfig
 from merit.merge.average import merge_checkpoints
-from merit.merge.lora import merge_adapters
+from merit.merge.lora import merge_adapters, recorded
 from merit.merge.recipe import read_mergekit
 from merit.merge.record import MergeResult, WeightRule, short_names
 from merit.merge.remote import fetch, send_merge
 from merit.merge.rule import Branches, find_rule
-from merit.merge.verify import verify_merge
+from merit.merge.verify import verify_adapters, verify_merge
 from merit.models.adapter import is_adapter
 from merit.models.source import check_model_folder, locate_model
 from merit.train.spec import BranchResult
@@ -101,7 +101,9 @@ def merge_models(inputs: Sequence[str], wanted: Merging, progress: Progress = SI
     outputs = name_outputs(output, wanted.scale)
     if is_url(str(output)):
         urls = {beta: url_of(str(path)) for beta, path in outputs.items()}
-        depends = [list(map(str, folders)), wanted.weights, wanted.base, wanted.dtype, wanted.stochastic]
+        there = [folder for folder in (*folders, *([base] if base is not None else [])) if folder.is_dir()]
+        marks = [recorded(folder, 0.0, 0.0).fingerprint for folder in there]
+        depends = [list(map(str, folders)), wanted.weights, wanted.base, wanted.dtype, wanted.stochastic, marks]
         result = send_merge(merge, urls, depends, progress)
     else:
         result = merge(outputs)
@@ -117,7 +119,8 @@ def verify_models(inputs: Sequence[str], output: Path | None, progress: Progress
     *sources, last = [*inputs, *([str(output)] if output else [])] or [""]
     if not last:
         raise InputError("name the merged folder to verify", field="output")
-    result = verify_merge(Path(last), inputs=[Path(source) for source in sources] or None, progress=progress)
+    verify = verify_adapters if is_adapter(Path(last)) else verify_merge
+    result = verify(Path(last), inputs=[Path(source) for source in sources] or None, progress=progress)
     lines = [
         f"{last}: {result.shards} shards have their recorded SHA-256; {result.blocks} random blocks "
         f"({result.parameters_recomputed / result.parameters:.0%} of the parameters) are what the inputs give"

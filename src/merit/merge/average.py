@@ -26,7 +26,7 @@ from merit.base.kept import checksums, damaged, files_below
 from merit.base.progress import SILENT, Progress
 from merit.config.sections import DTYPE, MEMORY_BYTES, ROUNDING, SHARD_BYTES, DtypeName, Rounding
 from merit.merge.card import CARD, merge_card
-from merit.merge.inputs import copy_side_files, dtype_name, open_inputs, write_config
+from merit.merge.inputs import dtype_name, open_inputs, write_config
 from merit.merge.lora import AdapterSource, one_blas_thread
 from merit.merge.plan import (
     DEFAULTS,
@@ -43,8 +43,10 @@ from merit.merge.plan import (
 )
 from merit.merge.record import RECORD, MergeInput, MergeRecord, MergeResult, WeightRule, load_record
 from merit.merge.rule import check_weights, normalised
+from merit.merge.side_files import copy_side_files
 from merit.merge.staging import JOURNAL, Journal, Staging
 from merit.merge.stream import BlockStream, split_memory
+from merit.models.checkpoint import WHOLE
 from merit.models.source import weights_fingerprint
 
 _ROUNDING_WARNING = 0.05  # of ‖θ_out − θ0‖
@@ -179,7 +181,11 @@ def _change(
     tensors = []
     for info in opened.tensors:
         out = pick_dtype(options.dtype, [opened.sources[1].tensors[info.name]])
-        tensors.append(TensorPlan(info.name, info.shape, info.elements, out, (1.0, change.factor), divisor))
+        tensors.append(
+            TensorPlan(
+                info.name, info.shape, info.elements, out, (1.0, change.factor), divisor, opened.twins.get(info.name)
+            )
+        )
     return execute_merge(replace(assemble(opened, tensors, wanted, options, inputs), late=True), progress)
 
 
@@ -316,7 +322,10 @@ def _summarise(
 def _main_dtype(plan: MergePlan) -> str:
     sizes: Counter[str] = Counter()
     for tensor in plan.tensors:
-        sizes[tensor.dtype] += tensor.elements
+        if tensor.dtype not in WHOLE:
+            sizes[tensor.dtype] += tensor.elements
+    if not sizes:
+        raise InputError("nothing to merge: the inputs hold whole numbers alone", field="inputs")
     return sizes.most_common(1)[0][0]
 
 

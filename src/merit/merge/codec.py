@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 Float64s = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
 
-_VIEWS: dict[str, np.dtype[Any]] = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+_VIEWS: dict[str, np.dtype[Any]] = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"),
+                                     "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "U8": np.dtype("u1"),
+                                     "BOOL": np.dtype("u1")}  # fmt: skip
 # Significand bits (the hidden one counted), exponent of the smallest normal number.
 _FORMS = {"F32": (24, -126), "BF16": (8, -126), "F16": (11, -14)}
 
@@ -48,6 +50,9 @@ def encode(values: Float64s, dtype: str, out: Bytes, scratch: Scratch) -> None:
     if dtype in ("F64", "F32"):
         np.copyto(out.view(_VIEWS[dtype]), values, casting="same_kind")
         return
+    if dtype not in _FORMS:  # whole numbers, the same in all inputs
+        np.copyto(out.view(_VIEWS[dtype]), np.rint(values), casting="unsafe")
+        return
     single = scratch.single[: values.size]
     _round_before_narrowing(values, single, dtype)
     if dtype == "F16":
@@ -67,7 +72,7 @@ def dither(values: Float64s, dtype: str, seed: int, tensor: str, start: int) -> 
 
     The randomness of an element depends on seed, tensor and position alone, never on how the work was cut.
     """
-    if dtype == "F64":
+    if dtype not in _FORMS:
         return
     digits, smallest = _FORMS[dtype]
     _, exponents = np.frexp(values)

@@ -1,37 +1,30 @@
 """The inputs of a merge, whole checkpoints and adapters alike: opened, compared, and read a few rows at a time.
 
 Before a byte is written, all inputs must have one architecture, the same tensors and the same tokens. Sources have the
-output's tensor names, and read as float64. The files beside the weights, which the output takes over, are copied here.
+output's tensor names, and read as float64.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from merit.base.errors import InputError
-from merit.base.files import is_own, read_json, write_json
+from merit.base.files import read_json, write_json
 from merit.merge.codec import Float64s, Scratch, decode
 from merit.merge.lora import AdapterSource, FactorCache
-from merit.models.adapter import Adapter, base_of, is_adapter
-from merit.models.checkpoint import ITEM_BYTES, Checkpoint, FilePool, TensorInfo
-from merit.models.layout import find_layout
+from merit.merge.settings import compare_settings
+from merit.merge.side_files import check_side_files, check_tokenizers
+from merit.models.adapter import Adapter, base_of, check_bases, is_adapter
+from merit.models.architecture import architecture_of, is_computed
+from merit.models.checkpoint import ITEM_BYTES, WHOLE, Checkpoint, FilePool, TensorInfo
+from merit.models.layout import find_layout, same_names
 
-_KEPT = {".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"}
-_LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
-_LEFT = ("config.json", "adapter_config.json", "trainer_state.json", "merit_merge.json")
-_LEFT_ENDS = (".index.json", "_results.json")
-_FOLDERS = ("additional_chat_templates",)
-_MAX_BYTES = 100_000_000  # a tokenizer is smaller; anything else is data
 _NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _COMPARE_BYTES = 1 << 20
 
 
@@ -80,19 +73,6 @@ def dtype_name(dtype: str) -> str:
     return _NAMES[dtype]
 
 
-def copy_side_files(sources: Sequence[Path], target: Path) -> None:
-    """Copies what a server needs beside weights; where several folders have a file, the earlier one's is taken."""
-    for source in sources:
-        for file in sorted(source.iterdir()):
-            if is_own(file, source) and _wanted(file) and not (target / file.name).exists():
-                _copy(file, target / file.name)
-        for name in _FOLDERS:
-            for file in sorted((source / name).glob("*.jinja")):
-                (target / name).mkdir(exist_ok=True)
-                if is_own(file, source) and not (target / name / file.name).exists():
-                    _copy(file, target / name / file.name)
-
-
 def write_config(source: Path, target: Path, dtype: str) -> None:
     """config.json with its type fields set to what was written (`dtype`: safetensors' name)."""
     config = read_json(source / "config.json")
@@ -101,20 +81,6 @@ def write_config(source: Path, target: Path, dtype: str) -> None:
     for section in (config, *(value for value in config.values() if isinstance(value, dict))):
         section.update({key: dtype_name(dtype) for key in ("dtype", "torch_dtype") if key in section})
     write_json(target / "config.json", config)
-
-
-def _wanted(file: Path) -> bool:
-    if file.name in _LEFT or file.name.startswith(".") or file.name.endswith(_LEFT_ENDS):
-        return False
-    if file.stat().st_size > _MAX_BYTES:
-        return False
-    return file.suffix in _KEPT or file.name.upper().startswith(_LEGAL)
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
-    with target.open("rb") as handle:
-        os.fsync(handle.fileno())
 
 
 @dataclass(frozen=True)
@@ -126,6 +92,7 @@ class OpenedInputs:
     tensors: tuple[TensorInfo, ...]
     config_folder: Path  # whose config.json the output gets
     notes: tuple[str, ...]
+    twins: Mapping[str, str]  # see `Alignment`
 
 
 def open_inputs(paths: Sequence[Path], base: Path | None) -> OpenedInputs:
@@ -148,62 +115,198 @@ def open_inputs(paths: Sequence[Path], base: Path | None) -> OpenedInputs:
         raise InputError("an adapter cannot be the base of a merge; name the model it was trained on", file=base)
     whole = [path for path in paths if not is_adapter(path)] + ([base] if base is not None else [])
     opened = [Checkpoint.open(path) for path in whole]
-    alignment = align(opened)
-    found = [
-        CheckpointSource(one.path, {name: one.info(own) for name, own in names.items()})
-        for one, names in zip(opened, alignment.matched, strict=True)
-    ]
+    alignment = align(opened, based=base is not None)
+    found = [CheckpointSource(one.path, infos) for one, infos in zip(opened, alignment.matched, strict=True)]
     theta0 = found.pop() if base is not None else None
     first = opened[0]
     cache = FactorCache()
     sources: list[CheckpointSource | AdapterSource] = []
     remaining = iter(found)
+    notes = [*alignment.notes]
+    if adapters:
+        notes += check_bases(adapters)
     for path in paths:
         if not is_adapter(path):
             sources.append(next(remaining))
         elif theta0 is not None:
             adapter = Adapter.open(path, opened[-1])
             sources.append(AdapterSource(path, adapter, theta0, theta0.tensors, cache))
-    tensors = tuple(first.tensors[name] for name in alignment.names)
-    return OpenedInputs(tuple(sources), theta0, tensors, first.path, alignment.notes)
+    tensors = tuple(alignment.matched[0][name] for name in alignment.names)
+    tensors = tuple(replace(info, name=name) for info, name in zip(tensors, alignment.names, strict=True))
+    check_loads(first, tensors, notes)
+    rows = first.info(first.embedding).shape[0] if first.embedding is not None else None
+    notes += check_tokenizers(paths, base, rows)
+    return OpenedInputs(tuple(sources), theta0, tensors, first.path, tuple(notes), alignment.twins)
+
+
+def check_trained(path: Path) -> None:
+    """Compares θ0 with what its branches will save, as their merge will, before any of them is trained.
+
+    Raises:
+        InputError: a merge of branches of this model would be refused; names the tensor or file.
+    """
+    base = Checkpoint.open(path)
+    known = architecture_of(base.config)
+    if known is None:
+        return
+    own = same_names(list(known.saved), find_layout(base.tensors).names)
+    stored = {name: base.tensors[find_layout(base.tensors).names[theirs]] for theirs, name in own.items()}
+    made = {
+        name: replace(stored[name], shape=shape) if name in stored else TensorInfo(name, "F32", shape, path, 0, 0)
+        for name, shape in known.saved.items()
+    }
+    try:
+        align([Checkpoint(path, made, base.config), base], based=True)
+    except InputError as error:
+        said = f"branches of this model could not be merged: {error.message}"
+        raise InputError(said, file=error.file, field=error.field) from None
+    check_side_files([path], saved=("tokenizer", "generation_config.json"))
+
+
+def check_loads(first: Checkpoint, tensors: Sequence[TensorInfo], notes: list[str]) -> None:
+    """Compares the output's names with what a loader of its architecture expects.
+
+    Raises:
+        InputError: a loader would draw a tensor at random, or refuse its shape.
+    """
+    known = architecture_of(first.config)
+    loading = known.loading({info.name: info.shape for info in tensors}) if known is not None else None
+    if known is None or loading is None:
+        return
+    if loading.misshapen:
+        name, there, expected = loading.misshapen[0]
+        shell = "; an empty shell of DeepSpeed ZeRO-3? gather the weights first" if there == (0,) else ""
+        raise InputError(
+            f"shape {list(there)}, but its config.json makes it {list(expected)}{shell}", file=first.path, field=name
+        )
+    if loading.missing:
+        spare = sorted(loading.spare)
+        instead = f"; it has `{spare[0]}`, which {known.name} does not know" if spare else ""
+        count = len(loading.missing)
+        said = f"{known.name} needs this tensor ({count} such): a loader would draw it at random{instead}"
+        if known.generates:
+            raise InputError(said, file=first.path, field=loading.missing[0])
+        notes.append(f"{first.path}: `{loading.missing[0]}`: {said}")
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Which tensor of each checkpoint stands for which of the first. `notes` are differences that do not prevent it."""
+    """Which tensor of each checkpoint stands for which of the output's. `notes` are differences without harm."""
 
     names: tuple[str, ...]  # the first checkpoint's own, in its order
-    matched: tuple[Mapping[str, str], ...]  # a checkpoint each: first's name → its own
+    matched: tuple[Mapping[str, TensorInfo], ...]  # a checkpoint each
+    twins: Mapping[str, str]  # a tied head that is stored → the embeddings, which it is written as
     notes: tuple[str, ...]
 
 
-def align(checkpoints: Sequence[Checkpoint]) -> Alignment:
+def align(checkpoints: Sequence[Checkpoint], *, based: bool = False) -> Alignment:
     """Matches the tensors of all checkpoints with the first one's.
 
+    Tensors that loaders compute or do not know may be missing in some: θ0's own are then carried over, others left out.
+
+    Args:
+        based: the last checkpoint is θ0.
+
     Raises:
-        InputError: another architecture, a missing or extra tensor, another shape or vocabulary; names the tensor.
+        InputError: another architecture or function, a missing or extra tensor, another shape; names the tensor.
     """
     first = checkpoints[0]
-    layout = find_layout(first.tensors)
-    names = tuple(first.tensors)
-    matched: list[Mapping[str, str]] = [{name: name for name in names}]
     notes: list[str] = []
-    for other in checkpoints[1:]:
+    for one in checkpoints:
+        _check_whole(one)
+    for number, other in enumerate(checkpoints[1:], 1):
         _check_architecture(first, other)
-        theirs = find_layout(other.tensors)
-        if theirs.generation != layout.generation:
-            notes.append(f"{other.path} has {theirs.generation}, {first.path} {layout.generation}: matched by meaning")
-        found = {layout.names[name]: own for name, own in theirs.names.items() if name in layout.names}
-        _check_tied(first, other, found, notes)
-        for name in names:
-            if name not in found:
-                raise InputError(f"missing here, but {first.path} has it", file=other.path, field=name)
-            _check_shape(first.tensors[name], other.info(found[name]), other.path)
-        if extra := sorted(set(other.tensors) - set(found.values()) - _spare_head(first, other)):
-            raise InputError(f"not in {first.path}", file=other.path, field=extra[0])
-        matched.append(found)
-        _check_tokenizer(first.path, other.path, notes)
-    return Alignment(names, tuple(matched), tuple(notes))
+        difference = compare_settings(first, other)
+        if difference is not None and not (based and number == len(checkpoints) - 1):
+            notes.append(difference)
+    layouts = [find_layout(one.tensors) for one in checkpoints]
+    found = [{name: name for name in first.tensors}]
+    for other, theirs in zip(checkpoints[1:], layouts[1:], strict=True):
+        if theirs.generation != layouts[0].generation:
+            notes.append(
+                f"{other.path} has {theirs.generation}, {first.path} {layouts[0].generation}: matched by meaning"
+            )
+        same = same_names(layouts[0].names, theirs.names)
+        found.append({layouts[0].names[same[n]] if n in same else n: own for n, own in theirs.names.items()})
+    twins = {first.head: first.embedding} if first.tied and first.head and first.embedding else {}
+    for one, names in zip(checkpoints, found, strict=True):
+        if first.tied and one.head is not None:
+            names.pop(next(name for name, own in names.items() if own == one.head))
+        if twins and one.embedding is not None:
+            if one.head is None:
+                notes.append(f"{one.path} does not store its tied head: its embeddings stand for it")
+            names |= dict.fromkeys(twins, one.embedding)
+    kept = _settle(checkpoints, found, based, notes)
+    matched = []
+    for one, own in zip(checkpoints, found, strict=True):
+        matched.append({n: one.info(own[n]) if n in own else checkpoints[-1].info(found[-1][n]) for n in kept})
+    for other, infos in zip(checkpoints[1:], matched[1:], strict=True):
+        for name in kept:
+            _check_shape(matched[0][name], infos[name], other.path)
+            _check_kind(matched[0][name], infos[name], other.path)
+    return Alignment(kept, tuple(matched), twins, tuple(notes))
+
+
+def _settle(
+    checkpoints: Sequence[Checkpoint], found: Sequence[Mapping[str, str]], based: bool, notes: list[str]
+) -> tuple[str, ...]:
+    """The output's tensors: those of all checkpoints, and θ0's own that a loader does not need.
+
+    Raises:
+        InputError: a tensor that matters is not in all of them.
+    """
+    first = checkpoints[0]
+    keys = [*(name for name in first.tensors if name in found[0])]
+    keys += [name for names in found[1:] for name in names if name not in keys and name not in found[0]]
+    kept: list[str] = []
+    carried: list[str] = []
+    left: list[str] = []
+    for name in dict.fromkeys(keys):
+        holders = [one for one, names in zip(checkpoints, found, strict=True) if name in names]
+        if len(holders) == len(checkpoints):
+            kept.append(name)
+        elif all(_spare(one, names[name]) for one, names in zip(checkpoints, found, strict=True) if name in names):
+            lent = based and name in found[-1] and not is_computed(name)
+            (carried if lent else left).append(name)
+        elif name in found[0]:
+            lacking = next(one for one, names in zip(checkpoints, found, strict=True) if name not in names)
+            raise InputError(f"missing here, but {first.path} has it", file=lacking.path, field=name)
+        else:
+            raise InputError(f"not in {first.path}", file=holders[0].path, field=name)
+    if carried:
+        notes.append(f"{len(carried)} tensors (`{carried[0]}` …) are carried over from θ0: training does not save them")
+    if left:
+        notes.append(
+            f"{len(left)} tensors (`{left[0]}` …) are left out: not all inputs have them, and no loader needs them"
+        )
+    return (*kept, *carried)
+
+
+def _spare(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether a loader computes this tensor by itself, or has no place for it."""
+    return name in checkpoint.spare
+
+
+def _check_whole(one: Checkpoint) -> None:
+    """Refuses a checkpoint that contradicts itself.
+
+    Raises:
+        InputError: an empty weight, or a stored head that differs from the embeddings it is tied to.
+    """
+    for name, info in one.tensors.items():
+        if info.shape == (0,) and name.endswith(".weight"):
+            raise InputError(
+                "empty: a shell of DeepSpeed ZeRO-3; gather the weights first (zero_to_fp32.py)",
+                file=one.path,
+                field=name,
+            )
+    if one.tied and one.head and one.embedding and not _same_bytes(one.info(one.head), one.info(one.embedding)):
+        raise InputError(
+            "differs from the input embeddings, though the configuration ties them; set `tie_word_embeddings: false` "
+            "in config.json if the head is a weight of its own",
+            file=one.path,
+            field=one.head,
+        )
 
 
 def _check_architecture(first: Checkpoint, other: Checkpoint) -> None:
@@ -228,23 +331,17 @@ def _check_shape(mine: TensorInfo, theirs: TensorInfo, path: Path) -> None:
     raise InputError(message, file=path, field=theirs.name)
 
 
-def _check_tied(first: Checkpoint, other: Checkpoint, found: dict[str, str], notes: list[str]) -> None:
-    """Where the head is tied, some trainers store it and some do not: a stored copy must equal the embeddings."""
-    if not first.tied:
-        return
-    if first.head is not None and first.head not in found and other.embedding is not None:
-        found[first.head] = other.embedding
-        notes.append(f"{other.path} does not store its tied head: its embeddings stand for it")
-    for checkpoint in (first, other):
-        head, embedding = checkpoint.head, checkpoint.embedding
-        if head and embedding and not _same_bytes(checkpoint.info(head), checkpoint.info(embedding)):
-            raise InputError(
-                "differs from the input embeddings, though the config ties them", file=checkpoint.path, field=head
-            )
-
-
-def _spare_head(first: Checkpoint, other: Checkpoint) -> set[str]:
-    return {other.head} if first.tied and first.head is None and other.head else set()
+def _check_kind(mine: TensorInfo, theirs: TensorInfo, path: Path) -> None:
+    """Whole numbers have no average: they must be equal. Running sums hold them as float64."""
+    whole = [info.dtype in WHOLE for info in (mine, theirs)]
+    if whole == [True, True] and not _same_bytes(mine, theirs):
+        raise InputError(
+            f"type {theirs.dtype}, and not what {mine.file.parent} has: whole numbers cannot be averaged",
+            file=path,
+            field=theirs.name,
+        )
+    if whole[0] != whole[1] and "F64" not in (mine.dtype, theirs.dtype):
+        raise InputError(f"type {theirs.dtype}, but {mine.dtype} in {mine.file.parent}", file=path, field=theirs.name)
 
 
 def _same_bytes(one: TensorInfo, two: TensorInfo) -> bool:
@@ -259,44 +356,3 @@ def _same_bytes(one: TensorInfo, two: TensorInfo) -> bool:
             if not np.array_equal(pair[0], pair[1]):
                 return False
     return True
-
-
-def _check_tokenizer(first: Path, other: Path, notes: list[str]) -> None:
-    mine, theirs = first / "tokenizer.json", other / "tokenizer.json"
-    if mine.is_file() and theirs.is_file() and mine.read_bytes() != theirs.read_bytes():
-        one, two = _vocabulary(mine), _vocabulary(theirs)
-        if one != two:
-            token = min(set(one.items()) ^ set(two.items()))[0]
-            raise InputError(
-                f"token {token!r} is number {two.get(token, 'none')}, but {one.get(token, 'none')} in {first}: "
-                "the rows of the embeddings mean different tokens",
-                file=theirs,
-            )
-        notes.append(f"{theirs} and {mine} have the same vocabulary but different settings; the merge takes the latter")
-    for name in _TEMPLATES:
-        a, b = first / name, other / name
-        if a.is_file() and b.is_file() and a.read_bytes() != b.read_bytes():
-            notes.append(f"{b} differs from {a}: {_first_difference(a, b)}; the merge takes the latter")
-
-
-def _first_difference(a: Path, b: Path) -> str:
-    one, two = (path.read_text(encoding="utf-8", errors="replace").splitlines() for path in (a, b))
-    for number, (left, right) in enumerate(zip(one, two, strict=False), 1):
-        if left != right:
-            return f"line {number} is {right[:60]!r} instead of {left[:60]!r}"
-    return f"{len(two)} lines instead of {len(one)}"
-
-
-def _vocabulary(file: Path) -> dict[str, Any]:
-    value = read_json(file)
-    model = value.get("model", {}) if isinstance(value, dict) else {}
-    vocabulary = model.get("vocab", {}) if isinstance(model, dict) else {}
-    if isinstance(vocabulary, list):  # Unigram: [token, score] by number
-        vocabulary = {str(item[0]) if isinstance(item, list) and item else json.dumps(item): number
-                      for number, item in enumerate(vocabulary)}  # fmt: skip
-    found = {str(token): number for token, number in vocabulary.items()} if isinstance(vocabulary, dict) else {}
-    added = value.get("added_tokens", []) if isinstance(value, dict) else []
-    for item in added if isinstance(added, list) else []:
-        if isinstance(item, dict):
-            found[str(item.get("content"))] = item.get("id")
-    return found

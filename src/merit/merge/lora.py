@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import threading
@@ -20,15 +21,19 @@ from safetensors.numpy import save_file
 from merit.base.errors import InputError
 from merit.base.files import atomic_dir, sha256_file, write_json
 from merit.base.progress import SILENT, Progress
-from merit.base.record import Record
+from merit.base.record import Record, fingerprint
 from merit.merge.codec import Float64s, Scratch, decode
+from merit.merge.record import RECORD, MergeInput
 from merit.merge.rule import check_weights, normalised
-from merit.models.adapter import CONFIG, WEIGHTS, Adapter, LowRank
+from merit.merge.side_files import check_side_files, check_tokenizers, copy_side_files
+from merit.models.adapter import CONFIG, WEIGHTS, Adapter, LowRank, check_bases
 from merit.models.checkpoint import ITEM_BYTES, Checkpoint, FilePool, TensorInfo
+from merit.models.source import weights_fingerprint
 
 if TYPE_CHECKING:
     from merit.merge.inputs import CheckpointSource
 
+_log = logging.getLogger(__name__)
 _CACHE_BYTES = 64_000_000  # of factors that several threads use at once
 
 Matrix = NDArray[np.float64]
@@ -138,6 +143,10 @@ class AdapterMergeResult(Record):
     worst_module: str | None
     seconds: float
     checksum: str  # SHA-256 of the adapter's weights
+    inputs: list[MergeInput]
+    base: MergeInput
+    rank: int | None  # that was asked for; None: exact
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -179,6 +188,10 @@ def merge_adapters(
         raise InputError("exists already; name a new folder, or remove it first", file=output, field="output")
     checkpoint = Checkpoint.open(base)
     adapters = [Adapter.open(path, checkpoint) for path in inputs]
+    rows = checkpoint.info(checkpoint.embedding).shape[0] if checkpoint.embedding is not None else None
+    sides = (*inputs, base)
+    notes = [*check_bases(inputs), *check_tokenizers(inputs, base, rows)]
+    check_side_files(sides)
     for adapter in adapters:
         _check_plain(adapter)
     used = [(adapter, share) for adapter, share in zip(adapters, shares, strict=True) if share]
@@ -187,17 +200,47 @@ def merge_adapters(
             made = _copy(used[0][0], part)
         else:
             made = _write(used, checkpoint, rank, part, progress)
-        checksum = sha256_file(part / WEIGHTS)
-    ranks, norm, lost, worst = made
-    return AdapterMergeResult(
-        weights=shares,
-        ranks=ranks,
-        update_norm=norm,
-        truncation_error=lost / norm if norm else 0.0,
-        worst_module=worst,
-        seconds=round(time.monotonic() - started, 3),
-        checksum=checksum,
-    )
+        ranks, norm, lost, worst = made
+        copy_side_files(sides, part)
+        result = AdapterMergeResult(
+            weights=shares,
+            ranks=ranks,
+            update_norm=norm,
+            truncation_error=lost / norm if norm else 0.0,
+            worst_module=worst,
+            seconds=round(time.monotonic() - started, 3),
+            checksum=sha256_file(part / WEIGHTS),
+            inputs=[recorded(*item) for item in zip(inputs, weights, shares, strict=True)],
+            base=recorded(base, 0.0, 0.0),
+            rank=rank,
+            notes=notes,
+        )
+        result.save(part / RECORD)
+    for note in notes:
+        _log.warning(note)
+    return result
+
+
+def recorded(path: Path, factor: float, share: float) -> MergeInput:
+    """How an input is recorded; an adapter's fingerprint covers its settings, too."""
+    mark = weights_fingerprint(path)
+    if (path / CONFIG).is_file():
+        mark = fingerprint(mark, sha256_file(path / CONFIG))
+    return MergeInput(path=str(path.absolute()), factor=factor, weight=share, fingerprint=mark)
+
+
+def difference(one: Adapter, two: Adapter) -> float:
+    """‖Δ_1 − Δ_2‖ over all updates and whole tensors."""
+    total = 0.0
+    with FilePool() as files:
+        for name in one.updates.keys() | two.updates.keys():
+            parts = [(a.updates[name], sign) for a, sign in ((one, 1.0), (two, -1.0)) if name in a.updates]
+            total += _square_norm(_stack(files, parts))
+        for name in one.full.keys() | two.full.keys():
+            if name not in one.full or name not in two.full:
+                return math.inf
+            total += float(np.square(_flat(files, one.full[name]) - _flat(files, two.full[name])).sum())
+    return math.sqrt(total)
 
 
 _Made = tuple[dict[str, int], float, float, str | None]

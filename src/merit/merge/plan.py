@@ -9,18 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from merit.base.errors import InputError
+from merit.base.files import sha256_file
 from merit.base.record import fingerprint
 from merit.config.sections import DTYPE, MEMORY_BYTES, ROUNDING, SHARD_BYTES, DtypeName, Rounding
 from merit.merge.inputs import OpenedInputs, Source, open_inputs
 from merit.merge.record import MergeInput, WeightRule
 from merit.merge.rule import check_weights, exact_factors, normalised
-from merit.models.checkpoint import TensorInfo
+from merit.merge.side_files import check_side_files, side_marks
+from merit.models.checkpoint import WHOLE, TensorInfo
 from merit.models.source import weights_fingerprint
 from merit.models.writer import ShardPlan, out_tensor
 
 BLOCK_ELEMENTS = 1 << 20  # of a block: the unit that is handed out, journaled and resumed
 _TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-_FORMAT = 1  # raise it when the bytes written change, so that old journals are not resumed
+_FORMAT = 2  # raise it when the bytes written change, so that old journals are not resumed
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class TensorPlan:
     dtype: str  # of the merged tensor
     factors: tuple[float, ...]
     divisor: float
+    twin: str | None = None  # the embeddings, of a tied head: weighed and rounded as they are
 
     @property
     def row(self) -> int:
@@ -85,9 +88,11 @@ class MergePlan:
 
 def pick_dtype(wanted: DtypeName, infos: Sequence[TensorInfo]) -> str:
     """safetensors' name of the output type. `input`: the inputs' own; where they differ, one that holds them all."""
+    found = {info.dtype for info in infos}
+    if found <= set(WHOLE):
+        return min(found)
     if wanted != "input":
         return _TYPES[wanted]
-    found = {info.dtype for info in infos}
     if len(found) == 1:
         return found.pop()
     return "F64" if "F64" in found else "F32"
@@ -192,9 +197,10 @@ def prepare_merge(
     tensors = []
     for info in opened.tensors:
         infos = [source.tensors[info.name] for source in opened.sources]
-        own, divisor = factors.of(info.name)
+        twin = opened.twins.get(info.name)
+        own, divisor = factors.of(twin or info.name)
         out = pick_dtype(options.dtype, infos)
-        tensors.append(TensorPlan(info.name, info.shape, info.elements, out, own, divisor))
+        tensors.append(TensorPlan(info.name, info.shape, info.elements, out, own, divisor, twin))
     factors.check_used()
     shares = normalised(factors.default)
     inputs = [
@@ -230,14 +236,18 @@ def assemble(
     )
     folders = [source.path for source in opened.sources]
     base = merge_input(opened.base.path, 0.0, 0.0) if opened.base is not None else None
+    sides = (*folders, *([opened.base.path] if opened.base is not None else []))
+    check_side_files(sides)
     mark = fingerprint(
         [_FORMAT, options.rounding, options.seed, options.shard_bytes, [output.label for output in outputs]],
         [[tensor.name, tensor.dtype, tensor.factors, tensor.divisor] for tensor in tensors],
         [[weights_fingerprint(path), _files(path)] for path in folders],
         [base.fingerprint, _files(Path(base.path))] if base is not None else None,
         len(plan.blocks),
+        [_text(path / "adapter_config.json") for path in folders],
+        _text(opened.config_folder / "config.json"),
+        side_marks(sides),
     )
-    sides = (*folders, *([opened.base.path] if opened.base is not None else []))
     return PreparedMerge(plan, mark, options, tuple(inputs), base, opened.config_folder, sides, opened.notes)
 
 
@@ -267,6 +277,10 @@ def check_outputs(outputs: Sequence[Output], options: MergeOptions) -> None:
             raise InputError(
                 f"β = {output.scale:g} needs θ0: the merge is pulled toward it; name it as base", field="scale"
             )
+
+
+def _text(file: Path) -> str | None:
+    return sha256_file(file) if file.is_file() else None
 
 
 def _files(folder: Path) -> list[list[object]]:

@@ -19,9 +19,10 @@ from merit.base.errors import InputError, StageError
 from merit.base.files import atomic_dir
 from merit.config.sections import SHARD_BYTES
 from merit.merge.codec import Scratch
-from merit.merge.inputs import OpenedInputs, copy_side_files, open_inputs, write_config
+from merit.merge.inputs import OpenedInputs, open_inputs, write_config
 from merit.merge.rule import Branches, BranchSums, MergeRule, TensorSteps, normalised
-from merit.models.checkpoint import Checkpoint, FilePool, TensorInfo
+from merit.merge.side_files import copy_side_files
+from merit.models.checkpoint import WHOLE, Checkpoint, FilePool, TensorInfo
 from merit.models.layout import find_layout
 from merit.models.loading import empty_model
 from merit.models.source import ModelFolder
@@ -172,12 +173,16 @@ def merge_tensors(rule: MergeRule, branches: Branches, out: Path, *, base: Model
     layers = cache(partial(linear_weights, base, opened.tensors))
     squares = [0.0] * len(shares)
     plan = ShardPlan.make(
-        [out_tensor(info.name, "F32", info.shape, info.elements) for info in opened.tensors], SHARD_BYTES
+        [out_tensor(i.name, i.dtype if i.dtype in WHOLE else "F32", i.shape, i.elements) for i in opened.tensors],
+        SHARD_BYTES,
     )
     with atomic_dir(out) as part, FilePool() as files:
         shards = ShardFiles(part, plan)
         try:
             for info in opened.tensors:
+                if info.dtype in WHOLE:
+                    shards.write(info.name, 0, _raw(info, files))
+                    continue
                 theta0, steps = _read(opened, info, files)
                 of = TensorSteps(info.name, theta0, steps, shares, ridge, layers)
                 squares = [total + float(step.square().sum()) for total, step in zip(squares, of.steps, strict=True)]
@@ -189,6 +194,13 @@ def merge_tensors(rule: MergeRule, branches: Branches, out: Path, *, base: Model
         write_config(opened.config_folder, part, "F32")
         copy_side_files([*branches.folders, base.path], part)
     return [math.sqrt(square) for square in squares]
+
+
+def _raw(info: TensorInfo, files: FilePool) -> memoryview:
+    """A tensor's bytes as they are stored."""
+    out = np.empty(info.nbytes, np.uint8)
+    files.read(info, 0, out)
+    return memoryview(out.tobytes())
 
 
 def _read(opened: OpenedInputs, info: TensorInfo, files: FilePool) -> tuple[Tensor, list[Tensor]]:

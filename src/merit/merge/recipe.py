@@ -96,7 +96,7 @@ def read_mergekit(file: Path) -> Recipe:
         raise _theirs(file, "tokenizer_source", "building another tokenizer")
     base = recipe.get("base_model")
     settings = _mapping(file, "parameters", recipe.get("parameters"))
-    models, weights = _models(file, recipe.get("models"), settings, base)
+    models, weights = _models(file, recipe.get("models"), settings, base if method == "task_arithmetic" else None)
     normalize = settings.get("normalize", method == "linear")
     total = math.fsum(check_weights(weights, len(weights)))
     scale = 1.0
@@ -122,11 +122,13 @@ def _models(file: Path, value: Any, settings: dict[str, Any], base: Any) -> tupl
         if not isinstance(model, str):
             raise InputError("a path or Hub id is missing", file=file, field=f"models[{number}].model")
         own = _mapping(file, f"models[{number}].parameters", item.get("parameters"))
-        if model == base and "weight" not in own:
-            continue  # mergekit allows θ0 in the list; it is the base all the same
+        if model == base:
+            continue  # θ0 has no step from itself: mergekit leaves it out, weight and all
         where = f"models[{number}].parameters.weight"
         models.append(model)
         weights.append(_number(file, where, own.get("weight", settings.get("weight"))))
+    if not models:
+        raise InputError("no model but the base is listed", file=file, field="models")
     return models, weights
 
 

@@ -351,7 +351,7 @@ class Accumulator:
         out = self._out[: exact.size * ITEM_BYTES[dtype]]
         if self._plan.rounding == "stochastic":
             np.copyto(written, exact)
-            dither(written, dtype, self._plan.seed, tensor.name, start)
+            dither(written, dtype, self._plan.seed, tensor.twin or tensor.name, start)
             encode(written, dtype, out, self._scratch)
         else:
             encode(exact, dtype, out, self._scratch)

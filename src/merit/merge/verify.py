@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from merit.base.errors import InputError
 from merit.base.kept import damaged
 from merit.base.progress import SILENT, Progress
 from merit.base.record import Record
+from merit.merge.lora import AdapterMergeResult, difference, merge_adapters, recorded
 from merit.merge.plan import Block, MergeOptions, Output, PreparedMerge, prepare_merge, whole_rows
-from merit.merge.record import MergeRecord, MergeResult, load_record
+from merit.merge.record import RECORD, MergeRecord, MergeResult, load_record
 from merit.merge.stream import CHUNK, Accumulator
+from merit.models.adapter import WEIGHTS, Adapter
 from merit.models.checkpoint import ITEM_BYTES, Checkpoint, FilePool
 from merit.models.source import weights_fingerprint
 
@@ -79,6 +82,49 @@ def verify_merge(
         parameters_recomputed=sum(plan.blocks[number].count for number in chosen),
         parameters=plan.parameters,
         rounded_otherwise=otherwise,
+    )
+
+
+_SAME = 1e-5  # of an update's norm: what two computations of one truncation differ by
+
+
+def verify_adapters(
+    folder: Path, *, inputs: Sequence[Path] | None = None, base: Path | None = None, progress: Progress = SILENT
+) -> VerifyResult:
+    """Hashes the merged adapter in `folder`, and merges its inputs again.
+
+    Raises:
+        InputError: the adapter or an input is not what it was; names the file.
+    """
+    if not (folder / RECORD).is_file():
+        raise InputError(f"merit did not merge this folder: it has no {RECORD}", file=folder)
+    record = AdapterMergeResult.load(folder / RECORD)
+    hashed = check_shards(folder, {WEIGHTS: record.checksum}, progress)
+    paths = [Path(item.path) for item in record.inputs] if inputs is None else list(inputs)
+    if len(paths) != len(record.inputs):
+        raise InputError(f"{len(paths)} inputs given, but {len(record.inputs)} were merged", field="inputs")
+    theta0 = base or Path(record.base.path)
+    for path, item in zip([*paths, theta0], [*record.inputs, record.base], strict=True):
+        if not path.is_dir():
+            raise InputError("this input is gone, so nothing can be recomputed; name where it is now", file=path)
+        if recorded(path, 0.0, 0.0).fingerprint != item.fingerprint:
+            raise InputError("this input changed since it was merged", file=path)
+    with tempfile.TemporaryDirectory() as room:
+        again = Path(room) / "again"
+        weights = [item.factor for item in record.inputs]
+        found = merge_adapters(paths, weights, again, base=theta0, rank=record.rank, progress=progress)
+        checkpoint = Checkpoint.open(theta0)
+        one, two = (Adapter.open(path, checkpoint) for path in (folder, again))
+        if difference(one, two) > _SAME * found.update_norm:
+            raise InputError("the adapter is not what its inputs give", file=folder / WEIGHTS)
+        count = sum(update.a.elements + update.b.elements for update in one.updates.values())
+    return VerifyResult(
+        shards=1,
+        bytes_hashed=hashed,
+        blocks=len(one.updates),
+        parameters_recomputed=count,
+        parameters=count,
+        rounded_otherwise=0,
     )
 
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from merit.base.errors import InputError
 from merit.base.files import read_json
-from merit.models.checkpoint import Checkpoint, TensorInfo, read_header
+from merit.models.architecture import architecture_of
+from merit.models.checkpoint import EMBEDDINGS, HEADS, Checkpoint, TensorInfo, read_header, unwrapped
 from merit.models.layout import find_layout
+
+if TYPE_CHECKING:
+    import torch
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_OUTER = ("model.", "transformer.", "gpt_neox.", "base_model.")  # what a bare model's names lack
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_COPIES = re.compile(r"(-unsloth)?-(bnb-4bit|4bit|8bit|gptq.*|awq.*|fp8)$")
 _FACTORS = {
     ".lora_A.weight": "a",
     ".lora_B.weight": "b",
@@ -91,27 +98,36 @@ class Adapter:
         parts: dict[str, dict[str, TensorInfo]] = {}
         whole: dict[str, TensorInfo] = {}
         for info in read_header(path / WEIGHTS):
-            name = info.name.removeprefix(_PREFIX)
+            name = unwrapped(info.name).removeprefix(_PREFIX).replace(".default.", ".")
+            name = name.replace(".modules_to_save.", ".").removesuffix(".default")
             for ending, role in _FACTORS.items():
                 if name.endswith(ending):
                     parts.setdefault(name.removesuffix(ending), {})[role] = info
                     break
             else:
                 whole[name.replace(".base_layer.", ".")] = info
-        spelled = {**find_layout(base.tensors).names, **{name: name for name in base.tensors}}
+        spelled = _spelled(base)
 
         def own(name: str, info: TensorInfo) -> str:
             """The base's name of a tensor."""
+            if name not in spelled and (prefixed := next((p for p in _OUTER if p + name in spelled), None)):
+                name = prefixed + name
+            if name not in spelled and any(name.startswith(p) and name.removeprefix(p) in spelled for p in _OUTER):
+                name = name.split(".", 1)[1]
             if name not in spelled:
                 raise InputError(f"the base {base.path} has no `{name}`", file=path / WEIGHTS, field=info.name)
             return spelled[name]
 
+        transposed = _transposed(base, spelled)
         updates, modules = {}, {}
         for module, factors in parts.items():
+            if base.tied and f"{module}.weight".endswith(HEADS) and _same_update(parts, factors):
+                continue  # the embeddings' own update, which the head shares
             name = own(f"{module}.weight", next(iter(factors.values())))
-            updates[name] = _low_rank(path, config, module, factors, base.info(name))
+            turned = transposed if transposed is None else name in transposed
+            updates[name] = _low_rank(path, config, module, factors, _Target(base.info(name), turned))
             modules[name] = module
-        full = {own(name, info): info for name, info in whole.items()}
+        full = _full(path, whole, base, own)
         _check_full(path, full, base)
         _check_tied(path, config, {*updates, *full}, base)
         return cls(path, config, updates, full, modules)
@@ -146,15 +162,24 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
+@dataclass(frozen=True)
+class _Target:
+    """The weight that an update is added to."""
+
+    weight: TensorInfo
+    transposed: bool | None  # stored as (inputs, outputs); None where its layer's class is not known
+
+
 def _low_rank(
-    path: Path, config: Mapping[str, Any], module: str, factors: Mapping[str, TensorInfo], weight: TensorInfo
+    path: Path, config: Mapping[str, Any], module: str, factors: Mapping[str, TensorInfo], target: _Target
 ) -> LowRank:
+    weight, turned = target.weight, target.transposed
     file = path / WEIGHTS
     if not {"a", "b"} <= factors.keys():
         raise InputError("one of the factors A and B is missing", file=file, field=module)
     a, b = factors["a"], factors["b"]
     embedding = "lora_embedding" in a.name
-    transposed = embedding or bool(config.get("fan_in_fan_out"))
+    transposed = embedding or (bool(config.get("fan_in_fan_out")) if turned is None else turned)
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
         raise InputError(f"A {list(a.shape)} and B {list(b.shape)} do not fit together", file=file, field=module)
     shape = (b.shape[0], a.shape[1])
@@ -193,6 +218,96 @@ def _pattern(config: Mapping[str, Any], key: str, module: str, default: Any) -> 
     return default
 
 
+def check_bases(paths: Sequence[Path]) -> list[str]:
+    """Compares the bases that adapters name; the notes are names that differ and may yet mean one model.
+
+    Raises:
+        InputError: two adapters name different models of the Hub.
+    """
+    named = [(path, name) for path in paths if (name := base_of(path)) is not None]
+    for path, name in named[1:]:
+        first, other = named[0]
+        if _model_name(name) != _model_name(other) and all(_HUB_ID.fullmatch(one) for one in (name, other)):
+            raise InputError(
+                f"{name!r}, but {first} was trained on {other!r}: their updates do not belong to one model; if the two "
+                "are the same, correct this field",
+                file=path / CONFIG,
+                field="base_model_name_or_path",
+            )
+        if name != other:
+            return [f"{path} names its base {name!r}, {first} {other!r}: merged as adapters of one model"]
+    return []
+
+
+def _model_name(name: str) -> str:
+    """A model's name without its owner and without a quantised copy's ending."""
+    return _COPIES.sub("", name.rstrip("/").rsplit("/", 1)[-1].lower())
+
+
+def _spelled(base: Checkpoint) -> dict[str, str]:
+    """Every spelling of the base's tensors → its own. A text model is also the language model in its vision-language
+    generation's file."""
+    names = {**find_layout(base.tensors).names, **{name: name for name in base.tensors}}
+    for name, own in list(names.items()):
+        if name.startswith("model.language_model."):
+            names.setdefault(f"model.{name.removeprefix('model.language_model.')}", own)
+    return names
+
+
+def _transposed(base: Checkpoint, spelled: Mapping[str, str]) -> frozenset[str] | None:
+    """The base's tensors that are stored as (inputs, outputs); None where its class is not known."""
+    known = architecture_of(base.config)
+    if known is None:
+        return None
+    short = {name: name.split(".", 1)[-1] for name in known.transposed}
+    return frozenset(spelled.get(name, spelled.get(short[name], name)) for name in known.transposed)
+
+
+def _full(
+    path: Path, whole: Mapping[str, TensorInfo], base: Checkpoint, own: Callable[[str, TensorInfo], str]
+) -> dict[str, TensorInfo]:
+    """The whole tensors that change the base: PEFT also saves embeddings that nobody trained, and a tied head twice."""
+    head = next((name for name in whole if name.endswith(HEADS)), None)
+    found = {}
+    for name, info in whole.items():
+        if name == head and base.tied and base.head is None:
+            embedding = next((value for key, value in whole.items() if key.endswith(EMBEDDINGS)), None)
+            same = embedding if embedding is not None else base.info(base.embedding or name)
+            if not same_values(info, same):
+                raise InputError("a head of its own, but the base ties it to the embeddings", file=path / WEIGHTS,
+                                 field=info.name)  # fmt: skip
+            continue
+        found[own(name, info)] = info
+    if not base.tied:
+        return found
+    ends = (base.embedding, base.head)
+    return {name: i for name, i in found.items() if name not in ends or not same_values(i, base.info(name))}
+
+
+def _same_update(parts: Mapping[str, Mapping[str, TensorInfo]], head: Mapping[str, TensorInfo]) -> bool:
+    """Whether the head's update is the embeddings', transposed: so PEFT's `ensure_weight_tying` saves it."""
+    ends = [factors for module, factors in parts.items() if f"{module}.weight".endswith(EMBEDDINGS)]
+    if len(ends) != 1 or not all({"a", "b"} <= factors.keys() for factors in (head, ends[0])):
+        return False
+    import torch
+
+    pairs = ((head["a"], ends[0]["b"]), (head["b"], ends[0]["a"]))
+    return all(torch.equal(_value(one), _value(two).T) for one, two in pairs)
+
+
+def _value(info: TensorInfo) -> torch.Tensor:
+    return Checkpoint(info.file.parent, {info.name: info}, {}).tensor(info.name)
+
+
+def same_values(one: TensorInfo, two: TensorInfo) -> bool:
+    """Whether two stored tensors hold the same numbers, in whatever types."""
+    if one.shape != two.shape:
+        return False
+    import torch
+
+    return bool(torch.equal(*(_value(info).double() for info in (one, two))))
+
+
 def _check_full(path: Path, full: Mapping[str, TensorInfo], base: Checkpoint) -> None:
     for name, info in full.items():
         if info.shape != base.info(name).shape:
@@ -206,10 +321,13 @@ def _check_full(path: Path, full: Mapping[str, TensorInfo], base: Checkpoint) ->
 def _check_tied(path: Path, config: Mapping[str, Any], changed: set[str], base: Checkpoint) -> None:
     if not base.tied or config.get("ensure_weight_tying"):
         return
+    if base.embedding in changed and base.head in changed:
+        return
     for name in (base.embedding, base.head):
         if name in changed:
             raise InputError(
-                f"{name} is tied to the other end of the model in the base, but the adapter changes one end alone",
+                f"{name} is tied to the other end of the model in the base, but the adapter changes one end alone; "
+                "save the base with a head of its own and `tie_word_embeddings: false`, and merge over that",
                 file=path / WEIGHTS,
                 field=name,
             )

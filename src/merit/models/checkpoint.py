@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merit.base.errors import InputError
 from merit.base.files import read_json
+from merit.models.architecture import architecture_of, is_computed, is_tied
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +25,11 @@ if TYPE_CHECKING:
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+HEADS = ("lm_head.weight", "embed_out.weight")
+# What torch.compile, DDP and FSDP put around a module's name.
+_WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|^(module\.)+")
+_FLAT = re.compile(r"(^|\.)_?flat_param(_\d+)?$")
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Checkpoint:
             tensors = _unindexed(path)
         if not tensors:
             raise InputError("no tensors in this checkpoint", file=path)
-        return cls(path, tensors, config)
+        return cls(path, _unwrapped(tensors), config)
 
     @property
     def elements(self) -> int:
@@ -65,20 +72,28 @@ class Checkpoint:
 
     @property
     def tied(self) -> bool:
-        """Whether the configuration ties the output head to the input embeddings."""
-        text = self.config.get("text_config")
-        nested = text.get("tie_word_embeddings") if isinstance(text, dict) else None
-        return bool(self.config.get("tie_word_embeddings", nested))
+        """Whether the configuration, or else its class, ties the output head to the input embeddings."""
+        return is_tied(self.config)
 
     @property
     def head(self) -> str | None:
         """Name of the output head, where it is stored."""
-        return next((name for name in self.tensors if name.endswith("lm_head.weight")), None)
+        return next((name for name in self.tensors if name.endswith(HEADS)), None)
 
     @property
     def embedding(self) -> str | None:
         """Name of the input embeddings."""
-        return next((name for name in self.tensors if name.endswith(_EMBEDDINGS)), None)
+        return next((name for name in self.tensors if name.endswith(EMBEDDINGS)), None)
+
+    @cached_property
+    def spare(self) -> frozenset[str]:
+        """Tensors that a loader computes by itself or has no place for: old buffers, heads that predict further
+        tokens."""
+        known = architecture_of(self.config)
+        loading = known.loading({name: info.shape for name, info in self.tensors.items()}) if known else None
+        if loading is not None:
+            return loading.spare
+        return frozenset(name for name in self.tensors if is_computed(name) or name.startswith(("mtp.", "model.mtp.")))
 
     def tensor(self, name: str) -> torch.Tensor:
         """One whole tensor, copied into memory.
@@ -89,7 +104,8 @@ class Checkpoint:
         import torch
 
         info = self.info(name)
-        dtypes = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+        dtypes = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16,
+                  "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
         found = torch.empty(info.shape, dtype=dtypes[info.dtype])
         if info.nbytes:
             with FilePool() as files:
@@ -166,8 +182,7 @@ def _config(path: Path) -> dict[str, Any]:
     config = read_json(file)
     if not isinstance(config, dict):
         raise InputError("not a model configuration", file=file)
-    if "quantization_config" in config:
-        quantization = config["quantization_config"]
+    if (quantization := config.get("quantization_config")) is not None:
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
         raise InputError(
             f"quantised with {method}: such weights cannot be averaged; merge the unquantised checkpoints",
@@ -175,6 +190,30 @@ def _config(path: Path) -> dict[str, Any]:
             field="quantization_config",
         )
     return config
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without those of wrappers around its modules."""
+    return _WRAPPERS.sub("", name)
+
+
+def _unwrapped(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The tensors by the model's own names, without those of wrappers around its modules.
+
+    Raises:
+        InputError: parameters that FSDP flattened, or two names that become one.
+    """
+    found: dict[str, TensorInfo] = {}
+    for name, info in tensors.items():
+        if _FLAT.search(name):
+            raise InputError(
+                "FSDP's flat parameters, not the model's tensors; save a full state dict", file=info.file, field=name
+            )
+        plain = unwrapped(name)
+        if plain in found:
+            raise InputError(f"means the same tensor as `{plain}`", file=info.file, field=name)
+        found[plain] = info if plain == name else replace(info, name=plain)
+    return found
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -233,14 +272,16 @@ def _unindexed(path: Path) -> dict[str, TensorInfo]:
     raise no_weights(path)
 
 
-ITEM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}  # what can be averaged
-_OTHER = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "C64"}
+WHOLE = ("I64", "I32", "U8", "BOOL")  # buffers, such as positions: kept where all inputs have the same
+ITEM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}  # what can be read
+_OTHER = {"I8", "U16", "I16", "U32", "U64", "C64"}
+_PACKED = re.compile(r"\.(qweight|qzeros|g_idx|weight|absmax|quant_map|weight_(packed|shape))$")
 _MAX_HEADER = 100_000_000  # bytes; the format's own limit
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies. `dtype` is safetensors' name for it (F64, F32, BF16 or F16)."""
+    """Where one tensor lies. `dtype` is safetensors' name for it: F64, F32, BF16, F16, or one of `WHOLE`."""
 
     name: str
     dtype: str
@@ -324,8 +365,9 @@ def _tensor(file: Path, name: str, entry: Any, data: int) -> TensorInfo:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise InputError("damaged header: dtype, shape or data_offsets is missing", file=file, field=name) from error
-    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        if isinstance(dtype, str) and (dtype in _OTHER or dtype.startswith(("F8", "F6", "F4"))):
+    packed = dtype in WHOLE and (_PACKED.search(name) or (dtype == "U8" and not is_computed(name)))
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES or packed:
+        if isinstance(dtype, str) and (packed or dtype in _OTHER or dtype.startswith(("F8", "F6", "F4"))):
             raise InputError(
                 f"type {dtype}: integer and quantised tensors cannot be averaged; merge the unquantised checkpoints",
                 file=file,

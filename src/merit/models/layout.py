@@ -8,7 +8,7 @@ Tools that match raw names have re-initialised half a model in silence.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from merit.base.errors import InputError
@@ -76,3 +76,22 @@ def role_of(name: str) -> Role:
     if _PROJECTOR.search(name):
         return "projector"
     return "vision" if _VISION.search(name) else "language"
+
+
+def same_names(mine: Collection[str], theirs: Collection[str]) -> dict[str, str]:
+    """Name in `theirs` → its name in `mine`, both in the common spelling, also where one side lacks the outermost
+    module's name: GPT-2's first files have `wte.weight` where today's have `transformer.wte.weight`."""
+    outer = {f"{name.split('.', 1)[0]}." for names in (mine, theirs) for name in names if "." in name}
+    known = set(mine)
+    found = {name: name for name in theirs if name in known}
+    taken = set(found)
+    for name in theirs:
+        if name in found:
+            continue
+        longer = (prefix + name for prefix in outer)
+        shorter = (name.removeprefix(prefix) for prefix in outer if name.startswith(prefix))
+        match = next((one for one in (*longer, *shorter) if one in known and one not in taken), None)
+        if match is not None:
+            found[name] = match
+            taken.add(match)
+    return found

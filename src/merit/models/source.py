@@ -196,8 +196,14 @@ def _from_hub(config: ModelConfig) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    name, _, revision = config.path.partition("@")
+    name, below = "/".join(name.split("/")[:2]), name.split("/")[2:]
     try:
-        return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=_HUB_FILES))
+        found = Path(snapshot_download(name, revision=config.revision or revision or None, allow_patterns=_HUB_FILES))
+        folder = found.joinpath(*below)
+        if not folder.is_dir() or ".." in below:
+            raise InputError(f"{name} has no folder {'/'.join(below)!r}", field="model.path")
+        return folder
     except LocalEntryNotFoundError:
         message = f"{config.path!r} is no folder here, and the Hub cannot be reached to look for it"
     except HFValidationError:

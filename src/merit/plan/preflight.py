@@ -16,7 +16,7 @@ from merit.split.splitter import SplitRequest, find_splitter, make_partition
 def preflight_problems(context: RunContext) -> list[InputError]:
     """Everything that is wrong, an error each."""
     found: list[InputError] = []
-    checks: tuple[Callable[[RunContext], None], ...] = (_model, _proxy, _trl, _groups)
+    checks: tuple[Callable[[RunContext], None], ...] = (_model, _merge, _proxy, _trl, _groups)
     for check in checks:
         try:
             check(context)
@@ -45,6 +45,13 @@ def _model(context: RunContext) -> None:
     _ = context.origin
     if context.config.prepare is not None and context.config.prepare.vision_tower is not None:
         _ = context.vision_tower
+
+
+def _merge(context: RunContext) -> None:
+    """What the merge will refuse costs nothing now, and every branch later."""
+    from merit.merge.inputs import check_trained
+
+    check_trained(context.origin.path)
 
 
 def _proxy(context: RunContext) -> None:
