@@ -326,3 +326,8 @@ def test_layers_are_turned_by_their_class():
     assert known.transposed == {
         f"transformer.h.0.{name}.weight" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     }
+
+
+def test_a_configuration_of_a_billion_layers_is_not_built():
+    assert architecture_of(LlamaConfig(**SIZES | {"num_hidden_layers": 3}).to_dict()) is not None
+    assert architecture_of(LlamaConfig(**SIZES).to_dict() | {"num_hidden_layers": 10**9}) is None

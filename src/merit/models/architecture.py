@@ -21,6 +21,8 @@ _COMPUTED = re.compile(
     r"(^|\.)(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|attn\.(masked_)?bias|attention\.(masked_)?bias"
     r"|position_ids|num_batches_tracked)$"
 )
+_COUNTS = re.compile(r'(?:layer|block|expert|depth)s?\w*": *(\d{1,18})')
+_MOST_MODULES = 4096  # of one kind; a damaged configuration would keep us building
 _SIZES = ("vocab_size", "hidden_size", "n_embd", "d_model", "vision_config", "text_config")
 
 
@@ -158,6 +160,8 @@ def _resolved(key: str) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING_NAMES:
+        return None
+    if any(int(count) > _MOST_MODULES for count in _COUNTS.findall(key)):
         return None
     from transformers import AutoConfig
 

@@ -11,6 +11,7 @@ from typing import Any
 from merit.base.errors import InputError
 from merit.base.files import read_json
 
+_DIGITS = 12  # a number of more is no row
 _MAX_PIECE = 10_000_000  # bytes of one entry
 
 
@@ -40,6 +41,7 @@ class TokenTable:
             name, numbers, added = "added_tokens.json", {}, {}
         for token, number in _beside(folder):
             added.setdefault(token, number)
+        numbers, added = ({t: n for t, n in found.items() if type(n) is int} for found in (numbers, added))
         if not numbers and not added:
             return None
         return cls(folder / name, name, {**added, **numbers}, added)
@@ -156,5 +158,5 @@ def _beside(folder: Path) -> Iterator[tuple[str, Any]]:
             continue
         decoder = value.get("added_tokens_decoder")
         for number, item in decoder.items() if isinstance(decoder, dict) else ():
-            if isinstance(item, dict) and number.isdecimal():
+            if isinstance(item, dict) and number.isdecimal() and len(number) < _DIGITS:
                 yield str(item.get("content")), int(number)
