@@ -49,11 +49,11 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "one dataset": (BASE.replace("  b: {path: b.jsonl}\n", ""),
         [":4: `split.splitter`: one dataset cannot conflict with another; add a dataset, or use `splitter: single`"]),
     "unknown format": (BASE.replace("b.jsonl", "b.jsonl, format: alpacca"),
-        [":4: `mixture.b.format`: Input should be 'alpaca', 'messages', 'prompt_completion', 'qa' or 'sharegpt', "
-         "not 'alpacca'; did you mean `alpaca`?"]),
+        [":4: `mixture.b.format`: Input should be 'alpaca', 'messages', 'multiple_choice', 'prompt_completion', "
+         "'qa' or 'sharegpt', not 'alpacca'; did you mean `alpaca`?"]),
     "unknown column": (BASE.replace("b.jsonl", "b.jsonl, columns: {promt: q}"),
-        [":4: `mixture.b.columns.promt`: Input should be 'prompt', 'completion', 'system', 'messages', 'reference' or "
-         "'images', not 'promt'; did you mean `prompt`?"]),
+        [":4: `mixture.b.columns.promt`: Input should be 'prompt', 'completion', 'input', 'history', 'choices', "
+         "'system', 'messages', 'reference', 'images' or 'tools', not 'promt'; did you mean `prompt`?"]),
     "weights": (BASE.replace("a.jsonl", "a.jsonl, weight: .nan").replace("b.jsonl", "b.jsonl, weight: -.inf"),
         [":3: `mixture.a.weight`: Input should be a finite number, not 'nan'",
          ":4: `mixture.b.weight`: Input should be a finite number, not '-inf'"]),

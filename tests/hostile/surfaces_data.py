@@ -166,7 +166,7 @@ def check_data(folder: Path) -> int:
     # This tokenizer knows no images: such rows are read, their pictures too, but not encoded.
     report = check_mixture(config, folder, None if b"image" in file.read_bytes() else tokenizer())
     _only_text(DatasetReader.open("x", config.mixture["x"], folder))
-    for line in propose_config(folder).splitlines():
+    for line in propose_config(folder).text.splitlines():
         if not line.isprintable():
             raise Escape(f"merit init writes {line!r}")
     return 0 if print_report(report, json=False) else 2

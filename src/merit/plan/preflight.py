@@ -51,7 +51,11 @@ def _merge(context: RunContext) -> None:
     """What the merge will refuse costs nothing now, and every branch later."""
     from merit.merge.inputs import check_trained
 
-    check_trained(context.origin.path)
+    try:
+        folder = context.origin.path
+    except InputError:
+        return  # which `_model` tells
+    check_trained(folder)
 
 
 def _proxy(context: RunContext) -> None:

@@ -64,7 +64,7 @@ def _conflict(found: ConflictResult) -> Iterator[tuple[str, str]]:
 
 
 def _axes(found: AxesResult) -> Iterator[tuple[str, str]]:
-    yield from _lengths(found, "scores", len(found.names), "datasets")
+    yield from _lengths(found, "scores directions", len(found.names), "datasets")
     widths = {len(row) for row in found.scores}
     if len(widths) > 1 or not widths <= set(range(1, len(found.eigenvalues) + 1)):
         yield "scores", f"has rows of {sorted(widths)} axes, of {len(found.eigenvalues)} eigenvalues"
