@@ -67,7 +67,7 @@ def _write_config(run: RunDir, names: Sequence[str]) -> None:
     config = {
         "model": {"path": "embedded:smollm2-135m", "revision": None, "trust_remote_code": False},
         "mixture": {name: {"path": f"reasoning_gym:{name[:20]}", "weight": 1.0} for name in names},
-        "split": {"splitter": "pca", "axes": 2, "centre": True},
+        "split": {"splitter": "pca", "axes": 2, "centre": "both"},
         "baselines": {
             "joint": {"splitter": "single", "scales": [1.0, 0.5]},
             "random": {"splitter": "random", "axes": 2},
