@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,11 @@ def test_damage_is_noticed(old_run, merit):
     assert done.code == 0, done.err
     assert "evaluating θ0, branches and merges on held-out examples (evaluation/table.json damaged or gone)" in done.err
     assert "merge: unchanged, kept" in done.err
+
+
+def test_a_run_with_nothing_to_do_does_not_load_torch(old_run):
+    code = (
+        "import sys; from merit.cli.main import run; assert run(['run', sys.argv[1]]) == 0; "
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(old_run)], check=True, capture_output=True)

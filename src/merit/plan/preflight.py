@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from merit.base.errors import InputError, Problems
+from merit.base.kept import kept
 from merit.base.progress import SILENT, Progress
 from merit.context import RunContext
 from merit.data.check import CheckReport, check_mixture
 from merit.data.encode import POSITIONS, Encoder, Positions
+from merit.run.layout import RunDir
 from merit.split.splitter import SplitRequest, find_splitter, make_partition
+from merit.train.spec import BranchSpec
 
 
 def preflight_problems(context: RunContext) -> list[InputError]:
@@ -48,14 +51,25 @@ def _model(context: RunContext) -> None:
 
 
 def _merge(context: RunContext) -> None:
-    """What the merge will refuse costs nothing now, and every branch later."""
-    from merit.merge.inputs import check_trained
+    """What the merge will refuse costs nothing now, and every branch later.
 
+    A trained branch says that θ0 has passed: a run that has nothing to do need not load transformers.
+    """
     try:
-        folder = context.origin.path
+        origin = context.origin
     except InputError:
         return  # which `_model` tells
-    check_trained(folder)
+    if not _has_trained(context.run, origin.fingerprint):
+        from merit.merge.inputs import check_trained
+
+        check_trained(origin.path)
+
+
+def _has_trained(run: RunDir, fingerprint: str) -> bool:
+    return any(
+        kept(done.with_name("spec.json"), BranchSpec, {"model_fingerprint": fingerprint}).fresh
+        for done in run.method().branches.glob("*/DONE")
+    )
 
 
 def _proxy(context: RunContext) -> None:
