@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import groupby
 
 import chat_tokenizers as chat
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merit.base.errors import InputError
-from merit.data.encode import Encoder, supervised_mask
+from merit.data.encode import Encoder, loses_reasoning, supervised_mask
 from merit.data.example import IGNORED, Encoded, Example, Message
 from merit.data.template import PLAIN_TEMPLATE
 
@@ -278,3 +279,13 @@ def test_a_prompt_that_repeats_the_answer_is_not_marked():
     assert rendered.pieces == [(rendered.text[:start], False), (rendered.text[start:end], True)] + (
         [(rendered.text[end:], False)] if rendered.text[end:] else []
     )
+
+
+def test_reasoning_that_a_template_strips_is_noticed_in_content_and_under_its_key():
+    key = Message("assistant", "4", fields=json.dumps({"reasoning": "two and two"}))
+    inside = Message("assistant", "<think>two and two</think>4")
+    for turn in (key, inside):
+        example = Example(prompt=(Message("user", "2 + 2"),), completion=(turn,))
+        assert loses_reasoning(example, "2 + 2 … 4")
+        assert not loses_reasoning(example, "2 + 2 … <think>\ntwo and two\n</think>4")
+    assert not loses_reasoning(Example(prompt=(), completion=(Message("assistant", "4"),)), "4")

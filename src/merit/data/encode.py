@@ -248,9 +248,10 @@ class Encoder:
 
 def loses_reasoning(example: Example, text: str) -> bool:
     """Whether the template left reasoning of an assistant turn to be learned out of `text`."""
-    turns = [turn.content for turn in example.completion if turn.role == "assistant" and "</think>" in turn.content]
-    thoughts = [content.rpartition("</think>")[0].rpartition("<think>")[2].strip() for content in turns]
-    return any(thought not in text for thought in thoughts)
+    turns = [turn for turn in example.completion if turn.role == "assistant"]
+    thoughts = [turn.content.rpartition("</think>")[0].rpartition("<think>")[2] for turn in turns]
+    thoughts += [turn.more.get("reasoning", "") for turn in turns]
+    return any(thought.strip() not in text for thought in thoughts)
 
 
 def template_by(tokenizer: Any) -> ChatTemplate:

@@ -8,8 +8,9 @@ from typing import Any
 
 from merit.base.errors import InputError
 from merit.data.example import Message
-from merit.data.format import Format, Parts, answer, checked_text, text_field, text_of
+from merit.data.format import Format, Parts, answer, text_field, text_of
 from merit.data.image_fields import ImageSource
+from merit.data.turns import checked_text
 
 
 def _read(row: Mapping[str, Any], columns: Mapping[str, str], images: ImageSource) -> Parts:

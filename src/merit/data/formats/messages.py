@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from merit.base.errors import InputError
-from merit.data.format import Format, Parts, check_completion, missing, parse_turns
+from merit.data.format import Format, Parts, check_completion, missing
 from merit.data.image_fields import ImageSource
+from merit.data.turns import parse_turns
 
 
 def conversation(row: Mapping[str, Any], columns: Mapping[str, str], images: ImageSource) -> Parts:

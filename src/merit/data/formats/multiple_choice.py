@@ -8,8 +8,9 @@ from typing import Any
 
 from merit.base.errors import InputError
 from merit.data.example import Message
-from merit.data.format import Format, Parts, checked_text, kind_of, missing, reasoned
+from merit.data.format import Format, Parts, missing, reasoned
 from merit.data.image_fields import ImageSource
+from merit.data.turns import checked_text, kind_of
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from merit.base.errors import InputError
 from merit.data.example import Message
-from merit.data.format import Format, Parts, answer, check_completion, missing, parse_turns, text_of
+from merit.data.format import Format, Parts, answer, check_completion, missing, text_of
 from merit.data.image_fields import ImageSource
+from merit.data.turns import parse_turns
 
 
 def _read(row: Mapping[str, Any], columns: Mapping[str, str], images: ImageSource) -> Parts:
