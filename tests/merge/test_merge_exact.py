@@ -15,8 +15,8 @@ from merge_folders import TORCH, bits, exact_mean, read, round_once, write
 
 from merit.merge import plan, stream
 from merit.merge.average import merge_checkpoints
-from merit.merge.rule import token_weights, uniform_weights
 from merit.merge.stream import BYTES_AN_ELEMENT
+from merit.merge.weights import token_weights, uniform_weights
 
 SHAPES = st.lists(st.sampled_from([(), (0,), (1,), (7,), (5, 3), (2, 3, 4), (65,), (33, 17)]), min_size=1, max_size=5)
 

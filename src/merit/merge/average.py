@@ -42,10 +42,10 @@ from merit.merge.plan import (
     prepare_merge,
 )
 from merit.merge.record import RECORD, MergeInput, MergeRecord, MergeResult, WeightRule, load_record
-from merit.merge.rule import check_weights, normalised
 from merit.merge.side_files import copy_side_files
 from merit.merge.staging import JOURNAL, Journal, Staging
 from merit.merge.stream import BlockStream, split_memory
+from merit.merge.weights import check_weights, normalised
 from merit.models.checkpoint import WHOLE
 from merit.models.source import weights_fingerprint
 

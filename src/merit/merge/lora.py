@@ -24,8 +24,8 @@ from merit.base.progress import SILENT, Progress
 from merit.base.record import Record, fingerprint
 from merit.merge.codec import Float64s, Scratch, decode
 from merit.merge.record import RECORD, MergeInput
-from merit.merge.rule import check_weights, normalised
 from merit.merge.side_files import check_side_files, check_tokenizers, copy_side_files
+from merit.merge.weights import check_weights, normalised
 from merit.models.adapter import CONFIG, WEIGHTS, Adapter, LowRank, check_bases
 from merit.models.checkpoint import ITEM_BYTES, Checkpoint, FilePool, TensorInfo
 from merit.models.source import weights_fingerprint

@@ -14,8 +14,8 @@ from merit.base.record import fingerprint
 from merit.config.sections import DTYPE, MEMORY_BYTES, ROUNDING, SHARD_BYTES, DtypeName, Rounding
 from merit.merge.inputs import OpenedInputs, Source, open_inputs
 from merit.merge.record import MergeInput, WeightRule
-from merit.merge.rule import check_weights, exact_factors, normalised
 from merit.merge.side_files import check_side_files, side_marks
+from merit.merge.weights import check_weights, exact_factors, normalised
 from merit.models.checkpoint import WHOLE, TensorInfo
 from merit.models.source import weights_fingerprint
 from merit.models.writer import ShardPlan, out_tensor

@@ -20,8 +20,9 @@ from merit.base.files import atomic_dir
 from merit.config.sections import SHARD_BYTES
 from merit.merge.codec import Scratch
 from merit.merge.inputs import OpenedInputs, open_inputs, write_config
-from merit.merge.rule import Branches, BranchSums, MergeRule, TensorSteps, normalised
+from merit.merge.rule import Branches, BranchSums, MergeRule, TensorSteps
 from merit.merge.side_files import copy_side_files
+from merit.merge.weights import normalised
 from merit.models.checkpoint import WHOLE, Checkpoint, FilePool, TensorInfo
 from merit.models.layout import find_layout
 from merit.models.loading import empty_model

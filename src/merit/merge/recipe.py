@@ -17,7 +17,7 @@ from merit.base.errors import InputError
 from merit.config.sections import DtypeName
 from merit.config.yaml import read_yaml
 from merit.merge.record import MergeRecord
-from merit.merge.rule import check_weights, normalised
+from merit.merge.weights import check_weights, normalised
 
 _KEYS = {"merge_method", "models", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source", "name"}
 

@@ -14,7 +14,8 @@ from merit.base.kept import Files, checksums, files_below, kept
 from merit.base.record import Sealed, fingerprint
 from merit.context import Method, RunContext, Step
 from merit.data.encode import template_by
-from merit.merge.rule import Branches, MergeRule, find_rule, normalised
+from merit.merge.rule import Branches, MergeRule, find_rule
+from merit.merge.weights import normalised
 from merit.run.layout import relative
 from merit.split.partition import Partition
 from merit.train.spec import BranchResult

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from merit.merge.rule import Branches, MergeRule, token_weights
+from merit.merge.rule import MergeRule, by_tokens
 
-
-def _weights(branches: Branches) -> list[float]:
-    return token_weights(branches.tokens)
-
-
-RULE = MergeRule(label="token average", how="by the supervised tokens that each was trained on", weights=_weights)
+RULE = MergeRule(label="token average", how="by the supervised tokens that each was trained on", weights=by_tokens)

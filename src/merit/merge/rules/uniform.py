@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from merit.merge.rule import Branches, MergeRule, uniform_weights
+from merit.merge.rule import Branches, MergeRule
+from merit.merge.weights import uniform_weights
 
 
 def _weights(branches: Branches) -> list[float]:
