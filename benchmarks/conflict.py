@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import adjusted_rand_score
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional
 
 from merit.config.sections import ModelConfig
 from merit.conflict.axes import principal_axes
@@ -112,7 +112,7 @@ def plain(model: Any, data: list[Encoded], precision: Precision, size: int, *, b
         ids, mask, labels = torch.tensor(table, device=model.device)
         with autocast(precision):
             logits = model(input_ids=ids, attention_mask=mask if size > 1 else None, use_cache=False).logits
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+        loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         loss.backward()
         model.zero_grad(set_to_none=True)
 

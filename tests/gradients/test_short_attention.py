@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_packing import FOLD, prompted
 from tiny_models import examples, tiny
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional
 
 from merit.compute import attention
 from merit.compute.attention import ShortAttention, suits
@@ -23,7 +23,7 @@ def test_equals_autograd(key_heads, prefix):
     mask = None if prefix == 0 else torch.ones(7, 12, dtype=torch.bool).tril(prefix)[None, None]
     slope = torch.randn(3, 6, 7, 8)
     wide = [x.repeat_interleave(6 // key_heads, dim=1) for x in (k, v)]
-    want = F.scaled_dot_product_attention(q, *wide, attn_mask=mask, is_causal=mask is None, scale=0.3)
+    want = functional.scaled_dot_product_attention(q, *wide, attn_mask=mask, is_causal=mask is None, scale=0.3)
     wanted = torch.autograd.grad(want, (q, k, v), slope)
     got = ShortAttention.apply(q, k, v, mask, 0.3)
     torch.testing.assert_close(got, want)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_packing import FOLD
 from tiny_models import examples, tiny
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional
 from torch.nn.attention import varlen
 
 from merit.compute import attention
@@ -37,7 +37,7 @@ def reference(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, 
         if before >= 0:
             mask &= at[None, :] >= at[:, None] - before
         own = [x[start:stop].transpose(0, 1) for x in (q, k, v)]
-        out = F.scaled_dot_product_attention(*own, attn_mask=mask, scale=scale, enable_gqa=enable_gqa)
+        out = functional.scaled_dot_product_attention(*own, attn_mask=mask, scale=scale, enable_gqa=enable_gqa)
         parts.append(out.transpose(0, 1))
     return torch.cat(parts)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -299,7 +299,7 @@ class ShortAttention(Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         groups = query.shape[1] // key.shape[1]
         k, v = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
-        out = F.scaled_dot_product_attention(query, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
+        out = functional.scaled_dot_product_attention(query, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
         ctx.save_for_backward(query, key, value, out)
         ctx.mask, ctx.scale = mask, scale
         return out

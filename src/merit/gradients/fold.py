@@ -7,7 +7,7 @@ that it stores. The weight is an input of each function only so that autograd ca
 own input needs no gradient; it gets none.
 
 `FoldMode` finds every use of a covered weight while the model runs, whatever module it is in. A torch function mode
-sees the calls `F.linear`, `F.embedding`, `addmm` and `x @ W`, and knows a weight by identity: so Linear, Conv1D,
+sees the calls `linear`, `embedding`, `addmm` and `x @ W`, and knows a weight by identity: so Linear, Conv1D,
 routers, tied heads, LoRA matrices and fused experts (a 3-D parameter, one expert's slice at a time) need no list of
 module classes. A use that it does not recognise is left to autograd, which then forms that parameter's gradient in
 full; the engine's hook sketches and frees it, and says which parameters those were. Both kinds of use of one parameter
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.distributed.tensor import DTensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from merit.gradients.sketch import SketchLayout, TensorSketch, signs_and_buckets
@@ -59,7 +59,7 @@ class FoldedLinear(Function):
         folded = x.reshape(-1, x.shape[-1]) @ matrix
         ctx.save_for_backward(weight, folded)
         ctx.sink, ctx.transposed, ctx.bias_dtype = sink, transposed, None if bias is None else bias.dtype
-        return F.linear(x, weight.T if transposed else weight, None if bias is None else bias.to(x.dtype))
+        return functional.linear(x, weight.T if transposed else weight, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -84,7 +84,7 @@ class FoldedEmbedding(Function):
     ) -> Tensor:
         ctx.save_for_backward(ids, matrix)
         ctx.sink, ctx.padding_idx = sink, padding_idx
-        return F.embedding(ids, parameter, padding_idx)
+        return functional.embedding(ids, parameter, padding_idx)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
@@ -154,8 +154,8 @@ class FoldMode(TorchFunctionMode):
         self._casts: dict[int, Tensor] = {}  # weights in the autocast dtype
         self._input: tuple[Tensor, Tensor] | None = None  # the last input, and its cast: q, k and v share theirs
         self._handlers: dict[Any, Callable[..., Any]] = {
-            F.linear: self._linear,
-            F.embedding: self._embedding,
+            functional.linear: self._linear,
+            functional.embedding: self._embedding,
             torch.addmm: self._addmm,
             torch.matmul: self._matmul,
             torch.mm: self._matmul,
