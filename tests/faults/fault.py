@@ -60,7 +60,8 @@ BY_ACTION = {
     "SIGTERM": Expected({143: "ended by SIGTERM; run the same command again to resume"}),
     "SIGINT": Expected({130: "interrupted; run the same command again to resume"}),
     "no memory": Expected({1: "memory"}),
-    "memory limit": Expected({0: "", 1: "memory"}),
+    # 127: the C library itself gives up where a thread's own variables find no room.
+    "memory limit": Expected({0: "", 1: "memory", 127: "cannot allocate memory"}),
     "ENOSPC": Expected({1: "the disk is full; free some space and run again to resume"}),
     "full disk": Expected({0: "", 1: "the disk is full; free some space and run again to resume"}),
     "EROFS": Expected({2: "Read-only file system"}),

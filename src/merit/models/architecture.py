@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ class Architecture:
         """Lets transformers load tensors of these names and shapes; None where it cannot say."""
         import torch
 
-        with _quiet():
+        with _quiet(), _one_thread():
             try:
                 state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
                 kind: Any = type(self._kind.__name__, (self._kind,), {"_keys_to_ignore_on_load_unexpected": None})
@@ -90,6 +91,8 @@ class Architecture:
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
                 )
+            except MemoryError:
+                raise
             except Exception:  # transformers raises what it likes; a real load will tell
                 return None
         unknown, prefix = set(info["unexpected_keys"]), f"{self._kind.base_model_prefix}."
@@ -175,6 +178,21 @@ def _resolved(key: str) -> Any:
 def _key(config: Mapping[str, Any]) -> str:
     ignored = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
     return json.dumps({name: value for name, value in config.items() if name not in ignored}, sort_keys=True)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keeps transformers from loading in threads: a thread that gets no memory as it starts is waited for for ever."""
+    name = "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 @contextmanager
