@@ -1,9 +1,10 @@
 """The merge engine: time against mergekit and against a plain copy, peak memory, and exactness, within one run.
 
-    python benchmarks/merge.py [--quick] [--mergekit PATH/TO/mergekit-yaml] [--big] [--work DIR]
+    python benchmarks/merge.py [--quick] [--mergekit PATH/TO/mergekit-yaml] [--big] [--rule] [--work DIR]
 
 mergekit runs from an environment of its own, named by --mergekit or $MERGEKIT. Whole processes alternate, so both meet
-the same machine. Prints a table, and as its last line one JSON object. `--big` adds 8 × 4 GB (36 GB of scratch space).
+the same machine. Prints a table, and as its last line one JSON object. `--big` adds 8 × 4 GB (36 GB of scratch space),
+`--rule` measures actmat instead: against the average, with `--big` on a 3B model's shapes (38 GB of scratch space).
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ FULL = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, 
 QUICK = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8, "vocab_size": 32768}
 # 2.0G parameters, 4.0 GB in bfloat16.
 BIG = {"hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 20, "vocab_size": 128256}
+# Qwen2.5-3B: 3.1G parameters, 6.2 GB in bfloat16.
+REAL_3B = {
+    "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "vocab_size": 151936,
+    "head_dim": 128, "num_key_value_heads": 2,
+}  # fmt: skip
 HEAD = 64
 WEIGHTS = [5.0, 2.0, 7.0, 3.0]
 LIBRARY = """
@@ -46,19 +52,19 @@ print(time.perf_counter() - started)
 
 def config_of(size: dict[str, int], dtype: str) -> dict[str, Any]:
     """A Llama configuration with tied embeddings."""
-    heads = size["hidden_size"] // HEAD
-    return size | {
+    heads = size["hidden_size"] // size.get("head_dim", HEAD)
+    return {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_attention_heads": heads,
         "num_key_value_heads": heads // 3 or 1, "head_dim": HEAD, "tie_word_embeddings": True, "dtype": dtype,
         "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
+    } | size  # fmt: skip
 
 
 def shapes_of(size: dict[str, int]) -> dict[str, tuple[int, ...]]:
     """Tensor names and shapes of that model."""
     wide, inner = size["hidden_size"], size["intermediate_size"]
-    heads = wide // HEAD
-    narrow = (heads // 3 or 1) * HEAD
+    config = config_of(size, "")
+    narrow = config["num_key_value_heads"] * config["head_dim"]
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (size["vocab_size"], wide)}
     for layer in range(size["num_hidden_layers"]):
         at = f"model.layers.{layer}"
@@ -127,6 +133,12 @@ def ours(inputs: list[Path], out: Path) -> list[str]:
     """The command line, as a user types it."""
     weights = ",".join(map(str, (WEIGHTS * 4)[: len(inputs)]))
     return [sys.executable, "-m", "merit", "merge", *map(str, inputs), "--weights", weights, "-o", str(out)]
+
+
+def by_rule(inputs: list[Path], base: Path, out: Path, rule: str) -> list[str]:
+    """The same with θ0, by `average` or by a rule."""
+    options = [] if rule == "average" else ["--rule", rule]
+    return [*ours(inputs, out), "--base", str(base), *options]
 
 
 def theirs(mergekit: str, inputs: list[Path], out: Path, work: Path) -> list[str]:
@@ -270,18 +282,48 @@ def bench_big(work: Path) -> None:
     show([("8 × 4 GB bf16", f"{seconds:.1f} s, {total / seconds / 1e9:.2f} GB/s read, peak {peak:.0f} MB")])
 
 
+def bench_rule(work: Path, size: dict[str, int], rounds: int, *, large: bool) -> dict[str, Any]:
+    """actmat against the average of the same inputs, θ0 given to both: whole processes, in turns."""
+    base, out = write_model(work / "base", size, "F32", 99), work / "out"
+    inputs = [write_model(work / f"in{n}", size, "F32", n) for n in range(4)]
+    taken: dict[str, list[float]] = {"average": [], "actmat": []}
+    for _ in range(rounds):
+        for rule, seconds in taken.items():
+            seconds.append(measured(by_rule(inputs, base, out, rule), out)[0])
+    best = {rule: statistics.median(seconds) for rule, seconds in taken.items()}
+    peaks = {k: measured(by_rule((inputs * 2)[:k], base, out, "actmat"), out)[1] for k in (2, 4, 8)}
+    rows = [
+        ("average of 4, with θ0, whole process", f"{best['average']:.2f} s"),
+        ("actmat of the same", f"{best['actmat']:.2f} s: {best['actmat'] / best['average']:.1f} of it"),
+        ("peak MB of actmat at K = 2, 4, 8", ", ".join(f"{peak:.0f}" for peak in peaks.values())),
+    ]
+    keys = {"actmat_over_average": round(best["actmat"] / best["average"], 2), "actmat_peak_mb": round(peaks[4])}
+    if large:
+        base = write_model(work / "base3b", REAL_3B, "BF16", 99)
+        inputs = [write_model(work / f"in3b{n}", REAL_3B, "BF16", n) for n in range(4)]
+        seconds, peak, _ = measured(by_rule(inputs, base, out, "actmat"), out)
+        rows.append(("actmat of 4 × 3B in bf16", f"{seconds / 60:.1f} min, peak {peak:.0f} MB"))
+        keys |= {"actmat_3b_minutes": round(seconds / 60, 1), "actmat_3b_peak_mb": round(peak)}
+    show(rows)
+    return keys
+
+
 def main() -> None:
     """Parses, measures, prints."""
     parser = argparse.ArgumentParser(description="Times the merge engine against mergekit and a plain copy.")
     parser.add_argument("--quick", action="store_true", help="under a minute: 4 × 67 MB")
     parser.add_argument("--mergekit", default=os.environ.get("MERGEKIT"), help="mergekit-yaml of another environment")
     parser.add_argument("--big", action="store_true", help="also 8 × 4 GB")
+    parser.add_argument("--rule", action="store_true", help="actmat instead; with --big also 4 × 6 GB")
     parser.add_argument("--work", type=Path, default=None, help="scratch folder; default: a temporary one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.work) as name:
         size, rounds = (QUICK, 1) if options.quick else (FULL, 5)
-        keys = bench(Path(name), size, rounds, options.mergekit)
-        if options.big:
+        if options.rule:
+            keys = bench_rule(Path(name), size, rounds, large=options.big)
+        else:
+            keys = bench(Path(name), size, rounds, options.mergekit)
+        if options.big and not options.rule:
             bench_big(Path(name))
     print(json.dumps(keys))
 

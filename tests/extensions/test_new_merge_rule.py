@@ -106,8 +106,12 @@ def test_a_rule_of_tensors(folder, tiny_model):
     assert "shout" in card
     record = json.loads((run / "merge.json").read_text())
     assert len(record["branch_displacement"]) == 2
-    said = python(folder, "-m", "merit", "merge", str(tiny_model), "-o", "mine", "--weights", "largest", code=2)
-    assert "set `merge.weights: largest` in a run's configuration" in said
+    folders = [run / "branches" / name / "checkpoint" for name in ("00", "01")]
+    said = python(folder, "-m", "merit", "merge", *map(str, folders), "-o", "mine", "--weights", "largest", code=2)
+    assert "name it with --rule" in said
+    command = ["merge", *map(str, folders), "-o", "mine", "--rule", "largest", "--base", str(tiny_model)]
+    python(folder, "-m", "merit", *command)
+    assert all((value == tensors(run / "merged")[name]).all() for name, value in tensors(folder / "mine").items())
 
 
 def test_a_rule_by_linear_layers(folder, tiny_model):

@@ -38,6 +38,7 @@ class Merging:
             trained on); then, after `;`, `PATTERN=1,2,3` for tensors with other weights.
         scale: every β to write.
         base: θ0.
+        rule: the name of a rule that is no average, and its ridge.
         adapter: `exact` or a rank: LoRA folders become one LoRA folder instead of a whole model.
         memory: of all buffers, such as `512MB`.
     """
@@ -47,6 +48,8 @@ class Merging:
     scale: Sequence[float] = (1.0,)
     base: str | None = None
     dtype: str = "input"
+    rule: str | None = None
+    ridge: float | None = None
     adapter: str | None = None
     partial: bool = False
     stochastic: bool = False
@@ -78,6 +81,7 @@ def merge_models(inputs: Sequence[str], wanted: Merging, progress: Progress = SI
         models, numbers = list(recipe.models), ",".join(map(repr, recipe.weights))
         wanted = replace(wanted, base=recipe.base, dtype=recipe.dtype, scale=(recipe.scale,), weights=numbers)
     folders = [_locate(model, progress, must_exist=not wanted.partial) for model in models]
+    wanted, rule = _rule_of(wanted, folders)
     weights, rules = parse_weights(wanted.weights, folders)
     base = _locate(wanted.base, progress) if wanted.base is not None else None
     if wanted.adapter is not None:
@@ -91,6 +95,8 @@ def merge_models(inputs: Sequence[str], wanted: Merging, progress: Progress = SI
             base=base,
             dtype=parse_dtype(wanted.dtype),
             rules=rules,
+            rule=rule,
+            ridge=wanted.ridge,
             partial=wanted.partial,
             keep_sums=wanted.keep_sums,
             rounding="stochastic" if wanted.stochastic else "nearest",
@@ -104,6 +110,7 @@ def merge_models(inputs: Sequence[str], wanted: Merging, progress: Progress = SI
         there = [folder for folder in (*folders, *([base] if base is not None else [])) if folder.is_dir()]
         marks = [recorded(folder, 0.0, 0.0).fingerprint for folder in there]
         depends = [list(map(str, folders)), wanted.weights, wanted.base, wanted.dtype, wanted.stochastic, marks]
+        depends += [rule, str(wanted.ridge)] if rule is not None else []
         result = send_merge(merge, urls, depends, progress)
     else:
         result = merge(outputs)
@@ -130,6 +137,33 @@ def verify_models(inputs: Sequence[str], output: Path | None, progress: Progress
     return Answer(result, lines)
 
 
+def _rule_of(wanted: Merging, folders: Sequence[Path]) -> tuple[Merging, str | None]:
+    """The options, and the rule where it is no average. It weighs branches of a run by their tokens, others equally,
+    unless `--weights` says otherwise.
+
+    Raises:
+        InputError: no such rule, one that needs the branches' data, or an option that it cannot have.
+    """
+    if wanted.rule is None:
+        if wanted.ridge is not None:
+            raise InputError("a ridge is of a rule: name one with --rule", field="ridge")
+        return wanted, None
+    rule = find_rule(wanted.rule)
+    if rule.is_average:
+        if wanted.weights is not None or wanted.ridge is not None:
+            raise InputError(f"{wanted.rule!r} is an average: it has no ridge, and weights of its own", field="rule")
+        return replace(wanted, weights=wanted.rule), None
+    if not rule.is_solved:
+        raise InputError(
+            f"{wanted.rule!r} needs the branches' training data: set `merge.weights: {wanted.rule}` in a run's "
+            "configuration",
+            field="rule",
+        )
+    if wanted.weights is None and all((path.parent / "DONE").is_file() for path in folders):
+        return replace(wanted, weights="tokens"), wanted.rule
+    return wanted, wanted.rule
+
+
 def parse_weights(text: str | None, folders: Sequence[Path]) -> tuple[list[float], list[WeightRule]]:
     """`1,2,3;lm_head=0,1,0` → the weights and the rules.
 
@@ -152,7 +186,7 @@ def _by_rule(name: str, folders: Sequence[Path]) -> list[float]:
     rule = find_rule(name)
     if not rule.is_average:
         raise InputError(
-            f"{name!r} needs θ0 or the branches' training data: set `merge.weights: {name}` in a run's configuration",
+            f"{name!r} is no average: name it with --rule",
             field="weights",
         )
     done = [path.parent / "DONE" for path in folders] if rule.needs_tokens else []
@@ -233,6 +267,7 @@ def _lines(result: MergeResult, places: Mapping[str, str]) -> list[str]:
     lines = [
         f"merged {len(result.inputs)} inputs, {result.parameters:,} parameters in {result.dtype}, "
         f"in {result.seconds:.1f} s"
+        + (f"; {result.solved} of {result.tensors} tensors by {result.rule}, the rest averaged" if result.rule else "")
     ]
     for number, (item, name) in enumerate(zip(result.inputs, names, strict=True)):
         moved = f"  ‖θ−θ0‖ {result.branch_displacement[number]:.4g}" if result.branch_displacement else ""

@@ -143,8 +143,10 @@ def evaluate(
     _stage("evaluate", file, output, redo, json=json)
 
 
-_OF_CHECKPOINTS = ("weights", "scale", "base", "dtype", "adapter", "partial", "stochastic", "keep_sums", "memory")
-_OF_WHOLE_MODELS = ("scale", "dtype", "partial", "stochastic", "keep_sums", "memory")
+_OF_CHECKPOINTS = (
+    "weights", "rule", "ridge", "scale", "base", "dtype", "adapter", "partial", "stochastic", "keep_sums", "memory"
+)  # fmt: skip
+_OF_WHOLE_MODELS = ("rule", "ridge", "scale", "dtype", "partial", "stochastic", "keep_sums", "memory")
 _AS_CONFIGURED = "a run is merged as its configuration says (section `merge`); this option is for checkpoints"
 
 
@@ -212,8 +214,12 @@ def merge(
         str | None,
         typer.Option(help=f"1,2,3, or a rule ({_rules()}); then `;REGEX=0,1,0` for tensors apart."),
     ] = None,
+    rule: Annotated[
+        str | None, typer.Option(help=f"A merge rule that needs no data, with --base ({_rules()}).")
+    ] = None,
+    ridge: Annotated[float | None, typer.Option(help="With --rule: the pull toward the average.")] = None,
     scale: Annotated[list[float] | None, typer.Option(help="β of θ0 + β(merge − θ0); may be repeated.")] = None,
-    base: Annotated[str | None, typer.Option(help="θ0, for --scale and for the figures.")] = None,
+    base: Annotated[str | None, typer.Option(help="θ0, for --rule, --scale and the figures.")] = None,
     dtype: Annotated[str, typer.Option(help="input, float32, bfloat16 or float16.")] = "input",
     adapter: Annotated[
         str | None,
@@ -239,7 +245,9 @@ def merge(
     if verify:
         refuse_given(context, *_OF_CHECKPOINTS, why="a merge is verified as its own record says it was made")
     elif len(inputs) == 1 and path.suffix in (".yaml", ".yml"):
-        refuse_given(context, "weights", "scale", "base", "dtype", why="a recipe says this itself; change it there")
+        refuse_given(
+            context, "weights", "rule", "scale", "base", "dtype", why="a recipe says this itself; change it there"
+        )
     if adapter is not None:
         refuse_given(context, *_OF_WHOLE_MODELS, why="is for whole models; leave out --adapter, or this")
     from merit.cli.console import say, show_progress
@@ -251,6 +259,8 @@ def merge(
         scale=scale or [1.0],
         base=base,
         dtype=dtype,
+        rule=rule,
+        ridge=ridge,
         adapter=adapter,
         partial=partial,
         stochastic=stochastic,

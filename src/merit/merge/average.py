@@ -27,7 +27,7 @@ from merit.base.progress import SILENT, Progress
 from merit.config.sections import DTYPE, MEMORY_BYTES, ROUNDING, SHARD_BYTES, DtypeName, Rounding
 from merit.merge.card import CARD, merge_card
 from merit.merge.inputs import dtype_name, open_inputs, write_config
-from merit.merge.lora import AdapterSource, one_blas_thread
+from merit.merge.lora import AdapterSource, blas_threads
 from merit.merge.plan import (
     DEFAULTS,
     MergeOptions,
@@ -44,7 +44,7 @@ from merit.merge.plan import (
 from merit.merge.record import RECORD, MergeInput, MergeRecord, MergeResult, WeightRule, load_record
 from merit.merge.side_files import copy_side_files
 from merit.merge.staging import JOURNAL, Journal, Staging
-from merit.merge.stream import BlockStream, split_memory
+from merit.merge.stream import BlockStream, solve_threads, split_memory
 from merit.merge.weights import check_weights, normalised
 from merit.models.checkpoint import WHOLE
 from merit.models.source import weights_fingerprint
@@ -61,6 +61,9 @@ def merge_checkpoints(
     base: Path | None = None,
     dtype: DtypeName = DTYPE,
     rules: Sequence[WeightRule] = (),
+    rule: str | None = None,
+    ridge: float | None = None,
+    trust_remote_code: bool = False,
     partial: bool = False,
     keep_sums: Path | None = None,
     rounding: Rounding = ROUNDING,
@@ -82,6 +85,9 @@ def merge_checkpoints(
         base: θ0; with it, displacements and the relative rounding error are measured.
         dtype: type of the merged weights; `input` keeps each tensor's own.
         rules: other weights for some tensors.
+        rule: a merge rule that is no average, by its name; it needs `base`, and `weights` weigh what it averages.
+        ridge: of that rule; None: its default.
+        trust_remote_code: the base's own code may say which tensors are linear layers' weights.
         partial: merge the inputs that exist, and note the missing ones in the model card; else these are an error.
         keep_sums: a folder for Σ n_k θ_k in float64, so that `add_branch` can add a late branch exactly.
         rounding: to the nearest, or at random between both neighbours (`stochastic`, by `seed`).
@@ -97,7 +103,18 @@ def merge_checkpoints(
     if missing and len(missing) == len(inputs):
         raise InputError("none of the inputs exists", file=inputs[0])
     there = [(path, weight) for path, weight in zip(inputs, weights, strict=True) if path not in missing]
-    options = MergeOptions(base, dtype, rounding, seed, shard_bytes, memory_bytes, tuple(rules))
+    options = MergeOptions(
+        base,
+        dtype,
+        rounding,
+        seed,
+        shard_bytes,
+        memory_bytes,
+        tuple(rules),
+        rule=rule,
+        ridge=ridge,
+        trust_remote_code=trust_remote_code,
+    )
     paths, given = [path for path, _ in there], [weight for _, weight in there]
     prepared = prepare_merge(paths, given, _outputs(outputs, keep_sums), options)
     if missing:
@@ -219,9 +236,11 @@ def execute_merge(prepared: PreparedMerge, progress: Progress = SILENT) -> Merge
             result = _check_ready(staging, journal)
         else:
             stream = BlockStream(plan, staging.folders, journal, threads, elements)
-            adapters = any(isinstance(source, AdapterSource) for source in plan.sources)
+            below = solve_threads(plan, threads)[1]
+            if below is None and any(isinstance(source, AdapterSource) for source in plan.sources):
+                below = 1
             with (
-                one_blas_thread() if adapters else nullcontext(),
+                nullcontext() if below is None else blas_threads(below),
                 progress.bar("merge", total=stream.megabytes, unit="MB") as bar,
             ):
                 checksums = stream.run(bar)
@@ -286,6 +305,9 @@ def _summarise(
     moved = {output.label: norms[count + 2 * n] for n, output in enumerate(plan.outputs) if output.scale is not None}
     lost = {output.label: norms[count + 2 * n + 1] for n, output in enumerate(plan.outputs) if output.label in moved}
     ratios = {label: _ratio(lost[label], moved[label]) for label in moved} if plan.base is not None else {}
+    if plan.solver is not None and 0 in norms[:count]:
+        path = Path(prepared.inputs[norms.index(0)].path)
+        raise InputError("has the weights of the base: nothing was trained", file=path)
     notes = [*prepared.notes]
     for label, ratio in ratios.items():
         if ratio > _ROUNDING_WARNING:
@@ -299,6 +321,9 @@ def _summarise(
         base=prepared.base,
         weights=[item.weight for item in prepared.inputs],
         rules=list(prepared.options.rules),
+        rule=prepared.options.rule,
+        ridge=plan.solver.ridge if plan.solver is not None else None,
+        solved=sum(tensor.solved for tensor in plan.tensors),
         displacement=moved if plan.base is not None else {},
         branch_displacement=norms[:count] if plan.base is not None and not prepared.late else [],
         rounding_norm=lost,

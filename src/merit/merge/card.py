@@ -8,12 +8,13 @@ from pathlib import Path
 
 import yaml
 
+from merit.base import extensions
 from merit.base.errors import InputError
 from merit.base.files import write_text
 from merit.base.words import code_cell, plain
 from merit.merge.recipe import mergekit_recipe
 from merit.merge.record import MergeRecord, hub_id, load_record, short_names
-from merit.merge.rule import MergeRule
+from merit.merge.rule import MergeRule, find_rule
 
 CARD = "README.md"
 
@@ -32,13 +33,13 @@ def write_card(
         title: its heading; default: the folder's name.
         datasets: the names of the datasets that each input was trained on, where they are known.
         missing: the datasets of each branch that was planned and not finished.
-        rule: what merged them. A rule that is no average made a checkpoint first, and that is the merge's only input.
+        rule: what merged them. A rule of sums made a checkpoint first, and that is the merge's only input.
 
     Raises:
         InputError: merit did not merge this folder.
     """
     record = load_record(folder)
-    if rule is not None and not rule.is_average:
+    if rule is not None and rule.sums is not None:
         card = merge_card(record, title or folder.name, [[name for group in datasets for name in group]], recipe=False)
     else:
         card = merge_card(record, title or folder.name, datasets)
@@ -88,10 +89,17 @@ def _summary(record: MergeRecord, base: str | None) -> str:
         )
     count = len(result.inputs)
     mean = f"the weighted average of {count} fine-tuned checkpoints" if count > 1 else "one fine-tuned checkpoint"
+    if result.rule is not None:
+        label = find_rule(result.rule).label if result.rule in extensions.names("rules") else result.rule
+        mean = f"the {label} of {count} fine-tuned checkpoints"
     what = mean[0].upper() + mean[1:]
     if record.scale != 1:
         what = f"θ0 + β(θ̄ − θ0) at β = {record.scale:g}: on the ray from θ0 to θ̄, {mean}"
     where = f", tuned from {base} (θ0)" if base else ""
+    if result.rule is not None:
+        where += (
+            f". {result.solved} of {result.tensors} tensors are its own, ridge {result.ridge:g}; others are averages"
+        )
     return (
         f"{what}{where}. {result.parameters:,} parameters in {result.dtype}, summed in float64 and rounded once "
         f"({result.rounding})."

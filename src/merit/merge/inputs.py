@@ -45,6 +45,9 @@ class Source(Protocol):
     def expect(self, files: FilePool, name: str, start: int, count: int) -> None:
         """Says that these elements are wanted soon."""
 
+    def factors(self, files: FilePool, name: str) -> tuple[Float64s, Float64s] | None:
+        """B (outputs × r) and A (r × inputs), where the input differs from θ0 by B A; None where it has no such."""
+
 
 @dataclass(frozen=True)
 class CheckpointSource:
@@ -66,6 +69,9 @@ class CheckpointSource:
         info = self.tensors[name]
         size = ITEM_BYTES[info.dtype]
         files.expect(info, start * size, count * size)
+
+    def factors(self, files: FilePool, name: str) -> None:
+        """A whole checkpoint has none."""
 
 
 def dtype_name(dtype: str) -> str:

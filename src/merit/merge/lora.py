@@ -94,6 +94,18 @@ class AdapterSource:
     def expect(self, files: FilePool, name: str, start: int, count: int) -> None:
         """The base is asked for by the merge itself; factors are small."""
 
+    def factors(self, files: FilePool, name: str) -> tuple[Matrix, Matrix] | None:
+        """s B (outputs × r) and A (r × inputs) of a matrix's update, r = 0 where there is none; None where it is no
+        product of two: DoRA, or a whole tensor that replaces the base's."""
+        own = self.tensors[name]
+        update = self.adapter.updates.get(own.name)
+        if own.name in self.adapter.full or (update is not None and update.magnitude is not None):
+            return None
+        if update is None:
+            outputs, inputs = own.shape
+            return np.zeros((outputs, 0)), np.zeros((0, inputs))
+        return self.cache.get(files, update.b) * update.scale, self.cache.get(files, update.a)
+
     def _add(self, files: FilePool, update: LowRank, weight: TensorInfo, start: int, out: Float64s) -> None:
         columns = weight.shape[1]
         first, last = start // columns, -(-(start + out.size) // columns)
@@ -114,11 +126,12 @@ class AdapterSource:
             rows *= (size / norms)[:, None]
 
 
-def one_blas_thread() -> AbstractContextManager[object]:
-    """Keeps BLAS from starting threads below ours: on two busy cores that made products twelve times slower."""
+def blas_threads(count: int) -> AbstractContextManager[object]:
+    """How many threads BLAS starts below each of ours: more than there are cores, and products were twelve times slower
+    on two busy ones."""
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
 
-    return cast(AbstractContextManager[object], threadpool_limits(1, "blas"))
+    return cast(AbstractContextManager[object], threadpool_limits(count, "blas"))
 
 
 def read_rows(files: FilePool, info: TensorInfo, first: int, last: int) -> Matrix:
@@ -195,7 +208,7 @@ def merge_adapters(
     for adapter in adapters:
         _check_plain(adapter)
     used = [(adapter, share) for adapter, share in zip(adapters, shares, strict=True) if share]
-    with one_blas_thread(), atomic_dir(output) as part:
+    with blas_threads(1), atomic_dir(output) as part:
         if len(used) == 1 and (rank is None or max(u.rank for u in used[0][0].updates.values()) <= rank):
             made = _copy(used[0][0], part)
         else:

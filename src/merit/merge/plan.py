@@ -14,7 +14,9 @@ from merit.base.record import fingerprint
 from merit.config.sections import DTYPE, MEMORY_BYTES, ROUNDING, SHARD_BYTES, DtypeName, Rounding
 from merit.merge.inputs import OpenedInputs, Source, open_inputs
 from merit.merge.record import MergeInput, WeightRule
+from merit.merge.rule import find_rule
 from merit.merge.side_files import check_side_files, side_marks
+from merit.merge.solver import Solver, make_solver
 from merit.merge.weights import check_weights, exact_factors, normalised
 from merit.models.checkpoint import WHOLE, TensorInfo
 from merit.models.source import weights_fingerprint
@@ -48,6 +50,7 @@ class TensorPlan:
     factors: tuple[float, ...]
     divisor: float
     twin: str | None = None  # the embeddings, of a tied head: weighed and rounded as they are
+    solved: bool = False  # by a rule that is no average: θ0 plus what the plan's solver gives
 
     @property
     def row(self) -> int:
@@ -76,6 +79,7 @@ class MergePlan:
     shards: tuple[ShardPlan, ...]  # one an output
     rounding: Rounding
     seed: int
+    solver: Solver | None = None
 
     @property
     def parameters(self) -> int:
@@ -104,8 +108,8 @@ def whole_rows(row: int, limit: int) -> int:
 
 
 def _blocks(index: int, tensor: TensorPlan) -> list[Block]:
-    step = whole_rows(tensor.row, BLOCK_ELEMENTS)
-    return [Block(index, at, min(step, tensor.elements - at)) for at in range(0, tensor.elements, step)]
+    step = tensor.elements if tensor.solved else whole_rows(tensor.row, BLOCK_ELEMENTS)
+    return [Block(index, at, min(step, tensor.elements - at)) for at in range(0, tensor.elements, max(1, step))]
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,9 @@ class MergeOptions:
     memory_bytes: int = MEMORY_BYTES
     rules: tuple[WeightRule, ...] = ()
     as_given: bool = False  # keep equal weights as they are, instead of as ones
+    rule: str | None = None  # that is no average
+    ridge: float | None = None  # None: the rule's default
+    trust_remote_code: bool = False
 
 
 DEFAULTS = MergeOptions()
@@ -194,19 +201,32 @@ def prepare_merge(
     factors = Factors(weights, options.rules, len(paths), as_given=as_given)
     check_outputs(outputs, options)
     opened = open_inputs(paths, options.base)
+    solver = None if options.rule is None else _solver(options, weights, outputs, opened)
     tensors = []
     for info in opened.tensors:
         infos = [source.tensors[info.name] for source in opened.sources]
         twin = opened.twins.get(info.name)
         own, divisor = factors.of(twin or info.name)
         out = pick_dtype(options.dtype, infos)
-        tensors.append(TensorPlan(info.name, info.shape, info.elements, out, own, divisor, twin))
+        solved = solver is not None and solver.treats(info)
+        tensors.append(TensorPlan(info.name, info.shape, info.elements, out, own, divisor, twin, solved))
     factors.check_used()
     shares = normalised(factors.default)
     inputs = [
         merge_input(path, factor, share) for path, factor, share in zip(paths, factors.default, shares, strict=True)
     ]
-    return assemble(opened, tensors, outputs, options, inputs)
+    return assemble(opened, tensors, outputs, options, inputs, solver)
+
+
+def _solver(options: MergeOptions, weights: Sequence[float], outputs: Sequence[Output], opened: OpenedInputs) -> Solver:
+    rule = find_rule(str(options.rule))
+    if not rule.is_solved:
+        raise InputError(f"{options.rule!r} is no rule that merges without the branches' data", field="rule")
+    if options.rules or any(output.scale is None for output in outputs):
+        what = "rules" if options.rules else "keep_sums"
+        raise InputError(f"the {rule.label} is no weighted sum of the branches: leave this out", field=what)
+    ridge = rule.ridge if options.ridge is None else options.ridge
+    return make_solver(rule, weights, ridge, opened, trust_remote_code=options.trust_remote_code)
 
 
 def assemble(
@@ -215,6 +235,7 @@ def assemble(
     outputs: Sequence[Output],
     options: MergeOptions,
     inputs: Sequence[MergeInput],
+    solver: Solver | None = None,
 ) -> PreparedMerge:
     """Lays out the shards, cuts the work into blocks in the order of their bytes, and takes the fingerprint."""
     shards = []
@@ -233,6 +254,7 @@ def assemble(
         shards=tuple(shards),
         rounding=options.rounding,
         seed=options.seed,
+        solver=solver,
     )
     folders = [source.path for source in opened.sources]
     base = merge_input(opened.base.path, 0.0, 0.0) if opened.base is not None else None
@@ -247,6 +269,7 @@ def assemble(
         [_text(path / "adapter_config.json") for path in folders],
         _text(opened.config_folder / "config.json"),
         side_marks(sides),
+        *([[options.rule, solver.ridge, solver.shares]] if solver is not None else []),
     )
     return PreparedMerge(plan, mark, options, tuple(inputs), base, opened.config_folder, sides, opened.notes)
 

@@ -36,6 +36,9 @@ class MergeResult(Record):
     base: MergeInput | None
     weights: list[float]  # shares, summing to 1
     rules: list[WeightRule]
+    rule: str | None = None  # that is no average
+    ridge: float | None = None  # of that rule
+    solved: int = 0  # tensors that it merged; the others are averages
     displacement: dict[str, float]  # ‖θ_out − θ0‖ as written; empty without a base
     branch_displacement: list[float]  # ‖θ_k − θ0‖; empty without a base
     rounding_norm: dict[str, float]  # ‖written − exact‖

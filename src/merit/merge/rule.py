@@ -4,14 +4,14 @@ Every rule gives each branch a weight. One that does no more is a weighted avera
 disk to disk. A rule that weighs directions, too, gives one of two things besides:
 
 * `tensor`: a function of one tensor in all branches and in θ0, for rules that need no data: θ = θ0 + f(δ_1 … δ_K). It
-  can treat the weights of linear layers apart, and fall back to the average (see `TensorSteps`). Tensors are read and
-  written one at a time, so memory is K + 2 tensors, whatever the model's size;
+  can treat the weights of linear layers apart, and fall back to the average (see `TensorSteps`);
+* `layer`: the same for linear layers' weights alone, which reads and gives as little at a time as it wants; all else is
+  averaged (`merit.merge.rules.actmat`);
 * `sums`: an object that is shown one branch model after the other, with its training rows, and then solves for the
   step: see `CurvatureMerge`.
 
-Their result is written as a float32 checkpoint, which the engine takes on as it takes any other: types, rounding,
-points of the ray, checks and cards are the same for all rules. So `merit_ext/rules/median.py`, anywhere on the Python
-path, is a whole rule:
+Types, rounding, points of the ray, resuming, `--verify` and cards are the engine's, and the same for all rules. So
+`merit_ext/rules/median.py`, anywhere on the Python path, is a whole rule:
 
     \"\"\"`median`: the element-wise median of the branches' steps.\"\"\"
 
@@ -27,7 +27,7 @@ path, is a whole rule:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from merit.data.example import Encoded
+    from merit.merge.steps import Rows, TensorSteps
 
 
 @dataclass(frozen=True)
@@ -53,40 +54,6 @@ class Branches:
 
     folders: Sequence[Path]
     tokens: Sequence[int] = ()
-
-
-@dataclass(frozen=True)
-class TensorSteps:
-    """One tensor in θ0 and in all branches, all float64 and of one shape.
-
-    Args:
-        name: of the parameter.
-        theta0: its value in θ0.
-        steps: δ_k = θ_k − θ0.
-        shares: of the branches, by the rule's own weights (by default their tokens); their sum is 1.
-        ridge: `merge.ridge`, or the configuration's default.
-        linear_weights: finds the names of the model's linear layers' weights, when it is first asked.
-    """
-
-    name: str
-    theta0: Tensor
-    steps: list[Tensor]
-    shares: list[float]
-    ridge: float
-    linear_weights: Callable[[], Collection[str]]
-
-    @property
-    def mean(self) -> Tensor:
-        """Σ_k share_k δ_k: what the average by the same weights would be."""
-        return sum(
-            (step * share for step, share in zip(self.steps[1:], self.shares[1:], strict=True)),
-            self.steps[0] * self.shares[0],
-        )
-
-    @property
-    def is_linear(self) -> bool:
-        """Whether it is the weight of a linear layer, (outputs × inputs). A head tied to the embeddings is none."""
-        return self.name in self.linear_weights()
 
 
 class BranchSums(Protocol):
@@ -114,6 +81,8 @@ class MergeRule:
         weights: one a branch, relative. Raises InputError where the branches cannot be weighed.
         needs_tokens: the weights follow from the tokens that the branches were trained on.
         tensor: gives the merged step of one tensor from θ0, float64.
+        layer: gives rows of the merged step of one linear layer's weight, (outputs × inputs), float64.
+        ridge: `merge.ridge`, where nobody sets it.
         sums: makes, of θ0's parameters, the object that sees every branch and its training rows.
     """
 
@@ -122,12 +91,19 @@ class MergeRule:
     weights: Callable[[Branches], list[float]] = by_tokens
     needs_tokens: bool = True
     tensor: Callable[[TensorSteps], Tensor] | None = None
+    layer: Callable[[TensorSteps], Rows] | None = None
+    ridge: float = 0.1
     sums: Callable[[Mapping[str, Tensor]], BranchSums] | None = None
 
     @property
     def is_average(self) -> bool:
         """Whether the merge is the weighted average of the branches: it needs neither θ0 nor data."""
-        return self.tensor is None and self.sums is None
+        return not self.is_solved and self.sums is None
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether the merge engine carries it out tensor by tensor, from the branches and θ0 alone."""
+        return self.tensor is not None or self.layer is not None
 
 
 def find_rule(name: str) -> MergeRule:

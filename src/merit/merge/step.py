@@ -108,7 +108,8 @@ def merge_method(context: RunContext, method: Method, mark: str) -> MethodMerge:
     method.dir.merge_record.unlink(missing_ok=True)
     _clear(method)
     inputs, shares, distances = branches.folders, weights, None
-    if not rule.is_average and len(inputs) > 1:
+    solved = rule.is_solved and len(inputs) > 1
+    if rule.sums is not None and len(inputs) > 1:
         folder, distances = prepared_checkpoint(context, method, rule, branches)
         inputs, shares = [folder], [1.0]
     merge = merge_checkpoints(
@@ -116,6 +117,9 @@ def merge_method(context: RunContext, method: Method, mark: str) -> MethodMerge:
         shares,
         outputs,
         base=context.model.path,
+        rule=config.weights if solved else None,
+        ridge=config.effective_ridge if solved else None,
+        trust_remote_code=context.model.trust_remote_code,
         dtype=config.dtype,
         shard_bytes=config.shard_bytes,
         progress=context.progress,
@@ -195,19 +199,14 @@ def prepared_checkpoint(
 ) -> tuple[Path, list[float]]:
     """Writes curved/ in float32, and returns it with each ‖θ_k − θ0‖.
 
-    Memory: of a rule of tensors K + 2 tensors; of a rule that sums over branches three models, and its sums.
+    Memory: three models, and the rule's sums.
 
     Raises:
         InputError: a branch is not of θ0's model.
         StageError: a branch has diverged.
     """
-    from merit.merge.ray import merge_tensors
-
     out = method.dir.root / CURVED
     shutil.rmtree(out, ignore_errors=True)
-    if rule.tensor is not None:
-        ridge = context.config.merge.effective_ridge
-        return out, merge_tensors(rule, branches, out, base=context.model, ridge=ridge)
     return out, _sum_up(context, method, rule, branches, out)
 
 

@@ -15,16 +15,18 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 
-from merit.base.errors import InputError
+from merit.base.errors import InputError, StageError
 from merit.base.files import disk_errors
 from merit.base.machine import usable_cores
 from merit.base.progress import Bar
 from merit.merge.codec import Bytes, Scratch, decode, dither, encode, sum_of_squares
 from merit.merge.plan import Block, MergePlan, TensorPlan, whole_rows
+from merit.merge.solver import Merged
 from merit.merge.staging import Hashed, Journal
 from merit.models.checkpoint import ITEM_BYTES, FilePool
 from merit.models.writer import ShardFiles
@@ -53,6 +55,19 @@ def split_memory(memory_bytes: int) -> tuple[int, int]:
     return threads, min(CHUNK, budget // threads // BYTES_AN_ELEMENT)
 
 
+def solve_threads(plan: MergePlan, threads: int) -> tuple[int, int | None]:
+    """Tensors that are solved at once, and BLAS threads of each; None: as many as there are."""
+    largest = max((tensor.elements for tensor in plan.tensors if tensor.solved), default=0)
+    return plan.solver.threads(largest, threads) if plan.solver is not None else (threads, None)
+
+
+def solve(plan: MergePlan, tensor: TensorPlan, files: FilePool) -> Merged:
+    """The merged step of a tensor that is no average."""
+    if plan.solver is None or plan.base is None:
+        raise StageError("this merge has no rule to solve with")
+    return plan.solver.solve(tensor.name, tensor.shape, plan.sources, plan.base, files)
+
+
 class BlockStream:
     """One pass over the blocks that the journal does not have yet."""
 
@@ -68,6 +83,7 @@ class BlockStream:
         self._stop = threading.Event()
         self._files: list[ShardFiles] = []
         self._folders = folders
+        self._solving = threading.Semaphore(solve_threads(plan, threads)[0])
 
     @property
     def megabytes(self) -> float:
@@ -193,10 +209,17 @@ class BlockStream:
         tensor = self._plan.tensors[block.tensor]
         for source in (*self._plan.sources, *([self._plan.base] if self._plan.base else [])):
             source.expect(files, tensor.name, block.start, block.count)
+        with self._solving if tensor.solved else nullcontext():
+            merged = solve(self._plan, tensor, files) if tensor.solved else None
+            self._write(files, accumulator, tensor, block, merged)
+
+    def _write(
+        self, files: FilePool, accumulator: Accumulator, tensor: TensorPlan, block: Block, merged: Merged | None
+    ) -> None:
         step = whole_rows(tensor.row, self._elements)
         for start in range(block.start, block.start + block.count, step):
             count = min(step, block.start + block.count - start)
-            for number, data in accumulator.chunk(files, tensor, start, count):
+            for number, data in accumulator.chunk(files, tensor, start, count, merged):
                 size = ITEM_BYTES[self._plan.out_dtype(tensor, self._plan.outputs[number])]
                 self._files[number].write(tensor.name, start * size, data.data)
 
@@ -300,8 +323,13 @@ class Accumulator:
         """Forgets the sums of squares."""
         self.sums = [0.0] * (len(self._plan.sources) + 2 * len(self._plan.outputs))
 
-    def chunk(self, files: FilePool, tensor: TensorPlan, start: int, count: int) -> Iterator[tuple[int, Bytes]]:
+    def chunk(
+        self, files: FilePool, tensor: TensorPlan, start: int, count: int, merged: Merged | None = None
+    ) -> Iterator[tuple[int, Bytes]]:
         """Merges elements `start` to `start + count`: yields each output's number and bytes, valid until the next.
+
+        Args:
+            merged: gives the step from θ0 of a tensor that is no average.
 
         Raises:
             InputError: NaN or infinity in an input, or a value beyond the output type; names tensor and input.
@@ -325,10 +353,12 @@ class Accumulator:
         # One pass instead of a scan of every input: a NaN or an infinity anywhere survives into the sum.
         if not np.isfinite(total.sum()) or (theta0 is not None and not np.isfinite(theta0.sum())):
             self._blame(files, tensor, start, count)
+        if merged is not None and theta0 is not None:
+            np.add(theta0, merged(start, count), out=total)
         for number, output in enumerate(plan.outputs):
             dtype = plan.out_dtype(tensor, output)
             exact = spare
-            if output.scale is None or tensor.divisor == 1:
+            if output.scale is None or tensor.divisor == 1 or merged is not None:
                 np.copyto(exact, total)
             else:
                 np.divide(total, tensor.divisor, out=exact)

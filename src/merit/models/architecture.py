@@ -129,7 +129,7 @@ def _built(key: str) -> Architecture | None:
             with torch.device("meta"):
                 model = kind(config)
             model.tie_weights()
-            saved = _saved(model)
+            saved = saved_shapes(model)
             outer = model.get_output_embeddings()
             inner = model.get_input_embeddings()
         except Exception:  # transformers raises what it likes at a configuration that is damaged
@@ -145,7 +145,7 @@ def _autos() -> tuple[Any, ...]:
     return AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
 
-def _saved(model: Any) -> dict[str, tuple[int, ...]]:
+def saved_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     """Names and shapes that `save_pretrained` writes: tied parameters once, experts apart where they were so."""
     from transformers.core_model_loading import revert_weight_conversion
 

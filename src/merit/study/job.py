@@ -22,10 +22,11 @@ from merit.base.files import write_text
 from merit.base.kept import Files, kept
 from merit.base.progress import SILENT, Progress, write_state
 from merit.base.record import fingerprint
-from merit.config.sections import OTHER_RIDGE, TrainConfig
+from merit.config.sections import TrainConfig
 from merit.config.study import FOREIGN_RULES, MethodConfig
 from merit.jobs.process import job_lock
-from merit.merge.ray import Ray, State, merge_tensors, norm
+from merit.merge.average import merge_checkpoints
+from merit.merge.ray import Ray, State, norm
 from merit.merge.recipe import other_method_recipe
 from merit.merge.rule import Branches, MergeRule, find_rule
 from merit.models.loading import load_model, pick_precision
@@ -255,7 +256,15 @@ class Job:
         out = self.folder / "merged"
         shutil.rmtree(out, ignore_errors=True)
         if rule is not None:
-            distances = merge_tensors(rule, branches, out, base=self.study.theta0, ridge=OTHER_RIDGE)
+            distances = merge_checkpoints(
+                branches.folders,
+                rule.weights(branches),
+                {1.0: out},
+                base=self.study.theta0.path,
+                rule=name,
+                dtype="float32",
+                trust_remote_code=self.study.theta0.trust_remote_code,
+            ).branch_displacement
         else:
             distances = [norm(self.ray.step(folder)) for folder in branches.folders]
             merge_by_mergekit(name, branches, self.study.theta0.path, out)

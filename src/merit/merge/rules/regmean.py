@@ -17,8 +17,8 @@ from merit.compute.batches import length_batches
 from merit.compute.losses import supervised_nll
 from merit.config.sections import CURVATURE_BATCH_TOKENS
 from merit.data.example import Encoded
-from merit.merge.ray import linear_layers
 from merit.merge.rule import CurvatureMerge, MergeRule, accumulate
+from merit.models.linear import linear_layers
 
 
 class RegMeanMerge(CurvatureMerge):
@@ -77,4 +77,5 @@ RULE = MergeRule(
     label="RegMean merge",
     how="with every linear layer solved for the inputs that it sees on the branches' own training data",
     sums=RegMeanMerge,
+    ridge=0.01,
 )

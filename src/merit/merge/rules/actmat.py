@@ -1,0 +1,162 @@
+"""`actmat`: every linear layer solved for the directions that each branch has learned in; no data.
+
+A linear layer's update is a sum of g xᵀ over training, x its inputs and g the gradients of its outputs. So
+C_k = Δ_kᵀ Δ_k, with Δ_k = W_k − W_0, is a covariance of the inputs that branch k has learned from, each weighed by how
+much was learned. Put in the place of RegMean's input Grams, the merge that changes every branch's outputs least is
+closed (arXiv 2604.01329), and needs neither data nor gradients:
+
+    Δ = (Σ Δ_k C_k + μ Δ̄) (Σ C_k + μ I)⁻¹,   μ = ridge × the mean diagonal of Σ C_k
+
+Δ̄ is the average by tokens, toward which our ridge pulls: at ridge → ∞ it is the result. Everything that is no linear
+layer, and a head tied to the embeddings, is averaged by tokens.
+
+Three forms of the same, by what is small. Outputs × inputs are m × n:
+
+* dual: Δ_k = Q_k V_k with orthonormal columns of Q_k (LoRA: from its factors; otherwise Q_k = I). V stacks all V_k,
+  H = V Vᵀ, T stacks Q_k (H_kk + μ share_k I); then Δ = T (H + μ I)⁻¹ V, because V (VᵀV + μ I) = (V Vᵀ + μ I) V;
+* by rows, for heads of many outputs: Σ_k Δ_k M_k with M_k = (C_k + μ share_k I) (Σ C_k + μ I)⁻¹, a few rows at a time;
+* otherwise as it stands: memory is two n × n and two m × n, whatever K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from merit.merge.codec import Float64s
+from merit.merge.rule import MergeRule
+from merit.merge.steps import Rows, TensorSteps
+
+_Matrix = NDArray[Any]
+_BLOCK = 1024  # rows whose products are summed in the inputs' precision before they join float64 sums
+_TALL = 8  # outputs ÷ inputs from which a layer is merged by rows
+
+
+def solve(of: TensorSteps) -> Rows:
+    """The merged step of one linear layer.
+
+    Products of branches with 16-bit weights are float32, their sums float64. Where a ridge is too small for that, and
+    for all other branches, everything is float64.
+    """
+    try:
+        return _solve(of, np.dtype("f4" if of.short else "f8"))
+    except np.linalg.LinAlgError:
+        return _solve(of, np.dtype("f8"))
+
+
+def _solve(of: TensorSteps, dtype: np.dtype[Any]) -> Rows:
+    outputs, inputs = of.size
+    count = len(of.shares)
+    pairs = [of.factors(k) for k in range(count)]
+    if all(pair is not None for pair in pairs):
+        turned = [_orthonormal(*pair) for pair in pairs if pair is not None]
+        return _dual([q for q, _ in turned], [v for _, v in turned], np.concatenate([v for _, v in turned]), of)
+    if count * outputs <= inputs:
+        stacked = np.empty((count * outputs, inputs), dtype)
+        for k in range(count):
+            stacked[k * outputs : (k + 1) * outputs] = of.step(k)
+        return _dual([None] * count, np.split(stacked, count), stacked, of)
+    if outputs > _TALL * inputs:
+        return _by_rows(of, dtype)
+    total = np.zeros((inputs, inputs))
+    pulled, mean = np.zeros((2, outputs, inputs))
+    for k, share in enumerate(of.shares):
+        step = of.step(k)
+        mean += share * step
+        short = step.astype(dtype, copy=False)
+        if outputs < inputs:
+            total += gram(short)
+            pulled += gram(short.T).astype(dtype, copy=False) @ short
+        else:
+            covariance = gram(short)
+            total += covariance
+            pulled += short @ covariance.astype(dtype, copy=False)
+    level = of.ridge * float(np.trace(total)) / inputs
+    if level == 0:
+        return lambda first, last: pulled[first:last]
+    mean *= level
+    pulled += mean
+    del mean, step, short
+    solved = _divide(pulled, total, level)
+    return lambda first, last: solved[first:last]
+
+
+def _orthonormal(left: Float64s, right: Float64s) -> tuple[Float64s, Float64s]:
+    """B A as Q V, with orthonormal columns of Q."""
+    q, r = np.linalg.qr(left)
+    return q, r @ right
+
+
+def _dual(turns: Sequence[Float64s | None], parts: Sequence[_Matrix], stacked: _Matrix, of: TensorSteps) -> Rows:
+    system = gram(stacked.T)
+    level = of.ridge * float(np.trace(system)) / of.size[1]
+    if level == 0:
+        return lambda first, last: np.zeros((last - first, of.size[1]))
+    left = np.empty((of.size[0], len(stacked)))
+    at = 0
+    for q, v, share in zip(turns, parts, of.shares, strict=True):
+        own = slice(at, at + len(v))
+        block = system[own, own] + level * share * np.eye(len(v))
+        left[:, own] = block if q is None else q @ block
+        at += len(v)
+    solved = _divide(left, system, level).astype(stacked.dtype, copy=False)
+    return lambda first, last: cast(Float64s, (solved[first:last] @ stacked).astype("f8", copy=False))
+
+
+def _by_rows(of: TensorSteps, dtype: np.dtype[Any]) -> Rows:
+    outputs, inputs = of.size
+    step = max(1, _BLOCK)
+    covariances = np.zeros((len(of.shares), inputs, inputs))
+    for k in range(len(of.shares)):
+        for first in range(0, outputs, step):
+            covariances[k] += gram(of.rows(k, first, min(first + step, outputs)).astype(dtype, copy=False))
+    total = covariances.sum(0)
+    level = of.ridge * float(np.trace(total)) / inputs
+    if level == 0:
+        return lambda first, last: np.zeros((last - first, inputs))
+    for covariance, share in zip(covariances, of.shares, strict=True):
+        covariance[np.diag_indices(inputs)] += level * share
+    maps = _divide(covariances.reshape(-1, inputs), total, level).reshape(covariances.shape).astype(dtype, copy=False)
+
+    def rows(first: int, last: int) -> Float64s:
+        found = np.zeros((last - first, inputs))
+        for k, by in enumerate(maps):
+            found += of.rows(k, first, last).astype(dtype, copy=False) @ by
+        return found
+
+    return rows
+
+
+def gram(x: _Matrix) -> Float64s:
+    """xᵀ x in float64, (columns × columns); products of a block of rows are summed in the type of `x`."""
+    if x.dtype == np.float64:
+        return cast(Float64s, x.T @ x)
+    total = np.zeros((x.shape[1], x.shape[1]))
+    for first in range(0, len(x), _BLOCK):
+        part = np.ascontiguousarray(x[first : first + _BLOCK])
+        total += part.T @ part
+    return total
+
+
+def _divide(left: Float64s, system: Float64s, level: float) -> Float64s:
+    """left (system + level I)⁻¹ by Cholesky. Both are overwritten.
+
+    Raises:
+        LinAlgError: the system is not positive definite.
+    """
+    from scipy.linalg import cho_factor, cho_solve
+
+    system[np.diag_indices(len(system))] += level
+    # Both are symmetric or row-major: their transposes are what LAPACK works on in place.
+    factor = cho_factor(system.T, lower=True, overwrite_a=True, check_finite=False)
+    return cast(Float64s, cho_solve(factor, left.T, overwrite_b=True, check_finite=False).T)
+
+
+RULE = MergeRule(
+    label="actmat merge",
+    how="with every linear layer solved for the directions that each branch has learned in",
+    layer=solve,
+)

@@ -1,0 +1,120 @@
+"""Carries out a rule that merges tensors otherwise than by averaging them: which it treats, and their merged steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from merit.base.errors import InputError, StageError
+from merit.base.machine import usable_cores
+from merit.merge.codec import Float64s
+from merit.merge.inputs import OpenedInputs, Source
+from merit.merge.rule import MergeRule
+from merit.merge.steps import TensorSteps
+from merit.merge.weights import check_weights, normalised
+from merit.models.checkpoint import WHOLE, FilePool, TensorInfo
+from merit.models.linear import linear_weights
+from merit.models.source import weights_fingerprint
+
+SOLVE_BYTES = 3_000_000_000  # of all matrices that are solved at once; a larger one is solved alone
+_MATRICES = 4  # that a rule may hold beside one of each branch
+
+Merged = Callable[[int, int], Float64s]
+"""(start, count) → those elements of a merged tensor's step from θ0, flat."""
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A rule with its settings.
+
+    Args:
+        shares: of the inputs; their sum is 1.
+        layers: linear layers' weights → whether they are stored as (inputs × outputs).
+        short: every input has 16-bit weights.
+    """
+
+    rule: MergeRule
+    shares: tuple[float, ...]
+    ridge: float
+    layers: Mapping[str, bool]
+    short: bool
+
+    def treats(self, info: TensorInfo) -> bool:
+        """Whether the rule merges this tensor; all others are averaged."""
+        return info.dtype not in WHOLE and (self.rule.tensor is not None or info.name in self.layers)
+
+    def threads(self, elements: int, most: int) -> tuple[int, int]:
+        """Tensors that are solved at once where the largest has `elements`, and BLAS threads of each."""
+        size = 8 * elements * (len(self.shares) + _MATRICES)
+        at_once = max(1, min(most, SOLVE_BYTES // max(1, size)))
+        return at_once, max(1, usable_cores() // at_once)
+
+    def solve(
+        self, name: str, shape: tuple[int, ...], sources: Sequence[Source], base: Source, files: FilePool
+    ) -> Merged:
+        """The merged step of one tensor.
+
+        Raises:
+            InputError: NaN or infinity in an input.
+            StageError: the rule gives another shape, or what is not finite.
+        """
+        linear = name in self.layers
+        turned = self.rule.layer is not None and self.layers.get(name, False)
+        of = TensorSteps(name, shape, self.shares, self.ridge, linear, turned, self.short, sources, base, files)
+        if self.rule.layer is not None:
+            rows = self.rule.layer(of)
+            if turned:
+                return self._flat(of, rows(0, of.size[0]).T)
+            inputs = of.size[1]
+
+            def part(start: int, count: int) -> Float64s:
+                first, last = start // inputs, -(-(start + count) // inputs)
+                at = start - first * inputs
+                return self._finite(of, rows(first, last).reshape(-1)[at : at + count])
+
+            return part
+        if self.rule.tensor is None:
+            raise StageError(f"{self.rule.label}: this rule merges no tensors")
+        return self._flat(of, self.rule.tensor(of).double().numpy())
+
+    def _flat(self, of: TensorSteps, step: Float64s) -> Merged:
+        if step.shape != of.shape:
+            raise StageError(f"{self.rule.label}: {of.name} has shape {list(of.shape)}, its step {list(step.shape)}")
+        flat = self._finite(of, np.ascontiguousarray(step).reshape(-1))
+        return lambda start, count: flat[start : start + count]
+
+    def _finite(self, of: TensorSteps, values: Float64s) -> Float64s:
+        if not np.isfinite(values.sum()):
+            raise StageError(f"{self.rule.label}: {of.name} is not finite; a branch may have diverged")
+        return values
+
+
+def make_solver(
+    rule: MergeRule, weights: Sequence[float], ridge: float, opened: OpenedInputs, *, trust_remote_code: bool = False
+) -> Solver:
+    """A solver for the inputs of one merge.
+
+    Raises:
+        InputError: no base; a ridge that is no positive number; one input, or one that equals the base; no linear layer
+            for a rule by layers.
+    """
+    if opened.base is None:
+        raise InputError(f"the {rule.label} is a step from θ0: name it with --base", field="base")
+    if not 0 < ridge < math.inf:
+        raise InputError(f"{ridge:g} is not a positive number", field="ridge")
+    if len(opened.sources) < 2:
+        raise InputError("one branch: there is nothing to merge it with", file=opened.sources[0].path)
+    own = weights_fingerprint(opened.base.path)
+    for source in opened.sources:
+        if weights_fingerprint(source.path) == own:
+            raise InputError("has the weights of the base: nothing was trained", file=source.path)
+    floats = [info for info in opened.tensors if info.dtype not in WHOLE]
+    layers = linear_weights(opened.base.path, [i.name for i in floats], trust_remote_code=trust_remote_code)
+    if rule.layer is not None and not layers:
+        raise InputError(f"the {rule.label} is of linear layers, and this model has none", file=opened.base.path)
+    types = {source.tensors[info.name].dtype for info in floats for source in (*opened.sources, opened.base)}
+    shares = tuple(normalised(check_weights(weights, len(opened.sources))))
+    return Solver(rule, shares, ridge, layers, types <= {"BF16", "F16"})

@@ -1,0 +1,44 @@
+"""Which parameters of a model are the weights of linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from merit.models.architecture import saved_shapes
+from merit.models.layout import find_layout, same_names
+from merit.models.loading import empty_model
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """Parameter name → the linear layer it is the weight of. A head that is tied to the embeddings is no layer of its
+    own: its rows are used as embeddings, too."""
+    embeddings = {id(item.weight) for item in model.modules() if isinstance(item, nn.Embedding)}
+    return {
+        f"{path}.weight": module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module.weight) not in embeddings
+    }
+
+
+def linear_weights(folder: Path, names: Iterable[str], *, trust_remote_code: bool = False) -> dict[str, bool]:
+    """Those of a checkpoint's `names` that are linear layers' weights in the model of `folder` → whether they are
+    stored as (inputs × outputs). Experts that are stored one by one are linear layers each.
+
+    Raises:
+        InputError: `folder` is not loadable.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    model: Any = empty_model(folder, trust_remote_code=trust_remote_code)
+    found = dict.fromkeys(linear_layers(model), False)
+    found |= {f"{path}.weight": True for path, module in model.named_modules() if isinstance(module, Conv1D)}
+    saved, own = saved_shapes(model), set(model.state_dict())
+    found |= {n: False for n, shape in saved.items() if n not in own and ".experts." in n and len(shape) == 2}
+    theirs = find_layout(names).names
+    known = find_layout(found).names
+    same = same_names(list(known), theirs)
+    return {theirs[name]: found[known[mine]] for name, mine in same.items()}
