@@ -77,7 +77,7 @@ def finish_run(recipe: Path, *, steps: int = 12, rate: float = 2e-3) -> RunDir:
     write_text(context.run.config, dump_config(context.config, context.base))
     for stage in (mixture, conflict, split):
         stage.run(context)
-    for method in context.methods:
+    for method in context.trained:
         train_method(context, method, steps=steps, rate=rate)
     merge.run(context)
     return context.run

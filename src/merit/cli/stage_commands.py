@@ -213,6 +213,10 @@ def merge(
         typer.Option(help=f"1,2,3, or a rule ({_rules()}); then `;REGEX=0,1,0` for tensors apart."),
     ] = None,
     scale: Annotated[list[float] | None, typer.Option(help="β of θ0 + β(merge − θ0); may be repeated.")] = None,
+    rule: Annotated[
+        str | None, typer.Option(help=f"Of a finished run: merge its branches once more, by this rule ({_rules()}).")
+    ] = None,
+    ridge: Annotated[float | None, typer.Option(help="With --rule: the rule's ridge, as `merge.ridge`.")] = None,
     base: Annotated[str | None, typer.Option(help="θ0, for --scale and for the figures.")] = None,
     dtype: Annotated[str, typer.Option(help="input, float32, bfloat16 or float16.")] = "input",
     adapter: Annotated[
@@ -233,8 +237,14 @@ def merge(
     path = Path(inputs[0])
     if not verify and len(inputs) == 1 and _is_run(path):
         refuse_given(context, *_OF_CHECKPOINTS, why=_AS_CONFIGURED)
+        if rule is not None:
+            refuse_given(context, "output", "redo", why="is not for one more merge of a run; leave it out")
+            _merge_once_more(path, rule, ridge, json=json)
+            return
+        refuse_given(context, "ridge", why="is for one more merge of a run; name its --rule")
         _stage("merge", path, output, redo, json=json)
         return
+    refuse_given(context, "rule", "ridge", why="is for one more merge of a finished run; name the run alone")
     refuse_given(context, "redo", why="is for a run; to merge checkpoints again, name another --out")
     if verify:
         refuse_given(context, *_OF_CHECKPOINTS, why="a merge is verified as its own record says it was made")
@@ -261,6 +271,27 @@ def merge(
         result = verify_models(inputs, output, progress) if verify else merge_models(inputs, wanted, progress)
     for line in [result.record.model_dump_json()] if json else result.lines:
         say(line)
+
+
+def _merge_once_more(path: Path, rule: str, ridge: float | None, *, json: bool) -> None:
+    if not path.is_dir():
+        raise InputError(
+            f"is for a run directory; here, add `merge: {{also: [{rule}]}}` to {path}, and `merit run` it",
+            field="--rule",
+        )
+    with open_run(path) as context:
+        from merit.merge.also import add_merge
+
+        method, found = add_merge(context, rule, ridge)
+    from merit.cli.console import say, say_json
+
+    folders = [str(method.dir.merged(scale)) for scale in method.config.scales]
+    if json:
+        merge = found.model_dump(mode="json", include={"weights", "displacement", "branch_displacement", "left_out"})
+        say_json({"run": str(path), "method": method.name, "folders": folders, "merge": merge})
+        return
+    say(f"merged {len(found.weights)} branches by {rule}, as {method.name}: {', '.join(folders)}")
+    say(f"`merit evaluate {path}` measures it")
 
 
 def _is_run(path: Path) -> bool:
