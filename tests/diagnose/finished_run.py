@@ -90,7 +90,9 @@ def train_method(context: Any, method: Any, *, steps: int, rate: float) -> None:
     from merit.models.loading import load_model
     from merit.split.partition import Partition
     from merit.train.spec import BranchResult
+    from merit.train.step import branch_specs
 
+    specs = branch_specs(context, method)
     for k, group in enumerate(Partition.load(method.dir.partition).groups):
         rows = []
         for name in group.datasets:
@@ -99,6 +101,7 @@ def train_method(context: Any, method: Any, *, steps: int, rate: float) -> None:
         model = load_model(context.model.path).train()
         tune(model, rows, steps=steps, rate=rate)
         branch = method.dir.branch(k)
+        specs[k].save(branch.spec)
         model.save_pretrained(branch.checkpoint)
         context.tokenizer.save_pretrained(branch.checkpoint)
         files = {f"checkpoint/{file.name}": sha256_file(file) for file in branch.checkpoint.iterdir()}

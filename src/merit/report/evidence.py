@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from merit.base.errors import InputError
 from merit.base.files import read_json
 from merit.base.record import Record, whole
-from merit.config.run import also_name
+from merit.config.run import also_name, trained_by
 from merit.config.yaml import read_yaml
 from merit.conflict.axes import AxesResult
 from merit.conflict.explain import Explanation
@@ -215,7 +215,16 @@ def _merges(config: dict[str, Any]) -> list[FurtherMerge]:
     for name, item in (baselines if isinstance(baselines, dict) else {}).items():
         if isinstance(item, dict) and isinstance(item.get("branches"), str):
             found.append(FurtherMerge(str(name), item["branches"], _rule(item.get("merge"))))
-    return found
+    known = dict.fromkeys([MAIN_METHOD, *map(str, baselines if isinstance(baselines, dict) else ())])
+    known |= {item.name: item.branches for item in found}
+    return [replace(item, branches=_trained_by(item, known)) for item in found]
+
+
+def _trained_by(item: FurtherMerge, known: dict[str, str | None]) -> str:
+    try:
+        return trained_by(item.name, known)
+    except ValueError:  # somebody has edited the file
+        return item.branches
 
 
 def _rule(item: Any) -> str | None:
