@@ -97,6 +97,7 @@ def advise_study(results: Results, weights: Mapping[str, float], budget: str | N
             words[ray.method].words,
             point.validation,
             point.faces,
+            words[ray.method].branches,
         )
         for ray in results.rays
         if ray.budget == budget and words[ray.method].passes <= 1
