@@ -77,9 +77,9 @@ def trained_by(name: str, branches: Mapping[str, str | None]) -> str:
 
 
 class BaselineConfig(Section):
-    """Another splitter, run through the same stages with the same tokens; or another merge of a method's branches.
+    """Another splitter with the same tokens, or another merge of a method's branches. A string is short for `splitter`.
 
-    A plain string is short for `splitter`.
+    It runs through the same stages as the main method.
     """
 
     splitter: SplitterName | None = Field(
