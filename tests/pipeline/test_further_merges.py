@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from cli.command import Command
 from diagnose.finished_run import RECIPE, finish_run, write_data
 from merit.base.errors import InputError
 from merit.context import RunContext
+from merit.diagnose.step import run_models
 from merit.evaluate.scores import Table
 from merit.merge import average
 from merit.merge import step as merge
@@ -319,8 +322,17 @@ def stop(seen: list[RunContext], context: RunContext) -> None:
     raise InputError("stop here")
 
 
+@pytest.fixture
+def told(evaluated) -> Iterator[RunDir]:
+    """The evaluated run, whose configuration a test may change."""
+    config = evaluated.config.read_bytes()
+    yield evaluated
+    evaluated.config.write_bytes(config)
+    shutil.rmtree(evaluated.method("merit-fisher").root, ignore_errors=True)
+
+
 @pytest.fixture(scope="module")
-def told(made) -> RunDir:
+def evaluated(made) -> RunDir:
     """A copy of it, evaluated and reported."""
     from merit.evaluate import step as evaluate
     from merit.report.build import build_report
@@ -420,3 +432,22 @@ def test_the_plan_counts_merges_and_trains_no_branch_twice(told, merit):
     model = stages["merge"][1]["disk_bytes"] / 6  # merit, joint, random, random-tokens, wise, soup
     assert stages["merge"][0]["disk_bytes"] == pytest.approx(8 * model)
     assert stages["evaluate"][0]["tokens"] > stages["evaluate"][1]["tokens"]
+
+
+def test_figures_and_the_hub_have_them(told, merit, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kaleido", None)  # no picture needs to be drawn
+    done = merit("report", told.root, "--figures", tmp_path / "figures")
+    assert done.code == 0, done.err
+    csv = (tmp_path / "figures" / "forest-0.csv").read_text()
+    assert csv.splitlines()[1].startswith('"joint",')
+    assert any(line.startswith('"wise@0.5",') for line in csv.splitlines())
+    done = merit("push", told.method("merit-uniform").merged(), "me/uniform", "--dry-run", "--license", "mit")
+    assert done.code == 0, done.err
+    assert "model.safetensors" in done.out
+
+
+def test_a_diagnosis_is_of_the_main_merge_and_of_joint_training(told):
+    models = run_models(edit(told, baselines={"early": {"branches": "joint", "scales": [1.0]}}))
+    assert models.merge == told.method().merged()
+    assert models.joint == told.method("joint").merged()
+    assert len(models.branches) == 2

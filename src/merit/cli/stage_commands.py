@@ -212,11 +212,11 @@ def merge(
         str | None,
         typer.Option(help=f"1,2,3, or a rule ({_rules()}); then `;REGEX=0,1,0` for tensors apart."),
     ] = None,
-    scale: Annotated[list[float] | None, typer.Option(help="β of θ0 + β(merge − θ0); may be repeated.")] = None,
     rule: Annotated[
         str | None, typer.Option(help=f"Of a finished run: merge its branches once more, by this rule ({_rules()}).")
     ] = None,
     ridge: Annotated[float | None, typer.Option(help="With --rule: the rule's ridge, as `merge.ridge`.")] = None,
+    scale: Annotated[list[float] | None, typer.Option(help="β of θ0 + β(merge − θ0); may be repeated.")] = None,
     base: Annotated[str | None, typer.Option(help="θ0, for --scale and for the figures.")] = None,
     dtype: Annotated[str, typer.Option(help="input, float32, bfloat16 or float16.")] = "input",
     adapter: Annotated[
@@ -237,11 +237,12 @@ def merge(
     path = Path(inputs[0])
     if not verify and len(inputs) == 1 and _is_run(path):
         refuse_given(context, *_OF_CHECKPOINTS, why=_AS_CONFIGURED)
-        if rule is not None:
+        if rule is None:
+            refuse_given(context, "ridge", why="is for one more merge of a run; name its --rule")
+        else:
             refuse_given(context, "output", "redo", why="is not for one more merge of a run; leave it out")
             _merge_once_more(path, rule, ridge, json=json)
             return
-        refuse_given(context, "ridge", why="is for one more merge of a run; name its --rule")
         _stage("merge", path, output, redo, json=json)
         return
     refuse_given(context, "rule", "ridge", why="is for one more merge of a finished run; name the run alone")

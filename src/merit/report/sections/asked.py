@@ -62,7 +62,8 @@ def facts(evidence: Evidence) -> Iterator[tuple[str, str]]:
     if rule in extensions.names("rules"):
         yield "Merge rule", extensions.summary("rules", rule).replace("`", "").removesuffix(".")
     if evidence.merges:
-        merges = [f"{item.name} ({item.rule or rule}, the branches of {item.branches})" for item in evidence.merges]
+        own = rule if isinstance(rule, str) else "the same rule"
+        merges = [f"{item.name} ({item.rule or own}, the branches of {item.branches})" for item in evidence.merges]
         yield "Merged once more", series(merges)
     if len(evidence.methods) > 1:
         told = [
