@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from merit.base.files import read_json
 from merit.base.progress import SILENT, Progress
 from merit.config import RunConfig, load_config
 from merit.config.run import BaselineConfig, resolve_paths
-from merit.config.sections import ModelConfig, PrepareStage
+from merit.config.sections import MergeConfig, ModelConfig, PrepareStage, SplitterName
 from merit.data.mixture import Mixture
 from merit.models.layout import FROZEN
 from merit.models.source import ModelFolder, resolve_model
@@ -50,11 +50,25 @@ class Step:
 
 @dataclass(frozen=True)
 class Method:
-    """A method of the run: the main one, or a baseline."""
+    """A method of the run: the main one, or a baseline.
+
+    Attributes:
+        config: of the main method the split and merge sections, in the same form; of one that merges another's
+            branches that one's, with a merge of its own.
+        source: the method whose branches it merges; empty: it trains its own.
+    """
 
     name: str
     dir: MethodDir
-    config: BaselineConfig  # the main method's split and merge sections, in the same form
+    config: BaselineConfig
+    source: str = ""
+
+    @property
+    def splitter(self) -> SplitterName:
+        """How the datasets of its branches were grouped."""
+        if self.config.splitter is None:
+            raise ValueError(f"{self.name} has neither a splitter nor that of {self.source}")
+        return self.config.splitter
 
 
 @dataclass
@@ -189,16 +203,32 @@ class RunContext:
 
     @cached_property
     def methods(self) -> list[Method]:
-        """The main method, then the baselines in the order of the configuration."""
-        split = self.config.split
+        """The main method, its further merges, then the baselines in the order of the configuration."""
+        split, others = self.config.split, self.config.others
         main = BaselineConfig(
             splitter=split.splitter, axes=split.axes, file=split.file, scales=self.config.merge.scales
         )
-        baselines = [
-            Method(name, self.run.method(name), item.model_copy(update={"axes": item.axes or split.axes}))
-            for name, item in self.config.baselines.items()
-        ]
-        return [Method(MAIN_METHOD, self.run.method(), main), *baselines]
+        found = {MAIN_METHOD: Method(MAIN_METHOD, self.run.method(), main)}
+        for name, item in others.items():
+            if item.branches is None:
+                config = item.model_copy(update={"axes": item.axes or split.axes})
+                found[name] = Method(name, self.run.method(name), config)
+        for name, item in others.items():
+            if item.branches is not None:
+                source = found[self.config.trained_by(name)]
+                own = {"branches": item.branches, "merge": item.merge, "scales": item.scales}
+                folder = replace(self.run.method(name), trained=source.dir.root)
+                found[name] = Method(name, folder, source.config.model_copy(update=own), source.name)
+        return [found[name] for name in (MAIN_METHOD, *others)]
+
+    @property
+    def trained(self) -> list[Method]:
+        """The methods that train branches; the others merge theirs once more."""
+        return [method for method in self.methods if not method.source]
+
+    def merging(self, method: Method) -> MergeConfig:
+        """How the method's branches are merged."""
+        return self.config.merge.by(method.config.merge)
 
     def data_fingerprints(self) -> dict[str, str]:
         """Dataset → fingerprint of its encoded content."""

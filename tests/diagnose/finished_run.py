@@ -77,7 +77,7 @@ def finish_run(recipe: Path, *, steps: int = 12, rate: float = 2e-3) -> RunDir:
     write_text(context.run.config, dump_config(context.config, context.base))
     for stage in (mixture, conflict, split):
         stage.run(context)
-    for method in context.methods:
+    for method in context.trained:
         train_method(context, method, steps=steps, rate=rate)
     merge.run(context)
     return context.run
@@ -90,7 +90,9 @@ def train_method(context: Any, method: Any, *, steps: int, rate: float) -> None:
     from merit.models.loading import load_model
     from merit.split.partition import Partition
     from merit.train.spec import BranchResult
+    from merit.train.step import branch_specs
 
+    specs = branch_specs(context, method)
     for k, group in enumerate(Partition.load(method.dir.partition).groups):
         rows = []
         for name in group.datasets:
@@ -99,6 +101,7 @@ def train_method(context: Any, method: Any, *, steps: int, rate: float) -> None:
         model = load_model(context.model.path).train()
         tune(model, rows, steps=steps, rate=rate)
         branch = method.dir.branch(k)
+        specs[k].save(branch.spec)
         model.save_pretrained(branch.checkpoint)
         context.tokenizer.save_pretrained(branch.checkpoint)
         files = {f"checkpoint/{file.name}": sha256_file(file) for file in branch.checkpoint.iterdir()}

@@ -114,6 +114,28 @@ def test_a_rule_of_tensors(folder, tiny_model):
     assert all((value == tensors(run / "merged")[name]).all() for name, value in tensors(folder / "mine").items())
 
 
+def test_a_rule_beside_the_runs_own(folder, tiny_model):
+    """The average stays what it is, and the new rule's merge of the same branches stands beside it."""
+    add(folder, "rules", "largest", LARGEST)
+    run = finish(folder, RECIPE.format(model=tiny_model) + "merge: {also: [largest], scales: [1.0, 0.5]}\n")
+    base = tensors(tiny_model)
+    places = [run / "branches" / name for name in ("00", "01")]
+    branches = [tensors(place / "checkpoint") for place in places]
+    tokens = [json.loads((place / "DONE").read_text())["supervised_tokens"] for place in places]
+    beside = run / "baselines" / "merit-largest"
+    average, further, half = (tensors(folder) for folder in (run / "merged", beside / "merged", beside / "merged@0.5"))
+    for name, start in base.items():
+        models = [branch[name].astype("f8") for branch in branches]
+        mean = sum(n * model for n, model in zip(tokens, models, strict=True)) / sum(tokens)
+        np.testing.assert_allclose(average[name], mean, rtol=1e-6, atol=1e-9)
+        one, two = (model - start for model in models)
+        wanted = start + np.where(abs(one) >= abs(two), one, two)
+        assert (further[name] == wanted.astype("f4")).all()
+        np.testing.assert_allclose(half[name], (start + wanted) / 2, atol=1e-6)
+    assert "merit-largest (largest, the branches of merit)" in (run / "report.html").read_text()
+    python(folder, "-m", "merit", "merge", "--verify", str(beside / "merged"))
+
+
 def test_a_rule_by_linear_layers(folder, tiny_model):
     add(folder, "rules", "closed", CLOSED)
     run = finish(folder, recipe(tiny_model, "closed").replace("scales", "ridge: 0.5, scales"))

@@ -65,7 +65,7 @@ calibration: {{examples: 4}}
 split: {{splitter: pca, axes: 1}}
 train:
   {{epochs: 1, learning_rate: 3.0e-3, batch_tokens: 300, precision: fp32, checkpoint_minutes: 1.0e-6, snapshots: 2}}
-merge: {{scales: [1.0, 0.5]}}
+merge: {{scales: [1.0, 0.5], also: [uniform]}}
 evaluate: {{held_out: 2, generate: 1, max_new_tokens: 2, drift: 1}}
 """
 _OPTIONAL = """
@@ -174,7 +174,7 @@ class World:
             if not (run / name).is_file() or (run / name).read_text() != text:
                 wrong.append(f"the user's {name} is gone")
         wrong += [f"{path.name} is left over" for path in run.rglob("*.part")]
-        wrong += [f"{path.name} is left over" for path in run.glob(".*.merging")]
+        wrong += [f"{path.name} is left over" for path in run.rglob(".*.merging")]
         wrong += [f"{name} is missing" for name in ("report.html", "README.md") if not (run / name).is_file()]
         return wrong
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,21 @@ def test_what_is_given_up_is_said():
     text = "\n".join(advice.lines)
     assert "of in-mixture loss against joint (words of joint)" in text
     assert advice.next.label.split(" × ")[0] != advice.best.label.split(" × ")[0]
+
+
+def test_the_best_merge_of_each_set_of_branches_follows_the_trade_off():
+    found = [
+        replace(candidate("merit", 1.6, 1.9, 1.0), branches="merit"),
+        replace(candidate("merit × 0.5", 1.9, 2.1, 0.9), branches="merit"),
+        replace(candidate("merit-regmean", 1.1, 1.7, 1.4), branches="merit"),
+        replace(candidate("joint", 1.0, 3.0, 2.0), branches="joint"),
+        replace(candidate("joint × 0.5", 1.4, 2.2, 1.2), branches="joint"),
+    ]
+    for prefer, best in (("in_mixture=1", "merit-regmean"), ("retention=1", "merit × 0.5")):
+        advice = choose(found, parse_trade_off(prefer), "note")
+        assert {name: item.label for name, item in advice.merges.items()} == {"merit": best}
+        assert f"  of the merges of merit's branches: {best} (words of {best})" in advice.lines
+    assert "merges" not in "".join(choose(FOUND, parse_trade_off(None), "note").lines)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,15 @@ def test_validation_chooses(finished):
     assert {point.ridge for point in regmean.points} == {0.1, 1.0}
 
 
+def test_a_ridge_of_ones_own_is_not_chosen(finished):
+    """The same branches, the same ridge: the same model as validation had to choose from."""
+    _, found, _ = finished
+    for item in found:
+        (firm,) = item.methods["merit-1d-firm"].points
+        same = next(point for point in item.methods["merit-1d-regmean"].points if point.ridge == 1.0)
+        assert (firm.ridge, firm.validation, firm.distance) == (1.0, same.validation, same.distance)
+
+
 def test_validation_and_test_are_apart(finished):
     study, _, _ = finished
     examples = _job(study, 0).examples

@@ -37,7 +37,8 @@ methods:
   soup-2: {splitter: replicate, copies: 2}
   random-2: {splitter: random, axes: 1}
   merit-1d: {splitter: pca, axes: 1, scales: [1.0, 1.5]}
-  merit-1d-regmean: {splitter: pca, axes: 1, merge: regmean}
+  merit-1d-regmean: {branches: merit-1d, merge: regmean}
+  merit-1d-firm: {branches: merit-1d, merge: {rule: regmean, ridge: 1.0}}
   merit-1d-ties: {splitter: pca, axes: 1, merge: ties}
 question: {seeds: 1}
 """

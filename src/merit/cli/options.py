@@ -45,9 +45,10 @@ def complete_branch(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]
 
 
 def complete_method(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The main method and the baselines of the run on the line."""
+    """The main method and the baselines of the run on the line that have branches."""
     run = _run(ctx)
-    names = [] if run is None else [folder.name for folder in _folders(run.baselines)]
+    folders = [] if run is None else _folders(run.baselines)
+    names = [folder.name for folder in folders if not (folder / "merge.json").exists() or (folder / "split").is_dir()]
     return _matching([MAIN_METHOD, *names], incomplete)
 
 

@@ -215,7 +215,10 @@ def merge(
         typer.Option(help=f"1,2,3, or a rule ({_rules()}); then `;REGEX=0,1,0` for tensors apart."),
     ] = None,
     rule: Annotated[
-        str | None, typer.Option(help=f"A merge rule that needs no data, with --base ({_rules()}).")
+        str | None,
+        typer.Option(
+            help=f"A rule ({_rules()}): of folders, with --base; of a finished run, merges its branches once more."
+        ),
     ] = None,
     ridge: Annotated[float | None, typer.Option(help="With --rule: the pull toward the average.")] = None,
     scale: Annotated[list[float] | None, typer.Option(help="β of θ0 + β(merge − θ0); may be repeated.")] = None,
@@ -239,6 +242,12 @@ def merge(
     path = Path(inputs[0])
     if not verify and len(inputs) == 1 and _is_run(path):
         refuse_given(context, *_OF_CHECKPOINTS, why=_AS_CONFIGURED)
+        if rule is None:
+            refuse_given(context, "ridge", why="is for one more merge of a run; name its --rule")
+        else:
+            refuse_given(context, "output", "redo", why="is not for one more merge of a run; leave it out")
+            _merge_once_more(path, rule, ridge, json=json)
+            return
         _stage("merge", path, output, redo, json=json)
         return
     refuse_given(context, "redo", why="is for a run; to merge checkpoints again, name another --out")
@@ -271,6 +280,27 @@ def merge(
         result = verify_models(inputs, output, progress) if verify else merge_models(inputs, wanted, progress)
     for line in [result.record.model_dump_json()] if json else result.lines:
         say(line)
+
+
+def _merge_once_more(path: Path, rule: str, ridge: float | None, *, json: bool) -> None:
+    if not path.is_dir():
+        raise InputError(
+            f"is for a run directory; here, add `merge: {{also: [{rule}]}}` to {path}, and `merit run` it",
+            field="--rule",
+        )
+    with open_run(path) as context:
+        from merit.merge.also import add_merge
+
+        method, found = add_merge(context, rule, ridge)
+    from merit.cli.console import say, say_json
+
+    folders = [str(method.dir.merged(scale)) for scale in method.config.scales]
+    if json:
+        merge = found.model_dump(mode="json", include={"weights", "displacement", "branch_displacement", "left_out"})
+        say_json({"run": str(path), "method": method.name, "folders": folders, "merge": merge})
+        return
+    say(f"merged {len(found.weights)} branches by {rule}, as {method.name}: {', '.join(folders)}")
+    say(f"`merit evaluate {path}` measures it")
 
 
 def _is_run(path: Path) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from merit.base import extensions
+from merit.base.errors import did_you_mean
 from merit.config.calibration import CalibrationConfig
 from merit.config.diagnose import DiagnoseConfig
 from merit.config.launch import LaunchConfig
@@ -32,6 +33,7 @@ from merit.config.sections import (
     MergeConfig,
     ModelConfig,
     PrepareConfig,
+    RuleConfig,
     Scale,
     Section,
     Seed,
@@ -48,12 +50,50 @@ Problem = tuple[Location, str]
 _VERSIONS = ("merit-tuning", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
 
 
-class BaselineConfig(Section):
-    """Another splitter, run through the same stages with the same tokens. A plain string is short for `splitter`."""
+def also_name(rule: str) -> str:
+    """What the merge of the main method's branches by a rule of `merge.also` is called."""
+    return f"{MAIN_METHOD}-{rule}"
 
-    splitter: SplitterName = Field(description="`single` is joint training, `replicate` a uniform soup.")
+
+def trained_by(name: str, branches: Mapping[str, str | None]) -> str:
+    """Follows `branches` from the method `name` to the one that trains.
+
+    Args:
+        branches: every method → the method whose branches it merges; None: it trains its own.
+
+    Raises:
+        ValueError: the way leads to no such method, or back; says so in words.
+    """
+    seen = [name]
+    while (further := branches[seen[-1]]) is not None:
+        if further not in branches:
+            known = [other for other in branches if other != name]
+            near = did_you_mean(further, known, otherwise=f"; there are {', '.join(known)}")
+            raise ValueError(f"no method {further!r:.60}{near}")
+        if further in seen:
+            raise ValueError(f"leads back to `{further}`: name a method that trains its own branches")
+        seen.append(further)
+    return seen[-1]
+
+
+class BaselineConfig(Section):
+    """Another splitter with the same tokens, or another merge of a method's branches. A string is short for `splitter`.
+
+    It runs through the same stages as the main method.
+    """
+
+    splitter: SplitterName | None = Field(
+        default=None, description="`single` is joint training, `replicate` a uniform soup. Give this or `branches`."
+    )
     axes: AxesCount | None = Field(default=None, description="Default: the main method's.")
     file: LocalPath | None = Field(default=None, description="Group file of a `manual` baseline.")
+    branches: str | None = Field(
+        default=None,
+        description="Train nothing: merge the branches of this method, `merit` or another baseline, once more.",
+    )
+    merge: RuleConfig | None = Field(
+        default=None, description="The merge rule, e.g. `regmean` or {rule: regmean, ridge: 0.1}. Default: as `merge`."
+    )
     scales: list[Scale] = Field(
         default_factory=lambda: [1.0],
         min_length=1,
@@ -64,6 +104,18 @@ class BaselineConfig(Section):
     @classmethod
     def _from_string(cls, value: Any) -> Any:
         return {"splitter": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _trains_or_merges(self) -> BaselineConfig:
+        problems: list[Problem] = []
+        if self.branches is None and self.splitter is None:
+            problems.append((("splitter",), "missing; give this field, or `branches`"))
+        for name in ("splitter", "axes", "file"):
+            if self.branches is not None and getattr(self, name) is not None:
+                problems.append(((name,), f"the branches of `{self.branches}` are split already; remove this key"))
+        if problems:
+            raise refused(problems)
+        return self
 
 
 class RunConfig(Section):
@@ -103,10 +155,56 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _across_fields(self) -> RunConfig:
-        problems = [*self._wrong_names(), *self._wrong_splits(), *self._wrong_checks()]
+        problems = [*self._wrong_names(), *self._wrong_also(), *self._wrong_branches()]
+        problems += [*self._wrong_splits(), *self._wrong_checks()]
         if problems:
             raise refused(problems)
         return self
+
+    @property
+    def others(self) -> dict[str, BaselineConfig]:
+        """Every method but the main one, by name: what `merge.also` stands for, then the baselines."""
+        also = {
+            also_name(item.rule): BaselineConfig(branches=MAIN_METHOD, merge=item, scales=self.merge.scales)
+            for item in self.merge.also
+        }
+        return also | self.baselines
+
+    def trained_by(self, name: str) -> str:
+        """The method whose branches the method `name` merges: itself, unless it says `branches`.
+
+        Raises:
+            ValueError: there is none; says why in words.
+        """
+        return trained_by(name, {MAIN_METHOD: None} | {name: item.branches for name, item in self.others.items()})
+
+    def _wrong_also(self) -> Iterator[Problem]:
+        known: set[str] = set()
+        if self.merge.also and extensions.load("splitters", self.split.splitter).one_group:
+            yield ("merge", "also"), f"`splitter: {self.split.splitter}` makes one branch: there is nothing to merge"
+        for index, item in enumerate(self.merge.also):
+            at, name = ("merge", "also", index), also_name(item.rule)
+            if name in known:
+                yield at, f"the name `{name}` is used twice; give one a name of its own in `baselines`"
+            elif name in self.baselines:
+                yield at, f"`{name}` is also the name of a baseline; rename that one"
+            elif self.merge.by(item).same_rule(self.merge):
+                yield at, f"`merge.weights` is `{item.rule}` already; remove one of the two"
+            known.add(name)
+
+    def _wrong_branches(self) -> Iterator[Problem]:
+        for name, item in self.baselines.items():
+            try:
+                trained = self.trained_by(name)
+            except ValueError as error:
+                yield ("baselines", name, "branches"), str(error)
+                continue
+            splitter = (self.split if trained == MAIN_METHOD else self.baselines[trained]).splitter
+            if item.merge is not None and splitter and extensions.load("splitters", splitter).one_group:
+                yield (
+                    ("baselines", name, "merge"),
+                    f"`splitter: {splitter}` makes one branch: there is nothing to merge; remove this key",
+                )
 
     def _wrong_names(self) -> Iterator[Problem]:
         sections: dict[Location, Iterable[str]] = {
@@ -146,6 +244,7 @@ class RunConfig(Section):
         wanted += [
             (("baselines", name), base.splitter, base.axes or self.split.axes, base.file)
             for name, base in self.baselines.items()
+            if base.splitter is not None
         ]
         for at, splitter, axes, file in wanted:
             found = extensions.load("splitters", splitter)

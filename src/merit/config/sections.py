@@ -305,8 +305,20 @@ else:
     RuleName = Literal[extensions.names("rules")]
 
 PUBLISHED: RuleName = "tokens"  # the rule of the paper, which others are compared with
-RIDGE = {"fisher": 0.1, "regmean": 0.01}  # what validation chose most often in docs/study.md
-OTHER_RIDGE = 0.1
+
+
+class RuleConfig(Section):
+    """How else to merge the same branches. A plain string is short for `rule`."""
+
+    rule: RuleName = Field(description="The merge rule, as `merge.weights`.")
+    ridge: float | None = Field(
+        default=None, gt=0, le=1e6, description="As `merge.ridge`. Default: the rule's own default."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"rule": value} if isinstance(value, str) else value
 
 
 class MergeConfig(Section):
@@ -317,8 +329,8 @@ class MergeConfig(Section):
         default=None,
         gt=0,
         le=1e6,
-        description="Pull toward the token average (rules by curvature), relative to the mean curvature of a tensor. "
-        f"Default: {', '.join(f'{ridge:g} for {rule}' for rule, ridge in RIDGE.items())}; {OTHER_RIDGE:g} for others.",
+        description="Pull toward the token average (rules that solve), relative to the mean curvature of a tensor. "
+        "Default: the rule's own, 0.01 for regmean and 0.1 for others.",
     )
     curvature_examples: int = Field(
         default=64, ge=2, description="Training examples used to estimate each branch's curvature (rules by curvature)."
@@ -330,11 +342,30 @@ class MergeConfig(Section):
         default_factory=lambda: [1.0], min_length=1, description="Write one model for each β; 1 is the merge itself."
     )
     shard_bytes: int = Field(default=SHARD_BYTES, ge=1_000_000, description="Largest safetensors shard, in bytes.")
+    also: list[RuleConfig] = Field(
+        default_factory=list,
+        description="Further rules to merge the same branches by, e.g. [regmean]; each is a model of its own, called "
+        "merit-RULE. Short for `baselines: {merit-RULE: {branches: merit, merge: RULE}}`, with this section's scales.",
+    )
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """What fingerprints hold of it. A further rule has a merge of its own, and changes no other."""
+        return self.model_dump(mode="json", exclude={"also"})
+
+    def by(self, own: RuleConfig | None) -> MergeConfig:
+        """The same with a method's own rule, if it has one."""
+        return self if own is None else self.model_copy(update={"weights": own.rule, "ridge": own.ridge})
+
+    def same_rule(self, other: MergeConfig) -> bool:
+        """Whether both merge the same branches to the same model."""
+        return (self.weights, self.effective_ridge) == (other.weights, other.effective_ridge)
 
     @property
     def effective_ridge(self) -> float:
         """The ridge, or the rule's default."""
-        return RIDGE.get(self.weights, OTHER_RIDGE) if self.ridge is None else self.ridge
+        default: float = extensions.load("rules", self.weights).ridge
+        return default if self.ridge is None else self.ridge
 
 
 class EvaluateConfig(Section):

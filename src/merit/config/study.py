@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from merit.base import extensions
 from merit.config.calibration import CalibrationConfig
 from merit.config.launch import LaunchConfig
+from merit.config.run import trained_by
 from merit.config.sections import (
     PUBLISHED,
     Balance,
@@ -18,6 +19,7 @@ from merit.config.sections import (
     DatasetConfig,
     Location,
     ModelConfig,
+    RuleConfig,
     Scale,
     Section,
     Seed,
@@ -37,16 +39,40 @@ STRETCHED = [0.7, 1.0, 1.5, 2.0]  # β of a merge: averaging has shortened it al
 MIXED = [0.7, 1.0, 1.5]  # β of a curvature-aware merge, which may run either way
 
 
+TRAINING = ("splitter", "axes", "copies", "epochs", "rate", "pull")  # what a method's branches are trained by
+
+
 class MethodConfig(Section):
     """One method. Methods that train the same branches share them: cells are known by their content."""
 
-    splitter: SplitterName = Field(description="`single` is joint training, `replicate` a uniform soup.")
+    splitter: SplitterName = Field(
+        description="`single` is joint training, `replicate` a uniform soup. Give this or `branches`."
+    )
     axes: int | Literal["auto"] = Field(default=1, description="K = 2^axes groups; `auto` chooses by the evidence.")
     copies: int | None = Field(default=None, ge=2, le=16, description="Joint runs in a soup (`replicate`).")
     epochs: float = Field(default=1.0, gt=0, description="Passes over the data, as a multiple of `train.epochs`.")
     rate: float = Field(default=1.0, gt=0, le=100, description="Learning rate, as a multiple of `train.learning_rate`.")
     pull: float = Field(default=0.0, ge=0, description="Weight decay toward θ0.")
-    merge: StudyRule = Field(default=PUBLISHED, description="How to merge the branches; the last two need mergekit.")
+    branches: str | None = Field(
+        default=None,
+        description="Train nothing: merge the branches of this method once more. What it trains is that method's.",
+    )
+    merge: StudyRule = Field(
+        default=PUBLISHED,
+        description="How to merge the branches, e.g. `regmean` or {rule: regmean, ridge: 0.1}; the last two need "
+        "mergekit.",
+    )
+    ridge: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        description="Ridge of the merge. Default: validation chooses among `curvature.ridge`; where a rule looks at "
+        "tensors alone, its own default.",
+    )
+    also: list[RuleConfig] = Field(
+        default_factory=list,
+        description="Further rules to merge the same branches by, e.g. [regmean]; each is a method NAME-RULE.",
+    )
     scales: list[Scale] = Field(
         default_factory=lambda: [1.0],
         min_length=1,
@@ -55,6 +81,14 @@ class MethodConfig(Section):
     pool: str | None = Field(
         default=None, description="Methods of one pool are settings of one method; validation chooses among them."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_rule(cls, value: Any) -> Any:
+        merge = value.get("merge") if isinstance(value, dict) else None
+        if isinstance(merge, dict) and "rule" in merge and set(merge) <= {"rule", "ridge"}:
+            return {**value, "merge": merge["rule"], "ridge": merge.get("ridge")}
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> MethodConfig:
@@ -93,9 +127,68 @@ class MethodConfig(Section):
         return None if self.axes == "auto" else 2**self.axes
 
     @property
+    def training(self) -> tuple[Any, ...]:
+        """What its branches depend on besides the seed and the budget."""
+        return tuple(getattr(self, name) for name in TRAINING)
+
+    @property
     def passes(self) -> float:
         """Training tokens, as a multiple of one joint run at `epochs: 1`."""
         return self.epochs * (self.copies or 1)
+
+
+def spell_out(methods: dict[str, Any]) -> dict[str, Any]:
+    """The methods as a file has them, with `also` and `branches` written out.
+
+    A method of `also` becomes one with `branches`, and that one gets what the other trains by. What is malformed stays
+    as it is, for the schema to refuse.
+
+    Raises:
+        PydanticCustomError: a name is used twice; no such method; a key that contradicts the branches.
+    """
+    problems: list[tuple[Location, str]] = []
+    found: dict[str, Any] = {}
+    for name, item in methods.items():
+        also = item.get("also") if isinstance(item, dict) else None
+        rules = [_rule(entry) for entry in also] if isinstance(also, list) else []
+        if not rules or None in rules:
+            found[name] = item
+            continue
+        found[name] = {key: value for key, value in item.items() if key != "also"}
+        scales = {"scales": item["scales"]} if "scales" in item else {}
+        for index, (entry, rule) in enumerate(zip(also or [], rules, strict=True)):
+            further = f"{name}-{rule}"
+            if further in methods or further in found:
+                problems.append(((name, "also", index), f"`{further}` is also the name of another method"))
+            found[further] = {"branches": name, "merge": entry, **scales}
+    chain = {name: _text(item, "branches") for name, item in found.items()}
+    for name, item in found.items():
+        if chain[name] is None:
+            continue
+        try:
+            source = found[trained_by(name, chain)]
+        except ValueError as error:
+            problems.append(((name, "branches"), str(error)))
+            continue
+        theirs = {key: source[key] for key in TRAINING if key in source} if isinstance(source, dict) else {}
+        for key in TRAINING:
+            if key in item and item[key] != theirs.get(key, MethodConfig.model_fields[key].default):
+                problems.append(((name, key), f"the branches of `{chain[name]}` are trained already; remove this key"))
+        found[name] = {**item, **theirs}
+    if problems:
+        raise refused(problems)
+    return found
+
+
+def _rule(entry: Any) -> str | None:
+    """The rule of an entry of `also`, where there is such a rule."""
+    name = entry if isinstance(entry, str) else _text(entry, "rule")
+    return name if name in extensions.names("rules") else None
+
+
+def _text(item: Any, key: str) -> str | None:
+    value = item.get(key) if isinstance(item, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def standard_methods() -> dict[str, MethodConfig]:
@@ -250,6 +343,11 @@ class StudyConfig(Section):
     draws: int = Field(default=2000, ge=200, le=100_000, description="Bootstrap draws.")
     output: str | None = Field(default=None, description="The study's directory. Default: runs/<name of this file>.")
 
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _spelt_out(cls, value: Any) -> Any:
+        return spell_out(value) if isinstance(value, dict) else value
+
     @field_validator("seeds", mode="after")
     @classmethod
     def _distinct(cls, value: list[int]) -> list[int]:
@@ -263,6 +361,11 @@ class StudyConfig(Section):
         if problems:
             raise refused(problems)
         return self
+
+    def trained_by(self, name: str) -> str:
+        """The first method that has the same branches as the method `name`."""
+        wanted = self.methods[name].training
+        return next(other for other, item in self.methods.items() if item.training == wanted)
 
     def _wrong_model(self) -> Iterator[tuple[Location, str]]:
         if self.model is None and self.warmup is None:

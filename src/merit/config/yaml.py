@@ -307,8 +307,8 @@ def _keys_at(root: type[BaseModel], at: Location) -> list[str]:
     parts = iter(at)
     for part in parts:
         annotation: Any = model.model_fields[str(part)].annotation
-        if get_origin(annotation) is dict:
-            next(parts, None)  # a name that the user chose
+        if get_origin(annotation) in (dict, list):
+            next(parts, None)  # a name that the user chose, or a place in a list
         kinds = [item for item in (annotation, *get_args(annotation)) if isinstance(item, type)]
         sections = [item for item in kinds if issubclass(item, BaseModel)]
         if not sections:

@@ -111,7 +111,7 @@ def _enough(context: RunContext) -> Callable[[SketchStore], bool]:
 
 def _axes(context: RunContext) -> int:
     """Axes kept: as many as the split may need."""
-    wanted = [method.config.axes or 1 for method in context.methods]
+    wanted = [method.config.axes or 1 for method in context.trained]
     return max(most_axes(len(context.config.mixture)) if axes == "auto" else axes for axes in wanted)
 
 

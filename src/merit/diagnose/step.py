@@ -97,14 +97,12 @@ def run_models(context: RunContext) -> Models:
     Raises:
         InputError: not merged yet.
     """
-    main, *baselines = context.methods
+    main, *baselines = context.trained
     merge = _merge(context.run, main)
     branches = [k for k in range(len(merge.weights) + len(merge.left_out)) if k not in merge.left_out]
     if len(branches) < 2:
         raise InputError("a diagnosis needs at least two branches; the main method of this run has one")
-    joint = next(
-        (item for item in baselines if find_splitter(item.config.splitter).one_group and _is_merged(item)), None
-    )
+    joint = next((item for item in baselines if find_splitter(item.splitter).one_group and _is_merged(item)), None)
     trajectories = {f"branch {i}": main.dir.branch(k).snapshot(0).parent for i, k in enumerate(branches)}
     if joint:
         trajectories[JOINT] = joint.dir.branch(0).snapshot(0).parent

@@ -51,6 +51,7 @@ class TableRow(Record):
     displacement: float | None  # ‖θ − θ0‖, None for θ0 itself
     supervised_tokens: int
     train_seconds: float
+    branches: str | None = None  # the method whose branches it merges; None for θ0, and in tables of older runs
 
 
 class Comparison(Record):

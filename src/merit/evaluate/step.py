@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from merit.base.record import fingerprint
-from merit.context import RunContext, Step
+from merit.context import Method, RunContext, Step
 from merit.evaluate.measure import measure, missing, spread, subjects
 from merit.evaluate.scores import ModelScores
 from merit.evaluate.table import MethodFacts, make_table
-from merit.merge.step import MethodMerge, merged_branches
+from merit.merge.step import MethodMerge, merge_words, merged_branches
 from merit.split.partition import Partition
 from merit.split.step import describe
 
@@ -42,14 +42,19 @@ def run(context: RunContext) -> dict[str, Any]:
     return {"models": len(scores), "measured": todo}
 
 
+def _groups(method: Method) -> str:
+    return describe(method, len(Partition.load(method.dir.partition).groups))
+
+
 def _write_table(context: RunContext, scores: list[ModelScores]) -> None:
     facts = {}
     for method in context.methods:
         merge = MethodMerge.load(method.dir.merge_record)
         facts[method.name] = MethodFacts(
-            description=describe(method, len(Partition.load(method.dir.partition).groups)),
+            description=", ".join(filter(None, (_groups(method), merge_words(context, method)))),
             branches=merged_branches(method),
             left_out=merge.left_out,
+            source=method.source or method.name,
             displacement=merge.displacement,
             branch_displacement=merge.branch_displacement,
         )

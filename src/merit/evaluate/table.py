@@ -21,6 +21,7 @@ class MethodFacts:
     displacement: Mapping[str, float]  # scale, as `%g` → ‖θ − θ0‖
     branch_displacement: Sequence[float]  # in the order of `branches`
     left_out: Sequence[int] = ()  # branches that were not done
+    source: str = ""  # the method that trained the branches
 
     @property
     def supervised_tokens(self) -> int:
@@ -28,13 +29,16 @@ class MethodFacts:
 
 
 def make_table(scores: Sequence[ModelScores], facts: Mapping[str, MethodFacts]) -> Table:
-    """Rows in the order of `scores`; every merge of the main method is compared with every other method's."""
+    """Rows in the order of `scores`; every merge of the main method is compared with every other method's.
+
+    So are further merges of its branches, but not among themselves.
+    """
     rows = [_row(item, facts.get(item.method)) for item in scores]
     mine = [item for item in scores if item.kind == "merge" and item.method == "merit"]
     others = [item for item in scores if item.kind != "branch" and item.method != "merit"]
-    comparisons = [
-        comparison for a in mine for b in others for face in _FACES if (comparison := _compare(a, b, face)) is not None
-    ]
+    further = [item for item in others if item.method in facts and facts[item.method].source == "merit"]
+    pairs = [(a, b) for a in mine for b in others] + [(a, b) for a in further for b in others if b not in further]
+    comparisons = [comparison for a, b in pairs for face in _FACES if (comparison := _compare(a, b, face)) is not None]
     return Table(rows=rows, comparisons=comparisons, notes=_notes(scores, facts))
 
 
@@ -60,6 +64,7 @@ def _row(scores: ModelScores, facts: MethodFacts | None) -> TableRow:
         displacement=displacement,
         supervised_tokens=sum(item.supervised_tokens for item in branches),
         train_seconds=sum(item.seconds for item in branches),
+        branches=facts.source if facts else None,
     )
 
 

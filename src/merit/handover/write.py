@@ -50,12 +50,14 @@ def find_method(context: RunContext, name: str) -> Method:
     """The method called `name`.
 
     Raises:
-        InputError: the run has no such method.
+        InputError: the run has no such method, or it has no branches of its own.
     """
     for method in context.methods:
+        if method.name == name and method.source:
+            raise InputError(f"{name!r} merges the branches of {method.source!r}; name that one", field="--method")
         if method.name == name:
             return method
-    known = ", ".join(method.name for method in context.methods)
+    known = ", ".join(method.name for method in context.trained)
     raise InputError(f"no method {name!r} in this run; there are: {known}", field="--method")
 
 

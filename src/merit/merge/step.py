@@ -47,7 +47,7 @@ def depends(context: RunContext) -> dict[str, str]:
     """The branches' weights and the merge's settings."""
     return {
         "branches": fingerprint([_inputs(context, method) for method in context.methods]),
-        "merge": fingerprint(context.config.merge, [[m.name, m.config.scales] for m in context.methods]),
+        "merge": fingerprint(context.config.merge.mark, [_wanted(method) for method in context.methods]),
         "model": context.model.fingerprint,
     }
 
@@ -79,24 +79,38 @@ def files(context: RunContext) -> list[Path]:
 
 def run(context: RunContext) -> dict[str, Any]:
     """Writes merged/ (and merged@β/) of every method whose branches or settings changed."""
-    merged = 0
-    for method in context.methods:
-        mark = fingerprint(
-            _inputs(context, method), context.config.merge, method.config.scales, context.model.fingerprint
-        )
-        if not kept(method.dir.merge_record, MethodMerge, {"fingerprint": mark}, Files(method.dir.root)).fresh:
-            sweep_parts(method.dir.root)
-            merge_method(context, method, mark)
-            merged += 1
-    return {"merged": merged}
+    checked: set[Path] = set()
+    return {"merged": sum(make_merge(context, method, checked) for method in context.methods)}
+
+
+def make_merge(context: RunContext, method: Method, checked: set[Path]) -> bool:
+    """Writes the merge of one method's branches, unless it is there and still holds: whether it was written.
+
+    Args:
+        checked: where the branches are whose checksums this process has seen to be right; they are added.
+
+    Raises:
+        InputError: a branch is not finished, or the merge refuses it.
+        StageError: a branch is damaged.
+    """
+    config = context.merging(method)
+    mark = fingerprint(_inputs(context, method), config.mark, method.config.scales, context.model.fingerprint)
+    if kept(method.dir.merge_record, MethodMerge, {"fingerprint": mark}, Files(method.dir.root)).fresh:
+        return False
+    if method.dir.home not in checked:
+        check_branches(context, method, branch_results(context, method))
+        checked.add(method.dir.home)
+    sweep_parts(method.dir.root)
+    merge_method(context, method, mark)
+    return True
 
 
 def merge_method(context: RunContext, method: Method, mark: str) -> MethodMerge:
-    """Merges one method's branches by the configured rule (the method's step 4)."""
+    """Merges one method's branches by its rule (the method's step 4)."""
     from merit.merge.average import merge_checkpoints
     from merit.merge.card import write_card
 
-    config = context.config.merge
+    config = context.merging(method)
     results = branch_results(context, method)
     branches = Branches(
         [method.dir.branch(k).checkpoint for k in results], [result.supervised_tokens for result in results.values()]
@@ -104,7 +118,6 @@ def merge_method(context: RunContext, method: Method, mark: str) -> MethodMerge:
     rule = find_rule(config.weights)
     weights = rule.weights(branches)
     outputs = {scale: method.dir.merged(scale) for scale in method.config.scales}
-    check_branches(context, method, results)
     method.dir.merge_record.unlink(missing_ok=True)
     _clear(method)
     inputs, shares, distances = branches.folders, weights, None
@@ -190,6 +203,21 @@ def _files(method: Method, merge: MergeResult) -> dict[str, str]:
     return found
 
 
+def _wanted(method: Method) -> list[Any]:
+    """A method's own part of what the stage depends on, without what merit 0.1.0 did not have."""
+    own = method.config.merge
+    return [method.name, method.config.scales, *([method.source, own] if own is not None or method.source else [])]
+
+
+def merge_words(context: RunContext, method: Method) -> str:
+    """The merge in a few words; empty where the run has one merge of each method's branches by one rule."""
+    shared = method.source or any(other.source == method.name for other in context.methods)
+    if not shared and method.config.merge is None:
+        return ""
+    config, rule = context.merging(method), find_rule(context.merging(method).weights)
+    return rule.label if config.ridge is None or rule.is_average else f"{rule.label} with ridge {config.ridge:g}"
+
+
 def _says(context: RunContext) -> str:
     return f"merging the branches of {', '.join(method.name for method in context.methods)}"
 
@@ -214,7 +242,7 @@ def _sum_up(context: RunContext, method: Method, rule: MergeRule, branches: Bran
     from merit.merge.ray import Ray
     from merit.models.loading import load_model
 
-    config = context.config.merge
+    config = context.merging(method)
     ray = Ray(load_model(context.model.path, trust_remote_code=context.model.trust_remote_code))
     with context.progress.bar(f"curvature {method.name}", total=len(branches.folders), unit="branch") as bar:
         sums, distances = ray.sum_up(rule, branches, context.run, config.curvature_examples, bar.update)

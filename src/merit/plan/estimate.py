@@ -78,7 +78,7 @@ def plan_run(
         tokens_per_second=tokens_per_second,
         partitions={
             method.name: Partition.load(method.dir.partition)
-            for method in context.methods
+            for method in context.trained
             if method.dir.partition.is_file()
         },
         at_once=launch.parallel or max(1, len(visible_gpus())),
@@ -146,7 +146,11 @@ class Estimate:
         """The main method, the baselines, and joint training, which is planned for comparison if it is not run."""
         split = self.config.split
         wanted = [(MAIN_METHOD, split.splitter, split.axes, True)]
-        wanted += [(name, item.splitter, item.axes or split.axes, True) for name, item in self.config.baselines.items()]
+        wanted += [
+            (name, item.splitter, item.axes or split.axes, True)
+            for name, item in self.config.baselines.items()
+            if item.splitter is not None
+        ]
         if not any(find_splitter(splitter).one_group for _, splitter, _, _ in wanted):
             wanted.append((JOINT, UNSPLIT, 0, False))
         methods = []
@@ -201,8 +205,9 @@ class Estimate:
 
     @property
     def _merging(self) -> StageCost:
-        """Bound by the disk: every checkpoint is read once, every merged model written once."""
-        inputs = sum(len(method.branches) for method in self._configured)
+        """Bound by the disk: every merge reads its checkpoints once, every merged model is written once."""
+        branches = {method.name: len(method.branches) for method in self._configured}
+        inputs = sum(branches[self.config.trained_by(name)] for name in (MAIN_METHOD, *self.config.others))
         read = FP32 * self.model.parameters * inputs
         written = self._merged_models * _MERGED[self.config.merge.dtype] * self.model.parameters
         return StageCost(
@@ -253,7 +258,7 @@ class Estimate:
 
     @property
     def _merged_models(self) -> int:
-        return len(self.config.merge.scales) + sum(len(item.scales) for item in self.config.baselines.values())
+        return len(self.config.merge.scales) + sum(len(item.scales) for item in self.config.others.values())
 
     def _hours(self, flops: float) -> float | None:
         speed = self.tokens_per_second

@@ -107,11 +107,11 @@ def _trl(context: RunContext) -> None:
 
 def _groups(context: RunContext) -> None:
     """The user's own groups name the datasets of the mixture; their tokens do not matter yet."""
-    for method in context.methods:
-        if find_splitter(method.config.splitter).needs_file and method.config.file is not None:
+    for method in context.trained:
+        if find_splitter(method.splitter).needs_file and method.config.file is not None:
             tokens = dict.fromkeys(context.config.mixture, 1)
             request = SplitRequest(tokens, r=1, seed=context.config.seed, file=Path(method.config.file))
-            make_partition(method.config.splitter, request)
+            make_partition(method.splitter, request)
 
 
 def check_run(path: Path, progress: Progress = SILENT) -> CheckReport:

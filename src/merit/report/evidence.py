@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from merit.base.errors import InputError
 from merit.base.files import read_json
 from merit.base.record import Record, whole
+from merit.config.run import also_name, trained_by
 from merit.config.yaml import read_yaml
 from merit.conflict.axes import AxesResult
 from merit.conflict.explain import Explanation
@@ -80,6 +81,15 @@ class MethodEvidence:
         return self.partition is not None and known_splitter(self.partition.splitter).one_group
 
 
+@dataclass(frozen=True)
+class FurtherMerge:
+    """A method that trains nothing: another merge of a method's branches."""
+
+    name: str
+    branches: str  # whose
+    rule: str | None  # None: the run's own
+
+
 @dataclass
 class Reader:
     """Reads records, and keeps what went wrong in words."""
@@ -127,7 +137,8 @@ class Evidence:
     explanation: Explanation | None
     axes_evidence: AxesEvidence | None
     gate: GateResult | None
-    methods: Sequence[MethodEvidence]  # the main one first
+    methods: Sequence[MethodEvidence]  # those that train, the main one first
+    merges: Sequence[FurtherMerge]
     table: Table | None
     scores: Sequence[ModelScores]
     drift: DriftSet | None
@@ -169,6 +180,7 @@ def read_evidence(root: Path) -> Evidence:
         axes_evidence=reader.record(AxesEvidence, run.axes_evidence),
         gate=reader.record(GateResult, run.gate_record),
         methods=[_method(reader, run, name) for name in [MAIN_METHOD, *_baselines(run, config)]],
+        merges=_merges(config),
         table=reader.record(Table, run.table),
         scores=_scores(reader, run),
         drift=reader.record(DriftSet, run.drift),
@@ -188,9 +200,37 @@ def _baselines(run: RunDir, config: dict[str, Any]) -> list[str]:
     """In the configuration's order; without one, whatever folders are there."""
     wanted = config.get("baselines")
     if isinstance(wanted, dict):
-        return [str(name) for name in wanted if run.method(str(name)).root.is_dir()]
+        further = {item.name for item in _merges(config)}
+        return [str(name) for name in wanted if str(name) not in further and run.method(str(name)).root.is_dir()]
     folder = run.method("any").root.parent
     return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _merges(config: dict[str, Any]) -> list[FurtherMerge]:
+    """What `merge.also` and the baselines with `branches` say, as far as it can be read."""
+    merge, baselines = config.get("merge"), config.get("baselines")
+    also = merge.get("also") if isinstance(merge, dict) else None
+    rules = [rule for item in (also if isinstance(also, list) else []) if (rule := _rule(item)) is not None]
+    found = [FurtherMerge(also_name(rule), MAIN_METHOD, rule) for rule in rules]
+    for name, item in (baselines if isinstance(baselines, dict) else {}).items():
+        if isinstance(item, dict) and isinstance(item.get("branches"), str):
+            found.append(FurtherMerge(str(name), item["branches"], _rule(item.get("merge"))))
+    known = dict.fromkeys([MAIN_METHOD, *map(str, baselines if isinstance(baselines, dict) else ())])
+    known |= {item.name: item.branches for item in found}
+    return [replace(item, branches=_trained_by(item, known)) for item in found]
+
+
+def _trained_by(item: FurtherMerge, known: dict[str, str | None]) -> str:
+    try:
+        return trained_by(item.name, known)
+    except ValueError:  # somebody has edited the file
+        return item.branches
+
+
+def _rule(item: Any) -> str | None:
+    """The rule of a part of the configuration that is its name, or says it."""
+    name = item.get("rule") if isinstance(item, dict) else item
+    return name if isinstance(name, str) else None
 
 
 def _method(reader: Reader, run: RunDir, name: str) -> MethodEvidence:

@@ -89,7 +89,12 @@ def reach_verdict(evidence: Evidence) -> Verdict | None:
         headline=_headline(evidence, against),
         merge=merge,
         against=against,
-        remarks=[*_dominance(against), *_gain(evidence, merge), *_displacement(evidence, merge)],
+        remarks=[
+            *_dominance([item for item in against if item.other.branches != MAIN]),
+            *_further([item for item in against if item.other.branches == MAIN]),
+            *_gain(evidence, merge),
+            *_displacement(evidence, merge),
+        ],
         caveats=_caveats(evidence, comparisons, paired),
         comparisons=comparisons,
     )
@@ -153,6 +158,24 @@ def _dominance(against: Sequence[Against]) -> list[str]:
         )
     if beats:
         remarks.append(f"The merge is better on at least one measure, and worse on none, than {series(beats)}.")
+    return remarks
+
+
+def _further(against: Sequence[Against]) -> list[str]:
+    """Whether another merge of the same branches is the one to take."""
+    better = [item.name for item in against if item.worse and not item.better]
+    worse = [item.name for item in against if item.better and not item.worse]
+    remarks = []
+    if better:
+        remarks.append(
+            f"Of the merges of these branches, {series(better)} {'is' if len(better) == 1 else 'are'} better than this "
+            "one on at least one measure and worse on none."
+        )
+    if worse:
+        remarks.append(
+            f"Of the merges of these branches, this one is better on at least one measure, and worse on none, than "
+            f"{series(worse)}."
+        )
     return remarks
 
 

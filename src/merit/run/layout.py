@@ -15,26 +15,36 @@ GATE = "gate"  # the method whose branches are pilots
 
 
 class _At:
-    """A fixed path below the `root` of the folder that has it."""
+    """A fixed path below the `root` of the folder that has it, or below another of its paths."""
 
-    def __init__(self, *parts: str) -> None:
-        self._parts = parts
+    def __init__(self, *parts: str, below: str = "root") -> None:
+        self._parts, self._below = parts, below
 
     def __get__(self, folder: Any, _: type) -> Path:
-        path: Path = folder.root.joinpath(*self._parts)
-        return path
+        top: Path = getattr(folder, self._below)
+        return top.joinpath(*self._parts)
 
 
 @dataclass(frozen=True)
 class MethodDir:
-    """The part of a run that one method owns: the run itself for the main method, a folder below for a baseline."""
+    """The part of a run that one method owns: the run itself for the main method, a folder below for a baseline.
+
+    Attributes:
+        trained: the folder of the method whose branches it merges, if it has none of its own.
+    """
 
     root: Path
-    partition = _At("split", "partition.json")
+    trained: Path | None = None
+    partition = _At("split", "partition.json", below="home")
     kept_partition = _At("split", "kept", "partition.json")  # the groups that stay when a dataset is added or removed
     kept_axes = _At("split", "kept", "axes.json")  # the axes of the first split, on which the groups were cut
-    branches = _At("branches")
+    branches = _At("branches", below="home")
     merge_record = _At("merge.json")
+
+    @property
+    def home(self) -> Path:
+        """Where its groups and branches are."""
+        return self.trained or self.root
 
     def branch(self, k: int) -> BranchDir:
         return BranchDir(self.branches / f"{k:02d}")

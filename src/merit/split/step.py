@@ -29,9 +29,9 @@ _log = logging.getLogger(__name__)
 def depends(context: RunContext) -> dict[str, str]:
     """The splitters, what the cuts balance, and the axes."""
     run, mixture, balance = context.run, context.mixture, context.config.split.balance
-    files = [Path(method.config.file) for method in context.methods if method.config.file]
+    files = [Path(method.config.file) for method in context.trained if method.config.file]
     return {
-        "split": fingerprint([[m.name, m.config.splitter, m.config.axes, m.config.file] for m in context.methods]),
+        "split": fingerprint([[m.name, m.splitter, m.config.axes, m.config.file] for m in context.trained]),
         "files": fingerprint([sha256_file(file) if file.is_file() else None for file in files]),
         "tokens": fingerprint(mixture.planned_tokens)
         if balance == "tokens"
@@ -52,7 +52,7 @@ def _kept_files(context: RunContext) -> list[Path]:
 
 def files(context: RunContext) -> list[Path]:
     """What must not be damaged, nor edited: the splitter `manual` is for groups of one's own."""
-    return [context.run.axes_evidence, *(method.dir.partition for method in context.methods)]
+    return [context.run.axes_evidence, *(method.dir.partition for method in context.trained)]
 
 
 def run(context: RunContext) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def run(context: RunContext) -> dict[str, Any]:
     similarity = load_similarity(context.run.similarity) if has_conflict(context) else None
     evidence = _weigh(context, axes) if axes is not None else None
     groups = {}
-    for method in context.methods:
+    for method in context.trained:
         if method.name == MAIN_METHOD and context.config.split.keep:
             partition = _kept(context, method, similarity)
             partition.save(method.dir.partition)
@@ -73,7 +73,7 @@ def run(context: RunContext) -> dict[str, Any]:
                 raise InputError("`auto` needs two calibration examples a dataset to judge by", field="split.axes")
             r = evidence.recommended
         partition = make_partition(
-            method.config.splitter if r > 0 else UNSPLIT,
+            method.splitter if r > 0 else UNSPLIT,
             SplitRequest(
                 context.mixture.planned_tokens,
                 examples=context.mixture.planned_examples,
@@ -112,7 +112,7 @@ def _kept(context: RunContext, method: Method, similarity: np.ndarray | None) ->
 
 def describe(method: Method, groups: int) -> str:
     """The method in a few words, for tables."""
-    return known_splitter(method.config.splitter).describe(groups)
+    return known_splitter(method.splitter).describe(groups)
 
 
 def _says(context: RunContext) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from merit.base.errors import InputError
 from merit.evaluate.scores import Table
@@ -20,17 +20,23 @@ class Candidate:
     words: str
     chosen_by: Mapping[str, float]  # face → the loss that it is chosen by
     losses: Mapping[str, float]  # face → the loss that is reported
+    branches: str | None = None  # the method whose branches it merges, where that is known
 
 
 @dataclass(frozen=True)
 class Advice:
-    """The best candidate by the weighted mean loss, the next of another method, and the best on each face alone."""
+    """The best candidate by the weighted mean loss, the next of another method, and the best on each face alone.
+
+    Attributes:
+        merges: method → the best merge of its branches, where there are several.
+    """
 
     best: Candidate
     next: Candidate | None
     weights: Mapping[str, float]
     specialists: Mapping[str, Candidate]
     note: str
+    merges: Mapping[str, Candidate] = field(default_factory=dict)
 
     @property
     def lines(self) -> list[str]:
@@ -45,6 +51,8 @@ class Advice:
         if self.next is not None:
             gap = _mean(self.next.losses, self.weights) - _mean(self.best.losses, self.weights)
             lines.append(f"  next: {self.next.label} ({self.next.words}), {gap:+.3f} on your trade-off")
+        for name, other in self.merges.items():
+            lines.append(f"  of the merges of {name}'s branches: {other.label} ({other.words})")
         return [*lines, f"  {self.note}"]
 
 
@@ -89,6 +97,7 @@ def advise_study(results: Results, weights: Mapping[str, float], budget: str | N
             words[ray.method].words,
             point.validation,
             point.faces,
+            words[ray.method].branches,
         )
         for ray in results.rays
         if ray.budget == budget and words[ray.method].passes <= 1
@@ -111,7 +120,7 @@ def advise_run(table: Table, weights: Mapping[str, float]) -> Advice:
             continue
         losses = {"in_mixture": row.in_mixture, "unseen": row.unseen, "retention": row.drift}
         known = {face: value for face, value in losses.items() if value is not None}
-        found.append(Candidate(row.label, row.description, known, known))
+        found.append(Candidate(row.label, row.description, known, known, row.branches))
     note = (
         "one run: the same held-out examples choose and report, so these losses are a little too low; "
         "the report shows their errors"
@@ -132,10 +141,22 @@ def choose(found: Sequence[Candidate], weights: Mapping[str, float], note: str) 
         raise InputError("none of these faces was measured", field="--prefer")
     order = sorted(found, key=lambda item: _mean(item.chosen_by, used))
     best = order[0]
-    family = best.label.split(" × ")[0].split("@")[0]
-    other = next((item for item in order if item.label.split(" × ")[0].split("@")[0] != family), None)
+    other = next((item for item in order if _family(item) != _family(best)), None)
     specialists = {face: min(found, key=lambda item: item.chosen_by[face]) for face in found[0].chosen_by}
-    return Advice(best, other, used, specialists, note)
+    return Advice(best, other, used, specialists, note, _best_merges(order))
+
+
+def _best_merges(order: Sequence[Candidate]) -> dict[str, Candidate]:
+    """Method → the first of `order` that merges its branches, where several merges do."""
+    merges: dict[str, list[Candidate]] = {}
+    for item in order:
+        if item.branches is not None:
+            merges.setdefault(item.branches, []).append(item)
+    return {name: items[0] for name, items in merges.items() if len({_family(item) for item in items}) > 1}
+
+
+def _family(item: Candidate) -> str:
+    return item.label.split(" × ")[0].split("@")[0]
 
 
 def _mean(losses: Mapping[str, float], weights: Mapping[str, float]) -> float:

@@ -193,7 +193,8 @@ def describe(method: MethodConfig) -> str:
     extra = [f"{method.epochs:g} epochs"] if method.epochs != 1 else []
     extra += [f"rate × {method.rate:g}"] if method.rate != 1 else []
     extra += [f"decay to θ0 {method.pull:g}"] if method.pull else []
-    extra += [f"{method.merge} merge"] if not method.is_published else []
+    ridge = f" with ridge {method.ridge:g}" if method.ridge is not None else ""
+    extra += [f"{method.merge} merge{ridge}"] if not method.is_published else []
     return ", ".join([words, *extra])
 
 

@@ -198,13 +198,14 @@ class Job:
         study = self.study
         rule = None if method.merge in FOREIGN_RULES else find_rule(method.merge)
         curvature = study.config.curvature if rule is not None and rule.sums is not None else None
-        mark = self._mark(specs, method.merge, method.scales, curvature)
+        own = [method.ridge] if method.ridge is not None else []
+        mark = self._mark(specs, method.merge, method.scales, curvature, *own)
         path = self.folder / "methods" / f"{name}.json"
         known = kept(path, MethodResult, {"mark": mark}, Files(study.dir.point("").parent, digest=None)).record
         if known is not None:
             return known
         cells = [self.train(spec) for spec in specs]
-        steps, distances = self._merge(method.merge, rule, cells)
+        steps, distances = self._merge(method, rule, cells)
         points = [
             self._point_of(step, scale, ridge, fingerprint(mark, scale, ridge))
             for ridge, step in steps.items()
@@ -236,12 +237,12 @@ class Job:
         return found
 
     def _merge(
-        self, name: str, rule: MergeRule | None, cells: Sequence[Cell]
+        self, method: MethodConfig, rule: MergeRule | None, cells: Sequence[Cell]
     ) -> tuple[dict[float | None, State], list[float]]:
         """Ridge (None where the rule has none) → the merge's step from θ0; and each branch's ‖θ_k − θ0‖.
 
         Args:
-            rule: merit's rule of this name; None for one of mergekit's.
+            rule: merit's rule of the method's merge; None for one of mergekit's.
         """
         branches = Branches(
             [cell.branch.checkpoint for cell in cells], [cell.result.supervised_tokens for cell in cells]
@@ -252,7 +253,8 @@ class Job:
         if rule is not None and rule.sums is not None:  # measured once, solved for every ridge
             config = self.study.config.curvature
             sums, distances = self.ray.sum_up(rule, branches, self.study.dir.run, config.examples)
-            return {ridge: sums.solve(ridge) for ridge in config.ridge}, distances
+            ridges = config.ridge if method.ridge is None else [method.ridge]
+            return {ridge: sums.solve(ridge) for ridge in ridges}, distances
         out = self.folder / "merged"
         shutil.rmtree(out, ignore_errors=True)
         if rule is not None:
@@ -261,13 +263,14 @@ class Job:
                 rule.weights(branches),
                 {1.0: out},
                 base=self.study.theta0.path,
-                rule=name,
+                rule=method.merge,
+                ridge=method.ridge,
                 dtype="float32",
                 trust_remote_code=self.study.theta0.trust_remote_code,
             ).branch_displacement
         else:
             distances = [norm(self.ray.step(folder)) for folder in branches.folders]
-            merge_by_mergekit(name, branches, self.study.theta0.path, out)
+            merge_by_mergekit(method.merge, branches, self.study.theta0.path, out)
         step = self.ray.step(out)
         shutil.rmtree(out)
         return {None: step}, distances

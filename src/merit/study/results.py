@@ -49,6 +49,7 @@ class Row(Record):
     distance: float  # ‖θ − θ0‖, mean over seeds
     seconds: float  # of training, mean over seeds
     chosen: list[str]  # what validation chose, seed by seed; empty where there was nothing to choose
+    branches: str | None = None  # the first method with the same branches; None where the row is of no one method
 
 
 class RayPoint(Record):
@@ -174,6 +175,7 @@ def _row(study: Study, budget: str, item: Contender) -> Row:
         distance=float(np.mean([point.distance for point in points])) if points else 0.0,
         seconds=float(np.mean([m.seconds for m in methods])) if methods else 0.0,
         chosen=item.choices,
+        branches=study.config.trained_by(item.method) if item.method is not None else None,
     )
 
 

@@ -15,7 +15,7 @@ from merit.config.sections import DatasetConfig
 from merit.config.yaml import load_config
 from merit.context import RunContext
 from merit.run.guard import run_lock
-from merit.run.layout import MethodDir, RunDir
+from merit.run.layout import MAIN_METHOD, MethodDir, RunDir
 from merit.train.spec import BranchResult
 
 
@@ -36,7 +36,7 @@ def add_dataset(
 
     Args:
         run: the pipeline.
-        baselines: retrain the configured baselines on the new mixture; otherwise they are dropped.
+        baselines: retrain the configured baselines on the new mixture; otherwise those that train are dropped.
 
     Raises:
         InputError: the name is taken, the data is bad, or the run has no split yet. The run stays as it was.
@@ -60,12 +60,17 @@ def _change(
     method = context.run.method()
     if not method.partition.is_file():
         raise InputError("this run is not split yet; `merit run` first", file=context.run.root)
-    dropped = [] if baselines else sorted(context.config.baselines)
+    kept = {
+        name: item
+        for name, item in context.config.baselines.items()
+        if baselines or context.config.trained_by(name) == MAIN_METHOD
+    }
+    dropped = sorted(set(context.config.baselines) - set(kept))
     config = context.config.model_copy(
         update={
             "mixture": mixture,
             "split": context.config.split.model_copy(update={"keep": True}),
-            "baselines": context.config.baselines if baselines else {},
+            "baselines": kept,
         }
     )
     before = context.run.config.read_bytes()

@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 def depends(context: RunContext) -> dict[str, str]:
     """Partitions, recipe, θ0, data and seed: the content of the branches' specs."""
     return {
-        "split": fingerprint([Partition.load(method.dir.partition).mark for method in context.methods]),
+        "split": fingerprint([Partition.load(method.dir.partition).mark for method in context.trained]),
         "train": fingerprint(context.config.train),
         "model": context.model.fingerprint,
         "mixture": fingerprint(context.data_fingerprints()),
@@ -42,12 +42,12 @@ def depends(context: RunContext) -> dict[str, str]:
 
 def outputs(context: RunContext) -> list[Path]:
     """What a forced rerun makes again."""
-    return [method.dir.branches for method in context.methods]
+    return [method.dir.branches for method in context.trained]
 
 
 def files(context: RunContext) -> list[Path]:
     """The results, by which the merge weighs. A branch whose result is damaged is trained again."""
-    return [path for method in context.methods for path in sorted(method.dir.branches.glob("*/DONE"))]
+    return [path for method in context.trained for path in sorted(method.dir.branches.glob("*/DONE"))]
 
 
 def run(context: RunContext) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def run(context: RunContext) -> dict[str, Any]:
 
         check_trl(context.config.train)
     jobs = []
-    for method in context.methods:
+    for method in context.trained:
         specs = branch_specs(context, method)
         _warn_of_few_steps(context, method, specs)
         drop_surplus(method, len(specs))
@@ -78,8 +78,8 @@ def run(context: RunContext) -> dict[str, Any]:
         if not _goes_on(context):
             raise
         _log.warning("continuing without the branches that failed or were late: %s", error)
-    results = [result for method in context.methods for result in branch_results(context, method).values()]
-    missing = {method.name: gone for method in context.methods if (gone := left_out(method))}
+    results = [result for method in context.trained for result in branch_results(context, method).values()]
+    missing = {method.name: gone for method in context.trained if (gone := left_out(method))}
     return {
         "branches": len(results),
         "trained": len(jobs),
@@ -92,7 +92,7 @@ def branch_specs(context: RunContext, method: Method) -> list[BranchSpec]:
     """One spec per group. Branches share the run's seed, except replicas of a soup, which differ in nothing else."""
     mixture = context.mixture
     summaries = {item.name: item for item in mixture.datasets}
-    whole = find_splitter(method.config.splitter).whole_mixture
+    whole = find_splitter(method.splitter).whole_mixture
     specs = []
     for k, group in enumerate(Partition.load(method.dir.partition).groups):
         data = [
@@ -140,7 +140,8 @@ def check_branches(context: RunContext, method: Method, results: dict[int, Branc
         for done, (k, result) in enumerate(results.items(), 1):
             branch = method.dir.branch(k)
             if damaged := damaged_files(branch):
-                what = f"{branch.root / damaged[0]}: changed since {method.name} branch {k} was trained; "
+                name = method.source or method.name
+                what = f"{branch.root / damaged[0]}: changed since {name} branch {k} was trained; "
                 if result.adopted:
                     raise StageError(f"{what}adopt it again with `merit adopt --redo`")
                 branch.done.unlink()
@@ -215,7 +216,7 @@ def _why_stop(context: RunContext) -> str | None:
 
 def _goes_on(context: RunContext) -> bool:
     """Whether this is a partial run and every method has a branch to merge."""
-    enough = all(len(left_out(method)) < _groups(method) for method in context.methods)
+    enough = all(len(left_out(method)) < _groups(method) for method in context.trained)
     return context.partial and enough and not context.run.cancel.exists()
 
 
@@ -249,7 +250,7 @@ def drop_surplus(method: Method, count: int) -> None:
 
 
 def _says(context: RunContext) -> str:
-    return f"training the branches of {', '.join(method.name for method in context.methods)}"
+    return f"training the branches of {', '.join(method.name for method in context.trained)}"
 
 
 STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files)

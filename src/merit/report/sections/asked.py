@@ -61,6 +61,10 @@ def facts(evidence: Evidence) -> Iterator[tuple[str, str]]:
     rule = _section(config, "merge").get("weights")
     if rule in extensions.names("rules"):
         yield "Merge rule", extensions.summary("rules", rule).replace("`", "").removesuffix(".")
+    if evidence.merges:
+        own = rule if isinstance(rule, str) else "the same rule"
+        merges = [f"{item.name} ({item.rule or own}, the branches of {item.branches})" for item in evidence.merges]
+        yield "Merged once more", series(merges)
     if len(evidence.methods) > 1:
         told = [
             f"{method.name} ({method.partition.splitter})" if method.partition else method.name

@@ -25,7 +25,7 @@ from merit.report.drawing import (
 from merit.report.evidence import Evidence, find_grouping
 from merit.report.page import Section, missing, plotly_text
 from merit.report.table import is_best, shown_columns, shown_rows
-from merit.report.verdict import Verdict
+from merit.report.verdict import MAIN, Verdict
 
 ID, TITLE = "gains", "What was gained"
 
@@ -78,8 +78,11 @@ def _figures(evidence: Evidence, verdict: Verdict | None) -> list[Figure | None]
     scores = sorted(evidence.scores, key=lambda item: places.get(item.label, len(places)))
     known = mixture.names if mixture else [score.name for item in scores[:1] for score in item.in_mixture]
     unseen = [item.name for item in mixture.unseen] if mixture else [s.name for i in scores[:1] for s in i.unseen]
+    further = [row.label for row in rows if row.branches == MAIN and row.method != MAIN]
+    compared = [[item for item in table.comparisons if item.a == label] for label in further] if table else []
     return [
         forest_figure(verdict.comparisons) if verdict else None,
+        *(forest_figure(items, id=f"forest-{n}") for n, items in enumerate(compared)),
         tradeoff_figure(rows, "unseen"),
         tradeoff_figure(rows, "drift"),
         dataset_figure(scores, find_grouping(evidence, known).names, unseen=False),
@@ -90,7 +93,7 @@ def _figures(evidence: Evidence, verdict: Verdict | None) -> list[Figure | None]
 _LABELLED = 60
 
 
-def forest_figure(comparisons: Sequence[Comparison]) -> Figure | None:
+def forest_figure(comparisons: Sequence[Comparison], *, id: str = "forest") -> Figure | None:
     """Loss of the merge minus loss of each other model: left of zero it is better. Whiskers: 95% intervals.
 
     θ0 is left out where there is anything else: the distance to it would squeeze all other differences together.
@@ -106,7 +109,7 @@ def forest_figure(comparisons: Sequence[Comparison]) -> Figure | None:
     ]
     others, faces = {mark.row for mark in marks}, {mark.face for mark in marks}
     return Figure(
-        id="forest",
+        id=id,
         title=f"The merge ({name}) minus every other model",
         alt=f"Differences in loss between the merge and {len(others)} other models on {len(faces)} "
         "faces, with whiskers of 95% intervals. Left of zero the merge is better.",
