@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merit.base import extensions
 from merit.base.errors import InputError
 from merit.base.files import read_json
 from merit.base.progress import SILENT, Progress
@@ -55,6 +56,14 @@ class Method:
     name: str
     dir: MethodDir
     config: BaselineConfig  # the main method's split and merge sections, in the same form
+    rounds: int = 1
+    round: int = 1  # which of them `dir` belongs to
+
+    @property
+    def before(self) -> list[Method]:
+        """The rounds before the last one, each as a method that merges once."""
+        once = self.config.model_copy(update={"scales": [1.0]})
+        return [replace(self, dir=self.dir.round(r), config=once, round=r) for r in range(1, self.rounds)]
 
 
 @dataclass
@@ -198,7 +207,31 @@ class RunContext:
             Method(name, self.run.method(name), item.model_copy(update={"axes": item.axes or split.axes}))
             for name, item in self.config.baselines.items()
         ]
-        return [Method(MAIN_METHOD, self.run.method(), main), *baselines]
+        found = [Method(MAIN_METHOD, self.run.method(), main), *baselines]
+        return [self._in_rounds(method) for method in found]
+
+    def _in_rounds(self, method: Method) -> Method:
+        """The method's last round. What has one group has nothing to merge in between."""
+        rounds = 1 if extensions.load("splitters", method.config.splitter).one_group else self.config.train.rounds
+        return replace(method, rounds=rounds, round=rounds)
+
+    def start(self, method: Method) -> ModelFolder:
+        """What the branches of a round start from: θ0, or the merge of the round before.
+
+        Raises:
+            InputError: that is not merged yet.
+        """
+        if method.round == 1:
+            return self.model
+        return resolve_model(self.start_config(method), self.run.root)
+
+    def start_config(self, method: Method) -> ModelConfig:
+        """Where a branch job finds it. The path of a merge is relative to the run, which may move."""
+        if method.round == 1:
+            return self.branch_model
+        home = MethodDir(method.dir.home or method.dir.root)
+        path = relative(home.round(method.round - 1).merged(), self.run.root)
+        return self.config.model.model_copy(update={"path": path, "revision": None})
 
     def data_fingerprints(self) -> dict[str, str]:
         """Dataset → fingerprint of its encoded content."""

@@ -27,14 +27,24 @@ class _At:
 
 @dataclass(frozen=True)
 class MethodDir:
-    """The part of a run that one method owns: the run itself for the main method, a folder below for a baseline."""
+    """The part of a run that one method owns: the run itself for the main method, a folder below for a baseline. The
+    folder of a round before the last has branches and merge alone, and the groups of its `home`."""
 
     root: Path
-    partition = _At("split", "partition.json")
+    home: Path | None = None
     kept_partition = _At("split", "kept", "partition.json")  # the groups that stay when a dataset is added or removed
     kept_axes = _At("split", "kept", "axes.json")  # the axes of the first split, on which the groups were cut
     branches = _At("branches")
+    rounds = _At("rounds")
     merge_record = _At("merge.json")
+
+    @property
+    def partition(self) -> Path:
+        return (self.home or self.root) / "split" / "partition.json"
+
+    def round(self, number: int) -> MethodDir:
+        """A round before the last, from 1."""
+        return MethodDir(self.rounds / f"{number:02d}", self.root)
 
     def branch(self, k: int) -> BranchDir:
         return BranchDir(self.branches / f"{k:02d}")
@@ -138,7 +148,7 @@ class RunDir:
         folders = [self.data_folder, self.gradients, self.conflict.parent, self.baselines, self.evaluations]
         folders += [self.diagnostics, self.prepare.root, self.gate_record.parent, self.handover("x", "x", 0).parents[1]]
         files = [self.config, self.mixture, self.report, self.card, self.events, main.merge_record]
-        return [*files, *folders, main.partition.parent, main.branches, main.merged()]
+        return [*files, *folders, main.partition.parent, main.branches, main.rounds, main.merged()]
 
 
 def relative(path: Path, root: Path) -> str:
