@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merit.base import extensions
 from merit.base.errors import InputError
 from merit.base.files import read_json
 from merit.base.progress import SILENT, Progress
@@ -62,6 +63,8 @@ class Method:
     dir: MethodDir
     config: BaselineConfig
     source: str = ""
+    rounds: int = 1
+    round: int = 1  # which of them `dir` belongs to
 
     @property
     def splitter(self) -> SplitterName:
@@ -69,6 +72,12 @@ class Method:
         if self.config.splitter is None:
             raise ValueError(f"{self.name} has neither a splitter nor that of {self.source}")
         return self.config.splitter
+
+    @property
+    def before(self) -> list[Method]:
+        """The rounds before the last one, each as a method that merges once."""
+        once = self.config.model_copy(update={"scales": [1.0]})
+        return [replace(self, dir=self.dir.round(r), config=once, round=r) for r in range(1, self.rounds)]
 
 
 @dataclass
@@ -219,7 +228,7 @@ class RunContext:
                 own = {"branches": item.branches, "merge": item.merge, "scales": item.scales}
                 folder = replace(self.run.method(name), trained=source.dir.root)
                 found[name] = Method(name, folder, source.config.model_copy(update=own), source.name)
-        return [found[name] for name in (MAIN_METHOD, *others)]
+        return [self._in_rounds(found[name]) for name in (MAIN_METHOD, *others)]
 
     @property
     def trained(self) -> list[Method]:
@@ -229,6 +238,29 @@ class RunContext:
     def merging(self, method: Method) -> MergeConfig:
         """How the method's branches are merged."""
         return self.config.merge.by(method.config.merge)
+
+    def _in_rounds(self, method: Method) -> Method:
+        """The method's last round. What has one group has nothing to merge in between."""
+        rounds = 1 if extensions.load("splitters", method.splitter).one_group else self.config.train.rounds
+        return replace(method, rounds=rounds, round=rounds)
+
+    def start(self, method: Method) -> ModelFolder:
+        """What the branches of a round start from: θ0, or the merge of the round before.
+
+        Raises:
+            InputError: that is not merged yet.
+        """
+        if method.round == 1:
+            return self.model
+        return resolve_model(self.start_config(method), self.run.root)
+
+    def start_config(self, method: Method) -> ModelConfig:
+        """Where a branch job finds it. The path of a merge is relative to the run, which may move."""
+        if method.round == 1:
+            return self.branch_model
+        home = MethodDir(method.dir.whole or method.dir.home)
+        path = relative(home.round(method.round - 1).merged(), self.run.root)
+        return self.config.model.model_copy(update={"path": path, "revision": None})
 
     def data_fingerprints(self) -> dict[str, str]:
         """Dataset → fingerprint of its encoded content."""

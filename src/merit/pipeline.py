@@ -21,6 +21,7 @@ from merit.data import step as mixture
 from merit.diagnose import step as diagnose
 from merit.evaluate import step as evaluate
 from merit.gate import step as gate
+from merit.merge import rounds
 from merit.merge import step as merge
 from merit.plan.preflight import preflight
 from merit.report import step as report
@@ -38,6 +39,7 @@ STEPS = (
     conflict.STEP,
     split.STEP,
     gate.STEP,
+    rounds.STEP,
     train.STEP,
     merge.STEP,
     evaluate.STEP,

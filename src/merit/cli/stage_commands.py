@@ -179,12 +179,16 @@ def train(
         Path | None, typer.Option(help="With --branch: an accelerate configuration (FSDP2, DeepSpeed).")
     ] = None,
     model: Annotated[Path | None, typer.Option(help="With --branch: θ0's folder on this machine.")] = None,
+    number: Annotated[
+        int | None, typer.Option("--round", min=1, help="With --branch: a round before the last.")
+    ] = None,
     redo: Redo = False,
     json: Json = False,
 ) -> None:
     """Trains the branches. With --branch: trains one of them, as an engine's job does."""
     if branch is None:
-        refuse_given(context, "method", "processes", "accelerate", "model", why="is for one branch's job; add --branch")
+        only = ("method", "processes", "accelerate", "model", "number")
+        refuse_given(context, *only, why="is for one branch's job; add --branch")
         _stage("train", Path(file), output, redo, json=json)
         return
     from merit.cli.console import say, say_json, show_messages
@@ -196,9 +200,9 @@ def train(
 
         options = ["--processes", str(processes)] if processes > 1 else []
         options += ["--accelerate", str(accelerate)] if accelerate is not None else []
-        result = run_remote_branch_job(file, method, branch, options)
+        result = run_remote_branch_job(file, method, branch, options, number)
     else:
-        result = run_branch_job(Path(file), method, branch, Ranks(processes, accelerate), model)
+        result = run_branch_job(Path(file), method, branch, Ranks(processes, accelerate), model, number)
     if json:
         say_json(result.model_dump(mode="json"))
         return

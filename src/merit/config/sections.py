@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from merit.base import extensions
@@ -254,6 +262,15 @@ class TrainConfig(Section):
     """Training, run by TRL's SFTTrainer."""
 
     epochs: float = Field(default=1, gt=0, description="Passes over the data of a branch.")
+    rounds: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Merge so many times, evenly over the training; branches go on from each merge. 1: as published.",
+    )
+    carry_optimizer: bool = Field(
+        default=True, description="With rounds: a branch keeps its optimizer's moments over a merge."
+    )
     learning_rate: float = Field(default=2e-5, gt=0, description="Peak learning rate of AdamW.")
     batch_tokens: int = Field(
         default=16384, ge=1, description="Mean tokens per optimizer step; sets the examples per step."
@@ -287,6 +304,22 @@ class TrainConfig(Section):
         "about the time of a forward pass. Full fine-tuning only.",
     )
     trl: dict[str, Any] = Field(default_factory=dict, description="Further arguments of TRL's SFTConfig.")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out rounds where there is one, so that branches that were trained before there were rounds count as
+        what they are."""
+        found: dict[str, Any] = serialize(self)
+        if self.rounds == 1:
+            found = {key: value for key, value in found.items() if key not in ("rounds", "carry_optimizer")}
+        return found
+
+    @model_validator(mode="after")
+    def _rounds_of_whole_weights(self) -> TrainConfig:
+        if self.rounds > 1 and self.lora is not None:
+            said = "an adapter cannot go on from a merge: leave out `lora`, or set it to 1"
+            raise refused([(("rounds",), said)])
+        return self
 
 
 # Defaults of every merge: in a run, in `merit merge A B C` and from Python.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
+from dataclasses import replace
 from typing import Any
 
 from merit.base.errors import StageError
@@ -72,7 +73,7 @@ def run(context: RunContext) -> dict[str, Any]:
         StageError: the answer is no, and `gate.enforce` is on; or a pilot failed.
     """
     config = context.config.gate or GateConfig()
-    main = context.methods[0]
+    main = replace(context.methods[0], rounds=1, round=1)
     pilot = Method(GATE, context.run.method(GATE), main.config)
     Partition.load(main.dir.partition).save(pilot.dir.partition)
     specs = [_pilot(context, spec, config) for spec in branch_specs(context, main)]

@@ -63,6 +63,7 @@ def merge_checkpoints(
     rules: Sequence[WeightRule] = (),
     rule: str | None = None,
     ridge: float | None = None,
+    start: Path | None = None,
     trust_remote_code: bool = False,
     partial: bool = False,
     keep_sums: Path | None = None,
@@ -87,6 +88,7 @@ def merge_checkpoints(
         rules: other weights for some tensors.
         rule: a merge rule that is no average, by its name; it needs `base`, and `weights` weigh what it averages.
         ridge: of that rule; None: its default.
+        start: what the branches were trained from, and the rule's steps are taken from, where it is not `base`.
         trust_remote_code: the base's own code may say which tensors are linear layers' weights.
         partial: merge the inputs that exist, and note the missing ones in the model card; else these are an error.
         keep_sums: a folder for Σ n_k θ_k in float64, so that `add_branch` can add a late branch exactly.
@@ -113,6 +115,7 @@ def merge_checkpoints(
         tuple(rules),
         rule=rule,
         ridge=ridge,
+        start=start,
         trust_remote_code=trust_remote_code,
     )
     paths, given = [path for path, _ in there], [weight for _, weight in there]
@@ -307,7 +310,7 @@ def _summarise(
     ratios = {label: _ratio(lost[label], moved[label]) for label in moved} if plan.base is not None else {}
     if plan.solver is not None and 0 in norms[:count]:
         path = Path(prepared.inputs[norms.index(0)].path)
-        raise InputError("has the weights of the base: nothing was trained", file=path)
+        raise InputError("has the weights that it started from: nothing was trained", file=path)
     notes = [*prepared.notes]
     for label, ratio in ratios.items():
         if ratio > _ROUNDING_WARNING:
@@ -323,6 +326,7 @@ def _summarise(
         rules=list(prepared.options.rules),
         rule=prepared.options.rule,
         ridge=plan.solver.ridge if plan.solver is not None else None,
+        start=None if prepared.options.start is None else merge_input(prepared.options.start, 0.0, 0.0),
         solved=sum(tensor.solved for tensor in plan.tensors),
         displacement=moved if plan.base is not None else {},
         branch_displacement=norms[:count] if plan.base is not None and not prepared.late else [],

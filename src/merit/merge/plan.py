@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from merit.base.errors import InputError
@@ -126,6 +126,7 @@ class MergeOptions:
     as_given: bool = False  # keep equal weights as they are, instead of as ones
     rule: str | None = None  # that is no average
     ridge: float | None = None  # None: the rule's default
+    start: Path | None = None  # what the rule's steps are taken from, where it is not `base`
     trust_remote_code: bool = False
 
 
@@ -200,8 +201,12 @@ def prepare_merge(
     as_given = options.as_given or any(output.scale is None for output in outputs)
     factors = Factors(weights, options.rules, len(paths), as_given=as_given)
     check_outputs(outputs, options)
-    opened = open_inputs(paths, options.base)
-    solver = None if options.rule is None else _solver(options, weights, outputs, opened)
+    opened = open_inputs(paths if options.start is None else [*paths, options.start], options.base)
+    start: Source | None = opened.base
+    if options.start is not None:
+        *sources, start = opened.sources
+        opened = replace(opened, sources=tuple(sources))
+    solver = None if options.rule is None else _solver(options, weights, outputs, opened, start)
     tensors = []
     for info in opened.tensors:
         infos = [source.tensors[info.name] for source in opened.sources]
@@ -218,7 +223,13 @@ def prepare_merge(
     return assemble(opened, tensors, outputs, options, inputs, solver)
 
 
-def _solver(options: MergeOptions, weights: Sequence[float], outputs: Sequence[Output], opened: OpenedInputs) -> Solver:
+def _solver(
+    options: MergeOptions,
+    weights: Sequence[float],
+    outputs: Sequence[Output],
+    opened: OpenedInputs,
+    start: Source | None,
+) -> Solver:
     rule = find_rule(str(options.rule))
     if not rule.is_solved:
         raise InputError(f"{options.rule!r} is no rule that merges without the branches' data", field="rule")
@@ -226,7 +237,7 @@ def _solver(options: MergeOptions, weights: Sequence[float], outputs: Sequence[O
         what = "rules" if options.rules else "keep_sums"
         raise InputError(f"the {rule.label} is no weighted sum of the branches: leave this out", field=what)
     ridge = rule.ridge if options.ridge is None else options.ridge
-    return make_solver(rule, weights, ridge, opened, trust_remote_code=options.trust_remote_code)
+    return make_solver(rule, weights, ridge, opened, start, trust_remote_code=options.trust_remote_code)
 
 
 def assemble(
@@ -270,6 +281,7 @@ def assemble(
         _text(opened.config_folder / "config.json"),
         side_marks(sides),
         *([[options.rule, solver.ridge, solver.shares]] if solver is not None else []),
+        *([weights_fingerprint(options.start)] if options.start is not None else []),
     )
     return PreparedMerge(plan, mark, options, tuple(inputs), base, opened.config_folder, sides, opened.notes)
 

@@ -38,6 +38,7 @@ class MergeResult(Record):
     rules: list[WeightRule]
     rule: str | None = None  # that is no average
     ridge: float | None = None  # of that rule
+    start: MergeInput | None = None  # what its steps were taken from, where it is not `base`
     solved: int = 0  # tensors that it merged; the others are averages
     displacement: dict[str, float]  # ‖θ_out − θ0‖ as written; empty without a base
     branch_displacement: list[float]  # ‖θ_k − θ0‖; empty without a base

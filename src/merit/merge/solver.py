@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
 from merit.base.errors import InputError, StageError
 from merit.base.machine import usable_cores
-from merit.merge.codec import Float64s
+from merit.merge.codec import Float64s, Scratch
 from merit.merge.inputs import OpenedInputs, Source
 from merit.merge.rule import MergeRule
 from merit.merge.steps import TensorSteps
@@ -34,6 +35,7 @@ class Solver:
         shares: of the inputs; their sum is 1.
         layers: linear layers' weights → whether they are stored as (inputs × outputs).
         short: every input has 16-bit weights.
+        start: what the rule's steps are taken from: θ0, or the merge that the branches went on from.
     """
 
     rule: MergeRule
@@ -41,6 +43,7 @@ class Solver:
     ridge: float
     layers: Mapping[str, bool]
     short: bool
+    start: Source
 
     def treats(self, info: TensorInfo) -> bool:
         """Whether the rule merges this tensor; all others are averaged."""
@@ -55,7 +58,7 @@ class Solver:
     def solve(
         self, name: str, shape: tuple[int, ...], sources: Sequence[Source], base: Source, files: FilePool
     ) -> Merged:
-        """The merged step of one tensor.
+        """The merged step of one tensor from `base`.
 
         Raises:
             InputError: NaN or infinity in an input.
@@ -63,10 +66,24 @@ class Solver:
         """
         linear = name in self.layers
         turned = self.rule.layer is not None and self.layers.get(name, False)
-        of = TensorSteps(name, shape, self.shares, self.ridge, linear, turned, self.short, sources, base, files)
+        start = self.start
+        of = TensorSteps(name, shape, self.shares, self.ridge, linear, turned, self.short, sources, start, files)
+        merged = self._step(of)
+        if start is base:
+            return merged
+
+        def from_base(begin: int, count: int) -> Float64s:
+            values = np.empty((2, count))
+            for source, out in zip((start, base), values, strict=True):
+                source.read(files, name, begin, out, None, Scratch.make(count))
+            return cast(Float64s, merged(begin, count) + (values[0] - values[1]))
+
+        return from_base
+
+    def _step(self, of: TensorSteps) -> Merged:
         if self.rule.layer is not None:
             rows = self.rule.layer(of)
-            if turned:
+            if of.transposed:
                 return self._flat(of, rows(0, of.size[0]).T)
             inputs = of.size[1]
 
@@ -93,28 +110,34 @@ class Solver:
 
 
 def make_solver(
-    rule: MergeRule, weights: Sequence[float], ridge: float, opened: OpenedInputs, *, trust_remote_code: bool = False
+    rule: MergeRule,
+    weights: Sequence[float],
+    ridge: float,
+    opened: OpenedInputs,
+    start: Source | None,
+    *,
+    trust_remote_code: bool = False,
 ) -> Solver:
-    """A solver for the inputs of one merge.
+    """A solver for the inputs of one merge, as steps from `start`.
 
     Raises:
         InputError: no base; a ridge that is no positive number; one input, or one that equals the base; no linear layer
             for a rule by layers.
     """
-    if opened.base is None:
+    if opened.base is None or start is None:
         raise InputError(f"the {rule.label} is a step from θ0: name it with --base", field="base")
     if not 0 < ridge < math.inf:
         raise InputError(f"{ridge:g} is not a positive number", field="ridge")
     if len(opened.sources) < 2:
         raise InputError("one branch: there is nothing to merge it with", file=opened.sources[0].path)
-    own = weights_fingerprint(opened.base.path)
+    own = weights_fingerprint(start.path)
     for source in opened.sources:
         if weights_fingerprint(source.path) == own:
-            raise InputError("has the weights of the base: nothing was trained", file=source.path)
+            raise InputError("has the weights that it started from: nothing was trained", file=source.path)
     floats = [info for info in opened.tensors if info.dtype not in WHOLE]
     layers = linear_weights(opened.base.path, [i.name for i in floats], trust_remote_code=trust_remote_code)
     if rule.layer is not None and not layers:
         raise InputError(f"the {rule.label} is of linear layers, and this model has none", file=opened.base.path)
     types = {source.tensors[info.name].dtype for info in floats for source in (*opened.sources, opened.base)}
     shares = tuple(normalised(check_weights(weights, len(opened.sources))))
-    return Solver(rule, shares, ridge, layers, types <= {"BF16", "F16"})
+    return Solver(rule, shares, ridge, layers, types <= {"BF16", "F16"}, start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +71,13 @@ def outputs(context: RunContext) -> list[Path]:
 
 def files(context: RunContext) -> list[Path]:
     """What must not be damaged: the records, and the merged models themselves."""
+    return files_of_merges(context.methods)
+
+
+def files_of_merges(methods: Sequence[Method]) -> list[Path]:
+    """The records and the merged models of these methods."""
     found = []
-    for method in context.methods:
+    for method in methods:
         record = method.dir.merge_record
         found += [record, *(method.dir.root / name for name in MethodMerge.load(record).files)]
     return found
@@ -79,8 +85,13 @@ def files(context: RunContext) -> list[Path]:
 
 def run(context: RunContext) -> dict[str, Any]:
     """Writes merged/ (and merged@β/) of every method whose branches or settings changed."""
+    return {"merged": merge_methods(context, context.methods)}
+
+
+def merge_methods(context: RunContext, methods: Sequence[Method]) -> int:
+    """Merges those of these methods (or of a round of each) whose branches or settings changed; returns how many."""
     checked: set[Path] = set()
-    return {"merged": sum(make_merge(context, method, checked) for method in context.methods)}
+    return sum(make_merge(context, method, checked) for method in methods)
 
 
 def make_merge(context: RunContext, method: Method, checked: set[Path]) -> bool:
@@ -132,6 +143,7 @@ def merge_method(context: RunContext, method: Method, mark: str) -> MethodMerge:
         base=context.model.path,
         rule=config.weights if solved else None,
         ridge=config.effective_ridge if solved else None,
+        start=context.start(method).path if solved and method.round > 1 else None,
         trust_remote_code=context.model.trust_remote_code,
         dtype=config.dtype,
         shard_bytes=config.shard_bytes,

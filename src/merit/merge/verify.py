@@ -151,6 +151,7 @@ def _options(result: MergeResult, base: Path | None) -> MergeOptions:
         as_given=True,
         rule=result.rule,
         ridge=result.ridge,
+        start=Path(result.start.path) if result.start is not None else None,
     )
 
 
@@ -174,8 +175,9 @@ def check_shards(folder: Path, checksums: dict[str, str], progress: Progress = S
 def _check_inputs(result: MergeResult, paths: Sequence[Path], base: Path | None) -> None:
     if len(paths) != len(result.inputs):
         raise InputError(f"{len(paths)} inputs given, but {len(result.inputs)} were merged", field="inputs")
-    known = [*result.inputs, *([result.base] if result.base else [])]
-    for path, item in zip([*paths, *([base] if base and result.base else [])], known, strict=True):
+    known = [*result.inputs, *(one for one in (result.base, result.start) if one)]
+    there = [base if base and result.base else None, Path(result.start.path) if result.start else None]
+    for path, item in zip([*paths, *(one for one in there if one)], known, strict=True):
         if not path.is_dir():
             raise InputError("this input is gone, so nothing can be recomputed; name where it is now", file=path)
         if weights_fingerprint(path) != item.fingerprint:

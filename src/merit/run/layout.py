@@ -31,20 +31,30 @@ class MethodDir:
 
     Attributes:
         trained: the folder of the method whose branches it merges, if it has none of its own.
+        whole: of a round before the last, the method's own folder: it has the groups.
     """
 
     root: Path
     trained: Path | None = None
-    partition = _At("split", "partition.json", below="home")
+    whole: Path | None = None
     kept_partition = _At("split", "kept", "partition.json")  # the groups that stay when a dataset is added or removed
     kept_axes = _At("split", "kept", "axes.json")  # the axes of the first split, on which the groups were cut
     branches = _At("branches", below="home")
+    rounds = _At("rounds", below="home")
     merge_record = _At("merge.json")
 
     @property
     def home(self) -> Path:
-        """Where its groups and branches are."""
+        """Where its branches are."""
         return self.trained or self.root
+
+    @property
+    def partition(self) -> Path:
+        return (self.whole or self.home) / "split" / "partition.json"
+
+    def round(self, number: int) -> MethodDir:
+        """A round before the last, from 1."""
+        return MethodDir(self.rounds / f"{number:02d}", whole=self.home)
 
     def branch(self, k: int) -> BranchDir:
         return BranchDir(self.branches / f"{k:02d}")
@@ -148,7 +158,7 @@ class RunDir:
         folders = [self.data_folder, self.gradients, self.conflict.parent, self.baselines, self.evaluations]
         folders += [self.diagnostics, self.prepare.root, self.gate_record.parent, self.handover("x", "x", 0).parents[1]]
         files = [self.config, self.mixture, self.report, self.card, self.events, main.merge_record]
-        return [*files, *folders, main.partition.parent, main.branches, main.merged()]
+        return [*files, *folders, main.partition.parent, main.branches, main.rounds, main.merged()]
 
 
 def relative(path: Path, root: Path) -> str:

@@ -34,6 +34,7 @@ from merit.models.vision import copy_image_files
 from merit.run.layout import BranchDir, RunDir
 from merit.train.callbacks import BranchCallback, PullCallback, TrajectoryCallback
 from merit.train.checkpoints import Counters, newest_checkpoint
+from merit.train.rounds import RoundCallback, at_end, go_on
 from merit.train.rows import branch_rows, plan_batching, row_without_loss
 from merit.train.spec import BranchResult, BranchSpec, finished_branch
 from merit.train.trainer import BranchTrainer
@@ -66,13 +67,16 @@ def train_branch(run: RunDir, branch: BranchDir, *, base: Path, model: Path | No
     if theta0.fingerprint != spec.model_fingerprint:
         raise InputError("θ0 is not the model that this branch was planned with", file=theta0.path)
     data = branch_rows(run, spec)
-    resumed = newest_checkpoint(branch)
+    resumed = newest_checkpoint(branch) or go_on(run, branch, spec, theta0.path)
     counters = resumed[1] if resumed else Counters()
     with tracked(run, branch, spec):
         trainer = _make_trainer(_Branch(run, branch, spec, theta0, counters), data)
-        if resumed:
-            _log.info("branch %d resumes from %s", spec.branch, resumed[0].name)
-        trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
+        if resumed and at_end(resumed[0], spec):  # it was killed after its last step
+            trainer.take(resumed[0])
+        else:
+            if resumed:
+                _log.info("branch %d resumes from %s", spec.branch, resumed[0].name)
+            trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
     whole = _whole_state(trainer)  # a collective: every rank must call it
     if not trainer.accelerator.is_main_process:
         return _no_result(mark)
@@ -88,7 +92,8 @@ def train_branch(run: RunDir, branch: BranchDir, *, base: Path, model: Path | No
         files={},
     )
     result = keep(branch.done, result, branch.root, files_below(branch.checkpoint))
-    shutil.rmtree(branch.training_state, ignore_errors=True)
+    if spec.is_last:  # otherwise the next round goes on from it
+        shutil.rmtree(branch.training_state, ignore_errors=True)
     return result
 
 
@@ -159,6 +164,8 @@ def _takes_padding(model: PreTrainedModel) -> bool:
 def _callbacks(branch: _Branch, model: PreTrainedModel) -> list[TrainerCallback]:
     train = branch.spec.train
     found: list[TrainerCallback] = [BranchCallback(branch.dir, branch.counters, train.checkpoint_minutes)]
+    if not branch.spec.is_last:
+        found.insert(0, RoundCallback(branch.spec))
     if train.pull:
         found.append(PullCallback(model, train.pull))
     if train.snapshots and train.lora is None:

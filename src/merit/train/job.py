@@ -37,20 +37,22 @@ class Ranks:
 
 
 def run_branch_job(
-    root: Path, method: str, k: int, ranks: Ranks | None = None, model: Path | None = None
+    root: Path, method: str, k: int, ranks: Ranks | None = None, model: Path | None = None, number: int | None = None
 ) -> BranchResult:
     """Trains branch `k` of `method` in the run at `root`, unless it is trained already.
 
     Args:
         ranks: the processes that train it together; default: this one alone.
         model: where θ0 is on this machine; default: where the branch's spec says.
+        number: a round before the last; default: the last.
 
     Raises:
         InputError: `root` holds no such branch.
         StageError: another process trains it; or one of its processes failed.
     """
     run = RunDir(root)
-    branch = run.method(method).branch(k)
+    home = run.method(method)
+    branch = (home if number is None else home.round(number)).branch(k)
     if os.environ.get(RANKED):
         die_with_parent(os.getppid())  # the launcher, which starts each process in its own session
         from merit.train.branch import train_branch
@@ -65,6 +67,7 @@ def run_branch_job(
         if ranks is not None and ranks.several:
             arguments = ["train", str(root), "--branch", str(k), "--method", method]
             arguments += ["--model", str(model)] if model is not None else []
+            arguments += ["--round", str(number)] if number is not None else []
             result = train_with_ranks(branch, arguments, ranks)
         else:
             from merit.train.branch import train_branch
@@ -135,12 +138,15 @@ def branch_job(context: RunContext, method: Method, branch: BranchDir, spec: Bra
     launch = context.config.launch
     root = store_url(context) if launch.store is not None else str(context.run.root.resolve())
     command = merit_command("train", root, "--branch", str(spec.branch), "--method", method.name)
+    if not spec.is_last:
+        command += ["--round", str(spec.round)]
     if launch.processes > 1:
         command += ["--processes", str(launch.processes)]
     if launch.accelerate is not None:
         command += ["--accelerate", launch.accelerate]
     return Job(
-        name=f"{method.name} branch {spec.branch}",
+        name=f"{method.name} branch {spec.branch}"
+        + (f" round {spec.round} of {method.rounds}" if method.rounds > 1 else ""),
         command=tuple(command),
         done=branch.done,
         progress=branch.progress,

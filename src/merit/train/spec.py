@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from merit.base.kept import Files, damaged, kept
 from merit.base.record import Record, Sealed
@@ -33,6 +36,18 @@ class BranchSpec(Record):
     max_length: int
     planned_tokens: int  # supervised tokens over all epochs
     seed: int
+    round: int = 1  # of `train.rounds`: which part of the training this is, and `model` what it starts from
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out the first round: so a branch without rounds is what it was before there were any."""
+        found: dict[str, Any] = serialize(self)
+        return found if self.round > 1 else {key: value for key, value in found.items() if key != "round"}
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the branch is trained to its end."""
+        return self.round == self.train.rounds
 
     def same_training(self, other: BranchSpec) -> bool:
         """Whether both train the same branch. θ0 counts by what it is, `model_fingerprint`, not by where it lies."""

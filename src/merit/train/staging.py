@@ -32,11 +32,14 @@ THETA0 = "theta0"
 _LOOK_SECONDS = 5.0
 
 
-def run_remote_branch_job(url: str, method: str, k: int, options: Sequence[str]) -> BranchResult:
+def run_remote_branch_job(
+    url: str, method: str, k: int, options: Sequence[str], number: int | None = None
+) -> BranchResult:
     """Trains branch `k` of the run that the store at `url` mirrors.
 
     Args:
         options: further arguments for `merit train`.
+        number: a round before the last; default: the last.
 
     Raises:
         InputError: the store holds no such branch.
@@ -45,10 +48,12 @@ def run_remote_branch_job(url: str, method: str, k: int, options: Sequence[str])
     die_with_parent()
     store = Store(url)
     run = RunDir(scratch_folder(url))
-    branch = run.method(method).branch(k)
+    home = run.method(method)
+    branch = (home if number is None else home.round(number)).branch(k)
     with job_lock(branch.root / "remote.lock"):
         spec = _stage_in(store, run, branch, method, k)
         command = merit_command("train", str(run.root), "--branch", str(k), "--method", method)
+        command += [] if number is None else ["--round", str(number)]
         if (run.root / THETA0).is_dir():
             command += ["--model", str(run.root / THETA0 / spec.model_fingerprint)]
         out = _StageOut(store, run, branch)
@@ -65,7 +70,7 @@ def run_remote_branch_job(url: str, method: str, k: int, options: Sequence[str])
                 raise InputError("training met bad input; see its message above", file=branch.root)
             raise StageError(f"training ended with exit code {code}")
         result = BranchResult.load(branch.done)
-        out.result(result)
+        out.result(result, last=spec.is_last)
     shutil.rmtree(branch.root, ignore_errors=True)
     return result
 
@@ -105,6 +110,10 @@ def _stage_in(store: Store, run: RunDir, branch: BranchDir, method: str, k: int)
         if not target.is_file():
             store.get(file_name, target)
     _newest_checkpoint_in(store, run, branch)
+    if spec.round > 1 and not any(branch.training_state.glob("*")):
+        before = run.method(method).round(spec.round - 1).branch(k)
+        if not any(before.training_state.glob("*")):
+            _newest_checkpoint_in(store, run, before)
     return spec
 
 
@@ -170,15 +179,16 @@ class _StageOut:
             self.store.remove(relative(self.branch.training_state / name, self.run.root))
             self._put.discard(name)
 
-    def result(self, result: BranchResult) -> None:
-        """Uploads the trained checkpoint, then DONE."""
+    def result(self, result: BranchResult, *, last: bool) -> None:
+        """Uploads the trained checkpoint, then DONE. The training state stays where another round goes on from it."""
         for name in result.files:
             self.store.put(self.branch.root / name, relative(self.branch.root / name, self.run.root))
         for file in sorted(self.branch.snapshot(0).parent.glob("*.npy")):
             self.store.put(file, relative(file, self.run.root))
         self.small_files()
         self.store.put(self.branch.done, relative(self.branch.done, self.run.root))
-        self.store.remove(relative(self.branch.training_state, self.run.root))
+        if last:
+            self.store.remove(relative(self.branch.training_state, self.run.root))
 
 
 def fetch_result(store: Store, run: RunDir, branch: BranchDir, mark: str, *, tries: int = 3) -> bool:
@@ -246,8 +256,10 @@ class Staging:
                         self.store.put(inside(run.root, item.data), item.data)
                         self._put_mark(mark)
                         there.add(mark)
-                if self.model_is_local:
-                    self._send_model(there)
+                if spec.round > 1:
+                    self._send_model(inside(run.root, spec.model.path), spec.model_fingerprint, there)
+                elif self.model_is_local:
+                    self._send_model(self.context.model.path, self.context.model.fingerprint, there)
                 self.store.put(branch.spec, name)
                 bar.update(index + 1)
 
@@ -274,11 +286,10 @@ class Staging:
         path = self.context.config.model.path
         return path.startswith("embedded:") or (self.context.base / path).exists()
 
-    def _send_model(self, there: set[str]) -> None:
-        model = self.context.model
-        below = f"{THETA0}/{model.fingerprint}"
-        for file in sorted(file for file in model.path.rglob("*") if is_own(file, model.path)):
-            name = f"{below}/{file.relative_to(model.path).as_posix()}"
+    def _send_model(self, folder: Path, mark: str, there: set[str]) -> None:
+        below = f"{THETA0}/{mark}"
+        for file in sorted(file for file in folder.rglob("*") if is_own(file, folder)):
+            name = f"{below}/{file.relative_to(folder).as_posix()}"
             if name not in there:
                 self.store.put(file, name)
                 there.add(name)

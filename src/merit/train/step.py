@@ -31,7 +31,9 @@ _log = logging.getLogger(__name__)
 
 def depends(context: RunContext) -> dict[str, str]:
     """Partitions, recipe, θ0, data and seed: the content of the branches' specs."""
+    rounds = [context.start(method).fingerprint for method in context.trained if method.round > 1]
     return {
+        **({"rounds": fingerprint(rounds)} if rounds else {}),
         "split": fingerprint([Partition.load(method.dir.partition).mark for method in context.trained]),
         "train": fingerprint(context.config.train),
         "model": context.model.fingerprint,
@@ -62,10 +64,28 @@ def run(context: RunContext) -> dict[str, Any]:
         from merit.train.trl_arguments import check_trl
 
         check_trl(context.config.train)
-    jobs = []
     for method in context.trained:
+        _warn_of_few_steps(context, method)
+    trained = train_methods(context, context.trained)
+    results = [result for method in context.trained for result in branch_results(context, method).values()]
+    missing = {method.name: gone for method in context.trained if (gone := left_out(method))}
+    return {
+        "branches": len(results),
+        "trained": trained,
+        "supervised_tokens": sum(result.supervised_tokens for result in results),
+        **({"incomplete": missing} if missing else {}),
+    }
+
+
+def train_methods(context: RunContext, methods: Sequence[Method]) -> int:
+    """Trains the branches of these methods (or of a round of each) that are not trained yet; returns how many.
+
+    Raises:
+        StageError: as `run`.
+    """
+    jobs = []
+    for method in methods:
         specs = branch_specs(context, method)
-        _warn_of_few_steps(context, method, specs)
         drop_surplus(method, len(specs))
         for spec in specs:
             branch = method.dir.branch(spec.branch)
@@ -75,22 +95,16 @@ def run(context: RunContext) -> dict[str, Any]:
     try:
         run_jobs(context, jobs)
     except (StageError, InputError) as error:
-        if not _goes_on(context):
+        if not _goes_on(context, methods):
             raise
         _log.warning("continuing without the branches that failed or were late: %s", error)
-    results = [result for method in context.trained for result in branch_results(context, method).values()]
-    missing = {method.name: gone for method in context.trained if (gone := left_out(method))}
-    return {
-        "branches": len(results),
-        "trained": len(jobs),
-        "supervised_tokens": sum(result.supervised_tokens for result in results),
-        **({"incomplete": missing} if missing else {}),
-    }
+    return len(jobs)
 
 
 def branch_specs(context: RunContext, method: Method) -> list[BranchSpec]:
     """One spec per group. Branches share the run's seed, except replicas of a soup, which differ in nothing else."""
-    mixture = context.mixture
+    mixture, start = context.mixture, context.start(method)
+    train = context.config.train.model_copy(update={"rounds": method.rounds})
     summaries = {item.name: item for item in mixture.datasets}
     whole = find_splitter(method.splitter).whole_mixture
     specs = []
@@ -108,9 +122,10 @@ def branch_specs(context: RunContext, method: Method) -> list[BranchSpec]:
             BranchSpec(
                 method=method.name,
                 branch=k,
-                model=context.branch_model,
-                model_fingerprint=context.model.fingerprint,
-                train=context.config.train,
+                model=context.start_config(method),
+                model_fingerprint=start.fingerprint,
+                train=train,
+                round=method.round,
                 data=data,
                 max_length=mixture.max_length,
                 planned_tokens=round(group.tokens * context.config.train.epochs),
@@ -214,23 +229,23 @@ def _why_stop(context: RunContext) -> str | None:
     return None
 
 
-def _goes_on(context: RunContext) -> bool:
+def _goes_on(context: RunContext, methods: Sequence[Method]) -> bool:
     """Whether this is a partial run and every method has a branch to merge."""
-    enough = all(len(left_out(method)) < _groups(method) for method in context.trained)
+    enough = all(len(left_out(method)) < _groups(method) for method in methods)
     return context.partial and enough and not context.run.cancel.exists()
 
 
-def _warn_of_few_steps(context: RunContext, method: Method, specs: list[BranchSpec]) -> None:
+def _warn_of_few_steps(context: RunContext, method: Method) -> None:
     tokens = {item.name: item.train.tokens * item.weight for item in context.mixture.datasets}
     train = context.config.train
-    for spec in specs:
-        total = sum(tokens[item.name] for item in spec.data) * train.epochs
+    for k, group in enumerate(Partition.load(method.dir.partition).groups):
+        total = sum(tokens[name] for name in group.datasets) * train.epochs
         steps = max(1, round(total / train.batch_tokens))
-        if steps < _FEW_STEPS:
+        if steps < _FEW_STEPS * method.rounds:
             _log.warning(
                 "%s branch %d trains for only about %d optimizer steps; lower `train.batch_tokens` (%s) for more",
                 method.name,
-                spec.branch,
+                k,
                 steps,
                 f"{train.batch_tokens:,}",
             )

@@ -8,11 +8,13 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import TrainerState
 from trl import SFTTrainer
 
 from merit.base.errors import InputError
@@ -73,6 +75,11 @@ class BranchTrainer(SFTTrainer):
         if self._own_loss:
             pad = self.processing_class.pad_token_id or 0
             self.data_collator = lambda rows: self._collate([_encoded(row) for row in rows], pad)
+
+    def take(self, checkpoint: Path) -> None:
+        """Takes weights and state from a training checkpoint, without training."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
     def _collate(self, rows: list[Encoded], pad: int) -> dict[str, torch.Tensor]:
         packed = collate(rows) if self._packs and not any(row.images for row in rows) else None

@@ -1,0 +1,73 @@
+"""Stage `rounds`: with `train.rounds` above one, all rounds but the last. Each trains every branch on the next part of
+its data, and merges them by the run's own rule; the branches of the next round go on from that merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from merit.base.record import fingerprint
+from merit.context import Method, RunContext, Step
+from merit.merge.step import files_of_merges, merge_methods
+from merit.split.partition import Partition
+from merit.train.step import train_methods
+
+NAME = "rounds"
+
+
+def wanted(context: RunContext) -> bool:
+    """Whether a method has more than one round."""
+    return any(method.rounds > 1 for method in context.trained)
+
+
+def depends(context: RunContext) -> dict[str, str]:
+    """What training depends on, and how its merges are made."""
+    config, methods = context.config, _methods(context, 1)
+    return {
+        "split": fingerprint([Partition.load(method.dir.partition).mark for method in methods]),
+        "train": fingerprint(config.train),
+        "merge": fingerprint(config.merge.mark),
+        "model": context.model.fingerprint,
+        "mixture": fingerprint(context.data_fingerprints()),
+        "seed": fingerprint(config.seed),
+    }
+
+
+def outputs(context: RunContext) -> list[Path]:
+    """What a forced rerun makes anew."""
+    return [method.dir.rounds for method in context.trained if method.rounds > 1]
+
+
+def files(context: RunContext) -> list[Path]:
+    """What must not be damaged: the merges, from which later rounds start."""
+    return [file for number in _numbers(context) for file in files_of_merges(_methods(context, number))]
+
+
+def run(context: RunContext) -> dict[str, Any]:
+    """Trains and merges round after round.
+
+    Raises:
+        StageError: a branch failed for good, or the run was cancelled.
+    """
+    trained = 0
+    for number in _numbers(context):
+        methods = _methods(context, number)
+        trained += train_methods(context, methods)
+        merge_methods(context, methods)
+    return {"rounds": len(_numbers(context)), "trained": trained}
+
+
+def _numbers(context: RunContext) -> range:
+    return range(1, max(method.rounds for method in context.trained))
+
+
+def _methods(context: RunContext, number: int) -> list[Method]:
+    return [method.before[number - 1] for method in context.trained if number < method.rounds]
+
+
+def _says(context: RunContext) -> str:
+    rounds = max(method.rounds for method in context.trained)
+    return f"training and merging, round 1 to {rounds - 1} of {rounds}"
+
+
+STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files, wanted=wanted)

@@ -1,0 +1,118 @@
+"""A branch whose training is cut into rounds: each ends with a whole training checkpoint, and the next goes on from it
+with the merge's weights in place of its own. Schedule, order of examples and counts run over all rounds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from merit.base.errors import InputError, StageError
+from merit.base.files import atomic_dir
+from merit.run.layout import BranchDir, MethodDir, RunDir
+from merit.train.checkpoints import Counters, mark_whole, newest_checkpoint, step_of
+from merit.train.spec import MARKER, BranchSpec
+
+_STATE = "trainer_state.json"
+_OPTIMIZER = "optimizer.pt"
+
+
+def last_step(spec: BranchSpec, steps: int) -> int:
+    """The optimizer step that ends the round, of `steps` over all rounds.
+
+    Raises:
+        InputError: fewer steps than rounds.
+    """
+    if steps < spec.train.rounds:
+        raise InputError(
+            f"{spec.train.rounds}, but {spec.method} branch {spec.branch} has only {steps} optimizer steps: take fewer "
+            "rounds, or lower `train.batch_tokens`",
+            field="train.rounds",
+        )
+    return round(steps * spec.round / spec.train.rounds)
+
+
+class RoundCallback(TrainerCallback):
+    """Ends a round before the last: saves a checkpoint, and stops."""
+
+    def __init__(self, spec: BranchSpec) -> None:
+        self._spec = spec
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        last_step(self._spec, state.max_steps)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= last_step(self._spec, state.max_steps):
+            control.should_save = control.should_training_stop = True
+
+
+def at_end(checkpoint: Path, spec: BranchSpec) -> bool:
+    """Whether the round ended with this training checkpoint."""
+    if spec.is_last:
+        return False
+    steps = int(json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))["max_steps"])
+    return step_of(checkpoint) >= last_step(spec, steps)
+
+
+def go_on(run: RunDir, branch: BranchDir, spec: BranchSpec, start: Path) -> tuple[Path, Counters] | None:
+    """Makes the training checkpoint from which a later round begins: that of the round before, with the weights of
+    `start`. None in the first round.
+
+    Raises:
+        StageError: the round before left no whole checkpoint.
+    """
+    if spec.round == 1:
+        return None
+    home = MethodDir(_home(branch))
+    found = newest_checkpoint(home.round(spec.round - 1).branch(spec.branch))
+    if found is None:
+        raise StageError(f"{spec.method} branch {spec.branch}: round {spec.round - 1} left no training state here")
+    before, counters = found
+    step = step_of(before)
+    target = branch.training_state / before.name
+    branch.training_state.mkdir(parents=True, exist_ok=True)
+    with atomic_dir(target) as part:
+        for file in before.iterdir():
+            if file.is_file() and not _is_weights(file) and file.name != MARKER:
+                _link(file, part / file.name)
+        for file in start.iterdir():
+            if _is_weights(file):
+                _link(file, part / file.name)
+        if not spec.train.carry_optimizer:
+            _forget_moments(part / _OPTIMIZER)
+    mark_whole(branch, step, counters)
+    log = home.round(spec.round - 1).branch(spec.branch).log
+    if log.is_file():  # one log over all rounds
+        shutil.copyfile(log, branch.log)
+    return target, counters
+
+
+def _home(branch: BranchDir) -> Path:
+    """The method's folder, of a branch of any round."""
+    root = branch.root.parents[1]
+    return root.parents[1] if root.parent.name == "rounds" else root
+
+
+def _is_weights(file: Path) -> bool:
+    return file.name.endswith((".safetensors", ".safetensors.index.json"))
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, or a copy where the disk has no links. Checkpoints are never written again."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _forget_moments(file: Path) -> None:
+    state = torch.load(file, weights_only=True, map_location="cpu")
+    file.unlink()  # a link to that of the round before
+    torch.save({**state, "state": {}}, file)

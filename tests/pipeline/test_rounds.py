@@ -1,0 +1,165 @@
+"""Rounds: training that is merged several times is the same training, cut, with other weights after each cut."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from runs import merit_here, weights_of
+from safetensors.torch import load_file
+
+from four_files import write_four_files
+from merit.cli.main import run as merit
+from merit.run.layout import MethodDir, RunDir
+from merit.train.spec import BranchResult
+
+RECIPE = """
+model: {model}
+mixture:
+  chat: {{path: chat.jsonl}}
+  copy: {{path: copy.json}}
+  last: {{path: last.csv}}
+  shout: {{path: shout.parquet, weight: 0.5}}
+held_out_fraction: 0.25
+calibration: {{examples: 6}}
+split: {split}
+train: {{epochs: 2, learning_rate: 3.0e-3, batch_tokens: 200, precision: fp32{train}}}
+merge: {{weights: {rule}}}
+baselines: {{joint: single}}
+evaluate: {{held_out: 2, generate: 0, drift: 0}}
+"""
+ONE_GROUP = "{splitter: manual, file: groups.yaml}"
+TWO = "{splitter: pca, axes: 1}"
+
+
+def recipe(folder: Path, model: Path, name: str, *, split: str = TWO, train: str = "", rule: str = "tokens") -> Path:
+    file = folder / f"{name}.yaml"
+    file.write_text(RECIPE.format(model=model, split=split, train=train, rule=rule))
+    return file
+
+
+def finished(file: Path, *arguments: str) -> RunDir:
+    merit_here("run", file, *arguments)
+    return RunDir(file.parent / "runs" / file.stem)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def log(method: MethodDir, k: int = 0) -> list[dict[str, float]]:
+    return [json.loads(line) for line in method.branch(k).log.read_text().splitlines()]
+
+
+def result(method: MethodDir, k: int = 0) -> BranchResult:
+    return BranchResult.load(method.branch(k).done)
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> Path:
+    write_four_files(tmp_path)
+    (tmp_path / "groups.yaml").write_text("all: [chat, copy, last, shout]\n")
+    return tmp_path
+
+
+def test_a_single_branch_is_trained_as_without_rounds_to_the_bit(four: Path, tiny_model: Path) -> None:
+    whole = finished(recipe(four, tiny_model, "whole", split=ONE_GROUP)).method()
+    cut = finished(recipe(four, tiny_model, "cut", split=ONE_GROUP, train=", rounds: 3")).method()
+    assert [result(cut.round(1)).steps, result(cut.round(2)).steps, result(cut).steps] == [
+        round(result(whole).steps * part / 3) for part in (1, 2, 3)
+    ]
+    for name, value in weights(whole.branch(0).checkpoint).items():
+        assert torch.equal(value, weights(cut.branch(0).checkpoint)[name]), name
+    one, two = result(whole), result(cut)
+    assert (one.supervised_tokens, one.examples, one.final_loss) == (
+        two.supervised_tokens,
+        two.examples,
+        two.final_loss,
+    )
+    rates = [[(line["step"], line["learning_rate"], line["loss"]) for line in log(method)] for method in (whole, cut)]
+    assert rates[0] == rates[1]
+    assert not (cut.root / "baselines" / "joint" / "rounds").exists()  # joint training has nothing to merge
+
+
+def test_branches_go_on_from_the_merge(four: Path, tiny_model: Path) -> None:
+    run = finished(recipe(four, tiny_model, "twice", train=", rounds: 2"))
+    home, first = run.method(), run.method().round(1)
+    branches = [weights(first.branch(k).checkpoint) for k in (0, 1)]
+    tokens = [result(first, k).supervised_tokens for k in (0, 1)]
+    for name, value in weights(first.merged()).items():
+        mean = sum(n * branch[name].double() for n, branch in zip(tokens, branches, strict=True)) / sum(tokens)
+        assert torch.equal(value, mean.float()), name
+    spec = json.loads(home.branch(0).spec.read_text())
+    assert (spec["round"], spec["model"]["path"]) == (2, "rounds/01/merged")
+    start = weights(first.merged())
+    assert any(not torch.equal(value, start[name]) for name, value in weights(home.branch(0).checkpoint).items())
+    assert log(home)[0]["step"] == 1  # one log over both rounds
+    assert result(home).steps == 2 * result(first).steps or result(home).steps == 2 * result(first).steps + 1
+    before = weights_of(run.root)
+    assert "unchanged" in _said(four / "twice.yaml")
+    assert weights_of(run.root) == before
+
+
+def test_moments_are_carried_or_not(four: Path, tiny_model: Path) -> None:
+    kept = finished(recipe(four, tiny_model, "kept", train=", rounds: 2"), "--until", "merge")
+    fresh = finished(recipe(four, tiny_model, "fresh", train=", rounds: 2, carry_optimizer: false"), "--until", "merge")
+    one, two = (weights(run.method().round(1).merged()) for run in (kept, fresh))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    one, two = (weights(run.method().merged()) for run in (kept, fresh))
+    assert any(not torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_a_rule_of_layers_counts_from_the_last_merge(four: Path, tiny_model: Path) -> None:
+    run = finished(recipe(four, tiny_model, "act", train=", rounds: 2", rule="actmat"), "--until", "merge")
+    home = run.method()
+    start, base = weights(home.round(1).merged()), weights(tiny_model)
+    branches = [weights(home.branch(k).checkpoint) for k in (0, 1)]
+    tokens = [result(home, k).supervised_tokens for k in (0, 1)]
+    name = "model.layers.0.mlp.up_proj.weight"
+    steps = [(branch[name].double() - start[name].double()).numpy() for branch in branches]
+    grams = [step.T @ step for step in steps]
+    total = sum(grams)
+    level = 0.1 * total.trace() / len(total)
+    mean = sum(n * step for n, step in zip(tokens, steps, strict=True)) / sum(tokens)
+    pulled = sum(step @ gram for step, gram in zip(steps, grams, strict=True)) + level * mean
+    wanted = (
+        start[name].double()
+        + torch.linalg.solve(
+            torch.from_numpy(total) + level * torch.eye(len(total)).double(), torch.from_numpy(pulled).T
+        ).T
+    )
+    assert torch.allclose(weights(home.merged())[name].double(), wanted, rtol=0, atol=1e-7)
+    record = json.loads(home.merge_record.read_text())
+    moved = sum(float((v.double() - base[n].double()).square().sum()) for n, v in weights(home.merged()).items())
+    assert record["displacement"]["1"] == pytest.approx(moved**0.5, rel=1e-5)
+    merit_here("merge", "--verify", home.merged())
+
+
+def test_too_many_rounds_and_adapters_are_refused(
+    four: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = recipe(four, tiny_model, "many", train=", rounds: 50")
+    assert merit(["run", str(file)]) == 2
+    assert "train.rounds" in capsys.readouterr().err
+    assert not (four / "runs" / "many" / "branches").exists()
+    file = recipe(four, tiny_model, "lora", train=", rounds: 2, lora: {r: 2}")
+    assert merit(["check", str(file)]) == 2
+    assert "an adapter cannot go on from a merge" in capsys.readouterr().err
+
+
+def test_one_round_is_what_it_was(four: Path, tiny_model: Path) -> None:
+    run = finished(recipe(four, tiny_model, "plain"), "--until", "split")
+    assert "rounds" not in yaml.safe_load(run.config.read_text())["train"]
+
+
+def _said(file: Path) -> str:
+    import contextlib
+    import io
+
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        assert merit(["run", str(file)]) == 0
+    return err.getvalue()
