@@ -24,7 +24,7 @@ from merit.merge.rule import Branches, BranchSums, MergeRule, TensorSteps
 from merit.merge.side_files import copy_side_files
 from merit.merge.weights import normalised
 from merit.models.checkpoint import WHOLE, Checkpoint, FilePool, TensorInfo
-from merit.models.layout import find_layout
+from merit.models.layout import find_layout, same_names
 from merit.models.loading import empty_model
 from merit.models.source import ModelFolder
 from merit.models.writer import ShardFiles, ShardPlan, out_tensor
@@ -63,12 +63,19 @@ class Ray:
         Raises:
             InputError: a parameter is missing in it, or has another shape.
         """
-        state = read_state(folder)
+        checkpoint = Checkpoint.open(folder)
+        stored, mine = find_layout(checkpoint.tensors).names, find_layout(self.theta0).names
+        same = {mine[theirs]: stored[name] for theirs, name in same_names(stored, mine).items()}
         found: State = {}
         for name, start in self.theta0.items():
-            if name not in state or state[name].shape != start.shape:
-                raise InputError("not a checkpoint of θ0's model: this parameter differs", file=folder, field=name)
-            found[name] = state[name].to(start.device, start.dtype) - start
+            if name not in same or checkpoint.info(same[name]).shape != start.shape:
+                raise InputError(
+                    "this parameter is not in the checkpoint under its own name and shape: another model, or experts "
+                    "that are fused while loading, which this cannot read",
+                    file=folder,
+                    field=name,
+                )
+            found[name] = checkpoint.tensor(same[name]).to(start.device, start.dtype) - start
         return found
 
     def mean(self, folders: Sequence[Path], weights: Sequence[float]) -> tuple[State, list[float]]:
