@@ -33,6 +33,8 @@ def compare_settings(first: Checkpoint, other: Checkpoint) -> str | None:
     Raises:
         InputError: names the setting.
     """
+    if _stated(first) == _stated(other):
+        return None  # so are all defaults; transformers need not say which
     mine, theirs = (dict(_leaves(full_settings(one.config))) for one in (first, other))
     found = []
     for key in sorted(mine.keys() | theirs.keys()):
@@ -51,6 +53,13 @@ def compare_settings(first: Checkpoint, other: Checkpoint) -> str | None:
         return None
     more = f" and {len(found) - _MOST} more" if len(found) > _MOST else ""
     return f"{other.path}/config.json has {', '.join(found[:_MOST])}{more}; the merge takes {first.path}'s"
+
+
+def _stated(one: Checkpoint) -> dict[str, Any]:
+    decides = ("model_type", "architectures")  # which class, and so which defaults
+    return {
+        key: value for key, value in _leaves(one.config) if key.rpartition(".")[2] in decides or not _SILENT.search(key)
+    }
 
 
 def _leaves(values: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from merit.base.files import read_json
 from merit.models.architecture import architecture_of
 from merit.models.checkpoint import EMBEDDINGS, HEADS, Checkpoint, TensorInfo, read_header, unwrapped
 from merit.models.layout import find_layout
+from merit.models.plain_decoders import plain_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -256,6 +257,8 @@ def _spelled(base: Checkpoint) -> dict[str, str]:
 
 def _transposed(base: Checkpoint, spelled: Mapping[str, str]) -> frozenset[str] | None:
     """The base's tensors that are stored as (inputs, outputs); None where its class is not known."""
+    if plain_tensors(base.config) is not None:
+        return frozenset()
     known = architecture_of(base.config)
     if known is None:
         return None
