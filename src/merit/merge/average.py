@@ -287,6 +287,9 @@ def _summarise(
     lost = {output.label: norms[count + 2 * n + 1] for n, output in enumerate(plan.outputs) if output.label in moved}
     ratios = {label: _ratio(lost[label], moved[label]) for label in moved} if plan.base is not None else {}
     notes = [*prepared.notes]
+    if plan.base is not None and not prepared.late:
+        still = [source.path for source, norm in zip(plan.sources, norms[:count], strict=True) if norm == 0]
+        notes += [f"{path} equals θ0: it was not trained, or its training was not saved" for path in still]
     for label, ratio in ratios.items():
         if ratio > _ROUNDING_WARNING:
             notes.append(

@@ -63,13 +63,17 @@ class Loading:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One model class with its sizes. `saved` is what a trained model's checkpoint will hold."""
+    """One model class with its sizes.
+
+    `saved` is what a trained model's checkpoint will hold; `ties` the parameter that each tied one is a copy of.
+    """
 
     name: str
     tied: bool
     generates: bool
     transposed: frozenset[str]  # weights that are stored as (inputs, outputs): of Conv1D layers
     saved: Shapes
+    ties: Mapping[str, str]
     _kind: Any = field(repr=False, compare=False)
     _config: Any = field(repr=False, compare=False)
     _answers: dict[frozenset[tuple[str, tuple[int, ...]]], Loading | None] = field(
@@ -147,7 +151,8 @@ def _built(key: str) -> Architecture | None:
             return None
     tied = outer is not None and inner is not None and outer.weight is inner.weight
     conv = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
-    return Architecture(kind.__name__, tied, bool(kind.can_generate()), frozenset(conv), saved, kind, config)
+    ties = {str(name): str(source) for name, source in (getattr(model, "all_tied_weights_keys", None) or {}).items()}
+    return Architecture(kind.__name__, tied, bool(kind.can_generate()), frozenset(conv), saved, ties, kind, config)
 
 
 def _autos() -> tuple[Any, ...]:

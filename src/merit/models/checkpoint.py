@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_QUANTISED = ("quantization_config", "compression_config")  # the latter: compressed-tensors' former name
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 HEADS = ("lm_head.weight", "embed_out.weight")
@@ -178,17 +179,19 @@ class FilePool:
 def _config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():
-        raise InputError("not a model: there is no config.json in it", file=path)
+        nested = sorted(
+            p.parent.name for name in ("config.json", "adapter_config.json") for p in path.glob(f"*/{name}")
+        )
+        below = f", but in {', '.join(nested[:3])} below it; name one of these" if nested else ""
+        raise InputError(f"not a model: there is no config.json in it{below}", file=path)
     config = read_json(file)
     if not isinstance(config, dict):
         raise InputError("not a model configuration", file=file)
-    if (quantization := config.get("quantization_config")) is not None:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
-        raise InputError(
-            f"quantised with {method}: such weights cannot be averaged; merge the unquantised checkpoints",
-            file=file,
-            field="quantization_config",
-        )
+    for key in _QUANTISED:
+        if (found := config.get(key)) is not None:
+            method = found.get("quant_method", "unknown") if isinstance(found, dict) else "unknown"
+            message = f"quantised with {method}: such weights cannot be averaged; merge the unquantised checkpoints"
+            raise InputError(message, file=file, field=key)
     return config
 
 

@@ -31,10 +31,9 @@ def plain_tensors(config: Mapping[str, Any]) -> Shapes | None:
         return None
     vocabulary, width, inner, layers, heads, groups = (_positive(config.get(key)) for key in _SIZES)
     flags = [config.get(key, False) for key in ("tie_word_embeddings", "attention_bias", "mlp_bias")]
-    head = config.get("head_dim")
-    if head is None and kind != "qwen3" and heads:
-        head = width // heads
-    if not all((vocabulary, width, inner, layers, heads, groups, _positive(head))) or layers > _MOST_LAYERS:
+    usual = width // heads if heads and kind != "qwen3" else 0
+    head = usual if config.get("head_dim") is None else _positive(config["head_dim"])
+    if not all((vocabulary, width, inner, layers, heads, groups, head)) or layers > _MOST_LAYERS:
         return None
     if "tie_word_embeddings" not in config or not all(isinstance(flag, bool) for flag in flags):
         return None
