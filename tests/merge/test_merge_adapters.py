@@ -418,7 +418,7 @@ def test_a_vocabulary_that_grew_and_a_folder_that_is_both(tmp_path):
         Adapter.open(tmp_path / "base", Checkpoint.open(tmp_path / "base"))
     (tmp_path / "outer/sft").mkdir(parents=True)
     (tmp_path / "outer/sft/adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match=r"no config.json in it, but in sft below it; name one of these"):
+    with pytest.raises(InputError, match=r"no config.json in it; did you mean sft in it\?"):
         merge_checkpoints([tmp_path / "outer"], [1], {1.0: tmp_path / "out"})
     save_file({}, tmp_path / "a/adapter_model.safetensors")
     with pytest.raises(InputError, match="no tensors in it: DeepSpeed"):

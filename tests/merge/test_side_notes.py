@@ -131,10 +131,12 @@ def test_an_adapter_inside_a_whole_model_is_refused(tmp_path):
     refused(inputs, "`q_proj.base_layer.weight`: a part of an adapter in a whole model")
 
 
-def test_quantised_under_another_name(tmp_path):
+def test_weights_that_are_not_there(tmp_path):
     folder = write(tmp_path / "a", {"w": torch.ones(2)}, config=CONFIG | {"compression_config": {"quant_method": "x"}})
     refused([folder], "`compression_config`: quantised with x")
     fp8 = llama(tmp_path / "fp8")
     file = fp8 / "model.safetensors"
     save_file(load_file(file) | {"model.norm.weight": torch.ones(16).to(torch.float8_e4m3fn)}, file)
     refused([fp8], "`model.norm.weight`: type F8_E4M3")
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
+    refused([fp8], "model.safetensors: a pointer of Git LFS")

@@ -179,11 +179,9 @@ class FilePool:
 def _config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():
-        nested = sorted(
-            p.parent.name for name in ("config.json", "adapter_config.json") for p in path.glob(f"*/{name}")
-        )
-        below = f", but in {', '.join(nested[:3])} below it; name one of these" if nested else ""
-        raise InputError(f"not a model: there is no config.json in it{below}", file=path)
+        below = sorted({found.parent.name for found in path.glob("*/*config.json")})[:3]
+        hint = f"; did you mean {' or '.join(below)} in it?" if below else ""
+        raise InputError(f"not a model: there is no config.json in it{hint}", file=path)
     config = read_json(file)
     if not isinstance(config, dict):
         raise InputError("not a model configuration", file=file)
@@ -330,9 +328,10 @@ def read_entries(file: Path) -> tuple[dict[str, Any], int, int]:
             start = handle.read(8)
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length > min(size - 8, _MAX_HEADER):
-                raise InputError(
-                    "not a whole safetensors file: the header is longer than the file or over 100 MB", file=file
-                )
+                what = "not a whole safetensors file: the header is longer than the file or over 100 MB"
+                if start == b"version ":
+                    what = "a pointer of Git LFS, not the weights; run `git lfs pull` in its folder"
+                raise InputError(what, file=file)
             text = handle.read(length)
     except FileNotFoundError as error:
         raise InputError("no such file", file=file) from error
