@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from test_merge_in_the_wild import SIZES, edit, llama, merge, refused, rewrite
 from transformers import LlamaConfig, LlamaForSequenceClassification, T5Config, T5ForConditionalGeneration
 
+from merit.merge.side_notes import base_notes
+
 
 @pytest.fixture
 def two(tmp_path):
@@ -140,3 +142,27 @@ def test_weights_that_are_not_there(tmp_path):
     refused([fp8], "`model.norm.weight`: type F8_E4M3")
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
     refused([fp8], "model.safetensors: a pointer of Git LFS")
+
+
+def test_adapters_of_another_base_or_revision(tmp_path):
+    hub = tmp_path / "models--org--base/snapshots/aaa"
+    adapters = [tmp_path / "a", tmp_path / "b"]
+    for folder in adapters:
+        folder.mkdir()
+
+    def named(*values):
+        for folder, (name, revision) in zip(adapters, values, strict=True):
+            value = {"peft_type": "LORA", "base_model_name_or_path": name, "revision": revision}
+            (folder / "adapter_config.json").write_text(json.dumps(value))
+
+    named(("unsloth/base-bnb-4bit", None), ("org/base", "v1"))
+    assert base_notes(adapters, hub) == []
+    named(("org/base-instruct", None), ("org/base", "v1"))
+    (note,) = base_notes(adapters, hub)
+    assert "/a was trained on 'org/base-instruct', and the base is 'org/base'" in note
+    named(("/disk/base", "v2"), ("org/base", "v1"))
+    (note,) = base_notes(adapters, hub)
+    assert "/b was trained on revision 'v1' of its base" in note
+    assert "'v2'" in note
+    local = write(tmp_path / "local", {"w": torch.ones(2)}, config=CONFIG | {"_name_or_path": "other/thing"})
+    assert len(base_notes(adapters[1:], local)) == 1

@@ -20,7 +20,7 @@ from merit.merge.codec import Float64s, Scratch, decode
 from merit.merge.lora import AdapterSource, FactorCache
 from merit.merge.settings import compare_settings
 from merit.merge.side_files import check_side_files, check_tokenizers
-from merit.merge.side_notes import side_notes
+from merit.merge.side_notes import base_notes, side_notes
 from merit.models.adapter import Adapter, base_of, check_bases, is_adapter
 from merit.models.architecture import architecture_of, is_computed
 from merit.models.checkpoint import ITEM_BYTES, WHOLE, Checkpoint, FilePool, TensorInfo
@@ -127,8 +127,8 @@ def open_inputs(paths: Sequence[Path], base: Path | None) -> OpenedInputs:
     sources: list[CheckpointSource | AdapterSource] = []
     remaining = iter(found)
     notes = [*alignment.notes]
-    if adapters:
-        notes += check_bases(adapters)
+    if adapters and base is not None:
+        notes += [*check_bases(adapters), *base_notes(adapters, base)]
     for path in paths:
         if not is_adapter(path):
             sources.append(next(remaining))

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from merit.base.files import read_json
+from merit.merge.record import hub_id
+from merit.models.adapter import CONFIG, HUB_ID, base_of, model_name
 
 _GENERATION = "generation_config.json"
 _TOKENIZERS = ("tokenizer_config.json", "special_tokens_map.json")  # the former goes first
@@ -40,6 +42,22 @@ def side_notes(paths: Sequence[Path]) -> list[str]:
             *({key: value for key, value in one.items() if key in both} for one in (mine, theirs)),
         )
     return [*notes, *_code(paths)]
+
+
+def base_notes(adapters: Sequence[Path], base: Path) -> list[str]:
+    """Whether each adapter was trained on `base`, as far as names tell: copies of one model have many names."""
+    name = str(hub_id(str(base)) or _object(base / "config.json").get("_name_or_path"))
+    notes = []
+    for path in adapters:
+        theirs = base_of(path) or ""
+        if HUB_ID.fullmatch(name) and HUB_ID.fullmatch(theirs) and model_name(theirs) != model_name(name):
+            notes.append(f"{path} was trained on {theirs!r}, and the base is {name!r}: make sure that they are one")
+    revisions = {path: _object(path / CONFIG).get("revision") for path in adapters}
+    said = {str(revision): path for path, revision in revisions.items() if revision}
+    if len(said) > 1:
+        (one, first), (two, other), *_ = said.items()
+        notes.append(f"{other} was trained on revision {two!r} of its base, {first} on {one!r}")
+    return notes
 
 
 def template_notes(first: Path, other: Path) -> list[str]:

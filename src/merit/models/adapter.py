@@ -32,7 +32,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _OUTER = ("model.", "transformer.", "gpt_neox.", "base_model.")  # what a bare model's names lack
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COPIES = re.compile(r"(-unsloth)?-(bnb-4bit|4bit|8bit|gptq.*|awq.*|fp8)$")
 _FACTORS = {
     ".lora_A.weight": "a",
@@ -255,7 +255,7 @@ def check_bases(paths: Sequence[Path]) -> list[str]:
     named = [(path, name) for path in paths if (name := base_of(path)) is not None]
     for path, name in named[1:]:
         first, other = named[0]
-        if _model_name(name) != _model_name(other) and all(_HUB_ID.fullmatch(one) for one in (name, other)):
+        if model_name(name) != model_name(other) and all(HUB_ID.fullmatch(one) for one in (name, other)):
             raise InputError(
                 f"{name!r}, but {first} was trained on {other!r}: their updates do not belong to one model; if the two "
                 "are the same, correct this field",
@@ -267,7 +267,7 @@ def check_bases(paths: Sequence[Path]) -> list[str]:
     return []
 
 
-def _model_name(name: str) -> str:
+def model_name(name: str) -> str:
     """A model's name without its owner and without a quantised copy's ending."""
     return _COPIES.sub("", name.rstrip("/").rsplit("/", 1)[-1].lower())
 
