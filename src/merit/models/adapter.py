@@ -15,8 +15,6 @@ from merit.models.architecture import architecture_of
 from merit.models.checkpoint import (
     EMBEDDINGS,
     HEADS,
-    INDEX,
-    SINGLE,
     Checkpoint,
     TensorInfo,
     read_header,
@@ -101,9 +99,10 @@ class Adapter:
                 `base` does not have in that shape. Names the file and the tensor or setting.
         """
         config = _config(path)
-        if (path / SINGLE).is_file() or (path / INDEX).is_file():
+        if others := sorted(file.name for file in path.glob("*.safetensors") if file.name != WEIGHTS):
             raise InputError(
-                f"both a whole model and an adapter ({CONFIG}): which is meant? Move one to a folder of its own",
+                f"an adapter, and beside it {others[0]}, which would not be read; which is meant? Move the other to a "
+                "folder of its own",
                 file=path,
             )
         if not (path / WEIGHTS).is_file():
@@ -118,7 +117,7 @@ class Adapter:
             name = name.replace(".modules_to_save.", ".").removesuffix(".default")
             for ending, role in _FACTORS.items():
                 if name.endswith(ending):
-                    parts.setdefault(name.removesuffix(ending), {})[role] = info
+                    parts.setdefault(name.removesuffix(ending).removesuffix(".weight"), {})[role] = info
                     break
             else:
                 whole[name.replace(".base_layer.", ".")] = info
@@ -273,11 +272,14 @@ def model_name(name: str) -> str:
 
 
 def _spelled(base: Checkpoint) -> dict[str, str]:
-    """Every spelling of the base's tensors → its own: also transformers' before 4.52, and a text model's that is the
-    language model in its vision-language generation's file."""
+    """Every spelling of the base's tensors → its own: also that of transformers before 4.52. A text model and the language
+    model of its vision-language generation have each other's names."""
     names = {**find_layout(base.tensors).names, **{name: name for name in base.tensors}}
+    text = not any("language_model." in name for name in names)
     for name, own in list(names.items()):
-        if name.startswith("model.language_model."):
+        if text and name.startswith("model."):
+            names[f"model.language_model.{name.removeprefix('model.')}"] = own
+        elif name.startswith("model.language_model."):
             short = name.removeprefix("model.language_model.")
             names.setdefault(f"model.{short}", own)
             names.setdefault(f"language_model.model.{short}", own)
