@@ -272,8 +272,8 @@ def model_name(name: str) -> str:
 
 
 def _spelled(base: Checkpoint) -> dict[str, str]:
-    """Every spelling of the base's tensors → its own: also that of transformers before 4.52. A text model and the language
-    model of its vision-language generation have each other's names."""
+    """Every spelling of the base's tensors → its own: also that of transformers before 4.52. A text model and the
+    language model of its vision-language generation have each other's names."""
     names = {**find_layout(base.tensors).names, **{name: name for name in base.tensors}}
     text = not any("language_model." in name for name in names)
     for name, own in list(names.items()):
