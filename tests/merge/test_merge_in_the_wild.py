@@ -9,7 +9,16 @@ import pytest
 import torch
 from merge_folders import CONFIG, read, write
 from safetensors.torch import save_file
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from merit.base.errors import InputError
 from merit.merge.average import merge_checkpoints
@@ -169,6 +178,27 @@ def test_check_says_it_before_a_run_begins(tmp_path):
     report = check_run(tmp_path / "m.yaml")
     assert not report.ok
     assert any("branches of this model could not be merged" in line for line in report.problems)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ("merge: {weights: regmean}", "merge.weights"),
+        ("diagnose: {checks: [lmc]}", "diagnose.checks"),
+        ("gate: {}", "gate"),
+        ("", None),
+    ],
+)
+def test_what_cannot_read_stacked_experts_is_told_before_a_run_begins(tmp_path, settings, field):
+    MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=2, num_key_value_heads=2)).save_pretrained(
+        tmp_path / "base"
+    )
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 9)
+    (tmp_path / "m.yaml").write_text(
+        f"model: ./base\nmixture:\n  a: {{path: a.jsonl}}\n  b: {{path: a.jsonl}}\nsplit: {{axes: 1}}\n{settings}\n"
+    )
+    told = [line for line in check_run(tmp_path / "m.yaml").problems if "under its own name and shape" in line]
+    assert [f"`{field}`" in line for line in told] == [True] * (field is not None)
 
 
 def test_buffers_of_whole_numbers_are_kept_where_they_are_equal(tmp_path):

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from merit.models.layout import find_layout, same_names
+
 Shapes = Mapping[str, tuple[int, ...]]
 # Buffers that trainers of some time have saved and that every loader computes by itself, or does not know any more.
 _COMPUTED = re.compile(
@@ -65,7 +67,8 @@ class Loading:
 class Architecture:
     """One model class with its sizes.
 
-    `saved` is what a trained model's checkpoint will hold; `ties` the parameter that each tied one is a copy of.
+    `saved` is what a trained model's checkpoint will hold; `ties` the parameter that each tied one is a copy of;
+    `fused` the first parameter that is saved under another name or shape, as experts are that loading stacks.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Architecture:
     transposed: frozenset[str]  # weights that are stored as (inputs, outputs): of Conv1D layers
     saved: Shapes
     ties: Mapping[str, str]
+    fused: str | None
     _kind: Any = field(repr=False, compare=False)
     _config: Any = field(repr=False, compare=False)
     _answers: dict[frozenset[tuple[str, tuple[int, ...]]], Loading | None] = field(
@@ -152,7 +156,18 @@ def _built(key: str) -> Architecture | None:
     tied = outer is not None and inner is not None and outer.weight is inner.weight
     conv = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
     ties = {str(name): str(source) for name, source in (getattr(model, "all_tied_weights_keys", None) or {}).items()}
-    return Architecture(kind.__name__, tied, bool(kind.can_generate()), frozenset(conv), saved, ties, kind, config)
+    fused = _fused(saved, {name: tuple(value.shape) for name, value in model.named_parameters()})
+    generates = bool(kind.can_generate())
+    return Architecture(kind.__name__, tied, generates, frozenset(conv), saved, ties, fused, kind, config)
+
+
+def _fused(saved: Shapes, parameters: Shapes) -> str | None:
+    stored, mine = find_layout(saved).names, find_layout(parameters).names
+    same = same_names(stored, mine)
+    for common, name in mine.items():
+        if common not in same or saved[stored[same[common]]] != parameters[name]:
+            return name
+    return None
 
 
 def _autos() -> tuple[Any, ...]:
