@@ -286,6 +286,24 @@ def test_one_row_cannot_be_two_tokens(tmp_path, kind):
     merge(inputs, tmp_path / "out")
 
 
+def test_two_kinds_of_file_must_mean_one_tokenizer(tmp_path):
+    inputs = [llama(tmp_path / str(k), k) for k in range(2)]
+    pieces = ["<unk>", "▁the", "▁of", "▁and", "e", "t"]
+    numbers = {token: number for number, token in enumerate(pieces)}
+
+    def put(vocabulary):
+        (inputs[0] / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+
+    entries = [b"\x0a" + bytes([len(text.encode())]) + text.encode() for text in pieces]
+    (inputs[1] / "tokenizer.model").write_bytes(b"".join(b"\x0a" + bytes([len(one)]) + one for one in entries))
+    put(numbers)
+    merge(inputs, tmp_path / "same")
+    put({token: number + 1 for token, number in numbers.items()})  # as XLM-R numbers its pieces
+    merge(inputs, tmp_path / "shifted")
+    put({"<unk>": 0, "Ġthe": 1, "Ġof": 2, "e": 5, "t": 4, "Ġand": 3})
+    refused(inputs, r"tokenizer.model: only 1 of 6 tokens have the same number in .*tokenizer.json")
+
+
 def test_a_branch_may_have_tokens_that_the_base_lacks_but_not_more_than_rows(tmp_path):
     base, branch = (llama(tmp_path / name, seed) for seed, name in enumerate(("base", "branch")))
     tokens(base, {})
