@@ -11,7 +11,16 @@ import torch
 from merge_folders import read, write
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from merit.base.errors import InputError
 from merit.base.files import sha256_file
@@ -439,3 +448,17 @@ def test_vision_language_names_of_both_generations(tmp_path):
     merge_checkpoints([tmp_path / "adapter0"], [1], {1.0: tmp_path / "out"}, base=tmp_path / "both")
     found = {n.replace("language_model.", ""): v for n, v in read(tmp_path / "out").items() if "vision" not in n}
     close(found, merged[0])
+
+
+def test_ends_of_a_model_are_told_by_its_class(tmp_path):
+    """Mamba ties `backbone.embeddings`: an update of the embeddings alone would change the head, too."""
+    kind = {"r": 2, "target_modules": ["in_proj", "x_proj"]}
+    model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4))
+    merged = base_and_adapters(tmp_path, [kind, kind | {"target_modules": ["embeddings"]}], model)
+    base = tmp_path / "base"
+    assert Checkpoint.open(base).embedding == "backbone.embeddings.weight"
+    assert Checkpoint.open(base).head is None
+    merge_checkpoints([tmp_path / "adapter0"], [1], {1.0: tmp_path / "out"}, base=base)
+    close(read(tmp_path / "out"), merged[0])
+    with pytest.raises(InputError, match=r"backbone.embeddings.weight is tied to the other end"):
+        merge_checkpoints([tmp_path / "adapter1"], [1], {1.0: tmp_path / "wrong"}, base=base)

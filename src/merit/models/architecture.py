@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from merit.models.layout import find_layout, same_names
+from merit.models.plain_decoders import plain_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
 # Buffers that trainers of some time have saved and that every loader computes by itself, or does not know any more.
@@ -48,6 +49,15 @@ def is_tied(config: Mapping[str, Any]) -> bool:
     return bool(getattr(_resolved(_key(config)), "tie_word_embeddings", False))
 
 
+def find_end(which: str, endings: tuple[str, ...], names: Collection[str], config: Mapping[str, Any]) -> str | None:
+    """The name among `names` of the model's `embedding` or `head`: by the usual `endings`, or else by its class."""
+    usual = next((name for name in names if name.endswith(endings)), None)
+    if usual is not None or plain_tensors(config) is not None:
+        return usual
+    name = getattr(architecture_of(config), which, None)
+    return name if name in names else None
+
+
 def full_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Every setting, with the defaults of the configuration's class; what config.json says where there is no class."""
     resolved = _resolved(_key(config))
@@ -68,7 +78,8 @@ class Architecture:
     """One model class with its sizes.
 
     `saved` is what a trained model's checkpoint will hold; `ties` the parameter that each tied one is a copy of;
-    `fused` the first parameter that is saved under another name or shape, as experts are that loading stacks.
+    `fused` the first parameter that is saved under another name or shape, as experts are that loading stacks;
+    `embedding` and `head` the weights at both ends.
     """
 
     name: str
@@ -78,6 +89,8 @@ class Architecture:
     saved: Shapes
     ties: Mapping[str, str]
     fused: str | None
+    embedding: str | None
+    head: str | None
     _kind: Any = field(repr=False, compare=False)
     _config: Any = field(repr=False, compare=False)
     _answers: dict[frozenset[tuple[str, tuple[int, ...]]], Loading | None] = field(
@@ -157,8 +170,11 @@ def _built(key: str) -> Architecture | None:
     conv = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
     ties = {str(name): str(source) for name, source in (getattr(model, "all_tied_weights_keys", None) or {}).items()}
     fused = _fused(saved, {name: tuple(value.shape) for name, value in model.named_parameters()})
+    first, last = (next((f"{n}.weight" for n, m in model.named_modules() if m is end), None) for end in (inner, outer))
     generates = bool(kind.can_generate())
-    return Architecture(kind.__name__, tied, generates, frozenset(conv), saved, ties, fused, kind, config)
+    return Architecture(
+        kind.__name__, tied, generates, frozenset(conv), saved, ties, fused, first, last, kind, config
+    )  # fmt: skip
 
 
 def _fused(saved: Shapes, parameters: Shapes) -> str | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from merit.base.errors import InputError
 from merit.base.files import read_json
-from merit.models.architecture import architecture_of, is_computed, is_tied
+from merit.models.architecture import architecture_of, find_end, is_computed, is_tied
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,15 +76,15 @@ class Checkpoint:
         """Whether the configuration, or else its class, ties the output head to the input embeddings."""
         return is_tied(self.config)
 
-    @property
+    @cached_property
     def head(self) -> str | None:
         """Name of the output head, where it is stored."""
-        return next((name for name in self.tensors if name.endswith(HEADS)), None)
+        return find_end("head", HEADS, self.tensors, self.config)
 
-    @property
+    @cached_property
     def embedding(self) -> str | None:
         """Name of the input embeddings."""
-        return next((name for name in self.tensors if name.endswith(EMBEDDINGS)), None)
+        return find_end("embedding", EMBEDDINGS, self.tensors, self.config)
 
     @cached_property
     def spare(self) -> frozenset[str]:
