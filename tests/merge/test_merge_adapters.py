@@ -11,7 +11,16 @@ import torch
 from merge_folders import read, write
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from merit.base.errors import InputError
 from merit.base.files import sha256_file
@@ -268,6 +277,8 @@ def test_both_ends_of_a_tied_model_trained_together(tmp_path):
         lambda name: name.replace(".weight", ".default.weight"),
         lambda name: name.removeprefix("base_model.model."),
         lambda name: name.removeprefix("base_model.model.model."),
+        lambda name: name.replace(".lora_", ".weight.lora_"),  # adapters that were extracted from two models
+        lambda name: name.replace("model.layers.", "model.language_model.layers."),  # of the vision generation
     ],
 )
 def test_names_as_other_trainers_write_them(tmp_path, spelled):
@@ -354,3 +365,100 @@ def test_a_revision_and_a_folder_of_a_hub_repository(tmp_path, monkeypatch):
     assert asked == [("org/steps", None), ("org/steps", "v2")]
     with pytest.raises(InputError, match="org/steps has no folder 'nowhere'"):
         locate_model(ModelConfig(path="org/steps/nowhere"), tmp_path)
+
+
+def edit(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def keep(folder, wanted):
+    file = folder / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if wanted(name)}, file)
+
+
+def test_a_rank_that_the_configuration_does_not_state_is_refused(tmp_path):
+    """PEFT would not load it; α / r of the file would be another scale than the one of training."""
+    base_and_adapters(tmp_path, [KINDS["plain"]], LlamaForCausalLM(LLAMA))
+    adapter, options = tmp_path / "adapter0", {"base": tmp_path / "base"}
+    edit(adapter / "adapter_config.json", r=8)
+    with pytest.raises(InputError, match=r"adapter_config.json: `r`: 8, but the factors of .* have rank 4"):
+        merge_checkpoints([adapter], [1], {1.0: tmp_path / "out"}, **options)
+    edit(adapter / "adapter_config.json", rank_pattern={"q_proj": 4, "down_proj": 4})
+    merge_checkpoints([adapter], [1], {1.0: tmp_path / "out"}, **options)
+
+
+def test_what_an_adapter_should_hold_and_does_not_is_told(tmp_path):
+    torch.manual_seed(0)
+    kind = {"r": 2, "target_modules": ["q_proj", "v_proj"], "modules_to_save": ["lm_head"]}
+    base_and_adapters(tmp_path, [kind, kind], LlamaForCausalLM(LLAMA))
+    paths, base = [tmp_path / f"adapter{n}" for n in range(2)], tmp_path / "base"
+    result = merge_checkpoints(paths, [1, 1], {1.0: tmp_path / "whole"}, base=base)
+    assert result.notes == []
+    keep(paths[0], lambda name: "layers.1." not in name)
+    keep(paths[1], lambda name: "lm_head" not in name)
+    for notes in (
+        merge_checkpoints(paths, [1, 1], {1.0: tmp_path / "out"}, base=base).notes,
+        merge_adapters(paths, [1, 1], tmp_path / "adapter", base=base).notes,
+    ):
+        layers, head = notes
+        assert "adapter0: 2 of the 4 layers that `target_modules` names have no update" in layers
+        assert "`model.layers.1." in layers
+        assert "adapter1: `modules_to_save` names lm_head, but adapter_model.safetensors lacks it" in head
+
+
+def test_an_adapter_that_was_not_trained_is_told(tmp_path):
+    model = LlamaForCausalLM(LLAMA)
+    model.save_pretrained(tmp_path / "base")
+    get_peft_model(copy.deepcopy(model), LoraConfig(**KINDS["plain"])).save_pretrained(tmp_path / "a")
+    (note,) = merge_checkpoints([tmp_path / "a"], [1], {1.0: tmp_path / "out"}, base=tmp_path / "base").notes
+    assert note.endswith("/a equals θ0: it was not trained, or its training was not saved")
+    (note,) = merge_adapters([tmp_path / "a"], [1], tmp_path / "adapter", base=tmp_path / "base").notes
+    assert note.startswith("the average of all updates is zero")
+
+
+def test_a_vocabulary_that_grew_and_a_folder_that_is_both(tmp_path):
+    model = LlamaForCausalLM(LLAMA)
+    model.save_pretrained(tmp_path / "base")
+    model.resize_token_embeddings(70, mean_resizing=False)
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"]))
+    tuned.save_pretrained(tmp_path / "a")
+    with pytest.raises(InputError, match=r"shape \[70, 32\], but \[64, 32\] in the base; its vocabulary was resized"):
+        merge_checkpoints([tmp_path / "a"], [1], {1.0: tmp_path / "out"}, base=tmp_path / "base")
+    (tmp_path / "base/adapter_config.json").write_bytes((tmp_path / "a/adapter_config.json").read_bytes())
+    with pytest.raises(InputError, match=r"an adapter, and beside it model\.safetensors, which would not be read"):
+        Adapter.open(tmp_path / "base", Checkpoint.open(tmp_path / "base"))
+    (tmp_path / "outer/sft").mkdir(parents=True)
+    (tmp_path / "outer/sft/adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"no config.json in it; did you mean sft in it\?"):
+        merge_checkpoints([tmp_path / "outer"], [1], {1.0: tmp_path / "out"})
+    save_file({}, tmp_path / "a/adapter_model.safetensors")
+    with pytest.raises(InputError, match="no tensors in it: DeepSpeed"):
+        Adapter.open(tmp_path / "a", Checkpoint.open(tmp_path / "base"))
+
+
+def test_vision_language_names_of_both_generations(tmp_path):
+    torch.manual_seed(0)
+    merged = base_and_adapters(tmp_path, [KINDS["whole"]], LlamaForCausalLM(LLAMA))
+    config = {"model_type": "nobody's", "architectures": ["Both"]}
+    whole = {n.replace("model.", "model.language_model.", 1): v for n, v in read(tmp_path / "base").items()}
+    write(tmp_path / "both", whole | {"model.vision_tower.x": torch.ones(2)}, config=config)
+    weights = tmp_path / "adapter0/adapter_model.safetensors"
+    old = {n.replace("base_model.model.", "base_model.model.language_model."): v for n, v in load_file(weights).items()}
+    save_file(old, weights)
+    merge_checkpoints([tmp_path / "adapter0"], [1], {1.0: tmp_path / "out"}, base=tmp_path / "both")
+    found = {n.replace("language_model.", ""): v for n, v in read(tmp_path / "out").items() if "vision" not in n}
+    close(found, merged[0])
+
+
+def test_ends_of_a_model_are_told_by_its_class(tmp_path):
+    """Mamba ties `backbone.embeddings`: an update of the embeddings alone would change the head, too."""
+    kind = {"r": 2, "target_modules": ["in_proj", "x_proj"]}
+    model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4))
+    merged = base_and_adapters(tmp_path, [kind, kind | {"target_modules": ["embeddings"]}], model)
+    base = tmp_path / "base"
+    assert Checkpoint.open(base).embedding == "backbone.embeddings.weight"
+    assert Checkpoint.open(base).head is None
+    merge_checkpoints([tmp_path / "adapter0"], [1], {1.0: tmp_path / "out"}, base=base)
+    close(read(tmp_path / "out"), merged[0])
+    with pytest.raises(InputError, match=r"backbone.embeddings.weight is tied to the other end"):
+        merge_checkpoints([tmp_path / "adapter1"], [1], {1.0: tmp_path / "wrong"}, base=base)

@@ -9,7 +9,16 @@ import pytest
 import torch
 from merge_folders import CONFIG, read, write
 from safetensors.torch import save_file
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from merit.base.errors import InputError
 from merit.merge.average import merge_checkpoints
@@ -171,6 +180,27 @@ def test_check_says_it_before_a_run_begins(tmp_path):
     assert any("branches of this model could not be merged" in line for line in report.problems)
 
 
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ("merge: {weights: regmean}", "merge.weights"),
+        ("diagnose: {checks: [lmc]}", "diagnose.checks"),
+        ("gate: {}", "gate"),
+        ("", None),
+    ],
+)
+def test_what_cannot_read_stacked_experts_is_told_before_a_run_begins(tmp_path, settings, field):
+    MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=2, num_key_value_heads=2)).save_pretrained(
+        tmp_path / "base"
+    )
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 9)
+    (tmp_path / "m.yaml").write_text(
+        f"model: ./base\nmixture:\n  a: {{path: a.jsonl}}\n  b: {{path: a.jsonl}}\nsplit: {{axes: 1}}\n{settings}\n"
+    )
+    told = [line for line in check_run(tmp_path / "m.yaml").problems if "under its own name and shape" in line]
+    assert [f"`{field}`" in line for line in told] == [True] * (field is not None)
+
+
 def test_buffers_of_whole_numbers_are_kept_where_they_are_equal(tmp_path):
     positions = torch.arange(4).reshape(1, 4)
     inputs = [write(tmp_path / str(k), {"position_ids": positions, "w": torch.full((2,), float(k))}) for k in range(2)]
@@ -254,6 +284,24 @@ def test_one_row_cannot_be_two_tokens(tmp_path, kind):
     refused(inputs, "number 2 is token '<tool>', but '<think>' in .*mean different tokens")
     tokens(inputs[1], {"<think>": 2}, kind=kind)
     merge(inputs, tmp_path / "out")
+
+
+def test_two_kinds_of_file_must_mean_one_tokenizer(tmp_path):
+    inputs = [llama(tmp_path / str(k), k) for k in range(2)]
+    pieces = ["<unk>", "▁the", "▁of", "▁and", "e", "t"]
+    numbers = {token: number for number, token in enumerate(pieces)}
+
+    def put(vocabulary):
+        (inputs[0] / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+
+    entries = [b"\x0a" + bytes([len(text.encode())]) + text.encode() for text in pieces]
+    (inputs[1] / "tokenizer.model").write_bytes(b"".join(b"\x0a" + bytes([len(one)]) + one for one in entries))
+    put(numbers)
+    merge(inputs, tmp_path / "same")
+    put({token: number + 1 for token, number in numbers.items()})  # as XLM-R numbers its pieces
+    merge(inputs, tmp_path / "shifted")
+    put({"<unk>": 0, "Ġthe": 1, "Ġof": 2, "e": 5, "t": 4, "Ġand": 3})
+    refused(inputs, r"tokenizer.model: only 1 of 6 tokens have the same number in .*tokenizer.json")
 
 
 def test_a_branch_may_have_tokens_that_the_base_lacks_but_not_more_than_rows(tmp_path):

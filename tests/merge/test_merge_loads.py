@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -37,3 +39,18 @@ def test_logits_of_the_merge(tmp_path, tied, dtype, shard):
     assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == dtype
     assert (tmp_path / "out/generation_config.json").exists()
     assert (tmp_path / "out/preprocessor_config.json").exists()
+
+
+def test_plain_checkpoints_are_merged_without_torch(tmp_path):
+    """Importing torch and transformers would take longer, and more memory, than the merge itself."""
+    for number in range(2):
+        torch.manual_seed(number)
+        LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(tmp_path / str(number))
+    program = (
+        "import sys; from merit.cli.main import run; code = run(sys.argv[1:]); print(*sys.modules, file=sys.stderr)\n"
+        "sys.exit(code)"
+    )
+    command = [sys.executable, "-c", program, "merge", tmp_path / "0", tmp_path / "1", "-o", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert {"torch", "transformers", "sklearn"}.isdisjoint(done.stderr.split())
+    assert (tmp_path / "out/model.safetensors").is_file()

@@ -16,7 +16,7 @@ from merit.merge import plan
 from merit.merge.average import merge_checkpoints, remove_branch
 from merit.merge.card import write_card
 from merit.merge.recipe import other_method_recipe, read_mergekit
-from merit.merge.record import WeightRule
+from merit.merge.record import WeightRule, short_names
 from merit.merge.verify import verify_merge
 
 
@@ -222,3 +222,7 @@ def test_small_parts():
     assert [parse_bytes(text) for text in ("512MB", "2GiB", "7", "1.5k")] == [512_000_000, 2**31, 7, 1500]
     assert parse_weights(None, ["a", "b"]) == ([1.0, 1.0], [])
     assert parse_weights("1;a=b=2", ["a"])[1] == [WeightRule(pattern="a=b", weights=[2.0])]
+    hub = "/cache/models--org--steps/snapshots"
+    assert short_names([f"{hub}/aaa/100", f"{hub}/aaa/200", "/x/b"]) == ["org/steps/100", "org/steps/200", "b"]
+    assert short_names([f"{hub}/aaa", f"{hub}/bbb"]) == ["org/steps@aaa", "org/steps@bbb"]
+    assert short_names([f"{hub}/aaa", "/x/y/b", "/x/c"]) == ["org/steps", "y/b", "c"]

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from merit.base.errors import InputError
-from merit.models.checkpoint import Checkpoint, FilePool, TensorInfo
-from merit.models.layout import find_layout
+from merit.models.checkpoint import WHOLE, Checkpoint, FilePool, TensorInfo
+from merit.models.layout import find_layout, same_names
 
 _STREAM = 2**22  # elements of each checkpoint that are read at a time
 BLOCK = 2**18  # elements: a block and its sum stay in the processor's cache
@@ -22,35 +22,47 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "
 
 
 class Aligned:
-    """Checkpoints by label, with one name for every tensor. A tied head is left out: some checkpoints do not store it.
+    """Checkpoints by label, with one name for every tensor: the first's.
+
+    Left out are a tied head, which some checkpoints do not store; whole numbers; and what only some have and no loader
+    needs, such as old buffers of θ0.
 
     Raises:
         InputError: a folder is no checkpoint; two differ in their tensors or shapes.
     """
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
+        opened = {label: Checkpoint.open(folder) for label, folder in folders.items()}
         self.tensors: dict[str, dict[str, TensorInfo]] = {}  # label → common name → where it is
-        for label, folder in folders.items():
-            checkpoint = Checkpoint.open(folder)
-            names = find_layout(checkpoint.tensors).names
-            found = {name: checkpoint.info(own) for name, own in names.items()}
-            if checkpoint.tied and checkpoint.head and checkpoint.embedding:
-                found = {name: info for name, info in found.items() if info.name != checkpoint.head}
-            self.tensors[label] = found
-        first, *others = self.tensors
-        for label in others:
-            self._compare(folders, first, label)
-        self.shapes = {name: info.shape for name, info in self.tensors[first].items()}
-
-    def _compare(self, folders: Mapping[str, Path], first: str, label: str) -> None:
-        a, b = self.tensors[first], self.tensors[label]
-        for name in a.keys() ^ b.keys():
-            there, missing = (first, label) if name in a else (label, first)
-            raise InputError(f"`{there}` has this tensor, but `{missing}` does not", file=folders[missing], field=name)
-        for name, info in a.items():
-            if b[name].shape != info.shape:
+        for label, checkpoint in opened.items():
+            own = find_layout(checkpoint.tensors).names
+            same = same_names(next(iter(self.tensors.values()), own), own)
+            self.tensors[label] = {
+                same.get(name, name): info
+                for name, info in ((name, checkpoint.info(stored)) for name, stored in own.items())
+                if info.dtype not in WHOLE and not _is_tied_head(checkpoint, info)
+            }
+        for name in dict.fromkeys(name for found in self.tensors.values() for name in found):
+            held = {label: found[name] for label, found in self.tensors.items() if name in found}
+            if len(held) == len(opened):
+                self._check_shapes(folders, held, name)
+            elif all(info.name in opened[label].spare for label, info in held.items()):
+                for label in held:
+                    del self.tensors[label][name]
+            else:
+                missing = next(label for label in opened if label not in held)
                 raise InputError(
-                    f"shape {list(b[name].shape)}, but {list(info.shape)} in `{first}`", file=folders[label], field=name
+                    f"`{next(iter(held))}` has this tensor, but `{missing}` does not", file=folders[missing], field=name
+                )
+        self.shapes = {name: info.shape for name, info in next(iter(self.tensors.values())).items()}
+
+    @staticmethod
+    def _check_shapes(folders: Mapping[str, Path], held: Mapping[str, TensorInfo], name: str) -> None:
+        (first, info), *others = held.items()
+        for label, other in others:
+            if other.shape != info.shape:
+                raise InputError(
+                    f"shape {list(other.shape)}, but {list(info.shape)} in `{first}`", file=folders[label], field=name
                 )
 
     def blocks(self, size: int = _STREAM) -> Iterator[tuple[str, int, dict[str, NDArray[np.float64]]]]:
@@ -69,6 +81,10 @@ class Aligned:
                             for label, found in self.tensors.items()
                         },
                     )
+
+
+def _is_tied_head(checkpoint: Checkpoint, info: TensorInfo) -> bool:
+    return checkpoint.tied and checkpoint.embedding is not None and info.name == checkpoint.head
 
 
 class Scratch:
@@ -101,7 +117,9 @@ class LiveModel:
         self.model = model.eval()
         self.aligned = Aligned(folders)
         own = dict(model.named_parameters())
-        self.parameters: dict[str, Tensor] = {common: own[name] for common, name in find_layout(own).names.items()}
+        names = find_layout(own).names
+        same = same_names(self.aligned.shapes, names)
+        self.parameters: dict[str, Tensor] = {same.get(name, name): own[theirs] for name, theirs in names.items()}
         for name, parameter in self.parameters.items():
             if self.aligned.shapes.get(name) != tuple(parameter.shape):
                 raise InputError(

@@ -312,6 +312,9 @@ def _summarise(
         path = Path(prepared.inputs[norms.index(0)].path)
         raise InputError("has the weights that it started from: nothing was trained", file=path)
     notes = [*prepared.notes]
+    if plan.base is not None and not prepared.late:
+        still = [source.path for source, norm in zip(plan.sources, norms[:count], strict=True) if norm == 0]
+        notes += [f"{path} equals θ0: it was not trained, or its training was not saved" for path in still]
     for label, ratio in ratios.items():
         if ratio > _ROUNDING_WARNING:
             notes.append(

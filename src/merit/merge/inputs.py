@@ -6,6 +6,7 @@ output's tensor names, and read as float64.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +20,16 @@ from merit.merge.codec import Float64s, Scratch, decode
 from merit.merge.lora import AdapterSource, FactorCache
 from merit.merge.settings import compare_settings
 from merit.merge.side_files import check_side_files, check_tokenizers
+from merit.merge.side_notes import base_notes, side_notes
 from merit.models.adapter import Adapter, base_of, check_bases, is_adapter
 from merit.models.architecture import architecture_of, is_computed
 from merit.models.checkpoint import ITEM_BYTES, WHOLE, Checkpoint, FilePool, TensorInfo
 from merit.models.layout import find_layout, same_names
+from merit.models.plain_decoders import plain_tensors
 
 _NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _COMPARE_BYTES = 1 << 20
+_ADAPTED = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer|modules_to_save)\.")
 
 
 class Source(Protocol):
@@ -129,19 +133,21 @@ def open_inputs(paths: Sequence[Path], base: Path | None) -> OpenedInputs:
     sources: list[CheckpointSource | AdapterSource] = []
     remaining = iter(found)
     notes = [*alignment.notes]
-    if adapters:
-        notes += check_bases(adapters)
+    if adapters and base is not None:
+        notes += [*check_bases(adapters), *base_notes(adapters, base)]
     for path in paths:
         if not is_adapter(path):
             sources.append(next(remaining))
         elif theta0 is not None:
             adapter = Adapter.open(path, opened[-1])
+            notes += adapter.notes
             sources.append(AdapterSource(path, adapter, theta0, theta0.tensors, cache))
     tensors = tuple(alignment.matched[0][name] for name in alignment.names)
     tensors = tuple(replace(info, name=name) for info, name in zip(tensors, alignment.names, strict=True))
     check_loads(first, tensors, notes)
     rows = first.info(first.embedding).shape[0] if first.embedding is not None else None
     notes += check_tokenizers(paths, base, rows)
+    notes += side_notes(paths)
     return OpenedInputs(tuple(sources), theta0, tensors, first.path, tuple(notes), alignment.twins)
 
 
@@ -175,9 +181,20 @@ def check_loads(first: Checkpoint, tensors: Sequence[TensorInfo], notes: list[st
     Raises:
         InputError: a loader would draw a tensor at random, or refuse its shape.
     """
+    shapes = {info.name: info.shape for info in tensors}
+    own = {name: shape for name, shape in shapes.items() if not first.tied or name != first.head}
+    if own == plain_tensors(first.config):
+        return
     known = architecture_of(first.config)
-    loading = known.loading({info.name: info.shape for info in tensors}) if known is not None else None
+    loading = known.loading(shapes) if known is not None else None
     if known is None or loading is None:
+        if adapted := next((name for name in shapes if _ADAPTED.search(name)), None):
+            raise InputError(
+                "a part of an adapter in a whole model: PEFT's model was saved as it was; save what its "
+                "`merge_and_unload()` returns, or the adapter alone",
+                file=first.path,
+                field=adapted,
+            )
         return
     if loading.misshapen:
         name, there, expected = loading.misshapen[0]
@@ -201,7 +218,7 @@ class Alignment:
 
     names: tuple[str, ...]  # the first checkpoint's own, in its order
     matched: tuple[Mapping[str, TensorInfo], ...]  # a checkpoint each
-    twins: Mapping[str, str]  # a tied head that is stored → the embeddings, which it is written as
+    twins: Mapping[str, str]  # a tied tensor that is stored, such as a head → the one it is written as
     notes: tuple[str, ...]
 
 
@@ -234,14 +251,14 @@ def align(checkpoints: Sequence[Checkpoint], *, based: bool = False) -> Alignmen
             )
         same = same_names(layouts[0].names, theirs.names)
         found.append({layouts[0].names[same[n]] if n in same else n: own for n, own in theirs.names.items()})
-    twins = {first.head: first.embedding} if first.tied and first.head and first.embedding else {}
-    for one, names in zip(checkpoints, found, strict=True):
-        if first.tied and one.head is not None:
-            names.pop(next(name for name, own in names.items() if own == one.head))
-        if twins and one.embedding is not None:
-            if one.head is None:
-                notes.append(f"{one.path} does not store its tied head: its embeddings stand for it")
-            names |= dict.fromkeys(twins, one.embedding)
+    copies = [_copies(one) for one in checkpoints]
+    twins = copies[0]
+    for one, names, own in zip(checkpoints, found, copies, strict=True):
+        for name in [name for name, stored in names.items() if stored in own]:
+            del names[name]
+        if twins and not own:
+            notes.append(f"{one.path} does not store its tied head: its embeddings stand for it")
+        names |= {name: names[source] for name, source in twins.items() if source in names}
     kept = _settle(checkpoints, found, based, notes)
     matched = []
     for one, own in zip(checkpoints, found, strict=True):
@@ -251,6 +268,18 @@ def align(checkpoints: Sequence[Checkpoint], *, based: bool = False) -> Alignmen
             _check_shape(matched[0][name], infos[name], other.path)
             _check_kind(matched[0][name], infos[name], other.path)
     return Alignment(kept, tuple(matched), twins, tuple(notes))
+
+
+def _copies(one: Checkpoint) -> dict[str, str]:
+    """The tensors that are stored again under a second name → the one they are tied to: a head, T5's embeddings."""
+    found = {one.head: one.embedding} if one.tied and one.head and one.embedding else {}
+    known = architecture_of(one.config) if plain_tensors(one.config) is None else None
+    for name, source in known.ties.items() if known is not None else ():
+        if name in found or not {name, source} <= one.tensors.keys() or (name == one.head and not one.tied):
+            continue
+        if _same_bytes(one.info(name), one.info(source)):
+            found[name] = source
+    return {name: found.get(source, source) for name, source in found.items()}
 
 
 def _settle(

@@ -25,6 +25,7 @@ from merit.base.record import Record, fingerprint
 from merit.merge.codec import Float64s, Scratch, decode
 from merit.merge.record import RECORD, MergeInput
 from merit.merge.side_files import check_side_files, check_tokenizers, copy_side_files
+from merit.merge.side_notes import base_notes, side_notes
 from merit.merge.weights import check_weights, normalised
 from merit.models.adapter import CONFIG, WEIGHTS, Adapter, LowRank, check_bases
 from merit.models.checkpoint import ITEM_BYTES, Checkpoint, FilePool, TensorInfo
@@ -203,7 +204,13 @@ def merge_adapters(
     adapters = [Adapter.open(path, checkpoint) for path in inputs]
     rows = checkpoint.info(checkpoint.embedding).shape[0] if checkpoint.embedding is not None else None
     sides = (*inputs, base)
-    notes = [*check_bases(inputs), *check_tokenizers(inputs, base, rows)]
+    notes = [
+        *check_bases(inputs),
+        *base_notes(inputs, base),
+        *check_tokenizers(inputs, base, rows),
+        *side_notes(inputs),
+    ]
+    notes += [note for adapter in adapters for note in adapter.notes]
     check_side_files(sides)
     for adapter in adapters:
         _check_plain(adapter)
@@ -214,6 +221,8 @@ def merge_adapters(
         else:
             made = _write(used, checkpoint, rank, part, progress)
         ranks, norm, lost, worst = made
+        if ranks and not norm:
+            notes.append("the average of all updates is zero: nothing was trained, or it was not saved")
         copy_side_files(sides, part)
         result = AdapterMergeResult(
             weights=shares,

@@ -1,6 +1,6 @@
-"""Models as steps from θ0: a whole model at θ0 + β δ in memory, or one tensor of all branches at a time.
+"""Models as steps from θ0: a whole model at θ0 + β δ in memory.
 
-One read of a checkpoint serves every point of its ray. A merge rule of tensors is carried out from disk to disk.
+One read of a checkpoint serves every point of its ray.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from merit.base.errors import InputError, StageError
 from merit.merge.rule import Branches, BranchSums, MergeRule
 from merit.models.checkpoint import Checkpoint
+from merit.models.layout import find_layout, same_names
 from merit.run.layout import BranchDir, RunDir
 from merit.train.rows import training_rows
 from merit.train.spec import BranchSpec
@@ -51,12 +52,19 @@ class Ray:
         Raises:
             InputError: a parameter is missing in it, or has another shape.
         """
-        state = read_state(folder)
+        checkpoint = Checkpoint.open(folder)
+        stored, mine = find_layout(checkpoint.tensors).names, find_layout(self.theta0).names
+        same = {mine[theirs]: stored[name] for theirs, name in same_names(stored, mine).items()}
         found: State = {}
         for name, start in self.theta0.items():
-            if name not in state or state[name].shape != start.shape:
-                raise InputError("not a checkpoint of θ0's model: this parameter differs", file=folder, field=name)
-            found[name] = state[name].to(start.device, start.dtype) - start
+            if name not in same or checkpoint.info(same[name]).shape != start.shape:
+                raise InputError(
+                    "this parameter is not in the checkpoint under its own name and shape: another model, or experts "
+                    "that are fused while loading, which this cannot read",
+                    file=folder,
+                    field=name,
+                )
+            found[name] = checkpoint.tensor(same[name]).to(start.device, start.dtype) - start
         return found
 
     def mean(self, folders: Sequence[Path], weights: Sequence[float]) -> tuple[State, list[float]]:

@@ -90,10 +90,31 @@ class WeightRule(Record):
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """A Hub id where the path is a Hub snapshot; otherwise what follows the folder that all paths share."""
+    """A Hub id where the path is a Hub snapshot; otherwise what follows the folder that all paths share.
+
+    Folders of one repository are told apart by what follows the snapshot, and snapshots by their revision.
+    """
     local = [path for path in paths if hub_id(path) is None]
     shared = os.path.commonpath([Path(path).parent for path in local]) if local else ""
-    return [hub_id(path) or Path(os.path.relpath(path, shared)).as_posix() for path in paths]
+    names = [hub_id(path) or Path(os.path.relpath(path, shared)).as_posix() for path in paths]
+    names = [_below(path, name) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
+    return [_revised(path, name) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
+
+
+def _snapshot(path: str) -> tuple[str, list[str]]:
+    """The revision of a Hub snapshot, and the folders below it."""
+    parts = Path(path).parts
+    at = parts.index("snapshots") + 1 if "snapshots" in parts else len(parts)
+    return parts[at] if at < len(parts) else "", [*parts[at + 1 :]]
+
+
+def _below(path: str, name: str) -> str:
+    return "/".join((name, *_snapshot(path)[1]))
+
+
+def _revised(path: str, name: str) -> str:
+    revision, _ = _snapshot(path)
+    return f"{name}@{revision[:12]}" if revision else name
 
 
 def hub_id(path: str) -> str | None:

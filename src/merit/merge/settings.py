@@ -24,6 +24,8 @@ _SILENT = re.compile(
     r"|initializer_.*|problem_type|pretraining_tp|tie_word_embeddings|ignore_keys.*|.*attn_implementation.*)(\.|$)"
     r"|dropout|pdrop|jitter|aux_loss"
 )
+# The class, and so all defaults; the meaning of a classifier's rows.
+_DECIDES = re.compile(r"(^|\.)(model_type|architectures|id2label)(\.|$)")
 _MOST = 4  # differences that a note names
 
 
@@ -33,8 +35,11 @@ def compare_settings(first: Checkpoint, other: Checkpoint) -> str | None:
     Raises:
         InputError: names the setting.
     """
-    mine, theirs = (dict(_leaves(full_settings(one.config))) for one in (first, other))
-    found = []
+    if _stated(first) == _stated(other):
+        return None  # so are all defaults; transformers need not say which
+    whole = [full_settings(one.config) for one in (first, other)]
+    found = _labels(first, other, *(one.get("id2label") for one in whole))
+    mine, theirs = (dict(_leaves(one)) for one in whole)
     for key in sorted(mine.keys() | theirs.keys()):
         one, two = mine.get(key), theirs.get(key)
         if one == two or _SILENT.search(key):
@@ -53,8 +58,33 @@ def compare_settings(first: Checkpoint, other: Checkpoint) -> str | None:
     return f"{other.path}/config.json has {', '.join(found[:_MOST])}{more}; the merge takes {first.path}'s"
 
 
+def _labels(first: Checkpoint, other: Checkpoint, mine: Any, theirs: Any) -> list[str]:
+    """What differs in the names of a classifier's rows.
+
+    Raises:
+        InputError: the same labels in another order: one row means two of them.
+    """
+    if not isinstance(mine, dict) or not isinstance(theirs, dict) or mine == theirs or len(mine) != len(theirs):
+        return []
+    if sorted(map(str, mine.values())) == sorted(map(str, theirs.values())):
+        raise InputError(
+            f"the labels of {first.path} in another order: one row of the head means two labels",
+            file=other.path / "config.json",
+            field="id2label",
+        )
+    return [f"`id2label` {list(theirs.values())[:_MOST]} instead of {list(mine.values())[:_MOST]}"]
+
+
+def _stated(one: Checkpoint) -> dict[str, Any]:
+    return {key: value for key, value in _leaves(one.config) if _DECIDES.search(key) or not _SILENT.search(key)}
+
+
 def _leaves(values: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
+        if key == "type" and at.rpartition("rope_")[1]:  # the former name of `rope_type`
+            if "rope_type" in values:
+                continue
+            key = "rope_type"
         if isinstance(value, dict):
             yield from _leaves(value, f"{at}{key}.")
         else:

@@ -1,7 +1,7 @@
 """The files beside the weights, which a merge takes over: tokenizer, chat template, processor, licence, code.
 
 Files that belong together come from one folder: the first input that has any of them. One model's template with
-another's tokenizer would be neither model's.
+another's tokenizer would be neither model's. So with its code.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from merit.base.errors import InputError
 from merit.base.files import is_own, read_json, sha256_file
+from merit.merge.side_notes import template_notes
 from merit.models.tokens import TokenTable
 
 _KEPT = {".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"}
@@ -70,18 +71,6 @@ def side_marks(sources: Sequence[Path]) -> list[list[str]]:
     return [[name, sha256_file(file)] for file, name in _chosen(sources)]
 
 
-def _template_notes(first: Path, other: Path) -> list[str]:
-    """What differs in the chat templates that loaders would take: a file of its own goes before the configuration's."""
-    mine, theirs = _template(first), _template(other)
-    if mine is None and theirs is not None:
-        return [
-            f"{theirs[0]} has a chat template, {first} has none: the merge takes the latter's tokenizer, without one"
-        ]
-    if mine is None or theirs is None or mine[1] == theirs[1]:
-        return []
-    return [f"{theirs[0]} differs from {mine[0]}: {_first_difference(mine[1], theirs[1])}; the merge takes the latter"]
-
-
 def check_tokenizers(paths: Sequence[Path], base: Path | None, rows: int | None) -> list[str]:
     """Compares the tokens and templates of all inputs; the notes are differences without harm.
 
@@ -106,7 +95,7 @@ def check_tokenizers(paths: Sequence[Path], base: Path | None, rows: int | None)
             )
     holders = [path for path, _ in tables if any(_group(file.name) == "tokenizer" for file in path.iterdir())]
     for path in holders[1:]:
-        notes += _template_notes(holders[0], path)
+        notes += template_notes(holders[0], path)
     if known and rows is not None:
         shared = known[-1][1].beyond(rows) if len(known) > 1 else {}
         for path, table in known:
@@ -152,6 +141,8 @@ def _group(name: str) -> str:
     """Files of one group come from one folder; others each from the first that has it."""
     if name in _PROCESSOR:
         return "processor"
+    if name.endswith(".py"):
+        return "code"
     return "tokenizer" if name.startswith(_TOKENIZER) or name.endswith(_TOKENIZER_ENDS) else name
 
 
@@ -175,22 +166,3 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
     with target.open("rb") as handle:
         os.fsync(handle.fileno())
-
-
-def _template(folder: Path) -> tuple[Path, str] | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file, file.read_text(encoding="utf-8", errors="replace")
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        value = read_json(folder / name) if (folder / name).is_file() else {}
-        if isinstance(value, dict) and isinstance(value.get("chat_template"), str):
-            return folder / name, str(value["chat_template"])
-    return None
-
-
-def _first_difference(mine: str, theirs: str) -> str:
-    one, two = mine.splitlines(), theirs.splitlines()
-    for number, (left, right) in enumerate(zip(one, two, strict=False), 1):
-        if left != right:
-            return f"line {number} is {right[:60]!r} instead of {left[:60]!r}"
-    return f"{len(two)} lines instead of {len(one)}"

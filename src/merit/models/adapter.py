@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any
 from merit.base.errors import InputError
 from merit.base.files import read_json
 from merit.models.architecture import architecture_of
-from merit.models.checkpoint import EMBEDDINGS, HEADS, Checkpoint, TensorInfo, read_header, unwrapped
-from merit.models.layout import find_layout
+from merit.models.checkpoint import (
+    EMBEDDINGS,
+    HEADS,
+    Checkpoint,
+    TensorInfo,
+    read_header,
+    unwrapped,
+)
+from merit.models.layout import find_layout, role_of
+from merit.models.plain_decoders import plain_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +30,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _OUTER = ("model.", "transformer.", "gpt_neox.", "base_model.")  # what a bare model's names lack
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COPIES = re.compile(r"(-unsloth)?-(bnb-4bit|4bit|8bit|gptq.*|awq.*|fp8)$")
 _FACTORS = {
     ".lora_A.weight": "a",
@@ -80,6 +88,7 @@ class Adapter:
     updates: Mapping[str, LowRank]
     full: Mapping[str, TensorInfo]  # modules_to_save and trained biases: whole tensors that replace the base's
     modules: Mapping[str, str]  # base's tensor name → the module's name inside the adapter's file
+    notes: tuple[str, ...]  # what the configuration names and the file lacks
 
     @classmethod
     def open(cls, path: Path, base: Checkpoint) -> Adapter:
@@ -90,6 +99,12 @@ class Adapter:
                 `base` does not have in that shape. Names the file and the tensor or setting.
         """
         config = _config(path)
+        if others := sorted(file.name for file in path.glob("*.safetensors") if file.name != WEIGHTS):
+            raise InputError(
+                f"an adapter, and beside it {others[0]}, which would not be read; which is meant? Move the other to a "
+                "folder of its own",
+                file=path,
+            )
         if not (path / WEIGHTS).is_file():
             why = f"there is no {WEIGHTS} in it"
             if (path / "adapter_model.bin").is_file():
@@ -102,10 +117,13 @@ class Adapter:
             name = name.replace(".modules_to_save.", ".").removesuffix(".default")
             for ending, role in _FACTORS.items():
                 if name.endswith(ending):
-                    parts.setdefault(name.removesuffix(ending), {})[role] = info
+                    parts.setdefault(name.removesuffix(ending).removesuffix(".weight"), {})[role] = info
                     break
             else:
                 whole[name.replace(".base_layer.", ".")] = info
+        if not parts and not whole:
+            raise InputError("no tensors in it: DeepSpeed ZeRO-3 did not gather the adapter before it was saved?",
+                             file=path / WEIGHTS)  # fmt: skip
         spelled = _spelled(base)
 
         def own(name: str, info: TensorInfo) -> str:
@@ -130,7 +148,9 @@ class Adapter:
         full = _full(path, whole, base, own)
         _check_full(path, full, base)
         _check_tied(path, config, {*updates, *full}, base)
-        return cls(path, config, updates, full, modules)
+        saved = {spelled.get(name, name) for name in whole}
+        notes = tuple(_untrained(path, config, {*updates, *saved, *full}, base))
+        return cls(path, config, updates, full, modules, notes)
 
 
 def is_adapter(path: Path) -> bool:
@@ -198,6 +218,13 @@ def _low_rank(
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not -_LARGEST < alpha < _LARGEST:
         raise InputError(f"{alpha!r} is not a number", file=path / CONFIG, field="lora_alpha")
     rank = a.shape[0]
+    stated = _pattern(config, "rank_pattern", module, config.get("r", rank))
+    if stated != rank:
+        raise InputError(
+            f"{stated!r}, but the factors of {module} have rank {rank}: α / r would be another scale than in training",
+            file=path / CONFIG,
+            field="r",
+        )
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return LowRank(a, b, scale, transposed, magnitude)
 
@@ -227,7 +254,7 @@ def check_bases(paths: Sequence[Path]) -> list[str]:
     named = [(path, name) for path in paths if (name := base_of(path)) is not None]
     for path, name in named[1:]:
         first, other = named[0]
-        if _model_name(name) != _model_name(other) and all(_HUB_ID.fullmatch(one) for one in (name, other)):
+        if model_name(name) != model_name(other) and all(HUB_ID.fullmatch(one) for one in (name, other)):
             raise InputError(
                 f"{name!r}, but {first} was trained on {other!r}: their updates do not belong to one model; if the two "
                 "are the same, correct this field",
@@ -239,23 +266,59 @@ def check_bases(paths: Sequence[Path]) -> list[str]:
     return []
 
 
-def _model_name(name: str) -> str:
+def model_name(name: str) -> str:
     """A model's name without its owner and without a quantised copy's ending."""
     return _COPIES.sub("", name.rstrip("/").rsplit("/", 1)[-1].lower())
 
 
 def _spelled(base: Checkpoint) -> dict[str, str]:
-    """Every spelling of the base's tensors → its own. A text model is also the language model in its vision-language
-    generation's file."""
+    """Every spelling of the base's tensors → its own: also that of transformers before 4.52. A text model and the
+    language model of its vision-language generation have each other's names."""
     names = {**find_layout(base.tensors).names, **{name: name for name in base.tensors}}
+    text = not any("language_model." in name for name in names)
     for name, own in list(names.items()):
-        if name.startswith("model.language_model."):
-            names.setdefault(f"model.{name.removeprefix('model.language_model.')}", own)
+        if text and name.startswith("model."):
+            names[f"model.language_model.{name.removeprefix('model.')}"] = own
+        elif name.startswith("model.language_model."):
+            short = name.removeprefix("model.language_model.")
+            names.setdefault(f"model.{short}", own)
+            names.setdefault(f"language_model.model.{short}", own)
+        elif name.startswith("lm_head."):
+            names.setdefault(f"language_model.{name}", own)
     return names
+
+
+def _untrained(path: Path, config: Mapping[str, Any], changed: set[str], base: Checkpoint) -> Iterator[str]:
+    """What the configuration says was trained, and the file lacks. Patterns are not asked, and fused experts are not
+    the modules of their tensors."""
+
+    def named(key: str) -> tuple[str, ...]:
+        value = config.get(key)
+        return tuple(str(item) for item in value) if isinstance(value, list) else ()
+
+    def modules(names: tuple[str, ...], dimensions: int) -> list[str]:
+        found = [name for name, info in base.tensors.items() if len(info.shape) >= dimensions]
+        found = [name for name in found if f".{name}".endswith(tuple(f".{one}.weight" for one in names))]
+        return [name for name in found if role_of(name) in roles and not {"experts", "mtp"} & {*name.split(".")}]
+
+    roles = {role_of(name) for name in changed}
+    if config.get("layers_to_transform") is None and not config.get("exclude_modules"):
+        wanted = modules(named("target_modules"), 2)
+        if lost := [name for name in wanted if name not in changed and not (base.tied and name == base.head)]:
+            yield (
+                f"{path}: {len(lost)} of the {len(wanted)} layers that `target_modules` names have no update in "
+                f"{WEIGHTS} (`{lost[0]}` …): they stay as in the base"
+            )
+    kept = modules(named("modules_to_save"), 1)
+    if lost := [name for name in kept if name not in changed and not (base.tied and name == base.head)]:
+        module = lost[0].removesuffix(".weight")
+        yield f"{path}: `modules_to_save` names {module}, but {WEIGHTS} lacks it: it stays as in the base"
 
 
 def _transposed(base: Checkpoint, spelled: Mapping[str, str]) -> frozenset[str] | None:
     """The base's tensors that are stored as (inputs, outputs); None where its class is not known."""
+    if plain_tensors(base.config) is not None:
+        return frozenset()
     known = architecture_of(base.config)
     if known is None:
         return None
@@ -311,8 +374,10 @@ def same_values(one: TensorInfo, two: TensorInfo) -> bool:
 def _check_full(path: Path, full: Mapping[str, TensorInfo], base: Checkpoint) -> None:
     for name, info in full.items():
         if info.shape != base.info(name).shape:
+            grown = info.shape[1:] == base.info(name).shape[1:] and name in (base.embedding, base.head)
+            how = "; its vocabulary was resized before training: resize the base's, save it, and merge over that"
             raise InputError(
-                f"shape {list(info.shape)}, but {list(base.info(name).shape)} in the base",
+                f"shape {list(info.shape)}, but {list(base.info(name).shape)} in the base{how if grown else ''}",
                 file=path / WEIGHTS,
                 field=info.name,
             )

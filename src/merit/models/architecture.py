@@ -10,11 +10,14 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
+
+from merit.models.layout import find_layout, same_names
+from merit.models.plain_decoders import plain_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
 # Buffers that trainers of some time have saved and that every loader computes by itself, or does not know any more.
@@ -47,6 +50,15 @@ def is_tied(config: Mapping[str, Any]) -> bool:
     return bool(getattr(_resolved(_key(config)), "tie_word_embeddings", False))
 
 
+def find_end(which: str, endings: tuple[str, ...], names: Collection[str], config: Mapping[str, Any]) -> str | None:
+    """The name among `names` of the model's `embedding` or `head`: by the usual `endings`, or else by its class."""
+    usual = next((name for name in names if name.endswith(endings)), None)
+    if usual is not None or plain_tensors(config) is not None:
+        return usual
+    name = getattr(architecture_of(config), which, None)
+    return name if name in names else None
+
+
 def full_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Every setting, with the defaults of the configuration's class; what config.json says where there is no class."""
     resolved = _resolved(_key(config))
@@ -64,18 +76,41 @@ class Loading:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One model class with its sizes. `saved` is what a trained model's checkpoint will hold."""
+    """One model class with its sizes.
+
+    `saved` is what a trained model's checkpoint will hold; `ties` the parameter that each tied one is a copy of;
+    `fused` the first parameter that is saved under another name or shape, as experts are that loading stacks;
+    `embedding` and `head` the weights at both ends.
+    """
 
     name: str
     tied: bool
     generates: bool
     transposed: frozenset[str]  # weights that are stored as (inputs, outputs): of Conv1D layers
     saved: Shapes
+    ties: Mapping[str, str]
+    fused: str | None
+    embedding: str | None
+    head: str | None
     _kind: Any = field(repr=False, compare=False)
     _config: Any = field(repr=False, compare=False)
+    _answers: dict[frozenset[tuple[str, tuple[int, ...]]], Loading | None] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def loading(self, shapes: Shapes) -> Loading | None:
-        """Lets transformers load tensors of these names and shapes; None where it cannot say."""
+        """Lets transformers load tensors of these names and shapes; None where it cannot say.
+
+        A model loads what it saves itself: then there is nothing to ask, which would take 10 s with 45,000 experts.
+        """
+        if shapes == self.saved:
+            return Loading((), frozenset(), ())
+        asked = frozenset(shapes.items())
+        if asked not in self._answers:
+            self._answers[asked] = self._ask(shapes)
+        return self._answers[asked]
+
+    def _ask(self, shapes: Shapes) -> Loading | None:
         import torch
 
         with _quiet(), _one_thread():
@@ -136,7 +171,22 @@ def _built(key: str) -> Architecture | None:
             return None
     tied = outer is not None and inner is not None and outer.weight is inner.weight
     conv = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
-    return Architecture(kind.__name__, tied, bool(kind.can_generate()), frozenset(conv), saved, kind, config)
+    ties = {str(name): str(source) for name, source in (getattr(model, "all_tied_weights_keys", None) or {}).items()}
+    fused = _fused(saved, {name: tuple(value.shape) for name, value in model.named_parameters()})
+    first, last = (next((f"{n}.weight" for n, m in model.named_modules() if m is end), None) for end in (inner, outer))
+    generates = bool(kind.can_generate())
+    return Architecture(
+        kind.__name__, tied, generates, frozenset(conv), saved, ties, fused, first, last, kind, config
+    )  # fmt: skip
+
+
+def _fused(saved: Shapes, parameters: Shapes) -> str | None:
+    stored, mine = find_layout(saved).names, find_layout(parameters).names
+    same = same_names(stored, mine)
+    for common, name in mine.items():
+        if common not in same or saved[stored[same[common]]] != parameters[name]:
+            return name
+    return None
 
 
 def _autos() -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from merit.base.errors import InputError
 from merit.base.files import read_json
-from merit.models.architecture import architecture_of, is_computed, is_tied
+from merit.models.architecture import architecture_of, find_end, is_computed, is_tied
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_QUANTISED = ("quantization_config", "compression_config")  # the latter: compressed-tensors' former name
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 HEADS = ("lm_head.weight", "embed_out.weight")
@@ -75,15 +76,15 @@ class Checkpoint:
         """Whether the configuration, or else its class, ties the output head to the input embeddings."""
         return is_tied(self.config)
 
-    @property
+    @cached_property
     def head(self) -> str | None:
         """Name of the output head, where it is stored."""
-        return next((name for name in self.tensors if name.endswith(HEADS)), None)
+        return find_end("head", HEADS, self.tensors, self.config)
 
-    @property
+    @cached_property
     def embedding(self) -> str | None:
         """Name of the input embeddings."""
-        return next((name for name in self.tensors if name.endswith(EMBEDDINGS)), None)
+        return find_end("embedding", EMBEDDINGS, self.tensors, self.config)
 
     @cached_property
     def spare(self) -> frozenset[str]:
@@ -178,17 +179,17 @@ class FilePool:
 def _config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():
-        raise InputError("not a model: there is no config.json in it", file=path)
+        below = sorted({found.parent.name for found in path.glob("*/*config.json")})[:3]
+        hint = f"; did you mean {' or '.join(below)} in it?" if below else ""
+        raise InputError(f"not a model: there is no config.json in it{hint}", file=path)
     config = read_json(file)
     if not isinstance(config, dict):
         raise InputError("not a model configuration", file=file)
-    if (quantization := config.get("quantization_config")) is not None:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
-        raise InputError(
-            f"quantised with {method}: such weights cannot be averaged; merge the unquantised checkpoints",
-            file=file,
-            field="quantization_config",
-        )
+    for key in _QUANTISED:
+        if (found := config.get(key)) is not None:
+            method = found.get("quant_method", "unknown") if isinstance(found, dict) else "unknown"
+            message = f"quantised with {method}: such weights cannot be averaged; merge the unquantised checkpoints"
+            raise InputError(message, file=file, field=key)
     return config
 
 
@@ -327,9 +328,10 @@ def read_entries(file: Path) -> tuple[dict[str, Any], int, int]:
             start = handle.read(8)
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length > min(size - 8, _MAX_HEADER):
-                raise InputError(
-                    "not a whole safetensors file: the header is longer than the file or over 100 MB", file=file
-                )
+                what = "not a whole safetensors file: the header is longer than the file or over 100 MB"
+                if start == b"version ":
+                    what = "a pointer of Git LFS, not the weights; run `git lfs pull` in its folder"
+                raise InputError(what, file=file)
             text = handle.read(length)
     except FileNotFoundError as error:
         raise InputError("no such file", file=file) from error

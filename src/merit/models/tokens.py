@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,8 @@ class TokenTable:
             InputError: names the token, or both tokens of one number.
         """
         alike = self.kind == other.kind
+        if not alike:
+            self._check_likeness(other)
         mine, theirs = (self.numbers, other.numbers) if alike else (self.added, other.added)
         by_number = {number: token for token, number in mine.items()}
         end = f"in {self.file.parent}: the rows of the embeddings mean different tokens"
@@ -77,6 +80,23 @@ class TokenTable:
         if one_sided:
             return f"{self.file.parent} has {len(one_sided)} tokens that {other.file.parent} lacks: {one_sided[0]!r} …"
         return None
+
+    def _check_likeness(self, other: TokenTable) -> None:
+        """Compares the tables of two kinds of file. Single tokens may be spelt apart, and all numbers shifted by one.
+
+        Raises:
+            InputError: fewer than half of the tokens agree: two tokenizers.
+        """
+        fewest = min(len(one.numbers) - len(one.added) for one in (self, other))
+        shared = [token for token in self.numbers.keys() & other.numbers.keys() if token not in other.added]
+        shifts = Counter(self.numbers[token] - other.numbers[token] for token in shared)
+        agree = max(shifts.values(), default=0)
+        if fewest > 0 and agree < fewest / 2:
+            raise InputError(
+                f"only {agree:,} of {fewest:,} tokens have the same number in {self.file}: the rows of the embeddings "
+                "mean different tokens",
+                file=other.file,
+            )
 
     def beyond(self, rows: int) -> dict[str, int]:
         """The tokens whose number is no row of embeddings with so many rows."""

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from merit.base.errors import InputError, Problems
+from merit.base.files import read_json
 from merit.base.kept import kept
 from merit.base.progress import SILENT, Progress
 from merit.context import RunContext
 from merit.data.check import CheckReport, check_mixture
 from merit.data.encode import POSITIONS, Encoder, Positions
+from merit.merge.rule import find_rule
+from merit.models.architecture import architecture_of
 from merit.run.layout import RunDir
 from merit.split.splitter import SplitRequest, find_splitter, make_partition
 from merit.train.spec import BranchSpec
@@ -63,6 +66,33 @@ def _merge(context: RunContext) -> None:
         from merit.merge.inputs import check_trained
 
         check_trained(origin.path)
+        _check_readable(context, origin.path)
+
+
+def _check_readable(context: RunContext, model: Path) -> None:
+    """Refuses what sets a model in memory to checkpoints of other names, after all its branches were trained."""
+    config = context.config
+    wants = {
+        "merge.weights": config.merge.weights if find_rule(config.merge.weights).sums is not None else None,
+        "diagnose.checks": ", ".join(config.diagnose.checks) or None,
+        "gate": "the gate" if config.gate is not None else None,
+    }
+    if not any(wants.values()):
+        return
+    known = architecture_of(read_json(model / "config.json"))
+    if known is None or known.fused is None:
+        return
+    problems = [
+        InputError(
+            f"{what} cannot read this model: its checkpoints do not store `{known.fused}` under its own name and "
+            "shape, since experts are stacked while loading",
+            file=model,
+            field=field,
+        )
+        for field, what in wants.items()
+        if what is not None
+    ]
+    raise problems[0] if len(problems) == 1 else Problems(problems)
 
 
 def _has_trained(run: RunDir, fingerprint: str) -> bool:
