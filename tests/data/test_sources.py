@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -9,7 +10,9 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -17,7 +20,7 @@ from hypothesis import strategies as st
 
 from merit.base.errors import InputError
 from merit.config.sections import DatasetConfig
-from merit.data import files as json_stream
+from merit.data import json_stream
 from merit.data.gym import settled_entries
 from merit.data.source import open_source
 
@@ -54,6 +57,93 @@ def test_all_kinds_of_file_give_the_same_rows(tmp_path):
         assert all(row.error is None for row in rows)
         assert 0 < rows[0].done <= rows[-1].done <= 1
         assert rows[-1].done > 0.99
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lambda text: pa.Codec("zstd").compress(text, asbytes=True)])
+def test_packed_text_gives_the_same_rows(tmp_path, pack):
+    packing = ".gz" if pack is gzip.compress else ".zst"
+    lines = "\n".join(json.dumps(row) for row in ROWS)
+    texts = {
+        "a.jsonl": lines,
+        "b.jsonl": json.dumps(ROWS, indent=1),
+        "a.json": json.dumps({"data": ROWS}),
+        "a.csv": "question;answer\n" + "".join(f'"{r["question"]}";{i}\n' for i, r in enumerate(ROWS)),
+    }
+    for name, text in texts.items():
+        for content in (text.encode(), text.encode("utf-16")):
+            write(tmp_path, name, content)
+            write(tmp_path, name + packing, pack(content))
+            found = list(source(tmp_path, name + packing).rows())
+            assert [(row.number, row.value, row.error) for row in found] == [
+                (row.number, row.value, row.error) for row in source(tmp_path, name).rows()
+            ]
+            assert len(found) == len(ROWS)
+            assert found[-1].done > 0.99
+    # Two packed files one after another are one packed file, as `cat` makes it.
+    write(tmp_path, "a.jsonl" + packing, pack(lines.encode() + b"\n") * 2)
+    assert [row.value for row in source(tmp_path, "a.jsonl" + packing).rows()] == ROWS * 2
+    packed = pack(lines.encode())
+    for damaged in (packed[:-9], packed[:2], packed[: len(packed) // 2], lines.encode()):
+        write(tmp_path, "a.jsonl" + packing, damaged)
+        with pytest.raises(InputError, match=rf"^a\.jsonl\{packing}: (damaged|cannot be read): .") as caught:
+            list(source(tmp_path, "a.jsonl" + packing).rows())
+        assert "\n" not in str(caught.value)
+
+
+def test_memory_stays_small_whatever_is_packed(tmp_path):
+    row = json.dumps({"question": "q" * 3000, "answer": "a" * 100})
+    write(tmp_path, "a.jsonl.gz", gzip.compress("\n".join([row] * 10_000).encode()))
+    write(tmp_path, "a.json.gz", gzip.compress(f"[{','.join([row] * 10_000)}]".encode()))
+    for name in ("a.jsonl.gz", "a.json.gz"):
+        tracemalloc.start()
+        assert sum(row.error is None for row in source(tmp_path, name).rows()) == 10_000
+        assert tracemalloc.get_traced_memory()[1] < 4e6
+        tracemalloc.stop()
+
+
+def test_arrow_files_give_the_same_rows(tmp_path):
+    from datasets import Dataset
+
+    rows = [{"messages": [{"role": "user", "content": r["question"]}], "tools": None, **r} for r in ROWS]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    pa.feather.write_feather(pa.Table.from_pylist(rows), tmp_path / "a.feather", chunksize=7)
+    for name in ("saved/data-00000-of-00001.arrow", "a.feather"):
+        found = list(source(tmp_path, name).rows())
+        assert [(row.number, row.value) for row in found] == list(enumerate(rows, start=1))
+        assert 0 < found[0].done <= found[-1].done <= 1
+        content = (tmp_path / name).read_bytes()
+        for damaged in (b"", b"ARROW1", content[: len(content) // 2], b"x" * 100):
+            write(tmp_path, "damaged.arrow", damaged)
+            with pytest.raises(
+                InputError, match=r"^damaged\.arrow: (not a readable Arrow file|cannot be read): ."
+            ) as caught:
+                list(source(tmp_path, "damaged.arrow").rows())
+            assert "\n" not in str(caught.value)
+
+
+def test_arrow_that_points_outside_of_its_values_is_refused(tmp_path):
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_stream(file, pa.schema([("q", "string")])) as w:
+        w.write_batch(pa.record_batch([["abc", "def"]], ["q"]))
+    content = (tmp_path / "a.arrow").read_bytes()
+    offsets = np.array([0, 3, 6], np.int32).tobytes()
+    assert content.count(offsets) == 1
+    write(tmp_path, "a.arrow", content.replace(offsets, np.array([0, 2**30, 6], np.int32).tobytes()))
+    with pytest.raises(InputError, match=r"^a\.arrow: not a readable Arrow file"):
+        list(source(tmp_path, "a.arrow").rows())
+
+
+def test_objects_of_several_lines(tmp_path):
+    write(tmp_path, "a.jsonl", "\n".join(json.dumps(row, indent=2) for row in PAIRS))
+    assert [row.value for row in source(tmp_path, "a.jsonl").rows()] == PAIRS
+    assert [row.number for row in source(tmp_path, "a.jsonl").rows()] == [1, 5, 9]
+
+
+@pytest.mark.parametrize("broken", ['{"data": [{"x": 1}', '{"prompt": "q"', "{", "x", '{"data": [{"x": 1}]}}'])
+def test_a_broken_first_line_is_one_bad_line(tmp_path, broken):
+    write(tmp_path, "a.jsonl", "\n".join([broken, *map(json.dumps, PAIRS)]))
+    first, *others = source(tmp_path, "a.jsonl").rows()
+    assert str(first.error).startswith("a.jsonl:1: not valid JSON")
+    assert [row.value for row in others] == PAIRS
 
 
 def test_lines_are_those_of_the_file(tmp_path):
@@ -104,7 +194,7 @@ def test_json_in_any_pieces_is_what_the_standard_parser_says(rows, indent, chunk
     text = text.encode("utf-8", "replace").decode()
     original, json_stream._CHUNK = json_stream._CHUNK, chunk
     try:
-        read = list(json_stream.stream_json(io.BytesIO(text.encode())))
+        read = list(json_stream.stream_json(io.BufferedReader(io.BytesIO(text.encode()))))
     finally:
         json_stream._CHUNK = original
     assert [value for _, value in read] == json.loads(text)

@@ -60,12 +60,12 @@ def open_source(config: DatasetConfig, base: Path, at: str) -> Source:
         raise InputError(f"only generators (`{gym.PREFIX}`, `{visual.PREFIX}`) take options", field=f"{at}.options")
     # Only `~/`: a file may well be called `~x.jsonl`.
     path = base / (Path(config.path).expanduser() if config.path.startswith("~/") else config.path)
-    kind = files.KINDS.get(path.suffix.lower())
+    kind = files.kind_of(path)
     check_readable(path, config.path, field)
     if path.is_file():
         if kind is None:
-            known = ", ".join(files.KINDS)
-            raise InputError(f"unknown kind of file; use one of {known}", file=config.path, field=field)
+            message = f"unknown kind of file; use one of {', '.join(files.KINDS)}, or text packed as .gz or .zst"
+            raise InputError(message, file=config.path, field=field)
         return kind(path=path, place=config.path)
     if path.is_dir():
         raise InputError("this is a folder; name one file in it", file=config.path, field=field)
