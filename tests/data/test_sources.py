@@ -106,8 +106,8 @@ def test_arrow_files_give_the_same_rows(tmp_path):
 
     rows = [{"messages": [{"role": "user", "content": r["question"]}], "tools": None, **r} for r in ROWS]
     Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
-    pa.feather.write_feather(pa.Table.from_pylist(rows), tmp_path / "a.feather", chunksize=7)
-    for name in ("saved/data-00000-of-00001.arrow", "a.feather"):
+    pa.feather.write_feather(pa.Table.from_pylist(rows), tmp_path / "a.arrow", "uncompressed", chunksize=7)
+    for name in ("saved/data-00000-of-00001.arrow", "a.arrow"):
         found = list(source(tmp_path, name).rows())
         assert [(row.number, row.value) for row in found] == list(enumerate(rows, start=1))
         assert 0 < found[0].done <= found[-1].done <= 1
@@ -121,6 +121,25 @@ def test_arrow_files_give_the_same_rows(tmp_path):
             assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "columns", [{"q": ["a" * 10_000] * 10}, {"q": pa.array(["a" * 10_000] * 9).dictionary_encode()}]
+)
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_compressed_arrow_is_refused_before_it_expands(tmp_path, columns, codec):
+    table = pa.table(columns)
+    for packed in (None, codec):
+        options = pa.ipc.IpcWriteOptions(compression=packed)
+        with (
+            pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file,
+            pa.ipc.new_stream(file, table.schema, options=options) as w,
+        ):
+            w.write_table(table)
+        if packed is None:
+            assert [row.value for row in source(tmp_path, "a.arrow").rows()] == table.to_pylist()
+    with pytest.raises(InputError, match=r"^a\.arrow: compressed; write it without compression, or as Parquet$"):
+        list(source(tmp_path, "a.arrow").rows())
+
+
 def test_arrow_that_points_outside_of_its_values_is_refused(tmp_path):
     with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_stream(file, pa.schema([("q", "string")])) as w:
         w.write_batch(pa.record_batch([["abc", "def"]], ["q"]))
@@ -130,6 +149,27 @@ def test_arrow_that_points_outside_of_its_values_is_refused(tmp_path):
     write(tmp_path, "a.arrow", content.replace(offsets, np.array([0, 2**30, 6], np.int32).tobytes()))
     with pytest.raises(InputError, match=r"^a\.arrow: not a readable Arrow file"):
         list(source(tmp_path, "a.arrow").rows())
+
+
+def test_parts_are_one_source(tmp_path):
+    (tmp_path / "in").mkdir()
+    for number, rows in enumerate((ROWS[:20], ROWS[20:], [])):
+        write(tmp_path, f"in/train-{number}.jsonl", "\n".join(map(json.dumps, rows)))
+    write(tmp_path, "in/[train]-0.jsonl", "{}")
+    parts = source(tmp_path, "in/train-*.jsonl")
+    found = list(parts.rows())
+    assert [row.value for row in found] == ROWS
+    assert [(row.place, row.number) for row in (found[0], found[20])] == [
+        ("in/train-0.jsonl", 1), ("in/train-1.jsonl", 1)
+    ]  # fmt: skip
+    assert [row.done for row in found] == sorted(row.done for row in found)
+    before = parts.fingerprint()
+    write(tmp_path, "in/train-2.jsonl", "{")
+    assert parts.fingerprint() != before
+    assert str(only_error(parts.rows())).startswith("in/train-2.jsonl:1: not valid JSON")
+    assert [part.place for part in source(tmp_path, "in/[train]-*.jsonl").parts] == ["in/[train]-0.jsonl"]
+    with pytest.raises(InputError, match=r"in/none-\*\.jsonl: `mixture\.d\.path`: no such file"):
+        source(tmp_path, "in/none-*.jsonl")
 
 
 def test_objects_of_several_lines(tmp_path):

@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import struct
 import zlib
 from abc import ABC, abstractmethod
 from codecs import BOM_UTF8
@@ -306,39 +307,61 @@ def _batch_rows(metadata: Any) -> int:
 
 
 class ArrowFile(FileSource):
-    """Arrow's own format: a stream, as `datasets` keeps a dataset on disk, or a file (Feather). A nested value comes as
-    dicts and lists. Memory is bounded by a record batch, a thousand rows where `datasets` has written it."""
+    """Arrow's own format: a stream, as `datasets` keeps a dataset on disk, or a file, which has the stream in it. A
+    nested value comes as dicts and lists. The file is mapped, so that no batch fills memory; what is compressed, and
+    could, is refused."""
 
     def rows(self) -> Iterator[Row]:
         import pyarrow as pa
 
         number = 0
-        with self.readable(), self.path.open("rb") as file:
-            size = max(self.path.stat().st_size, 1)
+        with self.readable():
             try:
-                for batch in _batches(file):
-                    batch.validate(full=True)  # Arrow trusts what it maps: a wrong offset would read other memory
-                    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-                    for index in range(batch.num_rows):
-                        number += 1
-                        value = {name: column[index].as_py() for name, column in columns.items()}
-                        yield Row(number, min(file.tell() / size, 1.0), value)
-            except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
+                if self.path.stat().st_size == 0:
+                    raise pa.ArrowInvalid("empty")
+                with pa.memory_map(str(self.path)) as file:
+                    start = 8 if file.read(len(_ARROW_FILE)) == _ARROW_FILE else 0
+                    file.seek(start)
+                    for message in pa.ipc.MessageReader.open_stream(file):
+                        if _is_compressed(message):
+                            raise self.error("compressed; write it without compression, or as Parquet")
+                    file.seek(start)
+                    for batch in pa.ipc.open_stream(file):
+                        batch.validate(full=True)  # Arrow trusts what it maps: a wrong offset would read other memory
+                        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+                        for index in range(batch.num_rows):
+                            number += 1
+                            value = {name: column[index].as_py() for name, column in columns.items()}
+                            yield Row(number, min(file.tell() / max(file.size(), 1), 1.0), value)
+            except (pa.ArrowException, UnicodeDecodeError, OverflowError, struct.error) as error:
                 if out_of_memory(error):
                     raise MemoryError(str(error)) from error
                 raise self.error(f"not a readable Arrow file: {error}") from error
 
 
-def _batches(file: IO[bytes]) -> Iterator[Any]:
-    import pyarrow as pa
+def _is_compressed(message: Any) -> bool:
+    """Whether the values of an Arrow message are compressed. pyarrow expands them whatever their size, and does not
+    tell; the message's flatbuffer does: Message.header is a RecordBatch, or a DictionaryBatch, whose data are one."""
+    content = message.metadata.to_pybytes()
 
-    is_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
-    file.seek(0)
-    if not is_file:
-        yield from pa.ipc.open_stream(file)
-        return
-    reader = pa.ipc.open_file(file)
-    yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+    def number(form: str, at: int) -> int:
+        return int(struct.unpack_from(form, content, at)[0])
+
+    def place(table: int, field: int) -> int:
+        """Where a field of the table is; 0 if it has none."""
+        fields = table - number("<i", table)
+        shift = number("<H", fields + 4 + 2 * field) if 4 + 2 * field < number("<H", fields) else 0
+        return table + shift if shift else 0
+
+    def inner(at: int) -> int:
+        return at + number("<I", at)
+
+    if message.type not in ("record batch", "dictionary"):
+        return False
+    batch = inner(place(inner(0), 2))
+    if message.type == "dictionary":
+        batch = inner(place(batch, 1))
+    return place(batch, 3) != 0
 
 
 def _unzstd(file: IO[bytes]) -> BufferedReader:
@@ -360,7 +383,7 @@ _TEXT: dict[str, type[FileSource]] = {
     ".csv": CsvFile,
     ".tsv": TsvFile,
 }
-KINDS: dict[str, type[FileSource]] = {**_TEXT, ".parquet": ParquetFile, ".arrow": ArrowFile, ".feather": ArrowFile}
+KINDS: dict[str, type[FileSource]] = {**_TEXT, ".parquet": ParquetFile, ".arrow": ArrowFile}
 
 
 def kind_of(path: Path) -> type[FileSource] | None:

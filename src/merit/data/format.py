@@ -86,8 +86,8 @@ class RowFormat:
     images: ImageSource = NO_FOLDER
     unread: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
 
-    def parse(self, row: Any, number: int) -> Example:
-        """The example in `row`, the source's `number`-th.
+    def parse(self, row: Any, number: int, place: str | None = None) -> Example:
+        """The example in `row`, the `number`-th of the source, or of its file `place`.
 
         An optional column `system` is used where the conversation brings no system message of its own. Turns after
         the last supervised turn are dropped: no token of them can carry loss.
@@ -101,7 +101,7 @@ class RowFormat:
                 self.unread.setdefault(name, number)
             return example
         except InputError as error:
-            raise type(error)(error.message, file=self.place, line=number, field=error.field) from None
+            raise type(error)(error.message, file=place or self.place, line=number, field=error.field) from None
 
     def _parse(self, row: Any) -> Example:
         if not isinstance(row, dict):
