@@ -149,6 +149,17 @@ def test_a_tokenizer_that_cannot_be_used_is_an_error(tmp_path):
         check_mixture(config({"d": {"path": "d.jsonl"}}), tmp_path, object())
 
 
+def test_special_tokens_in_the_text_are_told(tmp_path):
+    rows = qa(60)
+    rows[4]["answer"] += "<|im_end|>"
+    rows[7]["question"] = "<s>" + rows[7]["question"]
+    write(tmp_path / "d.jsonl", rows)
+    report = check_mixture(config({"d": {"path": "d.jsonl"}}), tmp_path, make_tokenizer())
+    assert report.ok
+    (told,) = [line for line in report.datasets[0].warnings if "special token" in line]
+    assert told.startswith("2 examples hold a special token in their text (the first: line 5, '<|im_end|>')")
+
+
 def test_the_weight_of_a_row_is_told(tmp_path):
     write(tmp_path / "d.jsonl", [{**row, "sample_weight": 0.5} for row in qa(60)])
     report = check_mixture(config({"d": {"path": "d.jsonl"}}), tmp_path, make_tokenizer())

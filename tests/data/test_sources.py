@@ -487,6 +487,54 @@ def test_lines_with_a_list_are_no_wrapper(tmp_path):
     assert [row.value for row in source(tmp_path, "a.jsonl").rows()] == rows
 
 
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_key_that_stands_twice_is_a_bad_row(tmp_path, depth):
+    """Python, as most parsers, takes the last value, and drops the first without a word."""
+    twice = '{"prompt": "lost", "prompt": "q", "completion": "a"}'
+    rows = [json.dumps(PAIRS[0]), twice if depth == 0 else f'{{"messages": [{twice}]}}', json.dumps(PAIRS[1])]
+    write(tmp_path, "a.jsonl", "\n".join(rows))
+    write(tmp_path, "a.json", "[" + ",\n".join(rows) + "]")
+    write(tmp_path, "b.json", '{"data": [' + ",\n".join(rows) + "]}")
+    write(tmp_path, "b.jsonl", "[" + ",\n".join(rows) + "]")
+    write(tmp_path, "c.jsonl", "[" + ",\n".join(["", *rows][2:]) + "]")
+    for name in ("a.jsonl", "a.json", "b.json", "b.jsonl", "c.jsonl"):
+        found = list(source(tmp_path, name).rows())
+        (bad,) = [row for row in found if row.error is not None]
+        assert str(bad.error) == f"{name}:{1 if name[0] == 'c' else 2}: an object has the key 'prompt' twice"
+        assert [row.value for row in found if row.error is None] == PAIRS[name[0] == "c" : 2]
+
+
+def test_the_word_of_excel_for_the_delimiter(tmp_path):
+    for mark in ";,\t|":
+        text = f"sep={mark}\r\nprompt{mark}completion\r\nq{mark}0\r\nq{mark}1\r\nq{mark}2\r\n"
+        for name in ("a.csv", "a.tsv"):
+            write(tmp_path, name, text)
+            assert [row.value for row in source(tmp_path, name).rows()] == PAIRS
+            assert [row.number for row in source(tmp_path, name).rows()] == [3, 4, 5]
+
+
+def test_a_quote_that_joins_rows_is_refused(tmp_path):
+    joined = 'a\tb\n0\tx\n"one\tx\ntwo\tx\nthree"\tx\n4\ty\n'
+    write(tmp_path, "a.tsv", joined)
+    found = list(source(tmp_path, "a.tsv").rows())
+    assert [row.value for row in found if row.error is None] == [{"a": "0", "b": "x"}, {"a": "4", "b": "y"}]
+    assert str(only_error(found)).startswith("a.tsv:3: a quote joins 3 lines that look like rows")
+    # Tabs and line ends within quotes are fine, where the lines do not look like rows.
+    code = 'a\tb\n"def f():\n\tif x:\n\t\treturn"\tx\n"1\n2"\t"3\n4"\n'
+    write(tmp_path, "a.tsv", code)
+    assert [row.value for row in source(tmp_path, "a.tsv").rows()] == [
+        {"a": "def f():\n\tif x:\n\t\treturn", "b": "x"}, {"a": "1\n2", "b": "3\n4"}
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.arrow", "a.jsonl.gz"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path, name):
+    write(tmp_path, name, f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 1\n")
+    with pytest.raises(InputError) as caught:
+        list(source(tmp_path, name).rows())
+    assert str(caught.value) == f"{name}: a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`"
+
+
 def test_latin_1_says_how_to_convert_it(tmp_path):
     write(tmp_path, "a.csv", "prompt,completion\ncafé,1\n".encode("latin-1"))
     with pytest.raises(InputError, match=r"a.csv:2: not valid UTF-8; .*iconv -f WINDOWS-1252 -t UTF-8"):

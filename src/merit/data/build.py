@@ -234,6 +234,8 @@ class Encoding:
         self.first_dropped = 0  # its line
         self.answers = False
         self.lost_reasoning = 0  # examples of which the template left reasoning out
+        self.special = 0  # examples whose text spells out a special token
+        self.first_special: tuple[int, str] | None = None  # the first one's line, and its token
         self.images = 0
         self.bad_images = 0  # examples
         self.bad_rows = 0
@@ -268,6 +270,9 @@ class Encoding:
             encoded = self.encoder.encode_layouts([layout for _, layout in placed])
             for (row, layout), (item, prompt_ids) in zip(placed, encoded, strict=True):
                 self.lost_reasoning += loses_reasoning(row.value, layout.text)
+                if (token := self.encoder.special_text(row.value)) is not None:
+                    self.special += 1
+                    self.first_special = self.first_special or (row.number, token)
                 if item.supervised:
                     yield self._stored(row.value, item, prompt_ids, layout.prompt)
                 else:

@@ -165,6 +165,12 @@ class _Check:
                             f"the chat template leaves reasoning out of {encoding.lost_reasoning:,} examples, which is "
                             "not learned; make each turn the last of its own row to keep it"
                         )
+                if encoding.first_special is not None:
+                    line, token = encoding.first_special
+                    self.warnings.append(
+                        f"{encoding.special:,} examples hold a special token in their text (the first: line {line}, "
+                        f"{token!r}): the model reads the token, not the text; take out what another template left"
+                    )
             if told := [name for name in _ROW_WEIGHTS if name in reader.format.unread]:
                 self.warnings.append(
                     f"a row has no weight of its own: put rows of another `{told[0]}` into a dataset of their own, and "

@@ -21,11 +21,22 @@ from typing import IO, Any
 from merit.base.errors import InputError, out_of_memory
 from merit.base.files import sha256_file
 from merit.data.example import Row
-from merit.data.json_stream import MAX_ROW_BYTES, JsonSyntaxError, Window, is_turn, is_utf16, stream_json, wrapper_of
+from merit.data.json_stream import (
+    MAX_ROW_BYTES,
+    Decoder,
+    JsonSyntaxError,
+    RepeatedKey,
+    Window,
+    is_turn,
+    is_utf16,
+    stream_json,
+    wrapper_of,
+)
 
 _BATCH = 128  # rows of a Parquet file decoded at once
 _GROUP_BYTES = 256 * 2**20
 _ARROW_FILE = b"ARROW1"
+_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 class UnreadableRest(InputError):
@@ -68,10 +79,17 @@ class FileSource(ABC):
             InputError: the file cannot be read or unpacked.
         """
         unpack = PACKED.get(self.path.suffix.lower())
+        self.check_fetched()
         with self.readable(), self.path.open("rb") as file:
             size = max(self.path.stat().st_size, 1)
             with unpack(file) if unpack is not None else contextlib.nullcontext(file) as handle:
                 yield handle, lambda: min(file.tell() / size, 1.0)
+
+    def check_fetched(self) -> None:
+        """Raises InputError where Git LFS has left a pointer in the file's place."""
+        with self.readable(), self.path.open("rb") as file:
+            if file.read(len(_LFS)) == _LFS:
+                raise self.error("a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`")
 
     def error(self, message: str, number: int | None = None) -> InputError:
         return InputError(message, file=self.place, line=number)
@@ -131,12 +149,14 @@ class JsonLinesFile(FileSource):
         if self._is_whole():
             yield from JsonFile(self.path, self.place).rows()
             return
+        decoder = Decoder()
         for number, done, raw in self.lines():
             if not raw.strip():
                 continue
             value, problem = None, ""
             try:
-                value = json.loads(raw.rstrip(b"\r\n").decode("utf-8"))
+                value = decoder.decode(raw.rstrip(b"\r\n").decode("utf-8"))
+                problem = decoder.problem
             except json.JSONDecodeError as error:
                 problem = f"not valid JSON: {error.msg} (column {error.colno})"
             except UnicodeDecodeError:
@@ -144,7 +164,10 @@ class JsonLinesFile(FileSource):
             except (ValueError, RecursionError) as error:
                 # A number of a million digits, or a thousand nested brackets.
                 problem = f"not valid JSON: {error}"
-            yield Row(number, done, _row_of(value), self.error(problem, number) if problem else None)
+            if problem:
+                yield Row(number, done, error=self.error(problem, number))
+            else:
+                yield Row(number, done, _row_of(value))
 
     def _is_whole(self) -> bool:
         """Whether the file is JSON that does not go by lines: an array of rows (not one row that is a list of turns),
@@ -174,6 +197,8 @@ class JsonLinesFile(FileSource):
                 first = next((value for _, value in stream_json(handle)), None)
         except JsonSyntaxError:
             return False
+        if isinstance(first, RepeatedKey):
+            return True
         return isinstance(_row_of(first), dict) and not (isinstance(first, dict) and is_turn(first))
 
 
@@ -188,7 +213,10 @@ class JsonFile(FileSource):
         with self.opened() as (handle, done):
             try:
                 for number, value in stream_json(handle):
-                    yield Row(number, done(), _row_of(value))
+                    if isinstance(value, RepeatedKey):
+                        yield Row(number, done(), error=self.error(str(value), number))
+                    else:
+                        yield Row(number, done(), _row_of(value))
             except JsonSyntaxError as error:
                 problem = UnreadableRest(f"not valid JSON: {error}", file=self.place, line=error.line)
                 yield Row(error.line, 1.0, error=problem)
@@ -197,19 +225,22 @@ class JsonFile(FileSource):
 class CsvFile(FileSource):
     """A header line, then one record per row; quoted fields may hold line breaks.
 
-    Where the header is one field by the file's own delimiter and several by another one, that is the delimiter. Where
-    every name after the first begins with a space, spaces after a delimiter are no content.
+    A line `sep=;` before the header names the delimiter. Where the header is one field by the file's own delimiter and
+    several by another one, that is the delimiter. Where every name after the first begins with a space, spaces after a
+    delimiter are no content.
     """
 
     delimiter = ","
 
     def rows(self) -> Iterator[Row]:
         line, done = 0, 0.0
+        tabs: list[int] = []  # in each line of the record
 
         def text() -> Iterator[str]:
             nonlocal line, done
             for number, share, raw in self.lines():
                 line, done = number, share
+                tabs.append(raw.count(b"\t"))
                 try:
                     yield raw.decode("utf-8")
                 except UnicodeDecodeError:
@@ -222,13 +253,14 @@ class CsvFile(FileSource):
         header: list[str] = []
         while True:
             start = line + 1
+            tabs.clear()
             try:
                 fields = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
                 raise self.error(f"not valid CSV: {error}", start) from None
-            if not fields:
+            if not fields or (line == 1 and fields == ["sep=", ""]):
                 continue
             if not header:
                 header = fields
@@ -237,16 +269,24 @@ class CsvFile(FileSource):
             elif len(fields) != len(header):
                 problem = f"{len(fields)} fields, but the header has {len(header)}"
                 yield Row(start, done, error=self.error(problem, start))
+            elif delimiter == "\t" and len(tabs) > 1 and set(tabs) == {len(header) - 1} != {0}:
+                problem = (
+                    f"a quote joins {len(tabs)} lines that look like rows; write a quote that is text twice, in quotes"
+                )
+                yield Row(start, done, error=self.error(problem, start))
             else:
                 yield Row(start, done, dict(zip(header, fields, strict=True)))
 
     def _dialect(self) -> tuple[str, bool]:
         """The delimiter, and whether spaces follow it that are no content."""
-        raw = next((raw for _, _, raw in self.lines() if raw.strip()), b"")
+        lines = (raw.decode("utf-8", "replace").rstrip("\r\n") for _, _, raw in self.lines() if raw.strip())
+        first = next(lines, "")
+        if first.startswith("sep=") and len(first) == 5:  # Excel's own word for it
+            return first[4], False
         found: dict[str, list[str]] = {}
         for delimiter in (self.delimiter, ",", ";", "\t", "|"):
             with contextlib.suppress(csv.Error):
-                found[delimiter] = next(csv.reader([raw.decode("utf-8", "replace")], delimiter=delimiter), [])
+                found[delimiter] = next(csv.reader([first], delimiter=delimiter), [])
         own = found.get(self.delimiter, [])
         if len(own) > 1:
             delimiter = self.delimiter
@@ -274,6 +314,7 @@ class ParquetFile(FileSource):
         import pyarrow.parquet as pq
 
         number = 0
+        self.check_fetched()
         with self.readable():
             try:
                 with pq.ParquetFile(self.path) as file:
@@ -315,6 +356,7 @@ class ArrowFile(FileSource):
         import pyarrow as pa
 
         number = 0
+        self.check_fetched()
         with self.readable():
             try:
                 if self.path.stat().st_size == 0:

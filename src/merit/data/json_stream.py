@@ -23,10 +23,35 @@ class JsonSyntaxError(Exception):
         self.line = line
 
 
+class RepeatedKey(str):
+    """Stands in for a value in which an object has a key twice: says which. Parsers drop all but the last."""
+
+
+class Decoder(json.JSONDecoder):
+    """Parses one value at a time; `problem` says which key an object in it has twice, if any has."""
+
+    def __init__(self) -> None:
+        super().__init__(object_pairs_hook=self._object)
+        self.problem = ""
+
+    def decode(self, text: str) -> Any:  # type: ignore[override]
+        self.problem = ""
+        return super().decode(text)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for index, name in enumerate(names) if name in names[:index])
+            self.problem = f"an object has the key {twice[:40]!r} twice"
+        return found
+
+
 def stream_json(handle: BufferedReader) -> Iterator[tuple[int, object]]:
     """The elements of a JSON array, or objects that follow one another; each with the line in which it starts.
 
-    An object that holds its rows under a key (`_WRAPPERS`) gives those.
+    An object that holds its rows under a key (`_WRAPPERS`) gives those. A `RepeatedKey` stands for an element in which
+    a key is repeated.
 
     Raises:
         JsonSyntaxError: at the first mistake. Where the next element would start is unknown.
@@ -157,14 +182,14 @@ class Window:
 
     def value(self) -> tuple[int, object]:
         """Parses and consumes the value that starts here, reading on for as long as it may be incomplete."""
-        first, wanted = self.line, _CHUNK
+        first, wanted, decoder = self.line, _CHUNK, Decoder()
         while True:
             try:
-                value, end = json.JSONDecoder().raw_decode(self.text, self.at)
+                value, end = decoder.raw_decode(self.text, self.at)
                 # `12` at the very end of the window may be the beginning of `123`.
                 if end < len(self.text) or self.ended:
                     self.take(end - self.at)
-                    return first, value
+                    return first, RepeatedKey(decoder.problem) if decoder.problem else value
                 problem, line = "incomplete", first
             except json.JSONDecodeError as error:
                 problem, line = error.msg, first + self.text.count("\n", self.at, error.pos)
