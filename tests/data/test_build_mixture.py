@@ -14,6 +14,7 @@ from chat_tokenizers import ENDLESS, make_tokenizer
 
 from merit.base.errors import InputError, StageError
 from merit.config import RunConfig
+from merit.config.run import resolve_paths
 from merit.config.sections import PrepareConfig
 from merit.data import build, store
 from merit.data.build import build_mixture, source_fingerprints
@@ -340,6 +341,22 @@ def test_bad_rows_are_skipped_counted_and_named(tmp_path, run):
     again, clean = one(tmp_path, run, qa(60), on_bad_row="skip")
     assert (again.fingerprint, again.bad_rows, len(clean)) == (summary.fingerprint, 0, 60)
     assert run.skipped_rows("d").read_text() == ""
+
+
+def test_bad_rows_of_parts_are_named_by_their_file(tmp_path, run):
+    for part in range(2):
+        write(tmp_path / f"d-{part}.jsonl", [*qa(30, 30 * part), {"question": "q", "answer": ""}])
+    settings = config({"d": {"path": "d-*.jsonl"}})
+    with pytest.raises(InputError) as caught:
+        build_mixture(settings, tmp_path, run, make_tokenizer())
+    assert str(caught.value) == "d-0.jsonl:31: `answer`: the completion is empty"
+    settings = config({"d": {"path": "d-*.jsonl", "on_bad_row": "skip"}})
+    summary = build_mixture(settings, tmp_path, run, make_tokenizer()).datasets[0]
+    assert summary.train.examples + summary.held_out.examples == 60
+    told = [json.loads(line) for line in run.skipped_rows("d").read_text().splitlines()]
+    assert [(row["file"], row["line"]) for row in told] == [("d-0.jsonl", 31), ("d-1.jsonl", 31)]
+    absolute = resolve_paths(settings, tmp_path)
+    assert absolute.mixture["d"].path == str(tmp_path / "d-*.jsonl")
 
 
 def test_rows_that_the_template_refuses_are_skipped_too(tmp_path, run):

@@ -149,6 +149,38 @@ def test_a_tokenizer_that_cannot_be_used_is_an_error(tmp_path):
         check_mixture(config({"d": {"path": "d.jsonl"}}), tmp_path, object())
 
 
+def test_special_tokens_in_the_text_are_told(tmp_path):
+    rows = qa(60)
+    rows[4]["answer"] += "<|im_end|>"
+    rows[7]["question"] = "<s>" + rows[7]["question"]
+    write(tmp_path / "d.jsonl", rows)
+    report = check_mixture(config({"d": {"path": "d.jsonl"}}), tmp_path, make_tokenizer())
+    assert report.ok
+    (told,) = [line for line in report.datasets[0].warnings if "special token" in line]
+    assert told.startswith("2 examples hold a special token in their text (the first: line 5, '<|im_end|>')")
+
+
+def test_the_weight_of_a_row_is_told(tmp_path):
+    write(tmp_path / "d.jsonl", [{**row, "sample_weight": 0.5} for row in qa(60)])
+    report = check_mixture(config({"d": {"path": "d.jsonl"}}), tmp_path, make_tokenizer())
+    assert any("put rows of another `sample_weight` into a dataset" in line for line in report.datasets[0].warnings)
+    assert "not read: sample_weight" in report.datasets[0].warnings
+
+
+def test_broken_lines_are_skipped_wherever_they_are(tmp_path):
+    lines = [*["{"] * 30, *map(json.dumps, qa(40)), "[", b"\xff".decode("latin-1")]
+    (tmp_path / "d.jsonl").write_bytes("\n".join(lines).encode("latin-1"))
+    report = check_mixture(config({"d": {"path": "d.jsonl"}}), tmp_path, make_tokenizer())
+    assert report.problems[0].startswith("d.jsonl:1: not valid JSON")
+    report = check_mixture(config({"d": {"path": "d.jsonl", "on_bad_row": "skip"}}), tmp_path, make_tokenizer())
+    assert report.ok
+    assert (report.datasets[0].rows, report.datasets[0].summary.bad_rows) == (72, 32)
+    # Nothing after a mistake in an array can be read.
+    (tmp_path / "d.json").write_text(json.dumps(qa(40))[:-9])
+    report = check_mixture(config({"d": {"path": "d.json", "on_bad_row": "skip"}}), tmp_path, make_tokenizer())
+    assert report.problems[0].startswith("d.json:1: not valid JSON")
+
+
 def test_skipped_rows_and_unread_columns_are_told(tmp_path):
     rows = [{**row, "id": 1} for row in qa(60)]
     write(tmp_path / "d.jsonl", [{"question": "q", "answer": ""}, *rows])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from merit.base.errors import InputError
@@ -159,8 +161,8 @@ def test_a_wrong_answer_gets_one_line(row, line):
         ({"columns": {"prompt": "questoin"}}, {"question": "q", "answer": "a"},
          "`mixture.d.columns.prompt`: there is no column 'questoin'; it has answer, question; did you "
          "mean `question`?"),
-        ({}, {"text": "x"},
-         "`mixture.d.format`: no known format fits (text); name the columns, e.g. columns: {prompt: question, "
+        ({}, {"words": "x"},
+         "`mixture.d.format`: no known format fits (words); name the columns, e.g. columns: {prompt: question, "
          "completion: answer}"),
         ({}, {}, "`mixture.d.format`: no known format fits (no columns); name the columns, e.g. columns: "
          "{prompt: question, completion: answer}"),
@@ -237,6 +239,10 @@ def test_preference_data_are_refused_with_what_to_do():
     with pytest.raises(InputError, match=r"preference data: .*columns: \{completion: chosen\}"):
         parse(row)
     assert spoken(parse(row, columns={"completion": "chosen"})) == QA
+    row = {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}
+    for columns in ({}, {"completion": "chosen"}):
+        with pytest.raises(InputError, match="`chosen` holds a whole conversation as text: make it a list of turns"):
+            parse(row, columns=columns)
     row = {"chosen": say("uq", "aa"), "rejected": say("uq", "ab")}
     with pytest.raises(InputError, match=r"columns: \{messages: chosen\}"):
         parse(row)
@@ -300,6 +306,48 @@ def test_content_parts_may_be_text_or_hold_a_value():
     parts = [{"type": "text", "value": "q"}, "u", {"type": "input_text", "text": "!"}]
     example = parse({"messages": [{"role": "user", "content": parts}, *say("aa")]})
     assert spoken(example)[0] == [("user", "qu!")]
+
+
+def test_a_conversation_as_json_text():
+    turns = [*say("sS", "uq"), {**say("aa")[0], "emotion": "glad"}]
+    row = {"messages": json.dumps(turns)}
+    chosen = choose_format(DatasetConfig(path="x"), [row], "x", "mixture.d")
+    assert chosen.parse(row, 1) == parse({"messages": turns})
+    assert chosen.unread == {"messages[].emotion": 1}
+    with pytest.raises(InputError, match="`messages`: is text, but not the JSON of a list of messages; write it with"):
+        parse({"messages": str(turns)})
+    # A prompt or a completion that is text stays what it is.
+    row = {"prompt": "[1, 2]", "completion": json.dumps(["a", "b"])}
+    assert spoken(parse(row)) == ([("user", "[1, 2]")], [("assistant", '["a", "b"]')])
+
+
+def test_texts_that_speak_in_turn():
+    expected = ([("user", "q")], [("assistant", "a"), ("user", "r"), ("assistant", "b")])
+    assert spoken(parse({"conversations": ["q", "a", "r", "b"], "source": "x"})) == expected
+    assert spoken(parse({"id": 1, "data": ["q", "a", "r", "b", "end"]}, columns={"messages": "data"})) == expected
+    with pytest.raises(InputError, match=r"`conversations\[0\]`: must be an object"):
+        parse({"conversations": ["q"]})
+
+
+def test_nan_is_nothing():
+    nan = float("nan")
+    row = {"instruction": "q", "input": nan, "output": "a", "system": nan, "score": nan}
+    chosen = choose_format(DatasetConfig(path="x"), [row], "x", "mixture.d")
+    assert spoken(chosen.parse(row, 1)) == QA
+    assert not chosen.unread
+    with pytest.raises(InputError, match="`output`: is null; a row needs it"):
+        chosen.parse({"instruction": "q", "output": nan}, 2)
+
+
+def test_an_input_without_an_instruction_stands_alone():
+    assert spoken(parse({"instruction": " ", "input": "q", "output": "a"})) == QA
+
+
+def test_raw_text_is_refused_with_what_to_do():
+    with pytest.raises(InputError, match="raw text: merit learns answers; split `text` into a prompt and a completion"):
+        parse({"text": "### Human: q### Assistant: a"})
+    with pytest.raises(InputError, match="no known format fits"):
+        parse({"text": "q", "label": "a"})
 
 
 def test_exchanges_under_the_speakers_names():

@@ -164,6 +164,49 @@ def test_splits_of_one_dataset_are_not_trained_on(tmp_path):
     assert report.ok
 
 
+def test_split_names_in_front_and_in_the_middle(tmp_path):
+    for name in ("train_sft", "test_sft", "test_gen", "squad_train_v2", "squad_dev_v2", "squad_dev_v1"):
+        write(tmp_path / f"{name}.jsonl", qa(30))
+    config = load(tmp_path)[1]
+    assert set(config.evaluate.unseen) == {"test_sft", "squad_dev_v2"}
+    assert set(config.mixture) == {"train_sft", "test_gen", "squad_train_v2", "squad_dev_v1"}
+
+
+def test_parts_of_one_file_are_one_dataset(tmp_path):
+    for part in range(3):
+        write(tmp_path / f"train-0000{part}-of-00003.jsonl", qa(20, 20 * part))
+    for part in range(2):
+        write(tmp_path / f"test-0000{part}-of-00004.jsonl", qa(20, 100 + 20 * part))
+    write(tmp_path / "other-00000-of-00001.jsonl", qa(20, 200))
+    config = load(tmp_path)[1]
+    assert {name: item.path for name, item in config.mixture.items()} == {
+        "other": "other-00000-of-00001.jsonl", "train": "train-*-of-00003.jsonl"
+    }  # fmt: skip
+    assert config.evaluate.unseen["test"].path == "test-*-of-00004.jsonl"
+    assert "test-*-of-00004.jsonl: only 2 of its 4 parts are here" in propose_config(tmp_path).notes
+    assert [item.rows for item in check_mixture(config, tmp_path, make_tokenizer()).datasets] == [20, 60, 40]
+
+
+def test_folders_are_read_where_the_data_lie_in_them(tmp_path):
+    for name in ("data", "runs", ".cache"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "train-00000-of-00001.jsonl", qa(30))
+    config = load(tmp_path)[1]
+    assert {name: item.path for name, item in config.mixture.items()} == {"train": "data/train-00000-of-00001.jsonl"}
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "a.jsonl", qa(30))
+    config = load(tmp_path)[1]
+    assert set(config.mixture) == {"data-train", "train-a"}
+    assert set(config.evaluate.unseen) == {"test-a"}
+    assert check_mixture(config, tmp_path, make_tokenizer()).ok
+    write(tmp_path / "top.jsonl", qa(30))
+    assert list(load(tmp_path)[1].mixture) == ["top"]
+    assert {note.split(":")[1] for note in propose_config(tmp_path).notes} == {
+        f" the folder {name}" for name in ("data", "test", "train")
+    }
+
+
 def test_every_file_that_is_left_out_is_named(tmp_path):
     for name in ("a", "b"):
         write(tmp_path / f"{name}.jsonl", [{"strange": 1}])
@@ -171,13 +214,14 @@ def test_every_file_that_is_left_out_is_named(tmp_path):
         propose_config(tmp_path)
     assert all(name in str(caught.value) for name in ("a.jsonl", "b.jsonl"))
     write(tmp_path / "good.jsonl", qa(30))
-    for name in ("more.jsonl.gz", "shard.arrow"):
+    for name in ("more.jsonl.gz", "shard.arrow", "packed.parquet.gz", "packed.jsonl.xz", "table.xlsx"):
         (tmp_path / name).write_text("x")
     (tmp_path / "sub").mkdir()
     write(tmp_path / "sub" / "deep.jsonl", qa(3))
     text, config = load(tmp_path)
     notes = propose_config(tmp_path).notes
-    for name in ("a.jsonl", "b.jsonl", "more.jsonl.gz", "shard.arrow", "sub"):
+    for name in ("a.jsonl", "b.jsonl", "more.jsonl.gz", "shard.arrow", "packed.parquet.gz", "packed.jsonl.xz",
+                 "table.xlsx", "sub"):  # fmt: skip
         assert any(name in note for note in notes)
         assert any(name in line for line in text.splitlines() if line.strip().startswith("#"))
     assert list(config.mixture) == ["good"]

@@ -57,6 +57,15 @@ def test_tools_go_through_the_template(column, tools):
     assert found == ["a<|im_end|>"]
 
 
+def test_nulls_of_json_text_are_the_authors_own():
+    """Arrow fills objects with nulls; in a schema that is text, a null is a default or one of the values."""
+    schema = {"name": "f", "parameters": {"properties": {"a": {"type": "string", "default": None}, "b": None}}}
+    for tools in (json.dumps([schema]), [json.dumps(schema)]):
+        assert json.dumps(schema) in learned({"messages": say("uq", "aa"), "tools": tools})[1]
+    short = {"name": "f", "parameters": {"properties": {"a": {"type": "string"}}}}
+    assert json.dumps(short) in learned({"messages": say("uq", "aa"), "tools": [schema]})[1]
+
+
 def test_tools_of_another_column_and_of_a_pair():
     assert '"weather"' in learned({"question": "q", "answer": "a", "api": [WEATHER]}, columns={"tools": "api"})[1]
     assert '"weather"' not in learned({"question": "q", "answer": "a", "api": [WEATHER]})[1]
@@ -134,7 +143,7 @@ def test_reasoning_that_only_earlier_turns_lose_is_the_templates_way():
     assert caught.value.field == "turn 2.reasoning_content"
 
 
-@pytest.mark.parametrize("key", ["weight", "loss_weight", "train", "training"])
+@pytest.mark.parametrize("key", ["weight", "loss_weight", "loss", "train", "training"])
 @pytest.mark.parametrize("template", [CHATML, STRIPPING, TOOLS])
 def test_masked_turns_are_context(key, template):
     one, two, three = ({**turn, key: on} for turn, on in zip(say("aone", "atwo", "athree"), (0, 1, False), strict=True))
@@ -244,3 +253,15 @@ def test_a_column_that_means_nothing_here_is_told(extra, told):
     chosen = choose_format(DatasetConfig(path="x"), [row], "x", "mixture.d")
     chosen.parse(row, 1)
     assert set(chosen.unread) == told
+
+
+def test_a_system_message_beside_that_of_the_conversation_is_told():
+    for turns, told in (("sother", {"system"}), ("sbrief", set()), ("uq0", set())):
+        row = {"system": "brief", "messages": say(turns, "uq", "aa")}
+        chosen = choose_format(DatasetConfig(path="x"), [row], "x", "mixture.d")
+        assert chosen.parse(row, 1).prompt[0].content == turns[1:] if turns[0] == "s" else "brief"
+        assert set(chosen.unread) == told
+    row = {"system": "brief", "system_prompt": "long", "prompt": "q", "completion": "a"}
+    chosen = choose_format(DatasetConfig(path="x"), [row], "x", "mixture.d")
+    assert chosen.parse(row, 1).prompt[0].content == "brief"
+    assert set(chosen.unread) == {"system_prompt"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -9,7 +10,9 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -17,7 +20,7 @@ from hypothesis import strategies as st
 
 from merit.base.errors import InputError
 from merit.config.sections import DatasetConfig
-from merit.data import files as json_stream
+from merit.data import json_stream
 from merit.data.gym import settled_entries
 from merit.data.source import open_source
 
@@ -54,6 +57,133 @@ def test_all_kinds_of_file_give_the_same_rows(tmp_path):
         assert all(row.error is None for row in rows)
         assert 0 < rows[0].done <= rows[-1].done <= 1
         assert rows[-1].done > 0.99
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lambda text: pa.Codec("zstd").compress(text, asbytes=True)])
+def test_packed_text_gives_the_same_rows(tmp_path, pack):
+    packing = ".gz" if pack is gzip.compress else ".zst"
+    lines = "\n".join(json.dumps(row) for row in ROWS)
+    texts = {
+        "a.jsonl": lines,
+        "b.jsonl": json.dumps(ROWS, indent=1),
+        "a.json": json.dumps({"data": ROWS}),
+        "a.csv": "question;answer\n" + "".join(f'"{r["question"]}";{i}\n' for i, r in enumerate(ROWS)),
+    }
+    for name, text in texts.items():
+        for content in (text.encode(), text.encode("utf-16")):
+            write(tmp_path, name, content)
+            write(tmp_path, name + packing, pack(content))
+            found = list(source(tmp_path, name + packing).rows())
+            assert [(row.number, row.value, row.error) for row in found] == [
+                (row.number, row.value, row.error) for row in source(tmp_path, name).rows()
+            ]
+            assert len(found) == len(ROWS)
+            assert found[-1].done > 0.99
+    # Two packed files one after another are one packed file, as `cat` makes it.
+    write(tmp_path, "a.jsonl" + packing, pack(lines.encode() + b"\n") * 2)
+    assert [row.value for row in source(tmp_path, "a.jsonl" + packing).rows()] == ROWS * 2
+    packed = pack(lines.encode())
+    for damaged in (packed[:-9], packed[:2], packed[: len(packed) // 2], lines.encode()):
+        write(tmp_path, "a.jsonl" + packing, damaged)
+        with pytest.raises(InputError, match=rf"^a\.jsonl\{packing}: (damaged|cannot be read): .") as caught:
+            list(source(tmp_path, "a.jsonl" + packing).rows())
+        assert "\n" not in str(caught.value)
+
+
+def test_memory_stays_small_whatever_is_packed(tmp_path):
+    row = json.dumps({"question": "q" * 3000, "answer": "a" * 100})
+    write(tmp_path, "a.jsonl.gz", gzip.compress("\n".join([row] * 10_000).encode()))
+    write(tmp_path, "a.json.gz", gzip.compress(f"[{','.join([row] * 10_000)}]".encode()))
+    for name in ("a.jsonl.gz", "a.json.gz"):
+        tracemalloc.start()
+        assert sum(row.error is None for row in source(tmp_path, name).rows()) == 10_000
+        assert tracemalloc.get_traced_memory()[1] < 4e6
+        tracemalloc.stop()
+
+
+def test_arrow_files_give_the_same_rows(tmp_path):
+    from datasets import Dataset
+
+    rows = [{"messages": [{"role": "user", "content": r["question"]}], "tools": None, **r} for r in ROWS]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    pa.feather.write_feather(pa.Table.from_pylist(rows), tmp_path / "a.arrow", "uncompressed", chunksize=7)
+    for name in ("saved/data-00000-of-00001.arrow", "a.arrow"):
+        found = list(source(tmp_path, name).rows())
+        assert [(row.number, row.value) for row in found] == list(enumerate(rows, start=1))
+        assert 0 < found[0].done <= found[-1].done <= 1
+        content = (tmp_path / name).read_bytes()
+        for damaged in (b"", b"ARROW1", content[: len(content) // 2], b"x" * 100):
+            write(tmp_path, "damaged.arrow", damaged)
+            with pytest.raises(
+                InputError, match=r"^damaged\.arrow: (not a readable Arrow file|cannot be read): ."
+            ) as caught:
+                list(source(tmp_path, "damaged.arrow").rows())
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "columns", [{"q": ["a" * 10_000] * 10}, {"q": pa.array(["a" * 10_000] * 9).dictionary_encode()}]
+)
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_compressed_arrow_is_refused_before_it_expands(tmp_path, columns, codec):
+    table = pa.table(columns)
+    for packed in (None, codec):
+        options = pa.ipc.IpcWriteOptions(compression=packed)
+        with (
+            pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file,
+            pa.ipc.new_stream(file, table.schema, options=options) as w,
+        ):
+            w.write_table(table)
+        if packed is None:
+            assert [row.value for row in source(tmp_path, "a.arrow").rows()] == table.to_pylist()
+    with pytest.raises(InputError, match=r"^a\.arrow: compressed; write it without compression, or as Parquet$"):
+        list(source(tmp_path, "a.arrow").rows())
+
+
+def test_arrow_that_points_outside_of_its_values_is_refused(tmp_path):
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_stream(file, pa.schema([("q", "string")])) as w:
+        w.write_batch(pa.record_batch([["abc", "def"]], ["q"]))
+    content = (tmp_path / "a.arrow").read_bytes()
+    offsets = np.array([0, 3, 6], np.int32).tobytes()
+    assert content.count(offsets) == 1
+    write(tmp_path, "a.arrow", content.replace(offsets, np.array([0, 2**30, 6], np.int32).tobytes()))
+    with pytest.raises(InputError, match=r"^a\.arrow: not a readable Arrow file"):
+        list(source(tmp_path, "a.arrow").rows())
+
+
+def test_parts_are_one_source(tmp_path):
+    (tmp_path / "in").mkdir()
+    for number, rows in enumerate((ROWS[:20], ROWS[20:], [])):
+        write(tmp_path, f"in/train-{number}.jsonl", "\n".join(map(json.dumps, rows)))
+    write(tmp_path, "in/[train]-0.jsonl", "{}")
+    parts = source(tmp_path, "in/train-*.jsonl")
+    found = list(parts.rows())
+    assert [row.value for row in found] == ROWS
+    assert [(row.place, row.number) for row in (found[0], found[20])] == [
+        ("in/train-0.jsonl", 1), ("in/train-1.jsonl", 1)
+    ]  # fmt: skip
+    assert [row.done for row in found] == sorted(row.done for row in found)
+    before = parts.fingerprint()
+    write(tmp_path, "in/train-2.jsonl", "{")
+    assert parts.fingerprint() != before
+    assert str(only_error(parts.rows())).startswith("in/train-2.jsonl:1: not valid JSON")
+    assert [part.place for part in source(tmp_path, "in/[train]-*.jsonl").parts] == ["in/[train]-0.jsonl"]
+    with pytest.raises(InputError, match=r"in/none-\*\.jsonl: `mixture\.d\.path`: no such file"):
+        source(tmp_path, "in/none-*.jsonl")
+
+
+def test_objects_of_several_lines(tmp_path):
+    write(tmp_path, "a.jsonl", "\n".join(json.dumps(row, indent=2) for row in PAIRS))
+    assert [row.value for row in source(tmp_path, "a.jsonl").rows()] == PAIRS
+    assert [row.number for row in source(tmp_path, "a.jsonl").rows()] == [1, 5, 9]
+
+
+@pytest.mark.parametrize("broken", ['{"data": [{"x": 1}', '{"prompt": "q"', "{", "x", '{"data": [{"x": 1}]}}'])
+def test_a_broken_first_line_is_one_bad_line(tmp_path, broken):
+    write(tmp_path, "a.jsonl", "\n".join([broken, *map(json.dumps, PAIRS)]))
+    first, *others = source(tmp_path, "a.jsonl").rows()
+    assert str(first.error).startswith("a.jsonl:1: not valid JSON")
+    assert [row.value for row in others] == PAIRS
 
 
 def test_lines_are_those_of_the_file(tmp_path):
@@ -104,7 +234,7 @@ def test_json_in_any_pieces_is_what_the_standard_parser_says(rows, indent, chunk
     text = text.encode("utf-8", "replace").decode()
     original, json_stream._CHUNK = json_stream._CHUNK, chunk
     try:
-        read = list(json_stream.stream_json(io.BytesIO(text.encode())))
+        read = list(json_stream.stream_json(io.BufferedReader(io.BytesIO(text.encode()))))
     finally:
         json_stream._CHUNK = original
     assert [value for _, value in read] == json.loads(text)
@@ -355,6 +485,54 @@ def test_lines_with_a_list_are_no_wrapper(tmp_path):
     rows = [{"id": 1, "data": [{"x": 1}], "prompt": "q", "completion": "a"}] * 2
     write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
     assert [row.value for row in source(tmp_path, "a.jsonl").rows()] == rows
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_key_that_stands_twice_is_a_bad_row(tmp_path, depth):
+    """Python, as most parsers, takes the last value, and drops the first without a word."""
+    twice = '{"prompt": "lost", "prompt": "q", "completion": "a"}'
+    rows = [json.dumps(PAIRS[0]), twice if depth == 0 else f'{{"messages": [{twice}]}}', json.dumps(PAIRS[1])]
+    write(tmp_path, "a.jsonl", "\n".join(rows))
+    write(tmp_path, "a.json", "[" + ",\n".join(rows) + "]")
+    write(tmp_path, "b.json", '{"data": [' + ",\n".join(rows) + "]}")
+    write(tmp_path, "b.jsonl", "[" + ",\n".join(rows) + "]")
+    write(tmp_path, "c.jsonl", "[" + ",\n".join(["", *rows][2:]) + "]")
+    for name in ("a.jsonl", "a.json", "b.json", "b.jsonl", "c.jsonl"):
+        found = list(source(tmp_path, name).rows())
+        (bad,) = [row for row in found if row.error is not None]
+        assert str(bad.error) == f"{name}:{1 if name[0] == 'c' else 2}: an object has the key 'prompt' twice"
+        assert [row.value for row in found if row.error is None] == PAIRS[name[0] == "c" : 2]
+
+
+def test_the_word_of_excel_for_the_delimiter(tmp_path):
+    for mark in ";,\t|":
+        text = f"sep={mark}\r\nprompt{mark}completion\r\nq{mark}0\r\nq{mark}1\r\nq{mark}2\r\n"
+        for name in ("a.csv", "a.tsv"):
+            write(tmp_path, name, text)
+            assert [row.value for row in source(tmp_path, name).rows()] == PAIRS
+            assert [row.number for row in source(tmp_path, name).rows()] == [3, 4, 5]
+
+
+def test_a_quote_that_joins_rows_is_refused(tmp_path):
+    joined = 'a\tb\n0\tx\n"one\tx\ntwo\tx\nthree"\tx\n4\ty\n'
+    write(tmp_path, "a.tsv", joined)
+    found = list(source(tmp_path, "a.tsv").rows())
+    assert [row.value for row in found if row.error is None] == [{"a": "0", "b": "x"}, {"a": "4", "b": "y"}]
+    assert str(only_error(found)).startswith("a.tsv:3: a quote joins 3 lines that look like rows")
+    # Tabs and line ends within quotes are fine, where the lines do not look like rows.
+    code = 'a\tb\n"def f():\n\tif x:\n\t\treturn"\tx\n"1\n2"\t"3\n4"\n'
+    write(tmp_path, "a.tsv", code)
+    assert [row.value for row in source(tmp_path, "a.tsv").rows()] == [
+        {"a": "def f():\n\tif x:\n\t\treturn", "b": "x"}, {"a": "1\n2", "b": "3\n4"}
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.arrow", "a.jsonl.gz"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path, name):
+    write(tmp_path, name, f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 1\n")
+    with pytest.raises(InputError) as caught:
+        list(source(tmp_path, name).rows())
+    assert str(caught.value) == f"{name}: a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`"
 
 
 def test_latin_1_says_how_to_convert_it(tmp_path):

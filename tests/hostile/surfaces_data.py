@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import zipfile
@@ -112,19 +113,36 @@ def as_csv(rows: list[Any], delimiter: str = ",") -> bytes:
 
 
 def as_parquet(rows: list[Any]) -> bytes:
-    """As Parquet, or a table of its text where Arrow has no type for it."""
     out = io.BytesIO()
+    pq.write_table(as_table(rows), out)
+    return out.getvalue()
+
+
+def as_arrow(rows: list[Any] | pa.Table) -> bytes:
+    out, table = io.BytesIO(), as_table(rows) if isinstance(rows, list) else rows
+    with pa.ipc.new_stream(out, table.schema) as stream:
+        stream.write_table(table)
+    return out.getvalue()
+
+
+def as_table(rows: list[Any]) -> pa.Table:
+    """The rows that are objects, or a table of their text where Arrow or Parquet has no type for them."""
     try:
         table = pa.Table.from_pylist([row for row in rows if isinstance(row, dict)])
-        pq.write_table(table, out)
+        pq.write_table(table, io.BytesIO())
+        as_arrow(table)
     except (pa.ArrowException, UnicodeError, OverflowError, TypeError, ValueError, AttributeError):
-        out = io.BytesIO()
-        pq.write_table(pa.table({"prompt": [repr(rows)[:1000]], "completion": [1]}), out)
-    return out.getvalue()
+        return pa.table({"prompt": [repr(rows)[:1000]], "completion": [1]})
+    return table
+
+
+def packed(content: bytes, times: int = 1) -> bytes:
+    return gzip.compress(content * times, mtime=0)
 
 
 WRITERS: dict[str, Callable[[list[Any]], bytes]] = {
     "jsonl": as_lines, "json": as_json, "csv": as_csv, "tsv": partial(as_csv, delimiter="\t"), "parquet": as_parquet,
+    "arrow": as_arrow, "jsonl.gz": lambda rows: packed(as_lines(rows)),
 }  # fmt: skip
 LUMPS: dict[str, tuple[bytes, ...]] = {
     "jsonl": (b"", b"\n", b"\xef\xbb\xbf", b"\xff\xfe\x00", LONG.encode(), b'{"prompt":' * 1_000_000, b"1" * 6_000,
@@ -139,6 +157,11 @@ LUMPS: dict[str, tuple[bytes, ...]] = {
     "tsv": (b"\t", b"prompt\tcompletion\na\tb\tc", b"prompt\tcompletion\n\xff\t\xfe"),
     "parquet": (b"", b"PAR1", b"PAR1PAR1", b"PAR1" + b"\xff" * 4 + b"PAR1",
                 b"PAR1" + b"\x00" * 64 + b"\x40\x00\x00\x00PAR1"),
+    "arrow": (b"", b"ARROW1", b"ARROW1\x00\x00", b"\xff" * 99, b"\xff\xff\xff\xff\x00\x00\x00\x00", bytes(999),
+              b"\xff\xff\xff\xff\xff\xff\xff\x7f", b"\xff\xff\xff\xff\x10\x00\x00\x00" + b"\xfe" * 16),
+    "jsonl.gz": (b"", b"\x1f\x8b", b"{}", packed(b""), packed(b" ", 2**26 + 9), packed(b"[", 2**20),
+                 packed(b"\n", 2**18), packed(b"x" * 2**20, 2**7), packed(b'{"a": 1}\n', 9) + b"\x1f\x8b",
+                 packed(packed(b"{}"))),
 }  # fmt: skip
 
 
@@ -159,7 +182,7 @@ def data_files(draw: st.DrawFn, kind: str) -> Files:
 
 def check_data(folder: Path) -> int:
     """`merit check` of one dataset: its report on the terminal, its problems in lines."""
-    file = next(path for path in folder.iterdir() if path.stem == "x")
+    file = next(path for path in folder.iterdir() if path.name.startswith("x."))
     config = RunConfig.model_validate(
         {"model": "m", "mixture": {"x": {"path": file.name}}, "split": {"splitter": "single"}, "held_out_fraction": 0.4}
     )
@@ -258,7 +281,7 @@ def picture_paths(draw: st.DrawFn) -> Files:
 
 
 SURFACES = [
-    *(Surface(f"data: {kind}", data_files(kind), check_data, 500) for kind in WRITERS),
+    *(Surface(f"data: {kind}", data_files(kind), check_data, 100 if "." in kind else 500) for kind in WRITERS),
     Surface("image bytes", st.one_of(broken(st.sampled_from(PICTURES)), st.sampled_from(BOMBS)), look, 1500),
     Surface("image paths", picture_paths(), check_data, 500),
 ]

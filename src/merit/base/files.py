@@ -159,6 +159,20 @@ def read_json(path: Path, *, parse_int: Callable[[str], int] = int) -> Any:
         raise InputError(f"cannot be read: {error}", file=path) from error
 
 
+def matching(path: Path) -> list[Path]:
+    """`path` itself if it is there; else what its folder has whose names fit its own, with `*` for any text, sorted.
+
+    Raises:
+        OSError: its folder cannot be read.
+    """
+    if path.exists():
+        return [path]
+    if "*" not in path.name or not path.parent.is_dir():
+        return []
+    name = re.compile(".*".join(map(re.escape, path.name.split("*"))), re.DOTALL)
+    return sorted(item for item in path.parent.iterdir() if name.fullmatch(item.name))
+
+
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as handle:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="A folder of .jsonl, .json, .parquet or .csv files.")],
+    folder: Annotated[Path, typer.Argument(help="A folder of .jsonl, .json, .csv, .parquet or .arrow files.")],
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Default: merit.yaml in the folder.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     published: Annotated[bool, typer.Option("--published", help="Set everything as in the paper.")] = False,

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from merit.base import extensions
 from merit.base.errors import did_you_mean
+from merit.base.files import matching
 from merit.config.calibration import CalibrationConfig
 from merit.config.diagnose import DiagnoseConfig
 from merit.config.launch import LaunchConfig
@@ -273,7 +274,7 @@ def resolve_paths(section: AnySection, base: Path) -> AnySection:
         value: Any = getattr(section, name)
         marks = [*field.metadata, *(mark for kind in get_args(field.annotation) for mark in _marks(kind))]
         if isinstance(value, str) and (LOCAL in marks or LOCAL_IF_THERE in marks):
-            new: Any = str(base / value) if LOCAL in marks or _exists(base / value) else value
+            new: Any = str(base / value) if LOCAL in marks or _is_there(base / value) else value
         elif isinstance(value, Section):
             new = resolve_paths(value, base)
         elif isinstance(value, dict):
@@ -289,9 +290,9 @@ def _marks(annotation: Any) -> tuple[Any, ...]:
     return marks
 
 
-def _exists(path: Path) -> bool:
+def _is_there(path: Path) -> bool:
     try:
-        return path.exists()
+        return bool(matching(path))
     except (OSError, ValueError):
         return False  # too long a name, or a NUL in it: whoever opens it says so
 

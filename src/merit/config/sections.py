@@ -88,8 +88,9 @@ class DatasetConfig(Section):
 
     path: LocalIfThere = Field(
         min_length=1,
-        description="A .jsonl, .json, .csv, .tsv or .parquet file (relative to this configuration), a Hub dataset id, "
-        "`reasoning_gym:NAME`, or `visual:NAME` (generated pictures).",
+        description="A .jsonl, .json, .csv, .tsv, .parquet or .arrow file (relative to this configuration), several "
+        "that are one dataset (`*` in the name), a Hub dataset id, `reasoning_gym:NAME`, or `visual:NAME` (generated "
+        "pictures).",
     )
     split: str = Field(default="train", description="Split of a Hub dataset.")
     subset: str | None = Field(default=None, description="Configuration name of a Hub dataset.")

@@ -24,6 +24,7 @@ from merit.data.example import Encoded, Example, Row
 from merit.data.image import BadImage, ImageChecker, Look
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
 from merit.data.reading import DatasetReader, Selection, chosen_rows, is_skipped, select
+from merit.data.source import FileParts
 from merit.data.store import VERSION, EncodedDataset, StoredExample, write_store
 from merit.models.source import cache_folder
 from merit.run.layout import RunDir
@@ -168,7 +169,7 @@ class _Teller:
     """Raises what is wrong with a row; keeps it where the dataset's configuration says that such rows are skipped."""
 
     def __init__(self, reader: DatasetReader) -> None:
-        self.config = reader.config
+        self.config, self.source = reader.config, reader.source
         self.skipped: list[InputError] = []
 
     def __call__(self, error: InputError) -> None:
@@ -180,8 +181,15 @@ class _Teller:
 
     def write(self, path: Path) -> Path:
         """Writes the skipped rows to `path`: one JSON object a line, in the order of the source."""
-        rows = sorted(self.skipped, key=lambda error: error.line or 0)
-        lines = [json.dumps({"line": row.line, "field": row.field, "problem": row.message}) for row in rows]
+        rows = sorted(self.skipped, key=lambda error: (str(error.file), error.line or 0))
+        parts = isinstance(self.source, FileParts)
+        lines = [
+            json.dumps(
+                ({"file": Path(str(row.file)).name} if parts else {})
+                | {"line": row.line, "field": row.field, "problem": row.message}
+            )
+            for row in rows
+        ]
         write_text(path, "".join(f"{line}\n" for line in lines))
         return path
 
@@ -226,6 +234,8 @@ class Encoding:
         self.first_dropped = 0  # its line
         self.answers = False
         self.lost_reasoning = 0  # examples of which the template left reasoning out
+        self.special = 0  # examples whose text spells out a special token
+        self.first_special: tuple[int, str] | None = None  # the first one's line, and its token
         self.images = 0
         self.bad_images = 0  # examples
         self.bad_rows = 0
@@ -255,11 +265,14 @@ class Encoding:
                 except InputError as error:
                     self.bad_images += isinstance(error, BadImage)
                     self.bad_rows += not isinstance(error, BadImage)
-                    place = self.reader.source.place
+                    place = row.place or self.reader.source.place
                     on_error(type(error)(error.message, file=place, line=row.number, field=error.field))
             encoded = self.encoder.encode_layouts([layout for _, layout in placed])
             for (row, layout), (item, prompt_ids) in zip(placed, encoded, strict=True):
                 self.lost_reasoning += loses_reasoning(row.value, layout.text)
+                if (token := self.encoder.special_text(row.value)) is not None:
+                    self.special += 1
+                    self.first_special = self.first_special or (row.number, token)
                 if item.supervised:
                     yield self._stored(row.value, item, prompt_ids, layout.prompt)
                 else:

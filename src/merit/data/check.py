@@ -22,6 +22,7 @@ from merit.data.reading import DatasetReader, Selection, is_skipped, select
 SHOWN = 20  # problems told of one dataset; the rest is counted
 _FEW = 32  # train examples below which a dataset is called small
 _FEW_HELD_OUT = 8
+_ROW_WEIGHTS = ("weight", "loss_weight", "sample_weight", "example_weight")
 
 
 class DatasetCheck(Record):
@@ -164,6 +165,17 @@ class _Check:
                             f"the chat template leaves reasoning out of {encoding.lost_reasoning:,} examples, which is "
                             "not learned; make each turn the last of its own row to keep it"
                         )
+                if encoding.first_special is not None:
+                    line, token = encoding.first_special
+                    self.warnings.append(
+                        f"{encoding.special:,} examples hold a special token in their text (the first: line {line}, "
+                        f"{token!r}): the model reads the token, not the text; take out what another template left"
+                    )
+            if told := [name for name in _ROW_WEIGHTS if name in reader.format.unread]:
+                self.warnings.append(
+                    f"a row has no weight of its own: put rows of another `{told[0]}` into a dataset of their own, and "
+                    "set its `weight`"
+                )
             if unread := reader.format.unread:
                 names = sorted(name or "a column without a name" for name in unread)
                 more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

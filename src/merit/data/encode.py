@@ -145,6 +145,17 @@ class Encoder:
         shown = [(short.moved(start), short.moved(end)) for start, end in spans]
         return Rendered(text=short.text, spans=shown, images=[thumbnail(content) for content in encoded.images])
 
+    def special_text(self, example: Example) -> str | None:
+        """The first special token of the model that the text of a turn spells out. It is read as the token itself."""
+        texts = (turn.content for turn in (*example.prompt, *example.completion))
+        found = (self._special.search(text) for text in texts if self._special is not None)
+        return next((match[0] for match in found if match is not None), None)
+
+    @cached_property
+    def _special(self) -> re.Pattern[str] | None:
+        known = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        return re.compile("|".join(map(re.escape, sorted(known, key=len, reverse=True)))) if known else None
+
     @cached_property
     def fingerprint(self) -> str:
         """Of all that decides the encoding of an example, `limit` apart."""

@@ -26,12 +26,14 @@ class Row:
         done: the share of the source, 0 to 1, that has been read up to here.
         value: the row as its source holds it, or the `Example` that a format made of it.
         error: why there is no value. The caller may stop, as a run does, or go on, as `merit check` does.
+        place: the file that it is of, where its source has several.
     """
 
     number: int
     done: float
     value: Any = None
     error: InputError | None = None
+    place: str | None = None
 
 
 @dataclass(frozen=True)

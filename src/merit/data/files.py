@@ -1,37 +1,49 @@
-"""File sources: JSON Lines, JSON, CSV and Parquet, each streamed."""
+"""File sources: JSON Lines, JSON, CSV, packed or not, Parquet and Arrow; each streamed."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import gzip
 import io
 import json
-import re
+import struct
+import zlib
 from abc import ABC, abstractmethod
-from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, getincrementaldecoder
-from collections.abc import Iterator
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
+from io import BufferedReader
+from itertools import count, islice
 from pathlib import Path
 from typing import IO, Any
 
 from merit.base.errors import InputError, out_of_memory
 from merit.base.files import sha256_file
 from merit.data.example import Row
+from merit.data.json_stream import (
+    MAX_ROW_BYTES,
+    Decoder,
+    JsonSyntaxError,
+    RepeatedKey,
+    Window,
+    is_turn,
+    is_utf16,
+    stream_json,
+    wrapper_of,
+)
 
-MAX_ROW_BYTES = 64 * 2**20  # one row larger than this is a mistake, and would be the one thing that fills memory
 _BATCH = 128  # rows of a Parquet file decoded at once
 _GROUP_BYTES = 256 * 2**20
+_ARROW_FILE = b"ARROW1"
+_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 class UnreadableRest(InputError):
     """Nothing after this row can be read: to skip the row would be to skip all that follow."""
 
 
-_BOMS_16 = (BOM_UTF16_LE, BOM_UTF16_BE)
 _NOT_UTF8 = "not valid UTF-8; if it is Latin-1, convert it: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
-# Keys of an object under which files keep their rows: {"version": …, "data": [{…}, …]}.
-_WRAPPERS = ("data", "rows", "examples", "samples", "records", "instances", "items", "dataset", "train")
 
 
 @dataclass(frozen=True)
@@ -54,8 +66,30 @@ class FileSource(ABC):
     def readable(self) -> Iterator[None]:
         try:
             yield
+        except (EOFError, zlib.error) as error:
+            raise InputError(f"damaged: {error}", file=self.place) from error
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror or error}", file=self.place) from error
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[tuple[BufferedReader, Callable[[], float]]]:
+        """The content, unpacked where the name says that it is packed; and what tells the share of it that is read.
+
+        Raises:
+            InputError: the file cannot be read or unpacked.
+        """
+        unpack = PACKED.get(self.path.suffix.lower())
+        self.check_fetched()
+        with self.readable(), self.path.open("rb") as file:
+            size = max(self.path.stat().st_size, 1)
+            with unpack(file) if unpack is not None else contextlib.nullcontext(file) as handle:
+                yield handle, lambda: min(file.tell() / size, 1.0)
+
+    def check_fetched(self) -> None:
+        """Raises InputError where Git LFS has left a pointer in the file's place."""
+        with self.readable(), self.path.open("rb") as file:
+            if file.read(len(_LFS)) == _LFS:
+                raise self.error("a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`")
 
     def error(self, message: str, number: int | None = None) -> InputError:
         return InputError(message, file=self.place, line=number)
@@ -67,10 +101,8 @@ class FileSource(ABC):
         Raises:
             InputError: a line is longer than `MAX_ROW_BYTES`.
         """
-        with self.readable(), self.path.open("rb") as handle:
-            size = max(self.path.stat().st_size, 1)
-            read = 0
-            lines = _Utf16Lines(handle) if _is_utf16(handle) else handle
+        with self.opened() as (handle, done):
+            lines = _Utf16Lines(handle) if is_utf16(handle) else handle
             for number in count(1):
                 try:
                     raw = lines.readline(MAX_ROW_BYTES + 1)
@@ -80,52 +112,51 @@ class FileSource(ABC):
                     return
                 if len(raw) > MAX_ROW_BYTES:
                     raise self.error(f"a line is longer than {MAX_ROW_BYTES:,} bytes", number)
-                read += len(raw)
-                yield number, min(read / size, 1.0), raw.removeprefix(BOM_UTF8) if number == 1 else raw
+                yield number, done(), raw.removeprefix(BOM_UTF8) if number == 1 else raw
 
 
 class _Utf16Lines:
     """Lines of a UTF-16 file in UTF-8."""
 
-    def __init__(self, handle: IO[bytes]) -> None:
+    def __init__(self, handle: BufferedReader) -> None:
         self.text = io.TextIOWrapper(handle, encoding="utf-16", newline="\n")
 
     def readline(self, size: int) -> bytes:
         return self.text.readline(size).encode()
 
 
-def _is_utf16(handle: IO[bytes]) -> bool:
-    start = handle.read(2)
-    handle.seek(0)
-    return start in _BOMS_16
-
-
 def _row_of(value: Any) -> Any:
     """A bare list of turns is the row of a conversation; the dataset server of the Hub has a row within each."""
-    if isinstance(value, list) and value and all(isinstance(turn, dict) and _is_turn(turn) for turn in value):
+    if isinstance(value, list) and value and all(isinstance(turn, dict) and is_turn(turn) for turn in value):
         return {"messages": value}
     if isinstance(value, dict) and "row_idx" in value and isinstance(value.get("row"), dict):
         return value["row"]
     return value
 
 
-def _is_turn(value: dict[str, Any]) -> bool:
-    return ("role" in value or "from" in value) and ("content" in value or "value" in value)
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 class JsonLinesFile(FileSource):
-    """One JSON object per line; blank lines are skipped. A file that is one JSON array is read as such."""
+    """One JSON object per line; blank lines are skipped. A file of another JSON is read as `JsonFile` reads it."""
 
     def rows(self) -> Iterator[Row]:
         if self._is_whole():
             yield from JsonFile(self.path, self.place).rows()
             return
+        decoder = Decoder()
         for number, done, raw in self.lines():
             if not raw.strip():
                 continue
             value, problem = None, ""
             try:
-                value = json.loads(raw.rstrip(b"\r\n").decode("utf-8"))
+                value = decoder.decode(raw.rstrip(b"\r\n").decode("utf-8"))
+                problem = decoder.problem
             except json.JSONDecodeError as error:
                 problem = f"not valid JSON: {error.msg} (column {error.colno})"
             except UnicodeDecodeError:
@@ -133,33 +164,42 @@ class JsonLinesFile(FileSource):
             except (ValueError, RecursionError) as error:
                 # A number of a million digits, or a thousand nested brackets.
                 problem = f"not valid JSON: {error}"
-            yield Row(number, done, _row_of(value), self.error(problem, number) if problem else None)
+            if problem:
+                yield Row(number, done, error=self.error(problem, number))
+            else:
+                yield Row(number, done, _row_of(value))
 
     def _is_whole(self) -> bool:
-        """Whether the file is one JSON value: an array of rows (not one row that is a list of turns), or an object with
-        rows under a key."""
-        with self.readable(), self.path.open("rb") as handle:
-            try:
-                window = _Window(handle)
-                if _wrapper(window) is not None:
-                    return self._is_one_value()
-                if window.peek() != "[":
-                    return False
-                handle.seek(0)
-                _, first = next(stream_json(handle), (0, None))
-            except _SyntaxError:
-                return False
-        return isinstance(_row_of(first), dict) and not (isinstance(first, dict) and _is_turn(first))
-
-    def _is_one_value(self) -> bool:
-        """Whether the first line is no object of its own, beside others."""
-        lines = (raw for _, _, raw in self.lines() if raw.strip())
-        first, second = next(lines, b""), next(lines, None)
+        """Whether the file is JSON that does not go by lines: an array of rows (not one row that is a list of turns),
+        rows under a key of one object, objects of several lines."""
         try:
-            json.loads(first)
-        except (ValueError, RecursionError):
+            with self.opened() as (handle, _):
+                window = Window(handle)
+                wrapped, mark = wrapper_of(window) is not None, window.peek()
+        except JsonSyntaxError:  # not UTF-8: only the lines know where
+            return False
+        if mark != "{":
+            return mark == "[" and self._begins_with_a_row()
+        lines = (raw for _, _, raw in self.lines() if raw.strip())
+        try:
+            alone = _is_json(next(lines))
+        except InputError:  # a line that is longer than any row
+            return wrapped
+        after = list(islice(lines, 2))
+        if not alone:  # the first line may just be broken, and the others rows
+            return not (after and all(map(_is_json, after))) and self._begins_with_a_row()
+        return wrapped and not after
+
+    def _begins_with_a_row(self) -> bool:
+        """Whether the JSON in the file, of any number of lines, begins with a row; false where it is broken."""
+        try:
+            with self.opened() as (handle, _):
+                first = next((value for _, value in stream_json(handle)), None)
+        except JsonSyntaxError:
+            return False
+        if isinstance(first, RepeatedKey):
             return True
-        return second is None
+        return isinstance(_row_of(first), dict) and not (isinstance(first, dict) and is_turn(first))
 
 
 class JsonFile(FileSource):
@@ -170,12 +210,14 @@ class JsonFile(FileSource):
     """
 
     def rows(self) -> Iterator[Row]:
-        with self.readable(), self.path.open("rb") as handle:
-            size = max(self.path.stat().st_size, 1)
+        with self.opened() as (handle, done):
             try:
                 for number, value in stream_json(handle):
-                    yield Row(number, min(handle.tell() / size, 1.0), _row_of(value))
-            except _SyntaxError as error:
+                    if isinstance(value, RepeatedKey):
+                        yield Row(number, done(), error=self.error(str(value), number))
+                    else:
+                        yield Row(number, done(), _row_of(value))
+            except JsonSyntaxError as error:
                 problem = UnreadableRest(f"not valid JSON: {error}", file=self.place, line=error.line)
                 yield Row(error.line, 1.0, error=problem)
 
@@ -183,19 +225,22 @@ class JsonFile(FileSource):
 class CsvFile(FileSource):
     """A header line, then one record per row; quoted fields may hold line breaks.
 
-    Where the header is one field by the file's own delimiter and several by another one, that is the delimiter. Where
-    every name after the first begins with a space, spaces after a delimiter are no content.
+    A line `sep=;` before the header names the delimiter. Where the header is one field by the file's own delimiter and
+    several by another one, that is the delimiter. Where every name after the first begins with a space, spaces after a
+    delimiter are no content.
     """
 
     delimiter = ","
 
     def rows(self) -> Iterator[Row]:
         line, done = 0, 0.0
+        tabs: list[int] = []  # in each line of the record
 
         def text() -> Iterator[str]:
             nonlocal line, done
             for number, share, raw in self.lines():
                 line, done = number, share
+                tabs.append(raw.count(b"\t"))
                 try:
                     yield raw.decode("utf-8")
                 except UnicodeDecodeError:
@@ -208,13 +253,14 @@ class CsvFile(FileSource):
         header: list[str] = []
         while True:
             start = line + 1
+            tabs.clear()
             try:
                 fields = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
                 raise self.error(f"not valid CSV: {error}", start) from None
-            if not fields:
+            if not fields or (line == 1 and fields == ["sep=", ""]):
                 continue
             if not header:
                 header = fields
@@ -223,16 +269,24 @@ class CsvFile(FileSource):
             elif len(fields) != len(header):
                 problem = f"{len(fields)} fields, but the header has {len(header)}"
                 yield Row(start, done, error=self.error(problem, start))
+            elif delimiter == "\t" and len(tabs) > 1 and set(tabs) == {len(header) - 1} != {0}:
+                problem = (
+                    f"a quote joins {len(tabs)} lines that look like rows; write a quote that is text twice, in quotes"
+                )
+                yield Row(start, done, error=self.error(problem, start))
             else:
                 yield Row(start, done, dict(zip(header, fields, strict=True)))
 
     def _dialect(self) -> tuple[str, bool]:
         """The delimiter, and whether spaces follow it that are no content."""
-        raw = next((raw for _, _, raw in self.lines() if raw.strip()), b"")
+        lines = (raw.decode("utf-8", "replace").rstrip("\r\n") for _, _, raw in self.lines() if raw.strip())
+        first = next(lines, "")
+        if first.startswith("sep=") and len(first) == 5:  # Excel's own word for it
+            return first[4], False
         found: dict[str, list[str]] = {}
         for delimiter in (self.delimiter, ",", ";", "\t", "|"):
             with contextlib.suppress(csv.Error):
-                found[delimiter] = next(csv.reader([raw.decode("utf-8", "replace")], delimiter=delimiter), [])
+                found[delimiter] = next(csv.reader([first], delimiter=delimiter), [])
         own = found.get(self.delimiter, [])
         if len(own) > 1:
             delimiter = self.delimiter
@@ -260,6 +314,7 @@ class ParquetFile(FileSource):
         import pyarrow.parquet as pq
 
         number = 0
+        self.check_fetched()
         with self.readable():
             try:
                 with pq.ParquetFile(self.path) as file:
@@ -292,167 +347,89 @@ def _batch_rows(metadata: Any) -> int:
     return int(min(_BATCH, max(1, MAX_ROW_BYTES // max(average, 1))))
 
 
-KINDS: dict[str, type[FileSource]] = {
+class ArrowFile(FileSource):
+    """Arrow's own format: a stream, as `datasets` keeps a dataset on disk, or a file, which has the stream in it. A
+    nested value comes as dicts and lists. The file is mapped, so that no batch fills memory; what is compressed, and
+    could, is refused."""
+
+    def rows(self) -> Iterator[Row]:
+        import pyarrow as pa
+
+        number = 0
+        self.check_fetched()
+        with self.readable():
+            try:
+                if self.path.stat().st_size == 0:
+                    raise pa.ArrowInvalid("empty")
+                with pa.memory_map(str(self.path)) as file:
+                    start = 8 if file.read(len(_ARROW_FILE)) == _ARROW_FILE else 0
+                    file.seek(start)
+                    for message in pa.ipc.MessageReader.open_stream(file):
+                        if _is_compressed(message):
+                            raise self.error("compressed; write it without compression, or as Parquet")
+                    file.seek(start)
+                    for batch in pa.ipc.open_stream(file):
+                        batch.validate(full=True)  # Arrow trusts what it maps: a wrong offset would read other memory
+                        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+                        for index in range(batch.num_rows):
+                            number += 1
+                            value = {name: column[index].as_py() for name, column in columns.items()}
+                            yield Row(number, min(file.tell() / max(file.size(), 1), 1.0), value)
+            except (pa.ArrowException, UnicodeDecodeError, OverflowError, struct.error) as error:
+                if out_of_memory(error):
+                    raise MemoryError(str(error)) from error
+                raise self.error(f"not a readable Arrow file: {error}") from error
+
+
+def _is_compressed(message: Any) -> bool:
+    """Whether the values of an Arrow message are compressed. pyarrow expands them whatever their size, and does not
+    tell; the message's flatbuffer does: Message.header is a RecordBatch, or a DictionaryBatch, whose data are one."""
+    content = message.metadata.to_pybytes()
+
+    def number(form: str, at: int) -> int:
+        return int(struct.unpack_from(form, content, at)[0])
+
+    def place(table: int, field: int) -> int:
+        """Where a field of the table is; 0 if it has none."""
+        fields = table - number("<i", table)
+        shift = number("<H", fields + 4 + 2 * field) if 4 + 2 * field < number("<H", fields) else 0
+        return table + shift if shift else 0
+
+    def inner(at: int) -> int:
+        return at + number("<I", at)
+
+    if message.type not in ("record batch", "dictionary"):
+        return False
+    batch = inner(place(inner(0), 2))
+    if message.type == "dictionary":
+        batch = inner(place(batch, 1))
+    return place(batch, 3) != 0
+
+
+def _unzstd(file: IO[bytes]) -> BufferedReader:
+    """The standard library has had it since Python 3.14 only."""
+    import pyarrow as pa
+
+    return BufferedReader(pa.CompressedInputStream(file, "zstd"))
+
+
+# How a text file may be packed → what unpacks it.
+PACKED: dict[str, Callable[[IO[bytes]], BufferedReader]] = {
+    ".gz": lambda file: BufferedReader(gzip.GzipFile(fileobj=file)),
+    ".zst": _unzstd,
+}
+_TEXT: dict[str, type[FileSource]] = {
     ".jsonl": JsonLinesFile,
     ".ndjson": JsonLinesFile,
     ".json": JsonFile,
     ".csv": CsvFile,
     ".tsv": TsvFile,
-    ".parquet": ParquetFile,
 }
+KINDS: dict[str, type[FileSource]] = {**_TEXT, ".parquet": ParquetFile, ".arrow": ArrowFile}
 
 
-_CHUNK = 1 << 16
-_SPACE = re.compile(r"[ \t\r\n]*")
-
-
-class _SyntaxError(Exception):
-    def __init__(self, message: str, line: int) -> None:
-        super().__init__(message)
-        self.line = line
-
-
-def stream_json(handle: IO[bytes]) -> Iterator[tuple[int, object]]:
-    """The elements of a JSON array, or objects that follow one another; each with the line in which it starts.
-
-    An object that holds its rows under a key (`_WRAPPERS`) gives those.
-
-    Raises:
-        _SyntaxError: at the first mistake. Where the next element would start is unknown.
-    """
-    window = _Window(handle)
-    key = ""
-    if (wrapper := _wrapper(window)) is not None:
-        window.take(len(wrapper[0]) - 1)
-        key = wrapper[1]
-    elif window.peek() != "[":
-        while window.peek():
-            line, value = window.value()
-            yield from ((line, row) for row in (_wrapped(value) if not window.peek() else None) or [value])
-        return
-    yield from _elements(window)
-    if key:
-        _rest_of_object(window, key)
-    if window.peek():
-        raise _SyntaxError(f"something follows the {'object' if key else 'array'}", window.line)
-
-
-# An object up to the list of rows under a key: only plain values stand before it, and its first row is no turn.
-_PLAIN = r'(?:"(?:[^"\\]|\\.)*"|-?[\d.eE+-]+|true|false|null)'
-_WRAPPER = re.compile(
-    rf'\{{\s*(?:"(?:[^"\\]|\\.)*"\s*:\s*{_PLAIN}\s*,\s*)*"({"|".join(_WRAPPERS)})"\s*:\s*\['
-    r'(?=\s*\{\s*"(?!(?:role|from|content|value)"))'
-)
-
-
-# What an object holds that is itself a row, whatever lists it has beside.
-_ROW_KEYS = ("messages", "conversations", "prompt", "instruction", "question", "query", "input", "problem", "text")
-_OWN = re.compile(rf'"(?:{"|".join(_ROW_KEYS)})"\s*:')
-
-
-def _wrapper(window: _Window) -> re.Match[str] | None:
-    """The beginning of an object up to its list of rows, if one starts here."""
-    found = _WRAPPER.match(window.text, window.at) if window.peek() == "{" else None
-    return None if found is None or _OWN.search(found[0]) else found
-
-
-def _wrapped(value: Any) -> list[Any] | None:
-    """The rows of an object that holds them beside other objects."""
-    if not isinstance(value, dict) or not value.keys().isdisjoint(_ROW_KEYS):
-        return None
-    found = [value[key] for key in _WRAPPERS if isinstance(value.get(key), list) and value[key]]
-    rows = found[0] if len(found) == 1 else []
-    return rows if rows and all(isinstance(row, dict) and not _is_turn(row) for row in rows) else None
-
-
-def _rest_of_object(window: _Window, key: str) -> None:
-    """What follows the rows under `key`, which must not be rows, too."""
-    while (mark := window.peek()) == ",":
-        window.take(1)
-        window.peek()
-        line, name = window.value()
-        if window.peek() != ":":
-            raise _SyntaxError("expected `:` after a key", window.line)
-        window.take(1)
-        window.peek()
-        _, value = window.value()
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            raise _SyntaxError(f"rows under both `{key}` and `{name}`; put each list into a file of its own", line)
-    if mark != "}":
-        raise _SyntaxError("the object has no end", window.line)
-    window.take(1)
-
-
-def _elements(window: _Window) -> Iterator[tuple[int, object]]:
-    """The elements of the array that starts here."""
-    window.take(1)
-    more = window.peek() != "]"
-    while more:
-        window.peek()
-        yield window.value()
-        mark = window.peek()
-        if mark not in ("]", ","):
-            problem = "expected `,` or `]` after an element" if mark else "the array has no end"
-            raise _SyntaxError(problem, window.line)
-        if more := mark == ",":
-            window.take(1)
-    window.take(1)
-
-
-class _Window:
-    """A part of the text: `text[at:]` is not yet consumed; `line` is the line of `text[at]`."""
-
-    def __init__(self, handle: IO[bytes]) -> None:
-        self.handle = handle
-        self.decoder = getincrementaldecoder("utf-16" if _is_utf16(handle) else "utf-8-sig")()
-        self.text = ""
-        self.at = 0
-        self.line = 1
-        self.ended = False
-
-    def more(self, size: int) -> None:
-        """Reads `size` more bytes, and forgets what is consumed."""
-        raw = self.handle.read(size)
-        self.ended = not raw
-        try:
-            new = self.decoder.decode(raw, final=self.ended)
-        except UnicodeDecodeError as error:
-            line = self.line + self.text.count("\n", self.at) + raw[: error.start].count(b"\n")
-            raise _SyntaxError("not valid UTF-8", line) from None
-        self.text, self.at = self.text[self.at :] + new, 0
-
-    def take(self, size: int) -> None:
-        """Consumes `size` characters."""
-        self.line += self.text.count("\n", self.at, self.at + size)
-        self.at += size
-
-    def peek(self) -> str:
-        """The next character that is not a space, or "" at the end."""
-        while True:
-            spaces = _SPACE.match(self.text, self.at)
-            self.take(len(spaces[0]) if spaces else 0)
-            if self.at < len(self.text) or self.ended:
-                return self.text[self.at : self.at + 1]
-            self.more(_CHUNK)
-
-    def value(self) -> tuple[int, object]:
-        """Parses and consumes the value that starts here, reading on for as long as it may be incomplete."""
-        first, wanted = self.line, _CHUNK
-        while True:
-            try:
-                value, end = json.JSONDecoder().raw_decode(self.text, self.at)
-                # `12` at the very end of the window may be the beginning of `123`.
-                if end < len(self.text) or self.ended:
-                    self.take(end - self.at)
-                    return first, value
-                problem, line = "incomplete", first
-            except json.JSONDecodeError as error:
-                problem, line = error.msg, first + self.text.count("\n", self.at, error.pos)
-            except (ValueError, RecursionError) as error:
-                raise _SyntaxError(str(error), first) from None
-            if self.ended:
-                raise _SyntaxError(problem, line)
-            if len(self.text) - self.at > MAX_ROW_BYTES:
-                raise _SyntaxError(f"{problem}, or an element longer than {MAX_ROW_BYTES:,} characters", line)
-            self.more(wanted)
-            wanted *= 2  # parsed again from its start each time: doubling keeps the total linear
+def kind_of(path: Path) -> type[FileSource] | None:
+    """What reads the file, by its name; None for a kind that merit does not know."""
+    if path.suffix.lower() in PACKED:
+        return _TEXT.get(Path(path.stem).suffix.lower())
+    return KINDS.get(path.suffix.lower())

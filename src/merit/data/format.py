@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from math import isnan
 from typing import Any
 
 from merit.base import extensions
@@ -16,7 +17,7 @@ from merit.config.sections import DatasetConfig, FormatName
 from merit.data.example import Example, Message
 from merit.data.image_fields import NO_FOLDER, ImageSource, place_images, row_images
 from merit.data.tools import row_tools
-from merit.data.turns import OF_TURNS, ROW_REASONING, checked_text, keys_read, message_fields
+from merit.data.turns import OF_TURNS, ROW_REASONING, checked_text, keys_read, listed_turns, message_fields
 
 _PROBED = 20
 _OF_ALL = ("system", "reference", "images", "tools")  # fields that every format has besides its own
@@ -86,8 +87,8 @@ class RowFormat:
     images: ImageSource = NO_FOLDER
     unread: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
 
-    def parse(self, row: Any, number: int) -> Example:
-        """The example in `row`, the source's `number`-th.
+    def parse(self, row: Any, number: int, place: str | None = None) -> Example:
+        """The example in `row`, the `number`-th of the source, or of its file `place`.
 
         An optional column `system` is used where the conversation brings no system message of its own. Turns after
         the last supervised turn are dropped: no token of them can carry loss.
@@ -96,12 +97,14 @@ class RowFormat:
             InputError: names file, line and field.
         """
         try:
+            if isinstance(row, dict):  # pandas writes NaN where there is nothing
+                row = {key: None if isinstance(item, float) and isnan(item) else item for key, item in row.items()}
             example = self._parse(row)
-            for name in self._unread(row):
+            for name in self._unread(row, example):
                 self.unread.setdefault(name, number)
             return example
         except InputError as error:
-            raise type(error)(error.message, file=self.place, line=number, field=error.field) from None
+            raise type(error)(error.message, file=place or self.place, line=number, field=error.field) from None
 
     def _parse(self, row: Any) -> Example:
         if not isinstance(row, dict):
@@ -141,14 +144,18 @@ class RowFormat:
             return None
         return completion[0].content.strip()
 
-    def _unread(self, row: Mapping[str, Any]) -> Iterator[str]:
+    def _unread(self, row: Mapping[str, Any], example: Example) -> Iterator[str]:
         known = {*self.columns.values(), *_READ, *(ROW_REASONING if "completion" in self.columns else ())}
         known.update(column for column in _LABELS if _truth(row.get(column)) is not None)
         for column, value in row.items():
             if column not in known and value is not None:
                 yield str(column)
+        system = [turn.content for turn in example.prompt if turn.role == "system"]
+        for column in {self.columns.get("system", "system"), "system_prompt"}:
+            if isinstance(row.get(column), str) and row[column].strip() and row[column] not in system:
+                yield column
         for column in (self.columns[name] for name in OF_TURNS if name in self.columns):
-            turns = row.get(column)
+            turns = listed_turns(row.get(column)) if "messages" in self.columns else row.get(column)
             for turn in turns if isinstance(turns, list) else ():  # all are objects: the row has been read
                 read = keys_read(turn)
                 yield from (f"{column}[].{key}" for key, item in turn.items() if item is not None and key not in read)
@@ -180,6 +187,10 @@ def choose_format(
         if {"chosen", "rejected"} <= set(present):
             turns = any(isinstance(row.get("chosen"), list) for row in probed)
             message = f"{_PREFERENCES}name them: columns: {{{'messages' if turns else 'completion'}: chosen}}"
+            if not turns and "prompt" not in present:
+                message = f"{_PREFERENCES}`chosen` holds a whole conversation as text: make it a list of turns"
+        elif present == ["text"]:
+            message = "raw text: merit learns answers; split `text` into a prompt and a completion"
         raise InputError(message, file=place, field=f"{at}.format")
     name, own = found
     known = known_formats()[name]

@@ -12,7 +12,7 @@ from pathlib import Path
 from merit.base import extensions
 from merit.base.errors import InputError, Problems
 from merit.config.sections import PUBLISHED, DatasetConfig
-from merit.data.files import KINDS
+from merit.data.files import KINDS, PACKED, kind_of
 from merit.data.format import RowFormat
 from merit.data.reading import DatasetReader
 
@@ -26,14 +26,16 @@ _WORDS = {"yes", "no", "on", "off", "true", "false", "null", "y", "n"}
 
 
 # Data that a file of another kind holds, most likely.
-_PACKED = {".gz", ".zst", ".xz", ".bz2", ".zip", ".tar", ".tgz", ".7z"}
-_OTHER = {".arrow", ".feather", ".orc", ".avro", ".xlsx", ".xls"}
-# train.jsonl, squad_test.json, gsm8k-validation-00000-of-00001.parquet
+_PACKED_ALIKE = {".xz", ".bz2", ".zip", ".tar", ".tgz", ".7z"}
+_OTHER = {".feather", ".orc", ".avro", ".xlsx", ".xls"}
+# train.jsonl, squad_test.json, train_sft.parquet, gsm8k-validation.csv
 _SPLIT = re.compile(
     r"(?:(?P<name>.+?)[-_. ]+)?(?P<split>train|training|val|valid|validation|dev|eval|test|testing)"
-    r"(?:-\d+-of-\d+)?",
+    r"(?:[-_. ]+(?P<rest>.+))?",
     re.IGNORECASE,
 )
+# train-00000-of-00003
+_PART = re.compile(r"(?P<name>.+)-\d+-of-(?P<count>\d+)")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Proposal:
 
 
 def propose_config(folder: Path, *, published: bool = False) -> Proposal:
-    """A commented `merit.yaml` to put into `folder`: one dataset a data file, in the order of their names.
+    """A commented `merit.yaml` to put into `folder`: one dataset a data file, in the order of their names. Parts of one
+    file (`train-00000-of-00002.parquet`) are one dataset.
 
     Of the splits of one dataset (train, validation, test) only the first is trained on; the others are evaluated. A
     file whose first rows have no known format becomes a comment that says why; so does data of a kind that merit does
@@ -57,29 +60,29 @@ def propose_config(folder: Path, *, published: bool = False) -> Proposal:
     """
     if not folder.is_dir():
         raise InputError("no such folder", file=folder)
-    files = sorted(item for item in folder.iterdir() if item.is_file() and item.suffix.lower() in KINDS)
-    notes = _unread(folder)
-    if not files:
+    found = _found(folder)
+    notes = [*_unread(folder, found), *(note for item in found for note in item.notes)]
+    if not found:
         more = "".join(f"; {note}" for note in notes)
         raise InputError(f"no data file in this folder ({', '.join(KINDS)}){more}", file=folder)
-    evaluated = _evaluated(files)
+    evaluated = _evaluated(found)
     trained: list[str] = []
     measured: list[str] = []
     taken: set[str] = set()
     problems: list[InputError] = []
     count = size = 0
-    for file in files:
-        name, lines = _name(file, taken), measured if file in evaluated else trained
-        if not file.name.isprintable():
+    for item in found:
+        name, lines = _name(item, taken), measured if item in evaluated else trained
+        if not item.path.isprintable():
             # Such a name (control characters, bytes that are not UTF-8) does not survive in a text file.
             problems.append(
-                InputError("its name holds characters that cannot be written; rename it", file=ascii(file.name))
+                InputError("its name holds characters that cannot be written; rename it", file=ascii(item.path))
             )
             lines.append(f"# left out: {problems[-1]}")
             continue
-        entry = f"{_quoted(name)}: {{path: {_quoted(file.name)}}}"
+        entry = f"{_quoted(name)}: {{path: {_quoted(item.path)}}}"
         try:
-            comment = _format_of(file, name).name
+            comment = _format_of(folder, item.path, name).name
         except InputError as error:
             problems.append(error)
             lines.append(f"# {entry}  # left out: {error}")
@@ -88,7 +91,7 @@ def propose_config(folder: Path, *, published: bool = False) -> Proposal:
         lines.append(f"{entry}  # format: {comment}")
         if lines is trained:
             count += 1
-            size += file.stat().st_size
+            size += sum(file.stat().st_size for file in item.files)
     if not count:
         raise problems[0] if len(problems) == 1 else Problems(problems)
     if published and count < 2:
@@ -96,7 +99,7 @@ def propose_config(folder: Path, *, published: bool = False) -> Proposal:
     notes = [f"left out: {problem}" for problem in problems] + notes
     unseen: list[str] = []
     if measured:
-        splits = ", ".join(file.name for file in files if file in evaluated)
+        splits = ", ".join(item.path for item in found if item in evaluated)
         notes.append(f"{splits}: splits of a dataset that is trained on; they are only evaluated (`evaluate.unseen`)")
         unseen = [
             "",
@@ -105,45 +108,99 @@ def propose_config(folder: Path, *, published: bool = False) -> Proposal:
             "  unseen:",
             *(f"    {line}" for line in measured),
         ]
-    unread = [f"  # {note}" for note in _unread(folder)]
+    unread = [f"  # {note}" for note in _unread(folder, found)]
     head = [*_head(published), *(f"  {line}" for line in trained), *unread]
     return Proposal("\n".join([*head, *_tail(count, size), *unseen]) + "\n", notes)
 
 
-def _evaluated(files: list[Path]) -> set[Path]:
-    """The splits to evaluate of datasets that have one to train on."""
-    splits = {file: match for file in files if (match := _SPLIT.fullmatch(file.stem))}
-    named = {file: (match["name"] or "").lower() for file, match in splits.items()}
-    trains = {file for file, match in splits.items() if match["split"].lower().startswith("train")}
-    return {file for file in splits if file not in trains and named[file] in {named[train] for train in trains}}
+@dataclass(frozen=True)
+class _Found:
+    """One dataset: a file, or parts that belong together. `path` is what the configuration calls it; names of datasets
+    and splits are taken from `label`."""
+
+    files: tuple[Path, ...]
+    path: str
+    label: str
+    notes: tuple[str, ...] = ()
 
 
-def _unread(folder: Path) -> list[str]:
-    """What may be data, and is not read: one line each."""
+def _found(folder: Path) -> list[_Found]:
+    """The datasets in `folder`; where none is, those of the folders in it (`data/train-00000-of-00002.parquet`)."""
+    places = [place for place in (folder, *_folders(folder)) if _data_files(place)]
+    if folder in places:
+        places = [folder]
     found = []
+    for place in places:
+        parts: dict[str, list[Path]] = {}
+        for file in _data_files(place):
+            stem, kind = _stem(file), file.name[len(_stem(file)) :]
+            part = _PART.fullmatch(stem)
+            pattern = f"{part['name']}-*-of-{part['count']}{kind}" if part is not None else file.name
+            parts.setdefault(pattern, []).append(file)
+        for pattern, files in parts.items():
+            stem, part = _stem(files[0]), _PART.fullmatch(_stem(files[0]))
+            notes: tuple[str, ...] = ()
+            if part is not None and len(files) != int(part["count"]):
+                notes = (f"{pattern}: only {len(files)} of its {int(part['count'])} parts are here",)
+            path = (place / (pattern if len(files) > 1 else files[0].name)).relative_to(folder).as_posix()
+            label = part["name"] if part is not None else stem
+            found.append(_Found(tuple(files), path, f"{place.name}-{label}" if len(places) > 1 else label, notes))
+    return found
+
+
+def _data_files(folder: Path) -> list[Path]:
+    try:
+        return sorted(item for item in folder.iterdir() if item.is_file() and kind_of(item) is not None)
+    except OSError:
+        return []
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(
+        item for item in folder.iterdir() if item.is_dir() and item.name != "runs" and not item.name.startswith(".")
+    )
+
+
+def _stem(file: Path) -> str:
+    """The name without what tells the kind of file: `.jsonl`, `.jsonl.gz`."""
+    return Path(file.stem).stem if file.suffix.lower() in PACKED else file.stem
+
+
+def _evaluated(found: list[_Found]) -> set[_Found]:
+    """The splits to evaluate of datasets that have one to train on."""
+    splits = {item: match for item in found if (match := _SPLIT.fullmatch(item.label))}
+    named = {item: ((match["name"] or "").lower(), (match["rest"] or "").lower()) for item, match in splits.items()}
+    trains = {item for item, match in splits.items() if match["split"].lower().startswith("train")}
+    return {item for item in splits if item not in trains and named[item] in {named[train] for train in trains}}
+
+
+def _unread(folder: Path, found: list[_Found]) -> list[str]:
+    """What may be data, and is not read: one line each."""
+    read = {file.parent for item in found for file in item.files}
+    notes = []
     for item in sorted(folder.iterdir()):
         suffix = item.suffix.lower()
-        if not item.name.isprintable() or item.name.startswith(".") or suffix in KINDS:
+        if not item.name.isprintable() or item.name.startswith("."):
             continue
         if item.is_dir():
-            if item.name != "runs" and _holds_data(item):
-                found.append(f"not read: the folder {item.name}: name its files in `mixture`, as {item.name}/FILE")
-        elif suffix in _PACKED:
-            found.append(f"not read: {item.name}: unpack it first")
+            if item not in read and item.name != "runs" and _holds_data(item):
+                notes.append(f"not read: the folder {item.name}: name its files in `mixture`, as {item.name}/FILE")
+        elif suffix in _PACKED_ALIKE or (suffix in PACKED and kind_of(item) is None):
+            notes.append(f"not read: {item.name}: unpack it first")
         elif suffix in _OTHER:
-            found.append(f"not read: {item.name}: not one of {', '.join(KINDS)}; convert it")
-    return found
+            notes.append(f"not read: {item.name}: not one of {', '.join(KINDS)}; convert it")
+    return notes
 
 
 def _holds_data(folder: Path) -> bool:
     try:
-        return any(item.suffix.lower() in {*KINDS, *_PACKED, *_OTHER} for item in folder.iterdir())
+        return any(item.suffix.lower() in {*KINDS, *PACKED, *_PACKED_ALIKE, *_OTHER} for item in folder.iterdir())
     except OSError:
         return False
 
 
-def _format_of(file: Path, name: str) -> RowFormat:
-    reader = DatasetReader.open(name, DatasetConfig(path=file.name), file.parent)
+def _format_of(folder: Path, path: str, name: str) -> RowFormat:
+    reader = DatasetReader.open(name, DatasetConfig(path=path), folder)
     layout = reader.format
     for read in islice(reader.read(), 1):
         if read.error is not None:
@@ -151,10 +208,11 @@ def _format_of(file: Path, name: str) -> RowFormat:
     return layout
 
 
-def _name(file: Path, taken: set[str]) -> str:
-    name = "".join(char if char.isprintable() and char not in "/\\" else "_" for char in file.stem)[:100]
-    name = name.strip(". ") or "data"
-    candidates = [name, f"{name}-{file.suffix[1:].lower()}", *(f"{name}-{n}" for n in range(2, len(taken) + 3))]
+def _name(item: _Found, taken: set[str]) -> str:
+    name = "".join(char if char.isprintable() and char not in "/\\" else "_" for char in item.label)[:100]
+    name, file = name.strip(". ") or "data", item.files[0]
+    kind = file.name[len(_stem(file)) + 1 :].lower()
+    candidates = [name, f"{name}-{kind}", *(f"{name}-{n}" for n in range(2, len(taken) + 3))]
     return next(candidate for candidate in candidates if candidate not in taken)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from merit.data.files import FileSource, UnreadableRest
 from merit.data.format import RowFormat, choose_format
 from merit.data.image import BadImage
 from merit.data.image_fields import NO_FOLDER, ImageSource
-from merit.data.source import HubSource, Source, cache_folders, open_source
+from merit.data.source import FileParts, HubSource, Source, cache_folders, open_source
 
 _PROBED = 20
 
@@ -48,7 +48,7 @@ class DatasetReader:
         """
         at = field_of(name, unseen=unseen)
         source = open_source(config, base, at)
-        folder = source.path.parent if isinstance(source, FileSource) else None
+        folder = source.path.parent if isinstance(source, FileSource | FileParts) else None
         if config.image_folder is not None:
             folder = base / Path(config.image_folder).expanduser()
             if not folder.is_dir():
@@ -68,10 +68,13 @@ class DatasetReader:
         Raises:
             InputError: no row at all, no format that fits, a mapped column that is missing.
         """
-        first = list(islice(self.source.rows(), _PROBED))
+        rows = self.source.rows()
+        first = list(islice(rows, _PROBED))
         if not first:
             raise InputError("empty: no rows", file=self.source.place)
         values = [row.value for row in first if row.error is None]
+        if not values and all(row.error is not None and is_skipped(row.error, self.config) for row in first):
+            values = [row.value for row in islice((row for row in rows if row.error is None), _PROBED)]
         if not values:
             raise first[0].error or InputError("no readable row", file=self.source.place)
         config = self.config
@@ -92,12 +95,12 @@ class DatasetReader:
             if row.error is not None:
                 yield row
             elif self.source.scores and row.value["answer"] is None:
-                yield Row(row.number, row.done)
+                yield replace(row, value=None)
             else:
                 try:
-                    yield Row(row.number, row.done, layout.parse(row.value, row.number))
+                    yield replace(row, value=layout.parse(row.value, row.number, row.place))
                 except InputError as error:
-                    yield Row(row.number, row.done, error=error)
+                    yield replace(row, value=None, error=error)
 
 
 def is_skipped(error: InputError, config: DatasetConfig) -> bool:

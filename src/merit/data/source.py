@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from merit.base.errors import InputError, did_you_mean
+from merit.base.files import matching
 from merit.config.sections import DatasetConfig
 from merit.data import files, gym
 from merit.data.example import Row
@@ -60,13 +61,20 @@ def open_source(config: DatasetConfig, base: Path, at: str) -> Source:
         raise InputError(f"only generators (`{gym.PREFIX}`, `{visual.PREFIX}`) take options", field=f"{at}.options")
     # Only `~/`: a file may well be called `~x.jsonl`.
     path = base / (Path(config.path).expanduser() if config.path.startswith("~/") else config.path)
-    kind = files.KINDS.get(path.suffix.lower())
+    kind = files.kind_of(path)
     check_readable(path, config.path, field)
-    if path.is_file():
+    parts = [item for item in matching(path) if item.is_file()]
+    if parts:
         if kind is None:
-            known = ", ".join(files.KINDS)
-            raise InputError(f"unknown kind of file; use one of {known}", file=config.path, field=field)
-        return kind(path=path, place=config.path)
+            message = f"unknown kind of file; use one of {', '.join(files.KINDS)}, or text packed as .gz or .zst"
+            raise InputError(message, file=config.path, field=field)
+        if parts == [path]:
+            return kind(path=path, place=config.path)
+        folder = config.path.rpartition("/")[0]
+        places = [f"{folder}/{item.name}" if folder else item.name for item in parts]
+        return FileParts(
+            config.path, tuple(kind(path=item, place=name) for item, name in zip(parts, places, strict=True))
+        )
     if path.is_dir():
         raise InputError("this is a folder; name one file in it", file=config.path, field=field)
     # `data/train`, where there is a folder `data`, is a file that is missing, not a dataset of the user `data`.
@@ -81,6 +89,28 @@ def _nearest_file(path: Path) -> str:
         return did_you_mean(path.name, [item.name for item in path.parent.iterdir()])
     except OSError:
         return ""
+
+
+@dataclass(frozen=True)
+class FileParts:
+    """Files that are one dataset, one after another, in the order of their names: `train-*-of-00003.parquet`."""
+
+    place: str
+    parts: tuple[files.FileSource, ...]
+    scores: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The first file."""
+        return self.parts[0].path
+
+    def rows(self) -> Iterator[Row]:
+        for index, part in enumerate(self.parts):
+            for row in part.rows():
+                yield replace(row, done=(index + row.done) / len(self.parts), place=part.place)
+
+    def fingerprint(self) -> str:
+        return "parts:" + ":".join(part.fingerprint() for part in self.parts)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ COLUMNS = ("tools", "functions")
 def row_tools(row: Mapping[str, Any], named: str | None) -> str | None:
     """The functions that the row offers, as the JSON list `[{"type": "function", "function": {…}}, …]`; None for none.
 
-    A list or its JSON text; each function with or without its wrapper. Nulls in objects are left out: Arrow fills the
-    keys that only other rows have with null.
+    A list or its JSON text; each function with or without its wrapper. Nulls in objects are left out, where they are no
+    text: Arrow fills the keys that only other rows have with null.
 
     Raises:
         InputError: not a list of objects with a name.
@@ -29,16 +29,19 @@ def row_tools(row: Mapping[str, Any], named: str | None) -> str | None:
         found = [found]
     if not isinstance(found, list):
         raise InputError("must be a list of functions, or its JSON text", field=column)
-    tools = [_tool(item, f"{column}[{index}]") for index, item in enumerate(found)]
+    meant = isinstance(value, str)
+    tools = [_tool(item, f"{column}[{index}]", meant=meant) for index, item in enumerate(found)]
     return json.dumps(tools, ensure_ascii=False) if tools else None
 
 
-def _tool(item: Any, at: str) -> dict[str, Any]:
+def _tool(item: Any, at: str, *, meant: bool) -> dict[str, Any]:
+    """`meant`: nulls are the author's own."""
+    meant = meant or isinstance(item, str)
     item = _from_text(item, at)
     inner = item.get("function", item) if isinstance(item, Mapping) else None
     if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
         raise InputError("must be an object with the function's `name`", field=at)
-    return {"type": "function", "function": _without_nulls(inner)}
+    return {"type": "function", "function": inner if meant else _without_nulls(inner)}
 
 
 def tool_calls(value: Any, at: str) -> list[dict[str, Any]]:

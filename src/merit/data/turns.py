@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,7 +26,7 @@ _SPEAKERS: dict[Role, tuple[str, ...]] = {
     "assistant": ("assistant", "gpt", "bot", "output"),
 }
 _CALLING = ("function_call", "tool_call")  # roles of a turn whose text is the JSON of a call
-_MASKS = ("weight", "loss_weight", "train", "training")  # of a turn: whether it is learned
+_MASKS = ("weight", "loss_weight", "loss", "train", "training")  # of a turn: whether it is learned
 _PARTIAL_MASKS = ("training_detail", "train_detail")
 ROW_REASONING = ("reasoning_content", "thinking")
 _REASONING = (*ROW_REASONING, "reasoning")
@@ -43,9 +44,22 @@ def parse_turns(value: Any, at: str, images: ImageSource = NO_FOLDER) -> tuple[M
     Raises:
         InputError: not a list of objects, an unknown role, content that is not text; names `messages[2].role`.
     """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        raise InputError("is text, but not the JSON of a list of messages; write it with json.dumps", field=at)
     if not isinstance(value, list):
         raise InputError(f"must be a list of messages, not {kind_of(value)}", field=at)
     return tuple(turn for index, item in enumerate(value) for turn in _turns(item, f"{at}[{index}]", images))
+
+
+def listed_turns(value: Any) -> Any:
+    """What a column that holds nothing but a conversation means: the list in a JSON text, as CSV has it; texts that
+    speak in turn, user first, as LIMA and UltraChat have them. Anything else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(item, str) for item in value):
+        return [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(value)]
+    return value
 
 
 def _turns(item: Any, at: str, images: ImageSource) -> list[Message]:

@@ -17,7 +17,7 @@ def _read(row: Mapping[str, Any], columns: Mapping[str, str], images: ImageSourc
     """Earlier answers are learned, too, as in LLaMA-Factory, which has brought `history`."""
     question = text_of(row, columns["prompt"])
     if row.get(columns["input"]) is not None and (more := text_field(row, columns["input"])).strip():
-        question = f"{question}\n\n{more}"
+        question = f"{question}\n\n{more}" if question.strip() else more
     turns = [*_history(row, columns["history"]), Message("user", question), answer(row, columns["completion"])]
     return (turns[0],), tuple(turns[1:])
 

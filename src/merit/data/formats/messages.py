@@ -8,7 +8,7 @@ from typing import Any
 from merit.base.errors import InputError
 from merit.data.format import Format, Parts, check_completion, missing
 from merit.data.image_fields import ImageSource
-from merit.data.turns import parse_turns
+from merit.data.turns import listed_turns, parse_turns
 
 
 def conversation(row: Mapping[str, Any], columns: Mapping[str, str], images: ImageSource) -> Parts:
@@ -16,7 +16,7 @@ def conversation(row: Mapping[str, Any], columns: Mapping[str, str], images: Ima
     column = columns["messages"]
     if row.get(column) is None:
         raise missing(row, column)
-    turns = parse_turns(row[column], column, images)
+    turns = parse_turns(listed_turns(row[column]), column, images)
     first = next((i for i, turn in enumerate(turns) if turn.supervised), None)
     if first is None:
         masked = any(turn.role == "assistant" for turn in turns)
