@@ -293,6 +293,8 @@ class TrainConfig(Section):
 SHARD_BYTES = 5_000_000_000
 MEMORY_BYTES = 512_000_000  # of all buffers together
 CURVATURE_BATCH_TOKENS = 4096
+GRAM_BYTES = 1_000_000_000  # of the Gram matrices that a branch measures at once; the bytes of its weights, if more
+SKETCH_SHARE = 0.1  # of its checkpoint's bytes, which a branch's sketch of its inputs takes at most
 
 DtypeName = Literal["input", "float32", "bfloat16", "float16"]
 Rounding = Literal["nearest", "stochastic"]
@@ -307,6 +309,7 @@ else:
 PUBLISHED: RuleName = "tokens"  # the rule of the paper, which others are compared with
 RIDGE = {"fisher": 0.1, "regmean": 0.01}  # what validation chose most often in docs/study.md
 OTHER_RIDGE = 0.1
+OF_INPUTS: tuple[RuleName, ...] = ("regmean",)  # the rules that weigh by what the branches measure of their inputs
 
 
 class MergeConfig(Section):
@@ -330,6 +333,11 @@ class MergeConfig(Section):
         default_factory=lambda: [1.0], min_length=1, description="Write one model for each β; 1 is the merge itself."
     )
     shard_bytes: int = Field(default=SHARD_BYTES, ge=1_000_000, description="Largest safetensors shard, in bytes.")
+
+    @property
+    def measured_examples(self) -> int | None:
+        """Training examples on which every branch measures its layers' inputs; None if no rule weighs by them."""
+        return self.curvature_examples if self.weights in OF_INPUTS else None
 
     @property
     def effective_ridge(self) -> float:

@@ -104,6 +104,17 @@ def empty_model(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedM
     return model
 
 
+def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
+    """Parameter name → the linear layer it is the weight of. A head that is tied to the embeddings is no layer of its
+    own: its rows are used as embeddings, too."""
+    embeddings = {id(item.weight) for item in model.modules() if isinstance(item, torch.nn.Embedding)}
+    return {
+        f"{path}.weight": module
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and id(module.weight) not in embeddings
+    }
+
+
 def freeze_roles(model: torch.nn.Module, roles: Collection[Role]) -> None:
     """Parameters of these roles get no gradient.
 

@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ from merit.run.layout import BranchDir, relative
 from merit.split.partition import Partition
 from merit.split.splitter import find_splitter
 from merit.train.job import branch_job
-from merit.train.spec import BranchData, BranchResult, BranchSpec, damaged_files, finished_branch
+from merit.train.spec import (
+    BranchData,
+    BranchResult,
+    BranchSpec,
+    MeasureSpec,
+    damaged_files,
+    finished_branch,
+    is_measured,
+)
 from merit.train.staging import Staging
 
 NAME = "train"
@@ -30,13 +39,16 @@ _log = logging.getLogger(__name__)
 
 
 def depends(context: RunContext) -> dict[str, str]:
-    """Partitions, recipe, θ0, data and seed: the content of the branches' specs."""
+    """Partitions, recipe, θ0, data and seed: the content of the branches' specs. And what is measured of the branches,
+    if a merge rule asks for it."""
+    examples = context.config.merge.measured_examples
     return {
         "split": fingerprint([Partition.load(method.dir.partition).mark for method in context.methods]),
         "train": fingerprint(context.config.train),
         "model": context.model.fingerprint,
         "mixture": fingerprint(context.data_fingerprints()),
         "seed": fingerprint(context.config.seed),
+        **({"measured": fingerprint(examples)} if examples is not None else {}),
     }
 
 
@@ -51,7 +63,8 @@ def files(context: RunContext) -> list[Path]:
 
 
 def run(context: RunContext) -> dict[str, Any]:
-    """Trains the branches that are not trained yet. A branch whose spec is unchanged is kept.
+    """Trains the branches that are not trained yet. A branch whose spec is unchanged is kept. If a merge rule weighs by
+    the inputs of the branches, those that lack a sketch of them are measured.
 
     Raises:
         InputError: `train.trl` has an argument that TRL does not know, or that merit sets.
@@ -69,7 +82,7 @@ def run(context: RunContext) -> dict[str, Any]:
         drop_surplus(method, len(specs))
         for spec in specs:
             branch = method.dir.branch(spec.branch)
-            if prepare_branch(branch, spec):
+            if prepare_branch(branch, spec, context.config.merge.measured_examples):
                 jobs.append((branch, branch_job(context, method, branch, spec)))
     context.run.cancel.unlink(missing_ok=True)
     try:
@@ -78,11 +91,13 @@ def run(context: RunContext) -> dict[str, Any]:
         if not _goes_on(context):
             raise
         _log.warning("continuing without the branches that failed or were late: %s", error)
+    measured = _measure_branches(context)
     results = [result for method in context.methods for result in branch_results(context, method).values()]
     missing = {method.name: gone for method in context.methods if (gone := left_out(method))}
     return {
         "branches": len(results),
         "trained": len(jobs),
+        **({"measured": measured} if measured else {}),
         "supervised_tokens": sum(result.supervised_tokens for result in results),
         **({"incomplete": missing} if missing else {}),
     }
@@ -153,8 +168,12 @@ def left_out(method: Method) -> list[int]:
     return [k for k in range(_groups(method)) if not method.dir.branch(k).done.is_file()]
 
 
-def prepare_branch(branch: BranchDir, spec: BranchSpec) -> bool:
-    """Writes the spec; False if the branch is already trained. Removes what a different training left behind."""
+def prepare_branch(branch: BranchDir, spec: BranchSpec, examples: int | None = None) -> bool:
+    """Writes the spec; False if the branch is already trained. Removes what a different training left behind.
+
+    Args:
+        examples: training examples on which the job is to measure the branch's inputs; None: it measures nothing.
+    """
     known = kept(branch.spec, BranchSpec).record
     if known is None or not known.same_training(spec):
         release(branch.job)
@@ -166,7 +185,45 @@ def prepare_branch(branch: BranchDir, spec: BranchSpec) -> bool:
         if stale:
             branch.done.unlink(missing_ok=True)
     spec.save(branch.spec)
+    _ask_for(branch, examples)
     return True
+
+
+def _ask_for(branch: BranchDir, examples: int | None) -> None:
+    if examples is None:
+        branch.measure.unlink(missing_ok=True)
+    else:
+        MeasureSpec(examples=examples).save(branch.measure)
+
+
+def _measure_branches(context: RunContext) -> int:
+    """Measures the finished branches that lack the sketch which a merge rule wants: they were trained before it was
+    asked for, or by another trainer. Returns how many.
+
+    Where a store is used, this machine measures them: it has the checkpoints and the data.
+
+    Raises:
+        InputError, StageError: a job failed.
+    """
+    examples, launch = context.config.merge.measured_examples, context.config.launch
+    here = launch.model_copy(update={"engine": "local", "store": None} if launch.store is not None else {})
+    jobs = []
+    for method in context.methods:
+        for k in range(_groups(method)):
+            branch = method.dir.branch(k)
+            spec = BranchSpec.load(branch.spec)
+            if branch.done.is_file() and not is_measured(branch, fingerprint(spec), examples):
+                _ask_for(branch, examples)
+                branch.measured.unlink(missing_ok=True)
+                job = branch_job(context, method, branch, spec, launch=here)
+                jobs.append(replace(job, name=f"inputs of {job.name}", done=branch.measured))
+    if jobs:
+        _log.info("measuring the inputs of %d trained branches, for `%s`", len(jobs), context.config.merge.weights)
+        policy = RetryPolicy(
+            retries=here.retries, preemption_retries=here.preemption_retries, stop=lambda: _cancelled(context)
+        )
+        make_executor(here, policy, context.run.engine).run(jobs, context.progress)
+    return len(jobs)
 
 
 def run_jobs(context: RunContext, jobs: Sequence[tuple[BranchDir, Job]]) -> None:
@@ -205,9 +262,13 @@ def _arrived_damaged(branch: BranchDir, job: Job) -> bool:
     return bool(damaged)
 
 
+def _cancelled(context: RunContext) -> str | None:
+    return "cancelled; run again to resume" if context.run.cancel.exists() else None
+
+
 def _why_stop(context: RunContext) -> str | None:
-    if context.run.cancel.exists():
-        return "cancelled; run again to resume"
+    if (reason := _cancelled(context)) is not None:
+        return reason
     if context.deadline is not None and time.time() > context.deadline:
         return "the deadline has passed"
     return None
