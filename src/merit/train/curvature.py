@@ -126,8 +126,8 @@ def input_grams(
 
     Each is (d, d) float64 on the model's device; float32 where that has no float64.
 
-    Every token of an example counts; the output head is given supervised positions alone. Rows are run without padding,
-    whose inputs would count as data.
+    Every token of an example counts, whether it is supervised or not. Rows are run without padding, whose inputs would
+    count as data.
 
     Args:
         memory: bytes for the Grams that are measured at the same time; one larger than that is measured alone. Each

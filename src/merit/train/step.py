@@ -211,8 +211,10 @@ def _measure_branches(context: RunContext) -> int:
     for method in context.methods:
         for k in range(_groups(method)):
             branch = method.dir.branch(k)
+            if not branch.done.is_file():
+                continue
             spec = BranchSpec.load(branch.spec)
-            if branch.done.is_file() and not is_measured(branch, fingerprint(spec), examples):
+            if not is_measured(branch, fingerprint(spec), examples):
                 _ask_for(branch, examples)
                 branch.measured.unlink(missing_ok=True)
                 job = branch_job(context, method, branch, spec, launch=here)
