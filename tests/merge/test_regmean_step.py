@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from merit.base.errors import InputError, StageError
+from merit.base.kept import files_below
+from merit.base.progress import SILENT
 from merit.merge.curvature import Sketch, open_sketches, regmean_step
-from merit.models.input_sketch import LowRank
+from merit.merge.remote import fetch
+from merit.models.input_sketch import LowRank, sketch_file
 
 
 def random(seed: int, *shape: int) -> Tensor:
@@ -91,6 +94,21 @@ def test_what_is_not_finite_is_a_diverged_branch() -> None:
         regmean_step([random(1, 3, 5), bad], [some, some], [0.5, 0.5], 0.1)
     with pytest.raises(StageError, match="diverged"):
         regmean_step([random(1, 3, 5)], [(some[0], some[1] * float("nan"))], [1.0], 0.1)
+
+
+def test_a_sketch_comes_with_a_checkpoint_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MERIT_CACHE", str(tmp_path / "cache"))
+    there = tmp_path / "there"
+    sketch_file(there).parent.mkdir(parents=True)
+    for file in (there / "config.json", there / "model.safetensors", there / "inputs.safetensors", sketch_file(there)):
+        file.write_text(file.relative_to(there).as_posix())
+    here = fetch(f"file://{there}", SILENT)
+    assert files_below(here) == [
+        here / name
+        for name in ("config.json", "curvature/inputs.safetensors", "inputs.safetensors", "model.safetensors")
+    ]
+    assert sketch_file(here).read_text() == "curvature/inputs.safetensors"
+    assert (here / "inputs.safetensors").read_text() == "inputs.safetensors"
 
 
 def test_a_branch_without_a_sketch_is_named(tmp_path: Path) -> None:
