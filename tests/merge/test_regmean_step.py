@@ -55,13 +55,13 @@ def test_the_step_is_the_dense_formulas(
 
 
 def test_a_whole_gram_gives_exact_regmean() -> None:
-    """At full rank only float16 is between the sketch and the exact solve."""
+    """At full rank only eight bits are between the sketch and the exact solve."""
     inputs = [random(k, 60, 10) * torch.logspace(0, -1, 10, dtype=torch.float64) for k in range(3)]
     grams = [x.T @ x / len(x) for x in inputs]
     steps, shares = [random(9 + k, 4, 10) for k in range(3)], [0.5, 0.3, 0.2]
     exact = dense(steps, [(torch.linalg.cholesky(g).T, torch.zeros(10)) for g in grams], shares, 0.01)
     found = regmean_step(steps, [LowRank.of(g, 10).rows_and_rest() for g in grams], shares, 0.01)
-    assert float((found - exact).norm() / exact.norm()) < 2e-3
+    assert float((found - exact).norm() / exact.norm()) < 0.05
 
 
 def test_no_data_and_equal_branches_give_the_average() -> None:

@@ -57,12 +57,12 @@ def test_diagonal_and_trace_are_kept_and_directions_are_the_largest(width: int, 
     rows, rest = LowRank.of(exact, rank).rows_and_rest()
     assert rows.shape == (rank, width)
     assert bool((rest >= 0).all())
-    level = float(exact.diagonal().mean())
     found = (rows.T @ rows).diagonal() + rest
-    assert float((found - exact.diagonal()).abs().max()) <= 2e-3 * level * width**0.5
-    # The best approximation of this rank leaves the smaller eigenvalues; float16 adds a little.
+    torch.testing.assert_close(found, exact.diagonal(), rtol=0.03, atol=0)  # where the rows alone are too large
+    assert float((found.sum() / exact.trace() - 1).abs()) < 0.01
+    # The best approximation of this rank leaves the smaller eigenvalues; eight bits add a little.
     left = torch.linalg.eigvalsh(exact).flip(0)[rank:].norm()
-    assert float((exact - rows.T @ rows).norm()) <= float(left) + 2e-3 * float(exact.norm())
+    assert float((exact - rows.T @ rows).norm()) <= float(left) + 0.03 * float(exact.norm())
 
 
 def test_what_is_written_is_read(checkpoint: Path) -> None:
@@ -77,8 +77,9 @@ def test_what_is_written_is_read(checkpoint: Path) -> None:
     torch.testing.assert_close(q[0], k[0])
     stored = load_file(file)  # by another reader
     assert len(stored) == 6  # two inputs of three parts: layers that share theirs have one
-    torch.testing.assert_close(q[0], stored["0.rows"].double() * stored["0.scale"].double()[:, None])
-    torch.testing.assert_close(q[1], stored["0.rest"].double())
+    sizes = stored["0.diagonal"].double().sqrt()
+    torch.testing.assert_close(q[0], stored["0.rows"].double() * stored["0.scale"].double()[:, None] * sizes)
+    torch.testing.assert_close(q[0].square().sum(0) + q[1], sizes.square(), rtol=0.03, atol=0)
     assert sketch.of("model.norm.weight") is None
 
 
@@ -95,17 +96,17 @@ def test_a_checkpoint_without_one(checkpoint: Path) -> None:
 def test_the_rank_fills_the_budget(widths: list[int], share: int, budget: int) -> None:
     named = {str(number): width for number, width in enumerate(widths)}
     rank = rank_for(named, share * len(widths), budget)
-    size = sum(2 * min(rank, d) * d + 4 * min(rank, d) + 4 * d for d in widths)
+    size = sum(min(rank, d) * d + 4 * min(rank, d) + 4 * d for d in widths)
     assert rank == 0 or size <= budget
     if 0 < rank < max(widths):
-        room = 96 * (3 + share) * len(widths) + 1024 + sum(2 * d + 4 for d in widths)
+        room = 96 * (3 + share) * len(widths) + 1024 + sum(d + 4 for d in widths)
         assert size + room > budget, "a higher rank would have fitted"
 
 
 def test_the_file_is_not_larger_than_it_was_allowed(checkpoint: Path) -> None:
-    budget = 6000
+    budget = 4500
     rank = rank_for(WIDTHS, len(LAYERS), budget)
-    assert rank >= 4
+    assert rank >= 8
     assert written(checkpoint, rank).stat().st_size <= budget
 
 
@@ -120,8 +121,8 @@ def change(file: Path, alter: Callable[[dict[str, Tensor]], None], note: Callabl
 @pytest.mark.parametrize(
     ("alter", "message"),
     [
-        (lambda file: change(file, lambda t: t.pop("1.rest")), "`1`: damaged: a part of these inputs is missing"),
-        (lambda file: change(file, lambda t: t.update({"1.rest": torch.zeros(3)})), "do not fit together"),
+        (lambda file: change(file, lambda t: t.pop("1.diagonal")), "`1`: damaged: a part of these inputs is missing"),
+        (lambda file: change(file, lambda t: t.update({"1.diagonal": torch.zeros(3)})), "do not fit together"),
         (lambda file: change(file, lambda t: t.update({"1.rows": t["1.rows"].float()})), "do not fit together"),
         (
             lambda file: change(file, lambda t: None, lambda text: text.replace("down_proj", "up_proj")),
@@ -132,7 +133,8 @@ def change(file: Path, alter: Callable[[dict[str, Tensor]], None], note: Callabl
             lambda file: change(file, lambda t: None, lambda text: text.replace("inputs.1", "inputs.9")),
             "has the format",
         ),
-        (lambda file: file.write_bytes(file.read_bytes()[:-7]), "truncated"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-7]), "the header describes"),
+        (lambda file: file.write_bytes(file.read_bytes().replace(b'"I8"', b'"U8"')), "damaged header"),
         (lambda file: file.write_bytes(b"no"), "not a whole safetensors file"),
     ],
 )
@@ -146,7 +148,7 @@ def test_damage_is_one_line(checkpoint: Path, alter: Callable[[Path], None], mes
 
 def test_numbers_that_no_gram_has(checkpoint: Path) -> None:
     file = written(checkpoint)
-    change(file, lambda t: t["1.rest"].neg_())
+    change(file, lambda t: t["1.diagonal"].neg_())
     sketch = InputSketch.open(checkpoint)
     assert sketch is not None
     with pytest.raises(InputError, match="not the numbers of a Gram matrix"):

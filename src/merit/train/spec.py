@@ -6,6 +6,8 @@ import logging
 import shutil
 from pathlib import Path
 
+from pydantic import Field
+
 from merit.base.errors import InputError
 from merit.base.kept import Files, damaged, kept
 from merit.base.record import Record, Sealed
@@ -52,7 +54,7 @@ class MeasureSpec(Record):
         examples: training examples on which it measures the inputs of the linear layers.
     """
 
-    examples: int
+    examples: int = Field(ge=1)
 
 
 class CheckpointMarker(Sealed):
