@@ -5,8 +5,8 @@ as G ≈ SᵀS + diag(ρ): S has the largest directions of G as its rows, and ρ
 and diagonal are those of G.
 
 What is stored are the diagonal and S in eight bits: S_ij = scale_i · rows_ij · √diagonal_j. Inputs differ in size by
-orders of magnitude; divided by their own sizes, a direction's numbers are alike, and a byte is enough for each: for
-SmolLM2-135M, twice the directions in bytes are ten times nearer to G's merge than half of them in float16.
+orders of magnitude; divided by their own sizes, a direction's numbers are alike, and a byte is enough for each. Twice
+the directions in bytes are better than half of them in float16 (`benchmarks/README.md`, "Sketches").
 
 The file is in a folder of its own, so that nothing that loads the checkpoint takes it for weights.
 """
