@@ -127,7 +127,11 @@ def test_a_store_moves_the_sketch(trained: Path, tiny_model: Path, tmp_path: Pat
 def test_other_examples_measure_again_and_train_nothing(copied: Path, tiny_model: Path) -> None:
     def measured(examples: int) -> list[int]:
         merge = {"weights": "regmean", "curvature_examples": examples}
-        run_pipeline(recipe(copied, tiny_model, merge=merge), until="train")
+        baselines = {"joint": {"splitter": "single"}}
+        run_pipeline(recipe(copied, tiny_model, merge=merge, baselines=baselines), until="train")
+        joint = RunDir(copied / "run").method("joint").branch(0)
+        assert joint.done.is_file()
+        assert not sketch_file(joint.checkpoint).exists(), "a single branch is its own merge"
         return [check_whole(branch_of(copied, k), examples).file.stat().st_mtime_ns for k in (0, 1)]
 
     weights = [(branch_of(copied, k).checkpoint / "model.safetensors").stat().st_mtime_ns for k in (0, 1)]

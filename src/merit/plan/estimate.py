@@ -199,7 +199,8 @@ class Estimate:
             flops=sum(branch.flops for branch in branches),
             hours=total_hours(method.hours for method in self._configured),
             memory_bytes=self._memory.states + self._memory.activations,
-            disk_bytes=len(branches) * (FP32 * model.parameters + self._sketch)
+            disk_bytes=len(branches) * FP32 * model.parameters
+            + sum(len(method.branches) for method in self._configured if len(method.branches) > 1) * self._sketch
             + min(self.at_once, len(branches)) * state,
         )
 

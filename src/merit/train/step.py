@@ -82,7 +82,7 @@ def run(context: RunContext) -> dict[str, Any]:
         drop_surplus(method, len(specs))
         for spec in specs:
             branch = method.dir.branch(spec.branch)
-            if prepare_branch(branch, spec, context.config.merge.measured_examples):
+            if prepare_branch(branch, spec, _measured_examples(context, method)):
                 jobs.append((branch, branch_job(context, method, branch, spec)))
     context.run.cancel.unlink(missing_ok=True)
     try:
@@ -205,10 +205,11 @@ def _measure_branches(context: RunContext) -> int:
     Raises:
         InputError, StageError: a job failed.
     """
-    examples, launch = context.config.merge.measured_examples, context.config.launch
+    launch = context.config.launch
     here = launch.model_copy(update={"engine": "local", "store": None} if launch.store is not None else {})
     jobs = []
     for method in context.methods:
+        examples = _measured_examples(context, method)
         for k in range(_groups(method)):
             branch = method.dir.branch(k)
             if not branch.done.is_file():
@@ -296,6 +297,11 @@ def _warn_of_few_steps(context: RunContext, method: Method, specs: list[BranchSp
                 steps,
                 f"{train.batch_tokens:,}",
             )
+
+
+def _measured_examples(context: RunContext, method: Method) -> int | None:
+    """As `MeasureSpec.examples`. A single branch is its own merge, whatever the rule."""
+    return context.config.merge.measured_examples if _groups(method) > 1 else None
 
 
 def _groups(method: Method) -> int:
