@@ -87,10 +87,11 @@ class LowRank:
         """The sketch of one Gram matrix: its diagonal, and its `rank` largest eigenvectors.
 
         Args:
-            gram: (d, d), symmetric and positive semi-definite; float64 for full accuracy.
+            gram: (d, d), symmetric and positive semi-definite, of any floating type.
         """
         import torch
 
+        gram = (gram.cpu() if gram.device.type == "mps" else gram).double()  # Apple's GPUs have no float64
         values, vectors = torch.linalg.eigh(gram)
         top = slice(len(gram) - rank, None)
         rows = (vectors[:, top] * values[top].clamp(min=0).sqrt()).T.flip(0)

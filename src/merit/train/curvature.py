@@ -97,7 +97,7 @@ def _measure(checkpoint: Path, spec: BranchSpec, rows: Sequence[Encoded], wanted
         wanted=wanted,
         examples=len(rows),
         tokens=sum(len(row.input_ids) for row in rows),
-        layers={own[layer]: name for name, group in names.items() for layer in group},
+        layers={own[layer]: name for name, group in names.items() for layer in group if layer in own},
     )
     return write_sketch(checkpoint, facts, inputs)
 
