@@ -22,6 +22,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 _SECONDS = {
     "pipeline/test_engines.py": 150,
     "jobs/test_ray_executor.py": 80,
+    "pipeline/test_measured_run.py": 65,
     "cli/test_interrupts.py": 55,
     "pipeline/test_elsewhere.py": 40,
     "pipeline/test_golden_run.py": 40,

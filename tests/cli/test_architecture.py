@@ -90,6 +90,7 @@ HOLD_TENSORS = (
     "study/warmup.py",
     "train/branch.py",
     "train/callbacks.py",
+    "train/curvature.py",
     "train/rows.py",
     "train/trainer.py",
     "train/trl_arguments.py",

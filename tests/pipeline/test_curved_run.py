@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 from runs import write_recipe
 
+from merit.base.record import fingerprint
 from merit.context import RunContext
 from merit.merge.ray import norm, read_state
 from merit.merge.step import MethodMerge
+from merit.models.input_sketch import InputSketch
 from merit.pipeline import run_pipeline
 from merit.run.layout import RunDir
+from merit.train.spec import BranchResult, BranchSpec, damaged_files
 
 
 def merged(folder, model, weights):
@@ -22,6 +25,23 @@ def merged(folder, model, weights):
     return RunDir(context.run.root)
 
 
+def written(branch):
+    return (branch.checkpoint / "model.safetensors").stat().st_mtime_ns
+
+
+def check_measured(run, k):
+    """The branch's sketch: found, small, kept track of, and left out of the merge."""
+    branch = run.method().branch(k)
+    sketch = InputSketch.open(branch.checkpoint, branch=fingerprint(BranchSpec.load(branch.spec)))
+    assert "checkpoint/curvature/inputs.safetensors" in BranchResult.load(branch.done).files
+    assert not damaged_files(branch)
+    weights = (branch.checkpoint / "model.safetensors").stat().st_size
+    assert sketch.file.stat().st_size <= 0.1 * weights
+    assert sketch.facts.wanted == 64
+    assert sketch.facts.tokens > 0
+    assert not (run.method().merged() / "curvature").exists()
+
+
 def test_curvature_in_a_run(warm_jobs, four_files, tiny_model):
     folder = four_files / "run"
     folder.mkdir()
@@ -31,12 +51,14 @@ def test_curvature_in_a_run(warm_jobs, four_files, tiny_model):
     run = merged(folder, tiny_model, "{weights: tokens}")
     average = read_state(run.method().merged())
     record = MethodMerge.load(run.method().merge_record)
-    trained = [run.method().branch(k).done.stat().st_mtime_ns for k in range(2)]
+    trained = [written(run.method().branch(k)) for k in range(2)]
     run = merged(folder, tiny_model, "{weights: regmean, ridge: 0.1, scales: [1.0, 0.5]}")
     curved, half = read_state(run.method().merged()), read_state(run.method().merged(0.5))
     found = MethodMerge.load(run.method().merge_record)
     strong = read_state(merged(folder, tiny_model, "{weights: regmean, ridge: 1e6}").method().merged())
-    assert [run.method().branch(k).done.stat().st_mtime_ns for k in range(2)] == trained, "only the merge is made again"
+    assert [written(run.method().branch(k)) for k in range(2)] == trained, "branches are measured, not trained again"
+    for k in range(2):
+        check_measured(run, k)
     np.testing.assert_allclose(found.branch_displacement, record.branch_displacement, rtol=1e-5)
     np.testing.assert_allclose(found.weights, record.weights)
     away = norm({name: curved[name] - average[name] for name in average})

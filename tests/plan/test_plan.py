@@ -217,3 +217,19 @@ def test_rows(made: Plan) -> None:
 
 def test_flops_have_units() -> None:
     assert [flops(x) for x in (5.0, 3.2e17, 1e24)] == ["5 FLOP", "320 PFLOP", "1e+03 ZFLOP"]
+
+
+def test_a_sketch_of_the_branches_inputs_is_counted(made: Plan) -> None:
+    wanted = plan(
+        config(merge={"weights": "regmean"}, baselines={"all": "single"}), MIXTURE, MODEL, tokens_per_second=100
+    )
+    each = round(0.1 * 4 * N)
+    one_more = 4 * N  # joint training is not merged, so nothing is measured of it
+    assert stage(wanted, "train").disk_bytes == stage(made, "train").disk_bytes + 2 * each + one_more
+    assert wanted.traffic is not None
+    assert made.traffic is not None
+    assert wanted.traffic.total == made.traffic.total + 2 * each
+    (line,) = (line for line in wanted.assumptions if "sketch" in line)
+    assert "inputs on 64 of its examples" in line
+    assert "at most 400 kB beside its checkpoint" in line
+    assert not any("sketch" in line for line in made.assumptions)

@@ -163,6 +163,12 @@ class RunConfig(Section):
         return self
 
     @property
+    def measured_examples(self) -> int | None:
+        """As of `merge`, for any of the run's merges."""
+        merges = [self.merge, *(self.merge.by(item.merge) for item in self.others.values())]
+        return next((examples for one in merges if (examples := one.measured_examples) is not None), None)
+
+    @property
     def others(self) -> dict[str, BaselineConfig]:
         """Every method but the main one, by name: what `merge.also` stands for, then the baselines."""
         also = {

@@ -327,6 +327,8 @@ class TrainConfig(Section):
 SHARD_BYTES = 5_000_000_000
 MEMORY_BYTES = 512_000_000  # of all buffers together
 CURVATURE_BATCH_TOKENS = 4096
+GRAM_BYTES = 1_000_000_000  # of the Gram matrices that a branch measures at once; the bytes of its weights, if more
+SKETCH_SHARE = 0.1  # of its checkpoint's bytes, which a branch's sketch of its inputs takes at most
 
 DtypeName = Literal["input", "float32", "bfloat16", "float16"]
 Rounding = Literal["nearest", "stochastic"]
@@ -394,6 +396,12 @@ class MergeConfig(Section):
     def same_rule(self, other: MergeConfig) -> bool:
         """Whether both merge the same branches to the same model."""
         return (self.weights, self.effective_ridge) == (other.weights, other.effective_ridge)
+
+    @property
+    def measured_examples(self) -> int | None:
+        """Training examples on which every branch measures its layers' inputs; None if no rule weighs by them."""
+        needed: bool = extensions.load("rules", self.weights).needs_inputs
+        return self.curvature_examples if needed else None
 
     @property
     def effective_ridge(self) -> float:

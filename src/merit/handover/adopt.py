@@ -16,6 +16,7 @@ from merit.handover.write import find_method
 from merit.jobs.process import job_lock
 from merit.models.adapter import is_adapter
 from merit.models.checkpoint import Checkpoint
+from merit.models.input_sketch import InputSketch
 from merit.run.events import append_event
 from merit.run.guard import run_lock
 from merit.run.layout import BranchDir
@@ -47,7 +48,8 @@ def adopt_branch(
 
     Raises:
         InputError: the branch was planned differently; another architecture, vocabulary or layout; weights that are
-            not finite; a model that is θ0 itself, or was not trained from it; a budget far from the plan.
+            not finite; a sketch of other weights; a model that is θ0 itself, or was not trained from it; a budget far
+            from the plan.
     """
     chosen = find_method(context, method)
     branch = chosen.dir.branch(k)
@@ -67,7 +69,10 @@ def adopt_branch(
             _check_manifest(manifest, spec, folder)
         steps = _check_finished(source, said=tokens is not None)
         counted = _tokens(tokens, manifest, spec, source, any_budget=any_budget)
+        sketch = None if is_adapter(source) else InputSketch.open(source)
         _bring_in(context, branch, source)
+        if sketch is not None:
+            sketch.carry(branch.checkpoint, fingerprint(spec))
         context.run.stage(train.NAME).unlink(missing_ok=True)
         result = BranchResult(
             fingerprint=fingerprint(spec),

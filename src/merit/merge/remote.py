@@ -14,9 +14,11 @@ from merit.base.kept import made_once
 from merit.base.progress import Progress
 from merit.base.record import fingerprint
 from merit.merge.record import MergeResult, load_record
+from merit.models.input_sketch import sketch_file
 from merit.models.source import cache_folder
 
 _WANTED = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
+_SKETCH = sketch_file(Path()).as_posix()  # of a branch's inputs, in a folder of its own
 _LAST = ("config.json", "model.safetensors.index.json", "merit_merge.json")  # a reader must not find these too early
 
 
@@ -32,6 +34,8 @@ def fetch(url: str, progress: Progress) -> Path:
         wanted = sorted((item for item in found if item["name"].endswith(_WANTED)), key=lambda item: str(item["name"]))
         if not wanted:
             raise InputError("no weights or configuration in this folder", file=url)
+        sketch = f"{root.rstrip('/')}/{_SKETCH}"
+        wanted += [system.info(sketch)] if system.exists(sketch) else []
         versions = [f"{item['name']} {item['size']} {_version(item)}" for item in wanted]
         mark = hashlib.sha256("\n".join([url, *versions]).encode()).hexdigest()[:24]
 
@@ -39,7 +43,9 @@ def fetch(url: str, progress: Progress) -> Path:
             with progress.bar("fetch", total=len(wanted), unit="file") as bar:
                 for done, item in enumerate(wanted, 1):
                     name = str(item["name"]).rsplit("/", 1)[-1]
-                    system.get_file(item["name"], str(part / name))
+                    target = part / (_SKETCH if str(item["name"]).endswith(f"/{_SKETCH}") else name)
+                    target.parent.mkdir(exist_ok=True)
+                    system.get_file(item["name"], str(target))
                     bar.update(done, note=name)
 
         return made_once(cache_folder() / "remote" / mark, get)

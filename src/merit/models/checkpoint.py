@@ -277,6 +277,7 @@ WHOLE = ("I64", "I32", "U8", "BOOL")  # buffers, such as positions: kept where a
 ITEM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}  # what can be read
 _OTHER = {"I8", "U16", "I16", "U32", "U64", "C64"}
 _PACKED = re.compile(r"\.(qweight|qzeros|g_idx|weight|absmax|quant_map|weight_(packed|shape))$")
+_NOTES = "__metadata__"
 _MAX_HEADER = 100_000_000  # bytes; the format's own limit
 
 
@@ -320,6 +321,21 @@ def read_entries(file: Path) -> tuple[dict[str, Any], int, int]:
     Raises:
         InputError: no plain file, or its header is cut short or damaged.
     """
+    header, data, size = _header(file)
+    return {name: entry for name, entry in header.items() if name != _NOTES}, data, size
+
+
+def read_notes(file: Path) -> dict[str, str]:
+    """The header's notes (`__metadata__`).
+
+    Raises:
+        InputError: as `read_entries`.
+    """
+    found: dict[str, str] = _header(file)[0].get(_NOTES, {})
+    return found
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int, int]:
     try:
         if file.exists() and not file.is_file():
             raise InputError("not a plain file", file=file)
@@ -345,10 +361,10 @@ def read_entries(file: Path) -> tuple[dict[str, Any], int, int]:
         raise InputError(f"damaged header: {str(error)[:200]}", file=file) from error
     if not isinstance(header, dict):
         raise InputError("damaged header: not a JSON object", file=file)
-    notes = header.get("__metadata__", {})
+    notes = header.get(_NOTES, {})
     if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
-        raise InputError("damaged header: `__metadata__` must hold text", file=file, field="__metadata__")
-    return {name: entry for name, entry in header.items() if name != "__metadata__"}, 8 + length, size
+        raise InputError("damaged header: `__metadata__` must hold text", file=file, field=_NOTES)
+    return header, 8 + length, size
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

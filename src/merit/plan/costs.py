@@ -140,6 +140,7 @@ class Traffic(Record):
     theta0_out: int
     data_out: int
     checkpoints_back: int
+    sketches_back: int = 0  # of the branches' inputs, at most; 0 if no merge rule weighs by them
     joint_steps: int
     joint_step_per_worker: int  # 2 (K − 1) / K of the gradients' bytes: a ring all-reduce
     joint_total: int  # all workers, all steps
@@ -147,7 +148,7 @@ class Traffic(Record):
     @property
     def total(self) -> int:
         """All bytes that the branches move."""
-        return self.theta0_out + self.data_out + self.checkpoints_back
+        return self.theta0_out + self.data_out + self.checkpoints_back + self.sketches_back
 
 
 class Plan(Record):

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from merit.base.errors import InputError, Problems
 from merit.base.machine import visible_gpus
 from merit.base.progress import SILENT, Progress
+from merit.base.words import data_size
 from merit.config import RunConfig
-from merit.config.sections import UNSPLIT
+from merit.config.sections import SKETCH_SHARE, UNSPLIT
 from merit.context import RunContext
 from merit.data.check import CheckReport
 from merit.data.mixture import Mixture, SplitCounts
@@ -132,7 +133,9 @@ class Estimate:
             tokens_per_second=self.tokens_per_second,
             stages=[self._gradients, self._training, self._merging, self._evaluation],
             methods=self.methods,
-            traffic=traffic(self.model, machines, tokens, joint.branches[0].steps) if machines > 1 else None,
+            traffic=traffic(self.model, machines, tokens, joint.branches[0].steps, self._sketch)
+            if machines > 1
+            else None,
             assumptions=self._assumptions,
             memory=self._memory,
         )
@@ -200,8 +203,16 @@ class Estimate:
             flops=sum(branch.flops for branch in branches),
             hours=total_hours(method.hours for method in self._configured),
             memory_bytes=self._memory.states + self._memory.activations,
-            disk_bytes=len(branches) * FP32 * model.parameters + min(self.at_once, len(branches)) * state,
+            disk_bytes=len(branches) * FP32 * model.parameters
+            + sum(len(method.branches) for method in self._configured if len(method.branches) > 1) * self._sketch
+            + min(self.at_once, len(branches)) * state,
         )
+
+    @property
+    def _sketch(self) -> int:
+        """Bytes of a branch's sketch of its inputs, at most; 0 if no merge rule weighs by them."""
+        wanted = self.config.measured_examples is not None
+        return round(SKETCH_SHARE * FP32 * self.model.parameters) if wanted else 0
 
     @property
     def _merging(self) -> StageCost:
@@ -299,19 +310,28 @@ class Estimate:
             lines.append(
                 "The split is not made yet. Groups are taken to be as equal in tokens as the largest dataset allows."
             )
+        if self._sketch:
+            lines.append(
+                "For its merge rule every branch measures its layers' inputs after its training, "
+                f"on {self.config.measured_examples} of its examples, and leaves a sketch of at most "
+                f"{data_size(self._sketch)} beside its checkpoint, which a store moves with it. The time of a few "
+                "forward passes over these examples is not counted."
+            )
         if self.config.split.axes == "auto":
             lines.append("`axes: auto` is taken to find two axes, which make four groups.")
         return lines
 
 
-def traffic(model: ModelFacts, machines: int, tokens: float, joint_steps: int) -> Traffic:
-    """K branches on K machines, against joint training on K data-parallel workers."""
+def traffic(model: ModelFacts, machines: int, tokens: float, joint_steps: int, sketch: int = 0) -> Traffic:
+    """K branches on K machines, against joint training on K data-parallel workers. `sketch` is the bytes that a branch
+    sends beside its checkpoint."""
     step = round(2 * (machines - 1) / machines * FP32 * model.trainable)
     return Traffic(
         machines=machines,
         theta0_out=machines * model.bytes_per_parameter * model.parameters,
         data_out=round(TOKEN_BYTES * tokens),
         checkpoints_back=machines * FP32 * model.parameters,
+        sketches_back=machines * sketch,
         joint_steps=joint_steps,
         joint_step_per_worker=step,
         joint_total=machines * step * joint_steps,

@@ -251,7 +251,7 @@ def _branch(reader: Reader, method: MethodDir, k: int) -> BranchEvidence:
 
 
 def _checkpoint_bytes(branch: BranchDir) -> int:
-    return sum(file.stat().st_size for file in branch.checkpoint.glob("*") if file.is_file())
+    return sum(file.stat().st_size for file in branch.checkpoint.rglob("*") if file.is_file())
 
 
 def _scores(reader: Reader, run: RunDir) -> list[ModelScores]:

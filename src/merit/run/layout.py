@@ -71,6 +71,9 @@ class BranchDir:
     root: Path
     spec = _At("spec.json")
     checkpoint = _At("checkpoint")  # the trained weights, in Hugging Face layout
+    measure = _At("measure.json")  # what the job measures after training; without it, nothing
+    measured = _At("MEASURED")  # the marker of a job that only measures
+    trained = _At("TRAINED")  # the BranchResult while the job measures; then it is DONE
     incoming = _At("incoming")  # a checkpoint of another trainer, while merit checks it
     training_state = _At("training")  # TRL's own checkpoints while the branch trains; removed when it is done
     # One JSON object per step: step, epoch, loss, learning_rate, grad_norm, supervised_tokens, seconds.

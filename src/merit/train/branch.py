@@ -36,7 +36,7 @@ from merit.train.callbacks import BranchCallback, PullCallback, TrajectoryCallba
 from merit.train.checkpoints import Counters, newest_checkpoint
 from merit.train.rounds import RoundCallback, at_end, go_on
 from merit.train.rows import branch_rows, plan_batching, row_without_loss
-from merit.train.spec import BranchResult, BranchSpec, finished_branch
+from merit.train.spec import BranchResult, BranchSpec, trained_branch
 from merit.train.trainer import BranchTrainer
 from merit.train.trl_arguments import Training, sft_config, tracked
 
@@ -44,7 +44,8 @@ _log = logging.getLogger(__name__)
 
 
 def train_branch(run: RunDir, branch: BranchDir, *, base: Path, model: Path | None = None) -> BranchResult:
-    """Trains `branch` from θ0 as its spec.json says, or returns what an earlier call finished.
+    """Trains `branch` from θ0 as its spec.json says, or returns what an earlier call finished. If measure.json asks for
+    something to be measured, `measure_branch` marks the branch done; otherwise this does.
 
     A kill loses at most `train.checkpoint_minutes`. The resumed weights are bit-identical to those of an undisturbed
     run on the same machine with the same number of threads.
@@ -59,7 +60,7 @@ def train_branch(run: RunDir, branch: BranchDir, *, base: Path, model: Path | No
     """
     spec = BranchSpec.load(branch.spec)
     mark = fingerprint(spec)
-    done = finished_branch(branch, mark)
+    done = trained_branch(branch, mark)
     if done is not None:
         return done
     place = spec.model if model is None else spec.model.model_copy(update={"path": str(model), "revision": None})
@@ -91,7 +92,8 @@ def train_branch(run: RunDir, branch: BranchDir, *, base: Path, model: Path | No
         final_loss=losses[-1] if losses else None,
         files={},
     )
-    result = keep(branch.done, result, branch.root, files_below(branch.checkpoint))
+    record = branch.trained if branch.measure.is_file() else branch.done
+    result = keep(record, result, branch.root, files_below(branch.checkpoint))
     if spec.is_last:  # otherwise the next round goes on from it
         shutil.rmtree(branch.training_state, ignore_errors=True)
     return result

@@ -12,13 +12,14 @@ from merit.base.errors import InputError, StageError
 from merit.base.files import sweep_parts
 from merit.base.machine import PYTHON, merit_command
 from merit.base.record import fingerprint
+from merit.config.launch import LaunchConfig
 from merit.context import Method, RunContext
 from merit.jobs.job import Job
 from merit.jobs.process import die_with_parent, job_lock
 from merit.run.events import stage_events
 from merit.run.guard import refuse_links
 from merit.run.layout import BranchDir, RunDir
-from merit.train.spec import BranchResult, BranchSpec, finished_branch
+from merit.train.spec import BranchResult, BranchSpec, trained_branch
 from merit.train.staging import store_url
 
 RANKED = "MERIT_RANKED"  # set in the processes that train one branch together
@@ -39,7 +40,8 @@ class Ranks:
 def run_branch_job(
     root: Path, method: str, k: int, ranks: Ranks | None = None, model: Path | None = None, number: int | None = None
 ) -> BranchResult:
-    """Trains branch `k` of `method` in the run at `root`, unless it is trained already.
+    """Trains branch `k` of `method` in the run at `root`, unless it is trained already, and measures what its
+    measure.json asks for.
 
     Args:
         ranks: the processes that train it together; default: this one alone.
@@ -73,6 +75,10 @@ def run_branch_job(
             from merit.train.branch import train_branch
 
             result = train_branch(run, branch, base=root, model=model)
+        if branch.measure.is_file():
+            from merit.train.curvature import measure_branch
+
+            result = measure_branch(run, branch)
         facts |= {"supervised_tokens": result.supervised_tokens, "steps": result.steps}
     return result
 
@@ -85,14 +91,14 @@ def train_with_ranks(branch: BranchDir, arguments: Sequence[str], ranks: Ranks) 
         StageError: a process failed; the branch resumes when it is started again.
     """
     mark = fingerprint(BranchSpec.load(branch.spec))
-    done = finished_branch(branch, mark)
+    done = trained_branch(branch, mark)
     if done is not None:
         return done
     env = {name: value for name, value in os.environ.items() if name != "MERIT_PARENT"}
     code = subprocess.run(
         [*launcher(ranks), "merit", *arguments], env=env | _environment(ranks), check=False
     ).returncode
-    done = finished_branch(branch, mark)
+    done = trained_branch(branch, mark)
     if done is None:
         raise StageError(f"its processes ended with exit code {code} and without a result; see their messages above")
     return done
@@ -133,9 +139,15 @@ def _has_gpu() -> bool:
     return cuda.is_available()
 
 
-def branch_job(context: RunContext, method: Method, branch: BranchDir, spec: BranchSpec) -> Job:
-    """`merit train RUN --branch k --method NAME`, with the devices that the configuration gives to a branch."""
-    launch = context.config.launch
+def branch_job(
+    context: RunContext, method: Method, branch: BranchDir, spec: BranchSpec, *, launch: LaunchConfig | None = None
+) -> Job:
+    """`merit train RUN --branch k --method NAME`, with the devices that the configuration gives to a branch.
+
+    Args:
+        launch: where it runs; default: as the configuration says.
+    """
+    launch = context.config.launch if launch is None else launch
     root = store_url(context) if launch.store is not None else str(context.run.root.resolve())
     command = merit_command("train", root, "--branch", str(spec.branch), "--method", method.name)
     if not spec.is_last:

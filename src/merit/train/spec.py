@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+from pathlib import Path
 from typing import Any
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from merit.base.errors import InputError
 from merit.base.kept import Files, damaged, kept
 from merit.base.record import Record, Sealed
 from merit.config.sections import ModelConfig, TrainConfig
-from merit.run.layout import BranchDir
+from merit.models.input_sketch import InputSketch, sketch_file
+from merit.run.layout import BranchDir, relative
 
 MARKER = "merit.json"  # written last into a training checkpoint
+_log = logging.getLogger(__name__)
 
 
 class BranchData(Record):
@@ -55,6 +60,16 @@ class BranchSpec(Record):
         return self.model_copy(update={"model": self.model.model_copy(update=place)}) == other
 
 
+class MeasureSpec(Record):
+    """`measure.json`: what the branch's job measures after training. The training does not depend on it.
+
+    Attributes:
+        examples: training examples on which it measures the inputs of the linear layers.
+    """
+
+    examples: int = Field(ge=1)
+
+
 class CheckpointMarker(Sealed):
     """`merit.json` in a training checkpoint: what it has trained on so far, and the checksums of its files."""
 
@@ -87,10 +102,39 @@ def finished_branch(branch: BranchDir, mark: str) -> BranchResult | None:
     It does not read the files' bytes: `damaged_files` does, before the files are used. If a job was killed after it
     wrote DONE, its training state is still there, and is removed now.
     """
-    result = kept(branch.done, BranchResult, {"fingerprint": mark}, Files(branch.root, digest=None)).record
-    if result is not None:
+    result = _result(branch, branch.done, mark)
+    spec = kept(branch.spec, BranchSpec).record
+    if result is not None and (spec is None or spec.is_last):  # otherwise the next round goes on from it
         shutil.rmtree(branch.training_state, ignore_errors=True)
     return result
+
+
+def trained_branch(branch: BranchDir, mark: str) -> BranchResult | None:
+    """As `finished_branch`, also of a branch that is trained and still has to be measured."""
+    return finished_branch(branch, mark) or _result(branch, branch.trained, mark)
+
+
+def is_measured(branch: BranchDir, mark: str, examples: int | None) -> bool:
+    """Whether a finished branch has the sketch of its inputs that is wanted; also if none is.
+
+    Args:
+        mark: the fingerprint of its spec.
+        examples: as in `MeasureSpec`; None: no sketch is wanted.
+    """
+    if examples is None:
+        return True
+    done = finished_branch(branch, mark)
+    try:
+        sketch = InputSketch.open(branch.checkpoint, branch=mark)
+    except InputError as error:
+        _log.warning("%s; merit measures the branch again", error)
+        return False
+    known = done is not None and relative(sketch_file(branch.checkpoint), branch.root) in done.files
+    return known and sketch is not None and sketch.facts.wanted == examples
+
+
+def _result(branch: BranchDir, record: Path, mark: str) -> BranchResult | None:
+    return kept(record, BranchResult, {"fingerprint": mark}, Files(branch.root, digest=None)).record
 
 
 def damaged_files(branch: BranchDir) -> list[str]:

@@ -97,6 +97,8 @@ def _stage_in(store: Store, run: RunDir, branch: BranchDir, method: str, k: int)
     if not store.get(name, branch.spec):
         raise InputError(f"no branch {k} of {method!r} in the store", file=store.url)
     spec = BranchSpec.load(branch.spec)
+    if not store.get(relative(branch.measure, run.root), branch.measure):
+        branch.measure.unlink(missing_ok=True)
     for item in spec.data:
         file = inside(run.root, item.data)
         # Another branch may have fetched this dataset already; a file of other content has another mark beside it.
@@ -260,6 +262,10 @@ class Staging:
                     self._send_model(inside(run.root, spec.model.path), spec.model_fingerprint, there)
                 elif self.model_is_local:
                     self._send_model(self.context.model.path, self.context.model.fingerprint, there)
+                if branch.measure.is_file():
+                    self.store.put(branch.measure, relative(branch.measure, run.root))
+                else:
+                    self.store.remove(relative(branch.measure, run.root))
                 self.store.put(branch.spec, name)
                 bar.update(index + 1)
 

@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ from merit.run.layout import BranchDir, relative
 from merit.split.partition import Partition
 from merit.split.splitter import find_splitter
 from merit.train.job import branch_job
-from merit.train.spec import BranchData, BranchResult, BranchSpec, damaged_files, finished_branch
+from merit.train.spec import (
+    BranchData,
+    BranchResult,
+    BranchSpec,
+    MeasureSpec,
+    damaged_files,
+    finished_branch,
+    is_measured,
+)
 from merit.train.staging import Staging
 
 NAME = "train"
@@ -30,8 +39,10 @@ _log = logging.getLogger(__name__)
 
 
 def depends(context: RunContext) -> dict[str, str]:
-    """Partitions, recipe, θ0, data and seed: the content of the branches' specs."""
+    """Partitions, recipe, θ0, data and seed: the content of the branches' specs. And what is measured of the branches,
+    if a merge rule asks for it."""
     rounds = [context.start(method).fingerprint for method in context.trained if method.round > 1]
+    examples = next((n for method in context.trained if (n := _measured_examples(context, method))), None)
     return {
         **({"rounds": fingerprint(rounds)} if rounds else {}),
         "split": fingerprint([Partition.load(method.dir.partition).mark for method in context.trained]),
@@ -39,6 +50,7 @@ def depends(context: RunContext) -> dict[str, str]:
         "model": context.model.fingerprint,
         "mixture": fingerprint(context.data_fingerprints()),
         "seed": fingerprint(context.config.seed),
+        **({"measured": fingerprint(examples)} if examples is not None else {}),
     }
 
 
@@ -53,7 +65,8 @@ def files(context: RunContext) -> list[Path]:
 
 
 def run(context: RunContext) -> dict[str, Any]:
-    """Trains the branches that are not trained yet. A branch whose spec is unchanged is kept.
+    """Trains the branches that are not trained yet. A branch whose spec is unchanged is kept. If a merge rule weighs by
+    the inputs of the branches, those that lack a sketch of them are measured.
 
     Raises:
         InputError: `train.trl` has an argument that TRL does not know, or that merit sets.
@@ -89,7 +102,7 @@ def train_methods(context: RunContext, methods: Sequence[Method]) -> int:
         drop_surplus(method, len(specs))
         for spec in specs:
             branch = method.dir.branch(spec.branch)
-            if prepare_branch(branch, spec):
+            if prepare_branch(branch, spec, _measured_examples(context, method)):
                 jobs.append((branch, branch_job(context, method, branch, spec)))
     context.run.cancel.unlink(missing_ok=True)
     try:
@@ -98,6 +111,7 @@ def train_methods(context: RunContext, methods: Sequence[Method]) -> int:
         if not _goes_on(context, methods):
             raise
         _log.warning("continuing without the branches that failed or were late: %s", error)
+    _measure_branches(context, methods)
     return len(jobs)
 
 
@@ -169,8 +183,12 @@ def left_out(method: Method) -> list[int]:
     return [k for k in range(_groups(method)) if not method.dir.branch(k).done.is_file()]
 
 
-def prepare_branch(branch: BranchDir, spec: BranchSpec) -> bool:
-    """Writes the spec; False if the branch is already trained. Removes what a different training left behind."""
+def prepare_branch(branch: BranchDir, spec: BranchSpec, examples: int | None = None) -> bool:
+    """Writes the spec; False if the branch is already trained. Removes what a different training left behind.
+
+    Args:
+        examples: training examples on which the job is to measure the branch's inputs; None: it measures nothing.
+    """
     known = kept(branch.spec, BranchSpec).record
     if known is None or not known.same_training(spec):
         release(branch.job)
@@ -182,7 +200,48 @@ def prepare_branch(branch: BranchDir, spec: BranchSpec) -> bool:
         if stale:
             branch.done.unlink(missing_ok=True)
     spec.save(branch.spec)
+    _ask_for(branch, examples)
     return True
+
+
+def _ask_for(branch: BranchDir, examples: int | None) -> None:
+    if examples is None:
+        branch.measure.unlink(missing_ok=True)
+    else:
+        MeasureSpec(examples=examples).save(branch.measure)
+
+
+def _measure_branches(context: RunContext, methods: Sequence[Method]) -> int:
+    """Measures the finished branches that lack the sketch which a merge rule wants: they were trained before it was
+    asked for, or by another trainer. Returns how many.
+
+    Where a store is used, this machine measures them: it has the checkpoints and the data.
+
+    Raises:
+        InputError, StageError: a job failed.
+    """
+    launch = context.config.launch
+    here = launch.model_copy(update={"engine": "local", "store": None} if launch.store is not None else {})
+    jobs = []
+    for method in methods:
+        examples = _measured_examples(context, method)
+        for k in range(_groups(method)):
+            branch = method.dir.branch(k)
+            if not branch.done.is_file():
+                continue
+            spec = BranchSpec.load(branch.spec)
+            if not is_measured(branch, fingerprint(spec), examples):
+                _ask_for(branch, examples)
+                branch.measured.unlink(missing_ok=True)
+                job = branch_job(context, method, branch, spec, launch=here)
+                jobs.append(replace(job, name=f"inputs of {job.name}", done=branch.measured))
+    if jobs:
+        _log.info("measuring the inputs of %d trained branches, which a merge rule weighs by", len(jobs))
+        policy = RetryPolicy(
+            retries=here.retries, preemption_retries=here.preemption_retries, stop=lambda: _cancelled(context)
+        )
+        make_executor(here, policy, context.run.engine).run(jobs, context.progress)
+    return len(jobs)
 
 
 def run_jobs(context: RunContext, jobs: Sequence[tuple[BranchDir, Job]]) -> None:
@@ -221,9 +280,13 @@ def _arrived_damaged(branch: BranchDir, job: Job) -> bool:
     return bool(damaged)
 
 
+def _cancelled(context: RunContext) -> str | None:
+    return "cancelled; run again to resume" if context.run.cancel.exists() else None
+
+
 def _why_stop(context: RunContext) -> str | None:
-    if context.run.cancel.exists():
-        return "cancelled; run again to resume"
+    if (reason := _cancelled(context)) is not None:
+        return reason
     if context.deadline is not None and time.time() > context.deadline:
         return "the deadline has passed"
     return None
@@ -249,6 +312,15 @@ def _warn_of_few_steps(context: RunContext, method: Method) -> None:
                 steps,
                 f"{train.batch_tokens:,}",
             )
+
+
+def _measured_examples(context: RunContext, method: Method) -> int | None:
+    """As `MeasureSpec.examples`. A single branch is its own merge, whatever the rule."""
+    if _groups(method) < 2:
+        return None
+    shared = [other for other in context.methods if other.source == method.name and method.round == method.rounds]
+    wanted = [context.merging(one).measured_examples for one in (method, *shared)]
+    return next((examples for examples in wanted if examples is not None), None)
 
 
 def _groups(method: Method) -> int:
