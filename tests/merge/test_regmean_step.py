@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from torch import Tensor
 from merit.base.errors import InputError, StageError
 from merit.base.kept import files_below
 from merit.base.progress import SILENT
-from merit.merge.curvature import Sketch, open_sketches, regmean_step
+from merit.merge.curvature import LayerSketches, Sketch, open_sketches, regmean_step
 from merit.merge.remote import fetch
-from merit.models.input_sketch import LowRank, sketch_file
+from merit.models.input_sketch import LowRank, SketchFacts, sketch_file, write_sketch
+from merit.models.source import weights_fingerprint
 
 
 def random(seed: int, *shape: int) -> Tensor:
@@ -85,6 +87,30 @@ def test_steps_may_be_read_when_they_are_asked() -> None:
     found = regmean_step(steps, grams, [0.2, 0.3, 0.5], 0.1)
     assert steps.reads == 3
     assert found.dtype == torch.float64
+
+
+def test_sketches_of_one_layer_are_read_from_every_branch(tiny_model: Path, tmp_path: Path) -> None:
+    """The second branch's data do not reach the first layer, nor anybody's the second."""
+    down, other = (f"model.layers.{n}.mlp.down_proj.weight" for n in (0, 1))
+    step, folders = random(1, 32, 64), [tmp_path / "a", tmp_path / "b"]
+    x = random(4, 100, 64)
+    low = LowRank.of(x.T @ x / 100, 20)
+    for folder, layers in zip(folders, ({down: "0"}, {}), strict=True):
+        shutil.copytree(tiny_model, folder)
+        mark = weights_fingerprint(folder)
+        facts = SketchFacts(branch=folder.name, weights=mark, wanted=8, examples=8, tokens=100, layers=layers)
+        write_sketch(folder, facts, {"0": low})
+    sketches = open_sketches(folders, ["a", "b"])
+    assert LayerSketches.of(sketches, [other, other]) is None
+    grams = LayerSketches.of(sketches, [down, down])
+    assert grams is not None
+    assert len(grams) == 2
+    found = regmean_step([step, -step], grams, [0.5, 0.5], 0.01)
+    nothing = (torch.zeros(0, 64, dtype=torch.float64), torch.zeros(64, dtype=torch.float64))
+    expected = dense([step, -step], [low.rows_and_rest(), nothing], [0.5, 0.5], 0.01)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+    with pytest.raises(InputError, match="is the sketch of another branch"):
+        open_sketches(folders, ["a", "c"])
 
 
 def test_what_is_not_finite_is_a_diverged_branch() -> None:

@@ -81,6 +81,8 @@ def test_what_is_written_is_read(checkpoint: Path) -> None:
     torch.testing.assert_close(q[0], stored["0.rows"].double() * stored["0.scale"].double()[:, None] * sizes)
     torch.testing.assert_close(q[0].square().sum(0) + q[1], sizes.square(), rtol=0.03, atol=0)
     assert sketch.of("model.norm.weight") is None
+    assert sketch.width("model.norm.weight") is None
+    assert sketch.width("model.layers.0.mlp.down_proj.weight") == 64
 
 
 def test_a_checkpoint_without_one(checkpoint: Path) -> None:

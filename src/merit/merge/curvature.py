@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,33 @@ def open_sketches(folders: Sequence[Path], branches: Sequence[str] = ()) -> list
             )
         found.append(sketch)
     return found
+
+
+class LayerSketches(Sequence[Sketch]):
+    """The sketches of one layer in all branches, each read when it is asked for.
+
+    A branch whose data do not reach the layer has G = 0 there: it is indifferent.
+    """
+
+    def __init__(self, sketches: Sequence[InputSketch], names: Sequence[str], width: int) -> None:
+        self._sketches, self._names, self._width = sketches, names, width
+
+    @classmethod
+    def of(cls, sketches: Sequence[InputSketch], names: Sequence[str]) -> LayerSketches | None:
+        """Those of the layer whose weight is `names[k]` in checkpoint k; None if no branch's data reach it."""
+        widths = [sketch.width(name) for sketch, name in zip(sketches, names, strict=True)]
+        known = next((width for width in widths if width is not None), None)
+        return None if known is None else cls(sketches, names, known)
+
+    def __len__(self) -> int:
+        return len(self._sketches)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._sketches[index].of(self._names[index])
+        if found is None:
+            zero = torch.zeros(self._width, dtype=torch.float64)
+            return zero.new_zeros(0, self._width), zero
+        return found
 
 
 def regmean_step(steps: Sequence[Tensor], grams: Sequence[Sketch], shares: Sequence[float], ridge: float) -> Tensor:

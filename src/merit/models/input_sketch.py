@@ -222,6 +222,11 @@ class InputSketch:
             raise InputError("damaged: not the numbers of a Gram matrix", file=self.file, field=inputs)
         return found
 
+    def width(self, parameter: str) -> int | None:
+        """d of the layer that `parameter` is the weight of; None as in `of`. Nothing is read."""
+        inputs = self.facts.layers.get(parameter)
+        return None if inputs is None else self.tensors[f"{inputs}.diagonal"].shape[0]
+
     def whole(self) -> dict[str, LowRank]:
         """All of it, in memory."""
         names = dict.fromkeys(self.facts.layers.values())
