@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
-from tiny_curvature import ROWS, gradient_squares, inputs_of, model_with
+from tiny_curvature import ROWS, gradient_squares, model_with
 from torch import nn
 
 from merit.base import extensions
 from merit.config.sections import MergeConfig
 from merit.merge.rules.fisher import FisherMerge
-from merit.merge.rules.regmean import RegMeanMerge
 
 SEEDS = (1, 2, 3)
 WEIGHTS = (3.0, 1.0, 2.0)
@@ -35,34 +33,10 @@ def mean(steps, name):
     return sum(w * step[name].double() for w, step in zip(WEIGHTS, steps, strict=True)) / sum(WEIGHTS)
 
 
-@pytest.mark.parametrize("kind", [FisherMerge, RegMeanMerge])
-def test_a_strong_ridge_is_the_token_average(kind):
-    found, steps = merged(kind, 1e9)
+def test_a_strong_ridge_is_the_token_average():
+    found, steps = merged(FisherMerge, 1e9)
     for name, value in found.items():
         torch.testing.assert_close(value.double(), mean(steps, name), atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize("ridge", [0.05, 2.0])
-def test_regmean_is_the_least_squares_solution(ridge):
-    """Of Σ w_k E‖(W − W_k) x‖² + λ‖W − W̄‖², solved by stacking rows: an independent way, by lstsq."""
-    found, steps = merged(RegMeanMerge, ridge)
-    name = "model.layers.0.mlp.up_proj.weight"
-    share = np.array(WEIGHTS) / sum(WEIGHTS)
-    data = [inputs_of(model_with(seed), name, ROWS[seed]).double() for seed in SEEDS]
-    level = sum(w * float(x.square().mean()) for w, x in zip(share, data, strict=True)) * ridge
-    left = [x * np.sqrt(w / len(x)) for w, x in zip(share, data, strict=True)]
-    right = [x @ step[name].double().T for x, step in zip(left, steps, strict=True)]
-    width = left[0].shape[1]
-    left.append(torch.eye(width, dtype=torch.float64) * np.sqrt(level))
-    right.append(mean(steps, name).T * np.sqrt(level))
-    expected = torch.linalg.lstsq(torch.cat(left), torch.cat(right)).solution.T
-    torch.testing.assert_close(found[name].double(), expected, atol=1e-6, rtol=1e-4)
-
-
-def test_regmean_averages_what_is_no_linear_layer():
-    found, steps = merged(RegMeanMerge, 0.1)
-    for name in ("model.norm.weight", "model.embed_tokens.weight"):
-        torch.testing.assert_close(found[name].double(), mean(steps, name), atol=1e-6, rtol=1e-5)
 
 
 def test_fisher_by_its_formula():
@@ -77,12 +51,11 @@ def test_fisher_by_its_formula():
     torch.testing.assert_close(found[name].double(), expected, atol=1e-7, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [FisherMerge, RegMeanMerge])
-def test_equal_branches_stay_what_they_are(kind):
+def test_equal_branches_stay_what_they_are():
     start = {name: value.detach().clone() for name, value in model_with(0).named_parameters()}
     branch = model_with(1)
     step = {name: value.detach() - start[name] for name, value in branch.named_parameters()}
-    merge = kind(start)
+    merge = FisherMerge(start)
     for seed in SEEDS:
         merge.add(branch, step, 1.0, ROWS[seed])
     for name, value in merge.solve(0.1).items():

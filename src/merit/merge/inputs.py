@@ -38,6 +38,9 @@ class Source(Protocol):
     @property
     def path(self) -> Path: ...
 
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
     def read(
         self, files: FilePool, name: str, start: int, out: Float64s, base: Float64s | None, scratch: Scratch
     ) -> None:

@@ -281,6 +281,7 @@ def assemble(
         _text(opened.config_folder / "config.json"),
         side_marks(sides),
         *([[options.rule, solver.ridge, solver.shares]] if solver is not None else []),
+        *([[_text(sketch.file) for sketch in solver.sketches]] if solver is not None and solver.sketches else []),
         *([weights_fingerprint(options.start)] if options.start is not None else []),
     )
     return PreparedMerge(plan, mark, options, tuple(inputs), base, opened.config_folder, sides, opened.notes)

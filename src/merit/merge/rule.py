@@ -83,6 +83,7 @@ class MergeRule:
         tensor: gives the merged step of one tensor from θ0, float64.
         layer: gives rows of the merged step of one linear layer's weight, (outputs × inputs), float64.
         ridge: `merge.ridge`, where nobody sets it.
+        needs_inputs: every branch leaves a sketch of what its layers are given on its own data, for `layer` to read.
         sums: makes, of θ0's parameters, the object that sees every branch and its training rows.
     """
 
@@ -93,6 +94,7 @@ class MergeRule:
     tensor: Callable[[TensorSteps], Tensor] | None = None
     layer: Callable[[TensorSteps], Rows] | None = None
     ridge: float = 0.1
+    needs_inputs: bool = False
     sums: Callable[[Mapping[str, Tensor]], BranchSums] | None = None
 
     @property
@@ -121,7 +123,7 @@ class CurvatureMerge(ABC):
 
     In a quadratic model with L_k(θ) ≈ ½ (θ − θ_k)ᵀ H_k (θ − θ_k), Σ_k w_k L_k is least at
     (Σ_k w_k H_k)⁻¹ Σ_k w_k H_k θ_k; the token average is that only where all H_k are alike. A rule of this kind
-    (`merit.merge.rules.fisher`, `regmean`) has a stand-in for H_k, measured on branch k's own training data.
+    (`merit.merge.rules.fisher`) has a stand-in for H_k, measured on branch k's own training data.
 
     Data of a few dozen examples leave most directions undetermined, and there the plain formulas run away. So a rule is
     a ridge problem around the token average: λ ‖θ − θ̄‖² is added, λ = `ridge` × the mean curvature of the tensor. At

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from merit.merge.weights import check_weights, normalised
 from merit.models.checkpoint import WHOLE, FilePool, TensorInfo
 from merit.models.linear import linear_weights
 from merit.models.source import weights_fingerprint
+
+if TYPE_CHECKING:
+    from merit.models.input_sketch import InputSketch
 
 SOLVE_BYTES = 3_000_000_000  # of all matrices that are solved at once; a larger one is solved alone
 _MATRICES = 4  # that a rule may hold beside one of each branch
@@ -35,6 +38,7 @@ class Solver:
         shares: of the inputs; their sum is 1.
         layers: linear layers' weights → whether they are stored as (inputs × outputs).
         short: every input has 16-bit weights.
+        sketches: of the branches' inputs, where the rule needs them.
         start: what the rule's steps are taken from: θ0, or the merge that the branches went on from.
     """
 
@@ -44,6 +48,7 @@ class Solver:
     layers: Mapping[str, bool]
     short: bool
     start: Source
+    sketches: tuple[InputSketch, ...] = ()
 
     def treats(self, info: TensorInfo) -> bool:
         """Whether the rule merges this tensor; all others are averaged."""
@@ -67,7 +72,9 @@ class Solver:
         linear = name in self.layers
         turned = self.rule.layer is not None and self.layers.get(name, False)
         start = self.start
-        of = TensorSteps(name, shape, self.shares, self.ridge, linear, turned, self.short, sources, start, files)
+        of = TensorSteps(
+            *(name, shape, self.shares, self.ridge, linear, turned, self.short, sources, start, files, self.sketches)
+        )
         merged = self._step(of)
         if start is base:
             return merged
@@ -122,7 +129,7 @@ def make_solver(
 
     Raises:
         InputError: no base; a ridge that is no positive number; one input, or one that equals the base; no linear layer
-            for a rule by layers.
+            for a rule by layers; a branch without the sketch that the rule needs.
     """
     if opened.base is None or start is None:
         raise InputError(f"the {rule.label} is a step from θ0: name it with --base", field="base")
@@ -140,4 +147,7 @@ def make_solver(
         raise InputError(f"the {rule.label} is of linear layers, and this model has none", file=opened.base.path)
     types = {source.tensors[info.name].dtype for info in floats for source in (*opened.sources, opened.base)}
     shares = tuple(normalised(check_weights(weights, len(opened.sources))))
-    return Solver(rule, shares, ridge, layers, types <= {"BF16", "F16"}, start)
+    from merit.merge.curvature import open_sketches
+
+    sketches = tuple(open_sketches([source.path for source in opened.sources])) if rule.needs_inputs else ()
+    return Solver(rule, shares, ridge, layers, types <= {"BF16", "F16"}, start, sketches)

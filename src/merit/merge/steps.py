@@ -18,7 +18,9 @@ from merit.models.checkpoint import FilePool
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from merit.merge.curvature import LayerSketches
     from merit.merge.inputs import Source
+    from merit.models.input_sketch import InputSketch
 
 Rows = Callable[[int, int], Float64s]
 """(first, last) → those rows of a merged step from θ0, (last - first, inputs)."""
@@ -38,6 +40,7 @@ class TensorSteps:
         is_linear: it is the weight of a linear layer, (outputs × inputs). A head tied to the embeddings is none.
         transposed: it is stored as (inputs × outputs); `step`, `rows` and `factors` speak of (outputs × inputs).
         short: every input has 16-bit weights.
+        sketches: of the branches' inputs, where the rule needs them.
     """
 
     name: str
@@ -50,6 +53,7 @@ class TensorSteps:
     sources: Sequence[Source]
     base: Source
     files: FilePool
+    sketches: Sequence[InputSketch] = ()
 
     @property
     def theta0(self) -> Tensor:
@@ -92,6 +96,15 @@ class TensorSteps:
     def factors(self, k: int) -> tuple[Float64s, Float64s] | None:
         """B (outputs × r) and A (r × inputs) with δ_k = B A, where branch k is a LoRA adapter that has them."""
         return self.sources[k].factors(self.files, self.name)
+
+    def input_grams(self) -> LayerSketches | None:
+        """What the layer is given on each branch's own data; None where that is not known.
+
+        A matrix that is stored as (inputs × outputs) has none: branches measure plain linear layers.
+        """
+        from merit.merge.curvature import LayerSketches
+
+        return LayerSketches.of(self.sketches, [source.tensors[self.name].name for source in self.sources])
 
     @property
     def _elements(self) -> int:

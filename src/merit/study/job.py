@@ -45,8 +45,9 @@ from merit.study.measure import (
 )
 from merit.study.spec import VERSION, Study, branch_data, job_mark
 from merit.train.branch import train_branch
+from merit.train.curvature import measure_branch
 from merit.train.spec import BranchResult, BranchSpec, damaged_files
-from merit.train.step import prepare_branch
+from merit.train.step import ask_for, prepare_branch
 
 _LONG_RAY = 4  # points; a figure shows a ray of this length, so all its points are measured on test examples
 _SEED_STEP = 1000  # between the training seeds of two study seeds: room for a soup's copies
@@ -197,7 +198,8 @@ class Job:
     def _method(self, name: str, method: MethodConfig, specs: list[BranchSpec]) -> MethodResult:
         study = self.study
         rule = None if method.merge in FOREIGN_RULES else find_rule(method.merge)
-        curvature = study.config.curvature if rule is not None and rule.sums is not None else None
+        measured = rule is not None and (rule.sums is not None or rule.needs_inputs)
+        curvature = study.config.curvature if measured else None
         own = [method.ridge] if method.ridge is not None else []
         mark = self._mark(specs, method.merge, method.scales, curvature, *own)
         path = self.folder / "methods" / f"{name}.json"
@@ -250,30 +252,47 @@ class Job:
         if rule is not None and rule.is_average:
             mean, distances = self.ray.mean(branches.folders, rule.weights(branches))
             return {None: mean}, distances
+        config = self.study.config.curvature
+        ridges = config.ridge if method.ridge is None else [method.ridge]
         if rule is not None and rule.sums is not None:  # measured once, solved for every ridge
-            config = self.study.config.curvature
             sums, distances = self.ray.sum_up(rule, branches, self.study.dir.run, config.examples)
-            ridges = config.ridge if method.ridge is None else [method.ridge]
             return {ridge: sums.solve(ridge) for ridge in ridges}, distances
+        if rule is not None and rule.needs_inputs:
+            for cell in cells:
+                ask_for(cell.branch, config.examples)
+                measure_branch(self.study.dir.run, cell.branch)
+            merged = [self._solved(method, rule, branches, ridge) for ridge in ridges]
+            return dict(zip(ridges, (step for step, _ in merged), strict=True)), merged[0][1]
+        if rule is not None:
+            step, distances = self._solved(method, rule, branches, method.ridge)
+            return {None: step}, distances
         out = self.folder / "merged"
         shutil.rmtree(out, ignore_errors=True)
-        if rule is not None:
-            distances = merge_checkpoints(
-                branches.folders,
-                rule.weights(branches),
-                {1.0: out},
-                base=self.study.theta0.path,
-                rule=method.merge,
-                ridge=method.ridge,
-                dtype="float32",
-                trust_remote_code=self.study.theta0.trust_remote_code,
-            ).branch_displacement
-        else:
-            distances = [norm(self.ray.step(folder)) for folder in branches.folders]
-            merge_by_mergekit(method.merge, branches, self.study.theta0.path, out)
+        distances = [norm(self.ray.step(folder)) for folder in branches.folders]
+        merge_by_mergekit(method.merge, branches, self.study.theta0.path, out)
         step = self.ray.step(out)
         shutil.rmtree(out)
         return {None: step}, distances
+
+    def _solved(
+        self, method: MethodConfig, rule: MergeRule, branches: Branches, ridge: float | None
+    ) -> tuple[State, list[float]]:
+        """The step of a merge that the engine makes, and each branch's ‖θ_k − θ0‖."""
+        out = self.folder / "merged"
+        shutil.rmtree(out, ignore_errors=True)
+        merge = merge_checkpoints(
+            branches.folders,
+            rule.weights(branches),
+            {1.0: out},
+            base=self.study.theta0.path,
+            rule=method.merge,
+            ridge=ridge,
+            dtype="float32",
+            trust_remote_code=self.study.theta0.trust_remote_code,
+        )
+        step = self.ray.step(out)
+        shutil.rmtree(out)
+        return step, merge.branch_displacement
 
     def _point_of(self, step: State, scale: float, ridge: float | None, mark: str) -> PointResult:
         scores = self._point(self.ray.set(step, scale), mark, test=False)

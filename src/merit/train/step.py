@@ -200,11 +200,12 @@ def prepare_branch(branch: BranchDir, spec: BranchSpec, examples: int | None = N
         if stale:
             branch.done.unlink(missing_ok=True)
     spec.save(branch.spec)
-    _ask_for(branch, examples)
+    ask_for(branch, examples)
     return True
 
 
-def _ask_for(branch: BranchDir, examples: int | None) -> None:
+def ask_for(branch: BranchDir, examples: int | None) -> None:
+    """Says on how many examples the branch's job is to measure its layers' inputs; None: not at all."""
     if examples is None:
         branch.measure.unlink(missing_ok=True)
     else:
@@ -231,7 +232,7 @@ def _measure_branches(context: RunContext, methods: Sequence[Method]) -> int:
                 continue
             spec = BranchSpec.load(branch.spec)
             if not is_measured(branch, fingerprint(spec), examples):
-                _ask_for(branch, examples)
+                ask_for(branch, examples)
                 branch.measured.unlink(missing_ok=True)
                 job = branch_job(context, method, branch, spec, launch=here)
                 jobs.append(replace(job, name=f"inputs of {job.name}", done=branch.measured))
