@@ -43,18 +43,6 @@ def _rows(seed: int) -> list[Encoded]:
 ROWS = {seed: _rows(seed) for seed in (1, 2, 3)}
 
 
-def inputs_of(model, name, rows):
-    """(tokens, width): what the linear layer of parameter `name` is given, example by example, unpadded."""
-    seen = []
-    layer = model.get_submodule(name.removesuffix(".weight"))
-    handle = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0][0].detach()))
-    with torch.no_grad():
-        for row in rows:
-            model(input_ids=torch.tensor([row.input_ids]))
-    handle.remove()
-    return torch.cat(seen)
-
-
 def gradient_squares(model, name, rows):
     """Mean over supervised tokens of the squared gradient of each example's summed loss."""
     total, tokens = 0.0, 0

@@ -150,4 +150,9 @@ def make_solver(
     from merit.merge.curvature import open_sketches
 
     sketches = tuple(open_sketches([source.path for source in opened.sources])) if rule.needs_inputs else ()
+    if rule.needs_inputs:
+        pairs = [*zip(opened.sources, sketches, strict=True)]
+        layers = {
+            n: turned for n, turned in layers.items() if any(s.tensors[n].name in k.facts.layers for s, k in pairs)
+        }
     return Solver(rule, shares, ridge, layers, types <= {"BF16", "F16"}, start, sketches)
