@@ -35,14 +35,14 @@ class MethodDir:
 
     root: Path
     trained: Path | None = None
-    partition = _At("split", "partition.json", below="home")
+    partition = _At("split", "partition.json", below="source")
     kept_partition = _At("split", "kept", "partition.json")  # the groups that stay when a dataset is added or removed
     kept_axes = _At("split", "kept", "axes.json")  # the axes of the first split, on which the groups were cut
-    branches = _At("branches", below="home")
+    branches = _At("branches", below="source")
     merge_record = _At("merge.json")
 
     @property
-    def home(self) -> Path:
+    def source(self) -> Path:
         """Where its groups and branches are."""
         return self.trained or self.root
 
