@@ -258,7 +258,7 @@ class RunContext:
         """Where a branch job finds it. The path of a merge is relative to the run, which may move."""
         if method.round == 1:
             return self.branch_model
-        home = MethodDir(method.dir.whole or method.dir.home)
+        home = MethodDir(method.dir.whole or method.dir.source)
         path = relative(home.round(method.round - 1).merged(), self.run.root)
         return self.config.model.model_copy(update={"path": path, "revision": None})
 

@@ -17,7 +17,7 @@ from merit.base.kept import kept
 from merit.base.locks import claim
 from merit.base.progress import Counter, FileProgress
 from merit.base.record import fingerprint
-from merit.context import RunContext
+from merit.context import Method, RunContext
 from merit.data.example import Encoded
 from merit.data.mixture import DatasetSummary
 from merit.data.store import EncodedDataset
@@ -46,7 +46,7 @@ class Subject:
 
     label: str
     method: str
-    kind: str  # base, branch, merge
+    kind: str  # base, branch, round (the merge of one before the last), merge
     scale: float
     folder: Path
     fingerprint: str  # of the weights
@@ -62,11 +62,19 @@ def subjects(context: RunContext) -> list[Subject]:
                 folder = method.dir.branch(k).checkpoint
                 label = f"{method.name}/branch-{k:02d}"
                 found.append(Subject(label, method.name, "branch", 1.0, folder, fingerprint(result.files)))
+        for one in [] if method.source else method.before:
+            folder, label = one.dir.merged(), round_label(one)
+            found.append(Subject(label, method.name, "round", 1.0, folder, weights_fingerprint(folder)))
         for scale in method.config.scales:
             label = method.name if scale == 1.0 else f"{method.name}@{scale:g}"
             folder = method.dir.merged(scale)
             found.append(Subject(label, method.name, "merge", scale, folder, weights_fingerprint(folder)))
     return found
+
+
+def round_label(method: Method) -> str:
+    """What the merge of a round before the last is called."""
+    return f"{method.name}/round-{method.round}"
 
 
 def missing(context: RunContext) -> list[tuple[Subject, str]]:

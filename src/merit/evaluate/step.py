@@ -7,7 +7,7 @@ from typing import Any
 
 from merit.base.record import fingerprint
 from merit.context import Method, RunContext, Step
-from merit.evaluate.measure import measure, missing, spread, subjects
+from merit.evaluate.measure import measure, missing, round_label, spread, subjects
 from merit.evaluate.scores import ModelScores
 from merit.evaluate.table import MethodFacts, make_table
 from merit.merge.step import MethodMerge, merge_words, merged_branches
@@ -48,10 +48,12 @@ def _groups(method: Method) -> str:
 
 def _write_table(context: RunContext, scores: list[ModelScores]) -> None:
     facts = {}
-    for method in context.methods:
+    rounds = {round_label(one): one for method in context.trained for one in method.before}
+    for name, method in (rounds | {method.name: method for method in context.methods}).items():
         merge = MethodMerge.load(method.dir.merge_record)
-        facts[method.name] = MethodFacts(
-            description=", ".join(filter(None, (_groups(method), merge_words(context, method)))),
+        after = f"after round {method.round} of {method.rounds}" if method.rounds > 1 else ""
+        facts[name] = MethodFacts(
+            description=", ".join(filter(None, (_groups(method), merge_words(context, method), after))),
             branches=merged_branches(method),
             left_out=merge.left_out,
             source=method.source or method.name,

@@ -33,9 +33,9 @@ def make_table(scores: Sequence[ModelScores], facts: Mapping[str, MethodFacts]) 
 
     So are further merges of its branches, but not among themselves.
     """
-    rows = [_row(item, facts.get(item.method)) for item in scores]
+    rows = [_row(item, facts.get(item.label if item.kind == "round" else item.method)) for item in scores]
     mine = [item for item in scores if item.kind == "merge" and item.method == "merit"]
-    others = [item for item in scores if item.kind != "branch" and item.method != "merit"]
+    others = [item for item in scores if item.kind not in ("branch", "round") and item.method != "merit"]
     further = [item for item in others if item.method in facts and facts[item.method].source == "merit"]
     pairs = [(a, b) for a in mine for b in others] + [(a, b) for a in further for b in others if b not in further]
     comparisons = [comparison for a, b in pairs for face in _FACES if (comparison := _compare(a, b, face)) is not None]
@@ -109,7 +109,8 @@ def _notes(scores: Sequence[ModelScores], facts: Mapping[str, MethodFacts]) -> l
         if fact.left_out:
             gone = ", ".join(map(str, fact.left_out))
             notes.append(f"Partial: `{name}` is merged without branch {gone}, which was not done in time.")
-    counts = {name: fact.supervised_tokens for name, fact in facts.items()}
+    ends = {item.method for item in scores}  # a round before the last has seen less, as it should
+    counts = {name: fact.supervised_tokens for name, fact in facts.items() if name in ends}
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         notes.append(f"The methods did not see the same number of supervised tokens: {told}.")

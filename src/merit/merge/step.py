@@ -108,9 +108,9 @@ def make_merge(context: RunContext, method: Method, checked: set[Path]) -> bool:
     mark = fingerprint(_inputs(context, method), config.mark, method.config.scales, context.model.fingerprint)
     if kept(method.dir.merge_record, MethodMerge, {"fingerprint": mark}, Files(method.dir.root)).fresh:
         return False
-    if method.dir.home not in checked:
+    if method.dir.source not in checked:
         check_branches(context, method, branch_results(context, method))
-        checked.add(method.dir.home)
+        checked.add(method.dir.source)
     sweep_parts(method.dir.root)
     merge_method(context, method, mark)
     return True

@@ -39,22 +39,22 @@ class MethodDir:
     whole: Path | None = None
     kept_partition = _At("split", "kept", "partition.json")  # the groups that stay when a dataset is added or removed
     kept_axes = _At("split", "kept", "axes.json")  # the axes of the first split, on which the groups were cut
-    branches = _At("branches", below="home")
-    rounds = _At("rounds", below="home")
+    branches = _At("branches", below="source")
+    rounds = _At("rounds", below="source")
     merge_record = _At("merge.json")
 
     @property
-    def home(self) -> Path:
+    def source(self) -> Path:
         """Where its branches are."""
         return self.trained or self.root
 
     @property
     def partition(self) -> Path:
-        return (self.whole or self.home) / "split" / "partition.json"
+        return (self.whole or self.source) / "split" / "partition.json"
 
     def round(self, number: int) -> MethodDir:
         """A round before the last, from 1."""
-        return MethodDir(self.rounds / f"{number:02d}", whole=self.home)
+        return MethodDir(self.rounds / f"{number:02d}", whole=self.source)
 
     def branch(self, k: int) -> BranchDir:
         return BranchDir(self.branches / f"{k:02d}")
