@@ -17,6 +17,7 @@ from merit.context import Method, RunContext, Step
 from merit.data.encode import template_by
 from merit.merge.rule import Branches, MergeRule, find_rule
 from merit.merge.weights import normalised
+from merit.models.input_sketch import FOLDER
 from merit.run.layout import relative
 from merit.split.partition import Partition
 from merit.train.spec import BranchResult
@@ -202,7 +203,13 @@ def _clear(method: Method) -> None:
 
 
 def _inputs(context: RunContext, method: Method) -> list[Any]:
-    return [[result.files, result.supervised_tokens] for result in branch_results(context, method).values()]
+    """What the merge rests on. A sketch that came late changes only the merges that read it."""
+    reads = find_rule(context.merging(method).weights).needs_inputs
+    found = []
+    for result in branch_results(context, method).values():
+        kept = {name: mark for name, mark in result.files.items() if reads or f"/{FOLDER}/" not in name}
+        found.append([kept, result.supervised_tokens])
+    return found
 
 
 def _files(method: Method, merge: MergeResult) -> dict[str, str]:

@@ -111,7 +111,7 @@ def _comparisons(table: Table, merge: TableRow) -> tuple[list[Comparison], bool]
     if found:
         return found, True
     for other in table.rows:
-        if other.kind == "branch" or other.method == MAIN:
+        if other.kind in ("branch", "round") or other.method == MAIN:
             continue
         for face in _FACES:
             left, right = getattr(merge, face), getattr(other, face)
