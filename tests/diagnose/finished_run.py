@@ -86,11 +86,13 @@ def finish_run(recipe: Path, *, steps: int = 12, rate: float = 2e-3) -> RunDir:
 def train_method(context: Any, method: Any, *, steps: int, rate: float) -> None:
     """Plain AdamW on each group's training rows, all of them in every step."""
     from merit.base.files import sha256_file
+    from merit.base.record import fingerprint
     from merit.data.store import EncodedDataset
     from merit.models.loading import load_model
     from merit.split.partition import Partition
+    from merit.train.curvature import measure_branch
     from merit.train.spec import BranchResult
-    from merit.train.step import branch_specs
+    from merit.train.step import ask_for, branch_specs, measured_examples
 
     specs = branch_specs(context, method)
     for k, group in enumerate(Partition.load(method.dir.partition).groups):
@@ -106,7 +108,7 @@ def train_method(context: Any, method: Any, *, steps: int, rate: float) -> None:
         context.tokenizer.save_pretrained(branch.checkpoint)
         files = {f"checkpoint/{file.name}": sha256_file(file) for file in branch.checkpoint.iterdir()}
         BranchResult(
-            fingerprint="0" * 16,
+            fingerprint=fingerprint(specs[k]),
             supervised_tokens=group.tokens,
             examples=len(rows) * steps,
             steps=steps,
@@ -114,6 +116,9 @@ def train_method(context: Any, method: Any, *, steps: int, rate: float) -> None:
             final_loss=None,
             files=files,
         ).save(branch.done)
+        if (examples := measured_examples(context, method)) is not None:
+            ask_for(branch, examples)
+            measure_branch(context.run, branch)
 
 
 def tune(model: Any, rows: list[Any], *, steps: int, rate: float) -> float:

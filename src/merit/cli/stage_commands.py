@@ -143,9 +143,8 @@ def evaluate(
     _stage("evaluate", file, output, redo, json=json)
 
 
-_OF_CHECKPOINTS = (
-    "weights", "rule", "ridge", "scale", "base", "dtype", "adapter", "partial", "stochastic", "keep_sums", "memory"
-)  # fmt: skip
+_OF_FOLDERS = ("weights", "scale", "base", "dtype", "adapter", "partial", "stochastic", "keep_sums", "memory")
+_OF_CHECKPOINTS = (*_OF_FOLDERS, "rule", "ridge")
 _OF_WHOLE_MODELS = ("rule", "ridge", "scale", "dtype", "partial", "stochastic", "keep_sums", "memory")
 _AS_CONFIGURED = "a run is merged as its configuration says (section `merge`); this option is for checkpoints"
 
@@ -245,7 +244,7 @@ def merge(
     """Merges the branches of a run; or any checkpoints of one model: merit merge A B C -o OUT."""
     path = Path(inputs[0])
     if not verify and len(inputs) == 1 and _is_run(path):
-        refuse_given(context, *_OF_CHECKPOINTS, why=_AS_CONFIGURED)
+        refuse_given(context, *_OF_FOLDERS, why=_AS_CONFIGURED)
         if rule is None:
             refuse_given(context, "ridge", why="is for one more merge of a run; name its --rule")
         else:

@@ -11,9 +11,11 @@ from merit.config import RunConfig
 from merit.config.run import also_name, dump_config
 from merit.config.sections import RuleConfig
 from merit.context import Method, RunContext
+from merit.merge.rule import find_rule
 from merit.merge.step import NAME, MethodMerge, make_merge
 from merit.run.events import stage_events
 from merit.run.guard import run_lock
+from merit.train.step import measure_branches
 
 
 def add_merge(context: RunContext, rule: str, ridge: float | None = None) -> tuple[Method, MethodMerge]:
@@ -27,7 +29,7 @@ def add_merge(context: RunContext, rule: str, ridge: float | None = None) -> tup
     Raises:
         InputError: no such rule, a ridge that is none, the run is not merged, or has this very merge under another
             name. Nothing was written then.
-        StageError: a branch is damaged.
+        StageError: a branch is damaged, or cannot be measured.
     """
     main = context.run.method()
     if not main.merge_record.is_file():
@@ -40,6 +42,8 @@ def add_merge(context: RunContext, rule: str, ridge: float | None = None) -> tup
         before = context.run.config.read_bytes()
         write_text(context.run.config, dump_config(config, context.base))
         try:
+            if find_rule(rule).needs_inputs:
+                measure_branches(new, new.trained[:1])
             with stage_events(context.run.events, NAME) as facts:
                 facts["merged"] = int(make_merge(new, method, set()))
         except InputError:

@@ -42,7 +42,7 @@ def depends(context: RunContext) -> dict[str, str]:
     """Partitions, recipe, θ0, data and seed: the content of the branches' specs. And what is measured of the branches,
     if a merge rule asks for it."""
     rounds = [context.start(method).fingerprint for method in context.trained if method.round > 1]
-    examples = next((n for method in context.trained if (n := _measured_examples(context, method))), None)
+    examples = next((n for method in context.trained if (n := measured_examples(context, method))), None)
     return {
         **({"rounds": fingerprint(rounds)} if rounds else {}),
         "split": fingerprint([Partition.load(method.dir.partition).mark for method in context.trained]),
@@ -102,7 +102,7 @@ def train_methods(context: RunContext, methods: Sequence[Method]) -> int:
         drop_surplus(method, len(specs))
         for spec in specs:
             branch = method.dir.branch(spec.branch)
-            if prepare_branch(branch, spec, _measured_examples(context, method)):
+            if prepare_branch(branch, spec, measured_examples(context, method)):
                 jobs.append((branch, branch_job(context, method, branch, spec)))
     context.run.cancel.unlink(missing_ok=True)
     try:
@@ -111,7 +111,7 @@ def train_methods(context: RunContext, methods: Sequence[Method]) -> int:
         if not _goes_on(context, methods):
             raise
         _log.warning("continuing without the branches that failed or were late: %s", error)
-    _measure_branches(context, methods)
+    measure_branches(context, methods)
     return len(jobs)
 
 
@@ -212,7 +212,7 @@ def ask_for(branch: BranchDir, examples: int | None) -> None:
         MeasureSpec(examples=examples).save(branch.measure)
 
 
-def _measure_branches(context: RunContext, methods: Sequence[Method]) -> int:
+def measure_branches(context: RunContext, methods: Sequence[Method]) -> int:
     """Measures the finished branches that lack the sketch which a merge rule wants: they were trained before it was
     asked for, or by another trainer. Returns how many.
 
@@ -225,7 +225,7 @@ def _measure_branches(context: RunContext, methods: Sequence[Method]) -> int:
     here = launch.model_copy(update={"engine": "local", "store": None} if launch.store is not None else {})
     jobs = []
     for method in methods:
-        examples = _measured_examples(context, method)
+        examples = measured_examples(context, method)
         for k in range(_groups(method)):
             branch = method.dir.branch(k)
             if not branch.done.is_file():
@@ -315,7 +315,7 @@ def _warn_of_few_steps(context: RunContext, method: Method) -> None:
             )
 
 
-def _measured_examples(context: RunContext, method: Method) -> int | None:
+def measured_examples(context: RunContext, method: Method) -> int | None:
     """As `MeasureSpec.examples`. A single branch is its own merge, whatever the rule."""
     if _groups(method) < 2:
         return None
