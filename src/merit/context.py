@@ -241,7 +241,8 @@ class RunContext:
 
     def _in_rounds(self, method: Method) -> Method:
         """The method's last round. What has one group has nothing to merge in between."""
-        rounds = 1 if extensions.load("splitters", method.splitter).one_group else self.config.train.rounds
+        wanted = method.config.rounds or self.config.train.rounds
+        rounds = 1 if extensions.load("splitters", method.splitter).one_group else wanted
         return replace(method, rounds=rounds, round=rounds)
 
     def start(self, method: Method) -> ModelFolder:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from four_files import write_four_files
 from merit.cli.main import run as merit
+from merit.evaluate.scores import Table
 from merit.run.layout import MethodDir, RunDir
 from merit.train.spec import BranchResult
 
@@ -28,16 +29,18 @@ calibration: {{examples: 6}}
 split: {split}
 train: {{epochs: 2, learning_rate: 3.0e-3, batch_tokens: 200, precision: fp32{train}}}
 merge: {{weights: {rule}}}
-baselines: {{joint: single}}
+baselines: {{joint: single{more}}}
 evaluate: {{held_out: 2, generate: 0, drift: 0}}
 """
 ONE_GROUP = "{splitter: manual, file: groups.yaml}"
 TWO = "{splitter: pca, axes: 1}"
 
 
-def recipe(folder: Path, model: Path, name: str, *, split: str = TWO, train: str = "", rule: str = "tokens") -> Path:
+def recipe(
+    folder: Path, model: Path, name: str, *, split: str = TWO, train: str = "", rule: str = "tokens", more: str = ""
+) -> Path:
     file = folder / f"{name}.yaml"
-    file.write_text(RECIPE.format(model=model, split=split, train=train, rule=rule))
+    file.write_text(RECIPE.format(model=model, split=split, train=train, rule=rule, more=more))
     return file
 
 
@@ -103,6 +106,20 @@ def test_branches_go_on_from_the_merge(four: Path, tiny_model: Path) -> None:
     assert weights_of(run.root) == before
 
 
+def test_every_round_is_in_the_table_and_a_baseline_may_have_its_own(four: Path, tiny_model: Path) -> None:
+    more = ", once: {splitter: pca, rounds: 1}, again: {branches: merit, merge: actmat}"
+    run = finished(recipe(four, tiny_model, "table", train=", rounds: 2", more=more))
+    rows = {row.label: row for row in Table.load(run.table).rows}
+    assert {"merit/round-1", "merit", "once", "again", "joint"} <= rows.keys()
+    assert (rows["merit/round-1"].kind, rows["merit"].kind) == ("round", "merge")
+    assert "after round 1 of 2" in rows["merit/round-1"].description
+    assert rows["merit/round-1"].supervised_tokens < rows["merit"].supervised_tokens
+    assert rows["merit"].supervised_tokens == rows["once"].supervised_tokens == rows["joint"].supervised_tokens
+    assert not run.method("once").rounds.exists()
+    assert not run.method("again").root.joinpath("rounds").exists()
+    assert "round-1" in run.report.read_text()
+
+
 def test_moments_are_carried_or_not(four: Path, tiny_model: Path) -> None:
     kept = finished(recipe(four, tiny_model, "kept", train=", rounds: 2"), "--until", "merge")
     fresh = finished(recipe(four, tiny_model, "fresh", train=", rounds: 2, carry_optimizer: false"), "--until", "merge")
@@ -143,7 +160,7 @@ def test_too_many_rounds_and_adapters_are_refused(
 ) -> None:
     file = recipe(four, tiny_model, "many", train=", rounds: 50")
     assert merit(["run", str(file)]) == 2
-    assert "train.rounds" in capsys.readouterr().err
+    assert "`train.rounds`: 50, but `chat` has only" in capsys.readouterr().err
     assert not (four / "runs" / "many" / "branches").exists()
     file = recipe(four, tiny_model, "lora", train=", rounds: 2, lora: {r: 2}")
     assert merit(["check", str(file)]) == 2

@@ -90,15 +90,21 @@ def local_slots(parallel: int | None) -> int:
     return len(slot_environments(parallel, visible_gpus(), usable_cores()))
 
 
-def thread_environment(threads: int) -> dict[str, str]:
-    """Variables for a job that may use `threads` cores.
+# Idle OpenMP threads spin for microseconds and then sleep. If they spun on, everything else on the machine would be ten
+# times slower, and they themselves beside another process three times; if they slept at once, a step would take a
+# quarter longer.
+_WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "20000"}
 
-    Idle OpenMP threads spin for microseconds and then sleep. If they spun on, everything else on the machine would be
-    more than ten times slower; if they slept at once, a step would take a quarter longer.
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Variables for a job that may use `threads` cores."""
+    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **_WAITING}
+
+
+def wait_passively() -> None:
+    """Lets this process's OpenMP threads yield to others while they wait, unless the user says how they are to wait.
+
+    Call it before torch is imported: OpenMP reads it then.
     """
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "passive",
-        "GOMP_SPINCOUNT": "20000",
-    }
+    if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
+        os.environ |= _WAITING

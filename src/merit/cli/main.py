@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from merit.base.errors import MeritError, out_of_memory, printable
 from merit.base.files import disk_is_full
+from merit.base.machine import wait_passively
 
 # Group of the help → the module of `merit.cli` with its commands, and their names. A module is imported when one of its
 # commands is called, or for the help.
@@ -117,6 +118,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     # For what engines and libraries start as `python -m`: the current folder may hold a stranger's `torch.py`.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
+    wait_passively()
     sys.exit(run(sys.argv[1:]))
 
 

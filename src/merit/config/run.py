@@ -100,6 +100,7 @@ class BaselineConfig(Section):
         min_length=1,
         description="β of each model θ0 + β(θ − θ0); `single` at 0.5 is WiSE-FT.",
     )
+    rounds: int | None = Field(default=None, ge=1, le=64, description="As `train.rounds`, which is the default.")
 
     @model_validator(mode="before")
     @classmethod
@@ -111,9 +112,9 @@ class BaselineConfig(Section):
         problems: list[Problem] = []
         if self.branches is None and self.splitter is None:
             problems.append((("splitter",), "missing; give this field, or `branches`"))
-        for name in ("splitter", "axes", "file"):
+        for name in ("splitter", "axes", "file", "rounds"):
             if self.branches is not None and getattr(self, name) is not None:
-                problems.append(((name,), f"the branches of `{self.branches}` are split already; remove this key"))
+                problems.append(((name,), f"the branches of `{self.branches}` are made already; remove this key"))
         if problems:
             raise refused(problems)
         return self

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from merit.base import extensions
 from merit.base.errors import InputError, Problems
 from merit.config.sections import PUBLISHED, DatasetConfig
 from merit.data.files import KINDS, PACKED, kind_of
@@ -276,9 +275,7 @@ def _tail(count: int, size: int) -> list[str]:
 
 
 def _merges() -> list[str]:
-    """The average and, where merit has the rule, the merge to try beside it."""
-    if _BESIDE not in extensions.names("rules"):
-        return []
+    """The average, and the merge to try beside it."""
     return [
         "",
         "# `merged/` is the branches' average, as published. Each rule here is another merge of the same branches.",

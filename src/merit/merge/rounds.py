@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from merit.base.errors import InputError
 from merit.base.record import fingerprint
 from merit.context import Method, RunContext, Step
 from merit.merge.step import files_of_merges, merge_methods
@@ -25,7 +26,7 @@ def depends(context: RunContext) -> dict[str, str]:
     config, methods = context.config, _methods(context, 1)
     return {
         "split": fingerprint([Partition.load(method.dir.partition).mark for method in methods]),
-        "train": fingerprint(config.train),
+        "train": fingerprint(config.train, [method.rounds for method in context.trained]),
         "merge": fingerprint(config.merge.mark),
         "model": context.model.fingerprint,
         "mixture": fingerprint(context.data_fingerprints()),
@@ -47,8 +48,14 @@ def run(context: RunContext) -> dict[str, Any]:
     """Trains and merges round after round.
 
     Raises:
+        InputError: a dataset has fewer training examples than there are rounds.
         StageError: a branch failed for good, or the run was cancelled.
     """
+    rounds = _numbers(context).stop
+    for item in context.mixture.datasets:
+        if (examples := round(item.train.examples * item.weight)) < rounds:
+            said = f"{rounds}, but `{item.name}` has only {examples} training examples"
+            raise InputError(said, field="train.rounds")
     trained = 0
     for number in _numbers(context):
         methods = _methods(context, number)

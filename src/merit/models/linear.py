@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from merit.models.architecture import saved_shapes
 from merit.models.layout import find_layout, same_names
-from merit.models.loading import empty_model
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """Parameter name → the linear layer it is the weight of. A head that is tied to the embeddings is no layer of its
     own: its rows are used as embeddings, too."""
+    from torch import nn
+
     embeddings = {id(item.weight) for item in model.modules() if isinstance(item, nn.Embedding)}
     return {
         f"{path}.weight": module
@@ -32,6 +34,8 @@ def linear_weights(folder: Path, names: Iterable[str], *, trust_remote_code: boo
         InputError: `folder` is not loadable.
     """
     from transformers.pytorch_utils import Conv1D
+
+    from merit.models.loading import empty_model
 
     model: Any = empty_model(folder, trust_remote_code=trust_remote_code)
     found = dict.fromkeys(linear_layers(model), False)
