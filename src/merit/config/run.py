@@ -114,7 +114,7 @@ class BaselineConfig(Section):
             problems.append((("splitter",), "missing; give this field, or `branches`"))
         for name in ("splitter", "axes", "file", "rounds"):
             if self.branches is not None and getattr(self, name) is not None:
-                problems.append(((name,), f"the branches of `{self.branches}` are made already; remove this key"))
+                problems.append(((name,), f"the branches of `{self.branches}` are split already; remove this key"))
         if problems:
             raise refused(problems)
         return self
