@@ -183,7 +183,6 @@ def test_check_says_it_before_a_run_begins(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "field"),
     [
-        ("merge: {weights: regmean}", "merge.weights"),
         ("diagnose: {checks: [lmc]}", "diagnose.checks"),
         ("gate: {}", "gate"),
         ("", None),

@@ -312,8 +312,8 @@ class Estimate:
             )
         if self._sketch:
             lines.append(
-                "For its merge rule every branch measures its layers' inputs after its training, "
-                f"on {self.config.measured_examples} of its examples, and leaves a sketch of at most "
+                "For a merge rule every branch measures, after its training, its layers' "
+                f"inputs on {self.config.measured_examples} of its examples, and leaves a sketch of at most "
                 f"{data_size(self._sketch)} beside its checkpoint, which a store moves with it. The time of a few "
                 "forward passes over these examples is not counted."
             )

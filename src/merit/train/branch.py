@@ -32,9 +32,9 @@ from merit.models.loading import best_device, images_of, load_model, load_tokeni
 from merit.models.source import ModelFolder, resolve_model
 from merit.models.vision import copy_image_files
 from merit.run.layout import BranchDir, RunDir
-from merit.train.callbacks import BranchCallback, PullCallback, TrajectoryCallback
+from merit.train.callbacks import BranchCallback, PullCallback, RoundCallback, TrajectoryCallback
 from merit.train.checkpoints import Counters, newest_checkpoint
-from merit.train.rounds import RoundCallback, at_end, go_on
+from merit.train.rounds import at_end, go_on
 from merit.train.rows import branch_rows, plan_batching, row_without_loss
 from merit.train.spec import BranchResult, BranchSpec, trained_branch
 from merit.train.trainer import BranchTrainer

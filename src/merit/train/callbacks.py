@@ -22,6 +22,8 @@ from merit.base.files import atomic_path, write_text
 from merit.base.progress import write_state
 from merit.run.layout import BranchDir
 from merit.train.checkpoints import Counters, drop_older, mark_whole
+from merit.train.rounds import last_step
+from merit.train.spec import BranchSpec
 
 WIDTH = 65_536
 _BLOCK = 256 * WIDTH  # elements whose signs are drawn at once
@@ -93,6 +95,22 @@ class BranchCallback(TrainerCallback):
         if tokens and seconds > 0:
             note.append(f"{tokens / seconds:,.0f} supervised tok/s")
         write_state(self.branch.progress, state.global_step, state.max_steps, ", ".join(note))
+
+
+class RoundCallback(TrainerCallback):
+    """Ends a round before the last: saves a checkpoint, and stops."""
+
+    def __init__(self, spec: BranchSpec) -> None:
+        self._spec = spec
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        last_step(self._spec, state.max_steps)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= last_step(self._spec, state.max_steps):
+            control.should_save = control.should_training_stop = True
 
 
 def _first_says(due: bool, args: TrainingArguments) -> bool:

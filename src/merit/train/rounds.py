@@ -7,10 +7,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from merit.base.errors import InputError, StageError
 from merit.base.files import atomic_dir
@@ -35,22 +31,6 @@ def last_step(spec: BranchSpec, steps: int) -> int:
             field="train.rounds",
         )
     return round(steps * spec.round / spec.train.rounds)
-
-
-class RoundCallback(TrainerCallback):
-    """Ends a round before the last: saves a checkpoint, and stops."""
-
-    def __init__(self, spec: BranchSpec) -> None:
-        self._spec = spec
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        last_step(self._spec, state.max_steps)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step >= last_step(self._spec, state.max_steps):
-            control.should_save = control.should_training_stop = True
 
 
 def at_end(checkpoint: Path, spec: BranchSpec) -> bool:
@@ -113,6 +93,8 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _forget_moments(file: Path) -> None:
+    import torch
+
     state = torch.load(file, weights_only=True, map_location="cpu")
     file.unlink()  # a link to that of the round before
     torch.save({**state, "state": {}}, file)
