@@ -27,8 +27,23 @@ def surfaces() -> list[Surface]:
     import surfaces_run
     import surfaces_weights
 
+    _import_first()
     modules = (surfaces_files, surfaces_data, surfaces_weights, surfaces_run, surfaces_resume)
     return [surface for module in modules for surface in module.SURFACES]
+
+
+def _import_first() -> None:
+    """What a case imports as the first one makes files of its own: compiled modules, torch's cache folder."""
+    from merit.base import extensions
+    from merit.models.architecture import architecture_of
+
+    sys.dont_write_bytecode = True
+    for kind in ("splitters", "rules", "checks", "formats", "engines"):
+        for name in extensions.names(kind):
+            extensions.load(kind, name)
+    known = architecture_of({"model_type": "mistral", "hidden_size": 8, "num_attention_heads": 2, "vocab_size": 8})
+    if known is not None:
+        known.loading({})
 
 
 def run(chosen: list[Surface], room: Room, *, quick: bool, number: int) -> list[Tally]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from runs import merit_here, weights_of
+from runs import merit_here, start_warm, weights_of
 from safetensors.torch import load_file
 
 from four_files import write_four_files
@@ -173,10 +177,43 @@ def test_one_round_is_what_it_was(four: Path, tiny_model: Path) -> None:
 
 
 def _said(file: Path) -> str:
-    import contextlib
     import io
 
     err = io.StringIO()
     with contextlib.redirect_stderr(err):
         assert merit(["run", str(file)]) == 0
     return err.getvalue()
+
+
+def test_killed_and_resumed_it_ends_in_the_same_bits(four: Path, tiny_model: Path, warm_jobs: None) -> None:
+    file = recipe(four, tiny_model, "calm", train=", rounds: 3, checkpoint_minutes: 0.004, epochs: 6")
+    file.write_text(file.read_text().replace("epochs: 2, ", ""))
+    begun = time.monotonic()
+    assert start_warm("run", file, "-o", four / "undisturbed").wait() == 0
+    whole = time.monotonic() - begun
+    rng, kills = random.Random(7), 0
+    while kills < 6:
+        process = start_warm("run", file, "-o", four / "killed")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=rng.uniform(0.1, 0.5) * whole)
+        if process.poll() is not None:
+            assert process.returncode == 0
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+    assert kills >= 3
+    assert start_warm("run", file, "-o", four / "killed").wait() == 0
+    assert weights_of(four / "killed") == weights_of(four / "undisturbed")
+    events = [json.loads(line) for line in (four / "killed" / "events.jsonl").read_text().splitlines()]
+    done = [e["stage"] for e in events if e.get("event") == "end" and e["stage"].startswith("train merit ")]
+    assert max(done.count(name) for name in set(done)) <= 3  # a branch's job ends once in every round
+
+
+def test_through_a_store_it_ends_in_the_same_bits(four: Path, tiny_model: Path) -> None:
+    here = finished(recipe(four, tiny_model, "here", train=", rounds: 2"), "--until", "merge")
+    file = recipe(four, tiny_model, "there", train=", rounds: 2")
+    file.write_text(file.read_text() + f"launch: {{store: {(four / 'store').as_uri()}}}\n")
+    there = finished(file, "--until", "merge")
+    found = weights_of(there.root)
+    assert {name: found[name] for name in found if not name.startswith("training")} == weights_of(here.root)
