@@ -20,7 +20,6 @@ from merit.base.errors import InputError
 from merit.base.files import sha256_file
 from merit.cli.main import run
 from merit.cli.merge_command import Merging, merge_models, verify_models
-from merit.merge import solver
 from merit.merge.average import merge_checkpoints
 from merit.merge.record import load_record
 from merit.merge.rules import actmat
@@ -190,9 +189,7 @@ def test_a_whole_model(models):
     LlamaForCausalLM.from_pretrained(models / "out")
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_memory_and_threads_change_nothing(models, monkeypatch, at_once):
-    monkeypatch.setattr(solver, "SOLVE_BYTES", at_once * 8 * 300 * 32 * 7)
+def test_a_small_memory_changes_nothing(models):
     merge_checkpoints(
         branches(models), WEIGHTS, {1.0: models / "out"}, base=models / "base", rule="actmat", memory_bytes=4_000_000
     )

@@ -44,7 +44,7 @@ from merit.merge.plan import (
 from merit.merge.record import RECORD, MergeInput, MergeRecord, MergeResult, WeightRule, load_record
 from merit.merge.side_files import copy_side_files
 from merit.merge.staging import JOURNAL, Journal, Staging
-from merit.merge.stream import BlockStream, solve_threads, split_memory
+from merit.merge.stream import BlockStream, split_memory
 from merit.merge.weights import check_weights, normalised
 from merit.models.checkpoint import WHOLE
 from merit.models.source import weights_fingerprint
@@ -239,11 +239,10 @@ def execute_merge(prepared: PreparedMerge, progress: Progress = SILENT) -> Merge
             result = _check_ready(staging, journal)
         else:
             stream = BlockStream(plan, staging.folders, journal, threads, elements)
-            below = solve_threads(plan, threads)[1]
-            if below is None and any(isinstance(source, AdapterSource) for source in plan.sources):
-                below = 1
+            # Solving uses all cores for one tensor; otherwise each of our threads multiplies for itself.
+            alone = plan.solver is None and any(isinstance(source, AdapterSource) for source in plan.sources)
             with (
-                nullcontext() if below is None else blas_threads(below),
+                blas_threads(1) if alone else nullcontext(),
                 progress.bar("merge", total=stream.megabytes, unit="MB") as bar,
             ):
                 checksums = stream.run(bar)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from merit.base.errors import InputError, StageError
-from merit.base.machine import usable_cores
 from merit.merge.codec import Float64s, Scratch
 from merit.merge.inputs import OpenedInputs, Source
 from merit.merge.rule import MergeRule
@@ -23,8 +22,6 @@ from merit.models.source import weights_fingerprint
 if TYPE_CHECKING:
     from merit.models.input_sketch import InputSketch
 
-SOLVE_BYTES = 3_000_000_000  # of all matrices that are solved at once; a larger one is solved alone
-_MATRICES = 4  # that a rule may hold beside one of each branch
 
 Merged = Callable[[int, int], Float64s]
 """(start, count) → those elements of a merged tensor's step from θ0, flat."""
@@ -53,12 +50,6 @@ class Solver:
     def treats(self, info: TensorInfo) -> bool:
         """Whether the rule merges this tensor; all others are averaged."""
         return info.dtype not in WHOLE and (self.rule.tensor is not None or info.name in self.layers)
-
-    def threads(self, elements: int, most: int) -> tuple[int, int]:
-        """Tensors that are solved at once where the largest has `elements`, and BLAS threads of each."""
-        size = 8 * elements * (len(self.shares) + _MATRICES)
-        at_once = max(1, min(most, SOLVE_BYTES // max(1, size)))
-        return at_once, max(1, usable_cores() // at_once)
 
     def solve(
         self, name: str, shape: tuple[int, ...], sources: Sequence[Source], base: Source, files: FilePool

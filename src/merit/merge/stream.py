@@ -55,12 +55,6 @@ def split_memory(memory_bytes: int) -> tuple[int, int]:
     return threads, min(CHUNK, budget // threads // BYTES_AN_ELEMENT)
 
 
-def solve_threads(plan: MergePlan, threads: int) -> tuple[int, int | None]:
-    """Tensors that are solved at once, and BLAS threads of each; None: as many as there are."""
-    largest = max((tensor.elements for tensor in plan.tensors if tensor.solved), default=0)
-    return plan.solver.threads(largest, threads) if plan.solver is not None else (threads, None)
-
-
 def solve(plan: MergePlan, tensor: TensorPlan, files: FilePool) -> Merged:
     """The merged step of a tensor that is no average."""
     if plan.solver is None or plan.base is None:
@@ -83,7 +77,7 @@ class BlockStream:
         self._stop = threading.Event()
         self._files: list[ShardFiles] = []
         self._folders = folders
-        self._solving = threading.Semaphore(solve_threads(plan, threads)[0])
+        self._solving = threading.Lock()  # one at a time, on all cores: SciPy's BLAS keeps Python's own lock anyway
 
     @property
     def megabytes(self) -> float:

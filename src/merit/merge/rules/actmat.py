@@ -25,6 +25,8 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.blas import daxpy, dsymm, dsyrk
 
 from merit.merge.codec import Float64s
 from merit.merge.rule import MergeRule
@@ -61,27 +63,43 @@ def _solve(of: TensorSteps, dtype: np.dtype[Any]) -> Rows:
         return _dual([None] * count, np.split(stacked, count), stacked, of)
     if outputs > _TALL * inputs:
         return _by_rows(of, dtype)
-    total = np.zeros((inputs, inputs))
-    pulled, mean = np.zeros((2, outputs, inputs))
+    # Transposed, because LAPACK and BLAS work on columns: (inputs × inputs) and (inputs × outputs).
+    total = np.zeros((inputs, inputs), order="F")
+    pulled, mean = np.zeros((outputs, inputs)).T, np.zeros((outputs, inputs)).T
     for k, share in enumerate(of.shares):
-        step = of.step(k)
-        mean += share * step
-        short = step.astype(dtype, copy=False)
-        if outputs < inputs:
-            total += gram(short)
-            pulled += gram(short.T).astype(dtype, copy=False) @ short
-        else:
-            covariance = gram(short)
-            total += covariance
-            pulled += short @ covariance.astype(dtype, copy=False)
+        step = np.ascontiguousarray(of.step(k)).T
+        daxpy(step.ravel("K"), mean.ravel("K"), a=share)
+        (_add if dtype == np.float64 else _add_short)(total, pulled, step)
     level = of.ridge * float(np.trace(total)) / inputs
     if level == 0:
-        return lambda first, last: pulled[first:last]
-    mean *= level
-    pulled += mean
-    del mean, step, short
-    solved = _divide(pulled, total, level)
+        return lambda first, last: pulled.T[first:last]
+    daxpy(mean.ravel("K"), pulled.ravel("K"), a=level)
+    del mean, step
+    solved = _divide(pulled.T, total, level)
     return lambda first, last: solved[first:last]
+
+
+def _add(total: Float64s, pulled: Float64s, step: Float64s) -> None:
+    """Adds C_k to `total`, its lower half alone, and C_k Δ_kᵀ to `pulled`; `step` is Δ_kᵀ."""
+    wide = step.shape[1] < step.shape[0]
+    small = dsyrk(1.0, step, trans=wide, lower=True)
+    if wide:
+        dsyrk(1.0, step, beta=1.0, c=total, lower=True, overwrite_c=True)
+    else:
+        total += small
+    dsymm(1.0, small, step, beta=1.0, c=pulled, side=wide, lower=True, overwrite_c=True)
+
+
+def _add_short(total: Float64s, pulled: Float64s, step: Float64s) -> None:
+    """The same with products in float32."""
+    short = step.T.astype("f4")
+    if len(short) < short.shape[1]:
+        total += gram(short)
+        pulled += (gram(short.T).astype("f4") @ short).T
+    else:
+        covariance = gram(short)
+        total += covariance
+        pulled += (short @ covariance.astype("f4")).T
 
 
 def _orthonormal(left: Float64s, right: Float64s) -> tuple[Float64s, Float64s]:
@@ -102,7 +120,7 @@ def _dual(turns: Sequence[Float64s | None], parts: Sequence[_Matrix], stacked: _
         block = system[own, own] + level * share * np.eye(len(v))
         left[:, own] = block if q is None else q @ block
         at += len(v)
-    solved = _divide(left, system, level).astype(stacked.dtype, copy=False)
+    solved = _divide(left, system.T, level).astype(stacked.dtype, copy=False)
     return lambda first, last: cast(Float64s, (solved[first:last] @ stacked).astype("f8", copy=False))
 
 
@@ -119,7 +137,7 @@ def _by_rows(of: TensorSteps, dtype: np.dtype[Any]) -> Rows:
         return lambda first, last: np.zeros((last - first, inputs))
     for covariance, share in zip(covariances, of.shares, strict=True):
         covariance[np.diag_indices(inputs)] += level * share
-    maps = _divide(covariances.reshape(-1, inputs), total, level).reshape(covariances.shape).astype(dtype, copy=False)
+    maps = _divide(covariances.reshape(-1, inputs), total.T, level).reshape(covariances.shape).astype(dtype, copy=False)
 
     def rows(first: int, last: int) -> Float64s:
         found = np.zeros((last - first, inputs))
@@ -142,16 +160,13 @@ def gram(x: _Matrix) -> Float64s:
 
 
 def _divide(left: Float64s, system: Float64s, level: float) -> Float64s:
-    """left (system + level I)⁻¹ by Cholesky. Both are overwritten.
+    """left (system + level I)⁻¹ by Cholesky. Both are overwritten. `system` is in columns; its lower half is read.
 
     Raises:
         LinAlgError: the system is not positive definite.
     """
-    from scipy.linalg import cho_factor, cho_solve
-
     system[np.diag_indices(len(system))] += level
-    # Both are symmetric or row-major: their transposes are what LAPACK works on in place.
-    factor = cho_factor(system.T, lower=True, overwrite_a=True, check_finite=False)
+    factor = cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
     return cast(Float64s, cho_solve(factor, left.T, overwrite_b=True, check_finite=False).T)
 
 
