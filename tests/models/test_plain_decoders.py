@@ -7,7 +7,9 @@ import itertools
 import pytest
 import transformers
 
+from merit.base.files import read_json
 from merit.models.architecture import architecture_of
+from merit.models.linear import linear_layers, linear_weights
 from merit.models.plain_decoders import plain_tensors
 
 SIZES = {
@@ -71,3 +73,16 @@ def test_a_model_loads_what_it_saves(kind, fused):
     assert asked is not None
     assert asked == known.loading(known.saved)
     assert (known.fused is not None) is fused
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2", "Qwen3"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_their_linear_layers(tmp_path, kind, tied):
+    config = getattr(transformers, f"{kind}Config")(**SIZES, tie_word_embeddings=tied)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    model.save_pretrained(tmp_path)
+    names = list(model.state_dict())
+    found = linear_weights(tmp_path, names)
+    assert plain_tensors(read_json(tmp_path / "config.json")) is not None
+    assert found == dict.fromkeys(linear_layers(model), False)
+    assert len(found) == 14 + (not tied)
