@@ -86,7 +86,7 @@ def _rows(found: list[BranchStatus]) -> list[list[str]]:
     for item in found:
         rows.append(
             [
-                f"{item.method} {item.branch}",
+                f"{item.method} {item.branch}" + (f" round {item.round}" if item.round is not None else ""),
                 item.state,
                 f"{item.done:g}" if item.total else "–",
                 f"{item.total:g}" if item.total else "–",

@@ -27,7 +27,7 @@ def hand_over(context: RunContext, trainer: str, method: str) -> list[Path]:
     """Writes the folders of the branches that are not done yet; the run must be split.
 
     Raises:
-        InputError: no such method, no partition yet, a branch has images, or another process works on the run.
+        InputError: no such method, no partition yet, rounds, a branch has images, or another process works on the run.
     """
     chosen = find_method(context, method)
     if not chosen.dir.partition.is_file():
@@ -50,11 +50,14 @@ def find_method(context: RunContext, name: str) -> Method:
     """The method called `name`.
 
     Raises:
-        InputError: the run has no such method, or it has no branches of its own.
+        InputError: the run has no such method, or it has no branches of its own, or trains them in rounds.
     """
     for method in context.methods:
         if method.name == name and method.source:
             raise InputError(f"{name!r} merges the branches of {method.source!r}; name that one", field="--method")
+        if method.name == name and method.rounds > 1:
+            said = "branches that are merged in rounds are trained by merit itself; set it to 1"
+            raise InputError(said, field="train.rounds")
         if method.name == name:
             return method
     known = ", ".join(method.name for method in context.trained)

@@ -39,6 +39,7 @@ class BranchStatus:
     job: str
     where: str
     attempt: int
+    round: int | None = None  # of a branch that is trained in rounds
 
 
 def run_status(run: RunDir) -> list[BranchStatus]:
@@ -60,10 +61,10 @@ def run_status(run: RunDir) -> list[BranchStatus]:
 
 
 def branch_folders(run: RunDir) -> list[BranchDir]:
-    """The folders of all planned branches."""
-    main = sorted(run.method().branches.glob("*/spec.json"))
-    others = sorted(run.baselines.glob("*/branches/*/spec.json"))
-    return [BranchDir(file.parent) for file in (*main, *others)]
+    """The folders of all planned branches, those of earlier rounds first."""
+    homes = [run.root, *sorted(run.baselines.glob("*"))]
+    found = [home.glob(below) for home in homes for below in ("rounds/*/branches/*/spec.json", "branches/*/spec.json")]
+    return [BranchDir(file.parent) for files in found for file in sorted(files)]
 
 
 def cancel_run(run: RunDir) -> int:
@@ -83,9 +84,14 @@ def cancel_run(run: RunDir) -> int:
             theirs = [item for item in busy if item.engine == engine]
             queue.cancel(item.job for item in theirs)
             for item in theirs:
-                branch = run.method(item.method).branch(item.branch)
-                JobRecord(engine, "cancelled", item.job, item.where, item.attempt).save(branch.job)
+                JobRecord(engine, "cancelled", item.job, item.where, item.attempt).save(_folder(run, item).job)
     return len(busy)
+
+
+def _folder(run: RunDir, item: BranchStatus) -> BranchDir:
+    home = run.method(item.method)
+    early = None if item.round is None else home.round(item.round).branch(item.branch)
+    return early if early is not None and early.spec.is_file() else home.branch(item.branch)
 
 
 def _queued(records: Sequence[JobRecord]) -> dict[tuple[str, str], QueuedJob]:
@@ -134,6 +140,7 @@ def _status(
         job=record.id if record else "",
         where=(line.nodes if line else "") or (record.where if record else ""),
         attempt=record.attempt if record else 0,
+        round=spec.round if spec.train.rounds > 1 else None,
     )
 
 
