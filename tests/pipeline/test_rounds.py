@@ -105,6 +105,7 @@ def test_branches_go_on_from_the_merge(four: Path, tiny_model: Path) -> None:
     assert any(not torch.equal(value, start[name]) for name, value in weights(home.branch(0).checkpoint).items())
     assert log(home)[0]["step"] == 1  # one log over both rounds
     assert result(home).steps == 2 * result(first).steps or result(home).steps == 2 * result(first).steps + 1
+    assert not list(run.root.rglob("training"))
     status = merit_here("status", run.root)
     assert "merit 0 round 1" in status
     assert "merit 1 round 2" in status

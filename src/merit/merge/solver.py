@@ -138,10 +138,11 @@ def make_solver(
         raise InputError(f"the {rule.label} is of linear layers, and this model has none", file=opened.base.path)
     types = {source.tensors[info.name].dtype for info in floats for source in (*opened.sources, opened.base)}
     shares = tuple(normalised(check_weights(weights, len(opened.sources))))
-    from merit.merge.curvature import open_sketches
-
-    sketches = tuple(open_sketches([source.path for source in opened.sources])) if rule.needs_inputs else ()
+    sketches: tuple[InputSketch, ...] = ()
     if rule.needs_inputs:
+        from merit.merge.curvature import open_sketches
+
+        sketches = tuple(open_sketches([source.path for source in opened.sources]))
         pairs = [*zip(opened.sources, sketches, strict=True)]
         layers = {
             n: turned for n, turned in layers.items() if any(s.tensors[n].name in k.facts.layers for s, k in pairs)

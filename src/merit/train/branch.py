@@ -34,7 +34,7 @@ from merit.models.vision import copy_image_files
 from merit.run.layout import BranchDir, RunDir
 from merit.train.callbacks import BranchCallback, PullCallback, RoundCallback, TrajectoryCallback
 from merit.train.checkpoints import Counters, newest_checkpoint
-from merit.train.rounds import at_end, go_on
+from merit.train.rounds import at_end, drop_state_before, go_on
 from merit.train.rows import branch_rows, plan_batching, row_without_loss
 from merit.train.spec import BranchResult, BranchSpec, trained_branch
 from merit.train.trainer import BranchTrainer
@@ -94,6 +94,7 @@ def train_branch(run: RunDir, branch: BranchDir, *, base: Path, model: Path | No
     )
     record = branch.trained if branch.measure.is_file() else branch.done
     result = keep(record, result, branch.root, files_below(branch.checkpoint))
+    drop_state_before(branch, spec)
     if spec.is_last:  # otherwise the next round goes on from it
         shutil.rmtree(branch.training_state, ignore_errors=True)
     return result

@@ -53,7 +53,10 @@ def go_on(run: RunDir, branch: BranchDir, spec: BranchSpec, start: Path) -> tupl
     home = MethodDir(_home(branch))
     found = newest_checkpoint(home.round(spec.round - 1).branch(spec.branch))
     if found is None:
-        raise StageError(f"{spec.method} branch {spec.branch}: round {spec.round - 1} left no training state here")
+        raise StageError(
+            f"{spec.method} branch {spec.branch}: the training state of round {spec.round - 1} is gone; run again with "
+            "`--from rounds`"
+        )
     before, counters = found
     step = step_of(before)
     target = branch.training_state / before.name
@@ -72,6 +75,13 @@ def go_on(run: RunDir, branch: BranchDir, spec: BranchSpec, start: Path) -> tupl
     if log.is_file():  # one log over all rounds
         shutil.copyfile(log, branch.log)
     return target, counters
+
+
+def drop_state_before(branch: BranchDir, spec: BranchSpec) -> None:
+    """Removes the training state that a finished round went on from."""
+    if spec.round > 1:
+        before = MethodDir(_home(branch)).round(spec.round - 1).branch(spec.branch)
+        shutil.rmtree(before.training_state, ignore_errors=True)
 
 
 def _home(branch: BranchDir) -> Path:

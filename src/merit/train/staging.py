@@ -71,6 +71,9 @@ def run_remote_branch_job(
             raise StageError(f"training ended with exit code {code}")
         result = BranchResult.load(branch.done)
         out.result(result, last=spec.is_last)
+        if spec.round > 1:
+            before = run.method(method).round(spec.round - 1).branch(k)
+            store.remove(relative(before.training_state, run.root))
     shutil.rmtree(branch.root, ignore_errors=True)
     return result
 
