@@ -52,16 +52,14 @@ def test_axes_fit_the_number_of_files(tmp_path, count, splitter, axes):
 
 
 def test_another_merge_stands_beside_the_average(tmp_path, monkeypatch):
-    """Where merit has no such rule, and where there is one branch, the average is alone."""
+    """Where there is one branch, the average is alone."""
     write(tmp_path / "a.jsonl", qa(3))
     monkeypatch.setattr(init, "_BESIDE", "regmean")
     _, alone = load(tmp_path)
     write(tmp_path / "b.jsonl", qa(3))
     _, beside = load(tmp_path)
-    monkeypatch.setattr(init, "_BESIDE", "no-such-rule")
-    _, without = load(tmp_path)
-    assert [[item.rule for item in config.merge.also] for config in (alone, beside, without)] == [[], ["regmean"], []]
-    assert {config.merge.weights for config in (alone, beside, without)} == {"tokens"}
+    assert [[item.rule for item in config.merge.also] for config in (alone, beside)] == [[], ["regmean"]]
+    assert {config.merge.weights for config in (alone, beside)} == {"tokens"}
 
 
 def test_names_that_yaml_would_misread(tmp_path):
