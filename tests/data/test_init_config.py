@@ -11,6 +11,7 @@ from test_build_mixture import qa, write
 
 from cli.command import Command
 from merit.base.errors import InputError
+from merit.cli.main import run
 from merit.config import load_config
 from merit.data import init
 from merit.data.check import check_mixture
@@ -60,6 +61,18 @@ def test_another_merge_stands_beside_the_average(tmp_path, monkeypatch):
     _, beside = load(tmp_path)
     assert [[item.rule for item in config.merge.also] for config in (alone, beside)] == [[], ["regmean"]]
     assert {config.merge.weights for config in (alone, beside)} == {"tokens"}
+
+
+def test_paths_are_relative_to_where_the_configuration_is(tmp_path):
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    data.mkdir()
+    elsewhere.mkdir()
+    for name in ("a", "b"):
+        write(data / f"{name}.jsonl", qa(3))
+    assert run(["init", str(data), "-o", str(elsewhere / "mine.yaml")]) == 0
+    config = load_config(elsewhere / "mine.yaml")
+    assert [item.path for item in config.mixture.values()] == ["../data/a.jsonl", "../data/b.jsonl"]
+    assert all((elsewhere / item.path).is_file() for item in config.mixture.values())
 
 
 def test_names_that_yaml_would_misread(tmp_path):

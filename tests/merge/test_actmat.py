@@ -47,7 +47,7 @@ def reference(steps, shares, ridge):
 def asked(steps, shares, ridge, *, factors=None, short=False):
     """What the engine hands to the rule, from memory."""
     return SimpleNamespace(
-        size=steps[0].shape, shares=shares, ridge=ridge, short=short,
+        name="w", size=steps[0].shape, shares=shares, ridge=ridge, short=short,
         step=lambda k: steps[k].copy(), rows=lambda k, a, b: steps[k][a:b].copy(),
         factors=lambda k: None if factors is None else factors[k],
     )  # fmt: skip
@@ -78,6 +78,13 @@ def test_every_form_is_the_closed_form(shape, k, ridge, kind):
     rows = actmat.solve(asked(steps, shares, ridge))
     parts = [rows(first, min(first + 7, shape[0])) for first in range(0, shape[0], 7)]
     assert error(np.concatenate(parts), reference(steps, shares, ridge)) < 1e-9
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_a_ridge_too_small_for_float64_is_one_line(short):
+    steps = [np.ones((9, 8)), np.ones((9, 8))]
+    with pytest.raises(InputError, match=r"1e-40 is too small for `w`: its system cannot be solved"):
+        actmat.solve(asked(steps, [0.5, 0.5], 1e-40, short=short))
 
 
 def test_each_form_is_reached(monkeypatch):

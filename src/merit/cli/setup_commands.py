@@ -31,7 +31,7 @@ def init(
     target = output or folder / "merit.yaml"
     if target.exists() and not force:
         raise InputError("the file exists already; --force replaces it", file=target)
-    proposal = propose_config(folder, published=published)
+    proposal = propose_config(folder, home=target.parent, published=published)
     write_text(target, proposal.text)
     for note in proposal.notes:
         say(note)

@@ -14,6 +14,7 @@ from merit.config.sections import PUBLISHED, DatasetConfig
 from merit.data.files import KINDS, PACKED, kind_of
 from merit.data.format import RowFormat
 from merit.data.reading import DatasetReader
+from merit.run.layout import relative
 
 _HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_MODEL = "embedded:smollm2-135m"
@@ -45,9 +46,9 @@ class Proposal:
     notes: list[str]
 
 
-def propose_config(folder: Path, *, published: bool = False) -> Proposal:
-    """A commented `merit.yaml` to put into `folder`: one dataset a data file, in the order of their names. Parts of one
-    file (`train-00000-of-00002.parquet`) are one dataset.
+def propose_config(folder: Path, *, home: Path | None = None, published: bool = False) -> Proposal:
+    """A commented `merit.yaml` to put into `home`, by default `folder`: one dataset a data file of `folder`, in the
+    order of their names. Parts of one file (`train-00000-of-00002.parquet`) are one dataset.
 
     Of the splits of one dataset (train, validation, test) only the first is trained on; the others are evaluated. A
     file whose first rows have no known format becomes a comment that says why; so does data of a kind that merit does
@@ -79,7 +80,7 @@ def propose_config(folder: Path, *, published: bool = False) -> Proposal:
             )
             lines.append(f"# left out: {problems[-1]}")
             continue
-        entry = f"{_quoted(name)}: {{path: {_quoted(item.path)}}}"
+        entry = f"{_quoted(name)}: {{path: {_quoted(relative(folder / item.path, home or folder))}}}"
         try:
             comment = _format_of(folder, item.path, name).name
         except InputError as error:

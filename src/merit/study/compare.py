@@ -372,8 +372,9 @@ def _subjects(study: Study, competing: dict[str, Contender]) -> list[str]:
         name for name, item in methods.items() if find_splitter(item.splitter).role == "method"
     ]
     curved = {name for name in wanted if not methods[name].is_published}
-    # A curvature-aware merge has no published form: only what validation made of it is tested.
-    labels = [name for name in wanted if name not in curved] + [name + CHOSEN for name in sorted(curved)]
+    # Another merge has no published form: what validation made of it is tested, or its one point.
+    labels = [name for name in wanted if name not in curved]
+    labels += [name + CHOSEN if name + CHOSEN in competing else name for name in sorted(curved)]
     pools = {methods[name].pool for name in wanted} - {None}
     labels += [BEST + str(pool) for pool in sorted(str(item) for item in pools)]
     return [label for label in dict.fromkeys(labels) if label in competing]

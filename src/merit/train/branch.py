@@ -33,8 +33,8 @@ from merit.models.source import ModelFolder, resolve_model
 from merit.models.vision import copy_image_files
 from merit.run.layout import BranchDir, RunDir
 from merit.train.callbacks import BranchCallback, PullCallback, RoundCallback, TrajectoryCallback
+from merit.train.carry import at_end, drop_state_before, go_on
 from merit.train.checkpoints import Counters, newest_checkpoint
-from merit.train.rounds import at_end, drop_state_before, go_on
 from merit.train.rows import branch_rows, plan_batching, row_without_loss
 from merit.train.spec import BranchResult, BranchSpec, trained_branch
 from merit.train.trainer import BranchTrainer

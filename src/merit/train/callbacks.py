@@ -21,8 +21,8 @@ from merit.base.errors import InputError, StageError
 from merit.base.files import atomic_path, write_text
 from merit.base.progress import write_state
 from merit.run.layout import BranchDir
+from merit.train.carry import last_step
 from merit.train.checkpoints import Counters, drop_older, mark_whole
-from merit.train.rounds import last_step
 from merit.train.spec import BranchSpec
 
 WIDTH = 65_536

@@ -20,6 +20,7 @@ Three forms of the same, by what is small. Outputs × inputs are m × n:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from scipy.linalg.blas import daxpy, dsymm, dsyrk
 
+from merit.base.errors import InputError
 from merit.merge.codec import Float64s
 from merit.merge.rule import MergeRule
 from merit.merge.steps import Rows, TensorSteps
@@ -42,11 +44,14 @@ def solve(of: TensorSteps) -> Rows:
 
     Products of branches with 16-bit weights are float32, their sums float64. Where a ridge is too small for that, and
     for all other branches, everything is float64.
+
+    Raises:
+        InputError: the ridge is too small for float64, too.
     """
-    try:
-        return _solve(of, np.dtype("f4" if of.short else "f8"))
-    except np.linalg.LinAlgError:
-        return _solve(of, np.dtype("f8"))
+    for dtype in ("f4", "f8") if of.short else ("f8",):
+        with contextlib.suppress(np.linalg.LinAlgError):
+            return _solve(of, np.dtype(dtype))
+    raise InputError(f"{of.ridge:g} is too small for `{of.name}`: its system cannot be solved", field="ridge")
 
 
 def _solve(of: TensorSteps, dtype: np.dtype[Any]) -> Rows:
@@ -126,11 +131,10 @@ def _dual(turns: Sequence[Float64s | None], parts: Sequence[_Matrix], stacked: _
 
 def _by_rows(of: TensorSteps, dtype: np.dtype[Any]) -> Rows:
     outputs, inputs = of.size
-    step = max(1, _BLOCK)
     covariances = np.zeros((len(of.shares), inputs, inputs))
     for k in range(len(of.shares)):
-        for first in range(0, outputs, step):
-            covariances[k] += gram(of.rows(k, first, min(first + step, outputs)).astype(dtype, copy=False))
+        for first in range(0, outputs, _BLOCK):
+            covariances[k] += gram(of.rows(k, first, min(first + _BLOCK, outputs)).astype(dtype, copy=False))
     total = covariances.sum(0)
     level = of.ridge * float(np.trace(total)) / inputs
     if level == 0:
