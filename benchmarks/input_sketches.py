@@ -1,6 +1,6 @@
 """Sketches of branches' inputs: RegMean from them against RegMean from the exact Gram matrices, and what they weigh.
 
-    python benchmarks/sketches.py [RUN] [--quick] [--keep FOLDER]
+    python benchmarks/input_sketches.py [RUN] [--quick] [--keep FOLDER]
 
 Prints a table, and as its last line one JSON object. RUN is a run with `merge.weights: regmean` whose branches are
 trained; without one, two branches of SmolLM2-135M-Instruct are trained on twelve reasoning-gym families (half an hour
