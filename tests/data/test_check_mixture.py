@@ -38,7 +38,9 @@ def test_it_finds_what_a_run_finds(tmp_path):
 def test_all_problems_of_all_datasets_at_once(tmp_path):
     bad = [{"question": "q", "answer": ""}, {"question": "q", "answer": 3}, {"question": "q"}]
     write(tmp_path / "a.jsonl", [*qa(30), *bad])
-    write(tmp_path / "b.jsonl", [*qa(30), *[{"question": f"{i}", "answer": ""} for i in range(1000)]])
+    write(
+        tmp_path / "b.jsonl", [*qa(30), *[{"question": f"{i}", "answer": ""} for i in range(1000)], {"question": "q"}]
+    )
     write(tmp_path / "good.jsonl", qa(40))
     (tmp_path / "c.jsonl").write_text('{"question": "q", "answer": "a"}\n{"question": \n' + "x\n")
     (tmp_path / "d.csv").write_text('question,answer\nq,"a\n')
@@ -63,8 +65,9 @@ def test_all_problems_of_all_datasets_at_once(tmp_path):
         "a.jsonl:31: `answer`: the completion is empty",
         "a.jsonl:32: `answer`: must be text, not a number (3)",
         "a.jsonl:33: `answer`: missing; the row has question",
-        *(f"b.jsonl:{line}: `answer`: the completion is empty" for line in range(31, 51)),
-        "b: and 980 more problems of this dataset",
+        *(f"b.jsonl:{line}: `answer`: the completion is empty" for line in range(31, 36)),
+        "b.jsonl:1031: `answer`: missing; the row has question",
+        "b: and 995 more problems of this dataset",
         "c.jsonl:2: not valid JSON: Expecting value (column 14)",
         "c.jsonl:3: not valid JSON: Expecting value (column 1)",
         "e.jsonl: empty: no rows",

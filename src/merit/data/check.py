@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from merit.data.mixture import DatasetSummary
 from merit.data.reading import DatasetReader, Selection, is_skipped, select
 
 SHOWN = 20  # problems told of one dataset; the rest is counted
+_ALIKE = 5  # of those, with the same words
 _FEW = 32  # train examples below which a dataset is called small
 _FEW_HELD_OUT = 8
 _ROW_WEIGHTS = ("weight", "loss_weight", "sample_weight", "example_weight")
@@ -113,35 +115,37 @@ def check_mixture(
     )
 
 
+class _Errors:
+    """The first errors as lines, and how many more there are: a fault of every row must not hide another one."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.more = 0
+        self._alike: Counter[tuple[str | None, str]] = Counter()
+
+    def add(self, error: InputError) -> None:
+        kind = error.field, error.message
+        self._alike[kind] += 1
+        if len(self.lines) < SHOWN and self._alike[kind] <= _ALIKE:
+            self.lines.append(str(error))
+        else:
+            self.more += 1
+
+
 class _Check:
-    """One dataset while it is checked. Of errors, the first few are kept as lines, the rest as a count; rows that are
-    to be skipped count apart."""
+    """One dataset while it is checked; rows that are to be skipped count apart."""
 
     def __init__(self, name: str, unseen: bool, config: RunConfig, encoder: Encoder | None) -> None:
         self.name, self.unseen, self.config, self.encoder = name, unseen, config, encoder
         self.item = (config.evaluate.unseen if unseen else config.mixture)[name]
-        self.problems: list[str] = []
-        self.more_problems = 0
-        self.left_out: list[str] = []
-        self.skipped = 0
+        self.problems, self.left_out = _Errors(), _Errors()
         self.warnings: list[str] = []
         self.rows = 0
         self.hashes = self.prompts = np.zeros(0, np.uint64)  # of the rows in use
         self.summary: DatasetSummary | None = None
 
     def add_row(self, error: InputError) -> None:
-        if not is_skipped(error, self.item):
-            self.add(error)
-            return
-        self.skipped += 1
-        if len(self.left_out) < SHOWN:
-            self.left_out.append(f"left out: {error}")
-
-    def add(self, error: InputError) -> None:
-        if len(self.problems) < SHOWN:
-            self.problems.append(str(error))
-        else:
-            self.more_problems += 1
+        (self.left_out if is_skipped(error, self.item) else self.problems).add(error)
 
     def read(self, base: Path, show: Callable[[float], None]) -> None:
         try:
@@ -154,8 +158,8 @@ class _Check:
                 for _ in encoding.rows(self.add_row, lambda done: show(1 + done)):
                     pass
                 # Where rows are bad, that none is left says nothing new.
-                if (whole := encoding.problem()) is not None and not self.problems:
-                    self.add(whole)
+                if (whole := encoding.problem()) is not None and not self.problems.lines:
+                    self.problems.add(whole)
                 if encoding.lengths:
                     self.summary = encoding.summary()
                     self.warnings = _warnings(self.summary, selection, self.config, self.encoder, unseen=self.unseen)
@@ -181,20 +185,21 @@ class _Check:
                 more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
                 self.warnings.append(f"not read: {', '.join(names[:SHOWN])}{more}")
         except InputError as error:
-            self.add(error)
+            self.problems.add(error)
 
     def found(self) -> DatasetCheck:
-        more = self.skipped - len(self.left_out)
-        counted = [f"left out: {more:,} more bad rows"] if more else []
+        left_out = [f"left out: {line}" for line in self.left_out.lines]
+        if self.left_out.more:
+            left_out.append(f"left out: {self.left_out.more:,} more bad rows")
         return DatasetCheck(
             name=self.name,
             source=self.item.path,
             unseen=self.unseen,
             rows=self.rows,
             summary=self.summary,
-            problems=self.problems,
-            more_problems=self.more_problems,
-            warnings=[*self.left_out, *counted, *self.warnings],
+            problems=self.problems.lines,
+            more_problems=self.problems.more,
+            warnings=[*left_out, *self.warnings],
         )
 
 
