@@ -40,6 +40,7 @@ MIXED = [0.7, 1.0, 1.5]  # β of a curvature-aware merge, which may run either w
 
 
 TRAINING = ("splitter", "axes", "copies", "epochs", "rate", "pull")  # what a method's branches are trained by
+ADDED = ("rounds",)  # as well, where they differ from their default
 
 
 class MethodConfig(Section):
@@ -53,6 +54,12 @@ class MethodConfig(Section):
     epochs: float = Field(default=1.0, gt=0, description="Passes over the data, as a multiple of `train.epochs`.")
     rate: float = Field(default=1.0, gt=0, le=100, description="Learning rate, as a multiple of `train.learning_rate`.")
     pull: float = Field(default=0.0, ge=0, description="Weight decay toward θ0.")
+    rounds: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Train the branches in so many parts; after each they are merged by `merge`, and go on from there.",
+    )
     branches: str | None = Field(
         default=None,
         description="Train nothing: merge the branches of this method once more. What it trains is that method's.",
@@ -104,9 +111,19 @@ class MethodConfig(Section):
             problems.append((("axes",), "must be 1 to 6, or `auto`"))
         if not self.is_published and splitter.one_group:
             problems.append((("merge",), "joint training has one branch: there is nothing to merge"))
+        problems += [(("rounds",), why) for why in self._no_rounds()]
         if problems:
             raise refused(problems)
         return self
+
+    def _no_rounds(self) -> Iterator[str]:
+        """Why the method cannot be trained in the rounds that it asks for."""
+        if self.rounds == 1:
+            return
+        if self._splitter.whole_mixture:
+            yield "only the branches of groups are merged in rounds; joint training and soups have none"
+        elif self.merge in FOREIGN_RULES or not extensions.load("rules", self.merge).of_weights_alone:
+            yield f"`{self.merge}` merges once; rounds need a rule that reads weights alone, such as tokens or actmat"
 
     @property
     def _splitter(self) -> Any:
@@ -129,7 +146,9 @@ class MethodConfig(Section):
     @property
     def training(self) -> tuple[Any, ...]:
         """What its branches depend on besides the seed and the budget."""
-        return tuple(getattr(self, name) for name in TRAINING)
+        added = [(name, value) for name in ADDED if (value := getattr(self, name)) != _default(name)]
+        rule = [(self.merge, self.ridge)] if self.rounds > 1 else []
+        return (*(getattr(self, name) for name in TRAINING), *added, *rule)
 
     @property
     def passes(self) -> float:
@@ -155,6 +174,9 @@ def spell_out(methods: dict[str, Any]) -> dict[str, Any]:
             found[name] = item
             continue
         found[name] = {key: value for key, value in item.items() if key != "also"}
+        if _in_rounds(item):
+            problems.append(((name, "also"), _ROUNDS_HAVE_A_RULE))
+            continue
         scales = {"scales": item["scales"]} if "scales" in item else {}
         for index, (entry, rule) in enumerate(zip(also or [], rules, strict=True)):
             further = f"{name}-{rule}"
@@ -170,14 +192,30 @@ def spell_out(methods: dict[str, Any]) -> dict[str, Any]:
         except ValueError as error:
             problems.append(((name, "branches"), str(error)))
             continue
-        theirs = {key: source[key] for key in TRAINING if key in source} if isinstance(source, dict) else {}
-        for key in TRAINING:
-            if key in item and item[key] != theirs.get(key, MethodConfig.model_fields[key].default):
+        if _in_rounds(source):
+            problems.append(((name, "branches"), _ROUNDS_HAVE_A_RULE))
+        keys = (*TRAINING, *ADDED)
+        theirs = {key: source[key] for key in keys if key in source} if isinstance(source, dict) else {}
+        for key in keys:
+            if key in item and item[key] != theirs.get(key, _default(key)):
                 problems.append(((name, key), f"the branches of `{chain[name]}` are trained already; remove this key"))
         found[name] = {**item, **theirs}
     if problems:
         raise refused(problems)
     return found
+
+
+_ROUNDS_HAVE_A_RULE = (
+    "branches in rounds are trained by their own rule, and merged by it alone: give every rule a method with `rounds`"
+)
+
+
+def _in_rounds(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("rounds", 1) != 1
+
+
+def _default(key: str) -> Any:
+    return MethodConfig.model_fields[key].default
 
 
 def _rule(entry: Any) -> str | None:
@@ -372,6 +410,8 @@ class StudyConfig(Section):
             yield ("model",), "give `model`, or `warmup` for a fresh small one"
         if self.train.lora is not None:
             yield ("train", "lora"), "a study compares full fine-tuning; leave it unset"
+        if self.train.rounds > 1:
+            yield ("train", "rounds"), "in a study each method has its own: give `methods.NAME.rounds`"
 
     def _wrong_names(self) -> Iterator[tuple[Location, str]]:
         owner: dict[str, str] = {}

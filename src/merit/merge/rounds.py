@@ -3,6 +3,7 @@ its data, and merges them by the run's own rule; the branches of the next round 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,22 @@ def run(context: RunContext) -> dict[str, Any]:
         if (examples := round(item.train.examples * item.weight)) < rounds:
             said = f"{rounds}, but `{item.name}` has only {examples} training examples"
             raise InputError(said, field="train.rounds")
-    trained = 0
-    for number in _numbers(context):
-        methods = _methods(context, number)
-        trained += train_methods(context, methods)
-        merge_methods(context, methods)
+    trained = run_rounds(context, context.trained, lambda methods: train_methods(context, methods))
     return {"rounds": len(_numbers(context)), "trained": trained}
+
+
+def run_rounds(context: RunContext, methods: Sequence[Method], train: Callable[[Sequence[Method]], int]) -> int:
+    """Trains and merges all rounds but the last of these methods; returns the number of branches trained.
+
+    Args:
+        train: trains what is missing of one round of each method, and returns how many branches that was.
+    """
+    trained = 0
+    for number in range(1, max(method.rounds for method in methods)):
+        now = [method.before[number - 1] for method in methods if number < method.rounds]
+        trained += train(now)
+        merge_methods(context, now)
+    return trained
 
 
 def _numbers(context: RunContext) -> range:

@@ -103,6 +103,11 @@ class MergeRule:
         return not self.is_solved and self.sums is None
 
     @property
+    def of_weights_alone(self) -> bool:
+        """Whether it reads checkpoints and nothing that was measured of the branches."""
+        return self.sums is None and not self.needs_inputs
+
+    @property
     def is_solved(self) -> bool:
         """Whether the merge engine carries it out tensor by tensor, from the branches and θ0 alone."""
         return self.tensor is not None or self.layer is not None

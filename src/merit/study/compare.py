@@ -97,6 +97,7 @@ class Contender:
     passes: float
     entries: Sequence[Entry]
     chooses: bool = False
+    share: float = 1.0  # of its methods' training
 
     @property
     def faces(self) -> list[str]:
@@ -148,6 +149,13 @@ def contenders(study: Study, summaries: Sequence[Summary]) -> dict[str, Contende
             continue
         results = [item.methods[name] for item in summaries]
         words = describe(method)
+        for number in range(1, len(results[0].between) + 1):
+            points = [result.between[number - 1] for result in results]
+            after = [Entry(_scores(study, p.mark, store), r, p) for p, r in zip(points, results, strict=True)]
+            label, share = f"{name}@{number}", number / method.rounds
+            found[label] = Contender(
+                label, None, f"{words}, after round {number}", method.passes * share, after, share=share
+            )
         plain = [entry(result, result.plain) for result in results]
         found[name] = Contender(name, name, words, method.passes, plain)
         if len(results[0].points) > 1:
@@ -195,6 +203,7 @@ def describe(method: MethodConfig) -> str:
     extra += [f"decay to θ0 {method.pull:g}"] if method.pull else []
     ridge = f" with ridge {method.ridge:g}" if method.ridge is not None else ""
     extra += [f"{method.merge} merge{ridge}"] if not method.is_published else []
+    extra += [f"{method.rounds} rounds"] if method.rounds > 1 else []
     return ", ".join([words, *extra])
 
 
@@ -394,11 +403,14 @@ def _controls(study: Study, competing: dict[str, Contender], subject: str) -> li
     best = {BEST + str(item.pool) for item in random.values() if item.pool is not None}
     labels += matched or [label for label in sorted(best) if label in competing] or plain
     own = methods.get(subject.removesuffix(CHOSEN))
-    if own is not None and not own.is_published:  # against the token average of the same branches, too
-        same = own.model_copy(update={"merge": PUBLISHED, "scales": [], "pool": None})
-        plain = [n for n, m in methods.items() if m.model_copy(update={"scales": [], "pool": None}) == same]
+    if own is not None and (not own.is_published or own.rounds > 1):
+        # Against the token average of the same branches, too; rounds, against one merge; and the same of random groups.
+        once = own.model_copy(update={"rounds": 1})
+        merges = {PUBLISHED} if own.rounds == 1 else {PUBLISHED, own.merge}
+        plain = [n for n, m in methods.items() if m.training == once.training and m.merge in merges]
         labels += [label for name in plain for label in (name, name + CHOSEN)]
-        labels += [name + CHOSEN for name, item in random.items() if item.merge == own.merge]
+        alike = [n for n, m in random.items() if (m.merge, m.rounds) == (own.merge, own.rounds)]
+        labels += [name + CHOSEN if name + CHOSEN in competing else name for name in alike]
     return [label for label in dict.fromkeys(labels) if label in competing and label != subject]
 
 

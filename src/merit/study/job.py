@@ -34,6 +34,7 @@ from merit.pipeline import run_pipeline
 from merit.run.layout import BranchDir
 from merit.split import step as split
 from merit.split.partition import Partition
+from merit.study.cells import Planned, RoundsCell, cell_mark, cell_marks
 from merit.study.measure import (
     Examples,
     MethodResult,
@@ -72,25 +73,36 @@ class SeedData:
             run_pipeline(self.context, until=split.NAME)
         self.mixture = self.context.mixture
 
+    def partition(self, method: MethodConfig) -> Partition:
+        """The groups that a method trains on."""
+        return Partition.load(self.study.dir.partition(self.seed, method).partition)
+
     def specs(self, method: MethodConfig, budget: float) -> list[BranchSpec]:
-        """The trainings that a method needs, one spec a branch."""
-        partition = Partition.load(self.study.dir.partition(self.seed, method).partition)
-        groups = [group.datasets for group in partition.groups]
+        """The trainings that a method needs, one spec a branch; in rounds, the first of each branch."""
+        groups = [group.datasets for group in self.partition(method).groups]
         if method.copies is not None:  # a soup: copies of the whole mixture
             groups = groups[:1] * method.copies
         recipe = scaled(self.study.config.train, method)
         return [
-            self.spec(group, budget, recipe, copy=k if method.copies is not None else 0)
+            self.spec(
+                group,
+                budget,
+                recipe,
+                copy=k if method.copies is not None else 0,
+                branch=k if method.rounds > 1 else 0,
+            )
             for k, group in enumerate(groups)
         ]
 
-    def spec(self, names: Sequence[str], budget: float, recipe: TrainConfig, *, copy: int = 0) -> BranchSpec:
+    def spec(
+        self, names: Sequence[str], budget: float, recipe: TrainConfig, *, copy: int = 0, branch: int = 0
+    ) -> BranchSpec:
         """The training on the datasets `names`. Nothing in it says which method asked for it."""
         summaries = {item.name: item for item in self.mixture.datasets}
         data = [summaries[name] for name in sorted(names)]  # the same group is the same cell, however it was found
         return BranchSpec(
             method="study",
-            branch=0,
+            branch=branch,
             model=self.study.model,
             model_fingerprint=self.study.theta0.fingerprint,
             train=recipe,
@@ -102,14 +114,14 @@ class SeedData:
 
 
 def scaled(train: TrainConfig, by: MethodConfig) -> TrainConfig:
-    """The study's recipe with the epochs, the rate and the decay of one method."""
-    changes = {"epochs": train.epochs * by.epochs, "learning_rate": train.learning_rate * by.rate, "pull": by.pull}
+    """The study's recipe with the epochs, the rate, the decay and the rounds of one method."""
+    changes = {
+        "epochs": train.epochs * by.epochs,
+        "learning_rate": train.learning_rate * by.rate,
+        "pull": by.pull,
+        "rounds": by.rounds,
+    }
     return train.model_copy(update=changes)
-
-
-def cell_mark(spec: BranchSpec) -> str:
-    """The cell's name. Equal specs are one cell, whichever methods ask for it."""
-    return fingerprint(spec)
 
 
 @dataclass(frozen=True)
@@ -128,6 +140,7 @@ class Job:
         self.share = study.config.budgets[budget]
         self.folder = study.dir.job(seed, budget)
         self.data = SeedData(study, seed, progress)
+        self.cell_run = study.cell_run(progress)
         self.precision = pick_precision(study.config.train.precision)
         theta0 = study.theta0
         self.ray = Ray(load_model(theta0.path, trust_remote_code=theta0.trust_remote_code))
@@ -149,7 +162,8 @@ class Job:
         base = self._point(self.ray.reset(), self._mark("base"), test=True)
         plans = {name: self.data.specs(method, self.share) for name, method in available_methods(study).items()}
         skipped = {name: "mergekit is not installed" for name in study.config.methods if name not in plans}
-        needed = Counter(cell_mark(spec) for specs in plans.values() for spec in specs)
+        cells = {name: cell_marks(study.config.methods[name], specs) for name, specs in plans.items()}
+        needed = Counter(mark for marks in cells.values() for mark in marks)
         results: dict[str, MethodResult] = {}
         total = sum(spec.planned_tokens for specs in plans.values() for spec in specs)
         done = 0
@@ -159,10 +173,10 @@ class Job:
                 results[name] = self._method(name, study.config.methods[name], specs)
                 done += sum(spec.planned_tokens for spec in specs)
                 bar.update(done, note=name)
-                for spec in specs:
-                    needed[cell_mark(spec)] -= 1
-                    if not needed[cell_mark(spec)]:
-                        self.drop_weights(spec)
+                for mark in cells[name]:
+                    needed[mark] -= 1
+                    if not needed[mark]:
+                        self.drop_weights(mark)
                 self._summary(base, results, skipped).save(study.dir.so_far(self.seed, self.budget))
         summary = self._summary(base, results, skipped)
         summary.save(study.dir.summary(self.seed, self.budget))
@@ -178,10 +192,24 @@ class Job:
             prepare_branch(branch, spec)
         return Cell(branch, train_branch(self.study.dir.run, branch, base=self.study.base))
 
-    def drop_weights(self, spec: BranchSpec) -> None:
+    def train_rounds(self, method: MethodConfig, specs: Sequence[BranchSpec]) -> tuple[list[Cell], RoundsCell]:
+        """The branches of a method's last round, and its cell. What is missing is trained here, and merged."""
+
+        def train(todo: Sequence[Planned]) -> None:
+            for item in todo:  # a merge's path is relative to the study's directory
+                base = self.study.base if item.spec.round == 1 else self.study.dir.root
+                train_branch(self.study.dir.run, item.dir, base=base)
+
+        rounds = RoundsCell.of(self.cell_run, method, self.data.partition(method), specs)
+        branches = rounds.train(train)
+        return [Cell(branch, BranchResult.load(branch.done)) for branch in branches], rounds
+
+    def drop_weights(self, mark: str) -> None:
         """Removes the weights of a cell that nothing else needs, unless the study keeps them."""
+        home = self.study.dir.run.method(mark)
         if self.study.config.keep == "none":
-            shutil.rmtree(self.study.dir.cell(cell_mark(spec)).checkpoint, ignore_errors=True)
+            for folder in (home.rounds, home.merged(), *home.branches.glob("*/checkpoint")):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _summary(self, base: PointScores, results: dict[str, MethodResult], skipped: dict[str, str]) -> Summary:
         return Summary(
@@ -206,8 +234,15 @@ class Job:
         known = kept(path, MethodResult, {"mark": mark}, Files(study.dir.point("").parent, digest=None)).record
         if known is not None:
             return known
-        cells = [self.train(spec) for spec in specs]
-        steps, distances = self._merge(method, rule, cells)
+        steps: dict[float | None, State]
+        if method.rounds > 1:
+            cells, rounds = self.train_rounds(method, specs)
+            steps, distances = {None: self.ray.step(rounds.method.dir.merged())}, rounds.merge.branch_displacement
+            between = self._between(rounds, mark)
+        else:
+            cells = [self.train(spec) for spec in specs]
+            steps, distances = self._merge(method, rule, cells)
+            between = []
         points = [
             self._point_of(step, scale, ridge, fingerprint(mark, scale, ridge))
             for ridge, step in steps.items()
@@ -234,8 +269,17 @@ class Job:
             points=points,
             plain=plain,
             chosen=chosen,
+            between=between,
         )
         found.save(path)
+        return found
+
+    def _between(self, rounds: RoundsCell, mark: str) -> list[PointResult]:
+        """The merges after every round but the last, measured on test examples, too."""
+        found = []
+        for method in rounds.method.before:
+            step = self.ray.step(method.dir.merged())
+            found.append(self._point_of(step, 1.0, None, fingerprint(mark, "round", method.round), test=True))
         return found
 
     def _merge(
@@ -294,8 +338,10 @@ class Job:
         shutil.rmtree(out)
         return step, merge.branch_displacement
 
-    def _point_of(self, step: State, scale: float, ridge: float | None, mark: str) -> PointResult:
-        scores = self._point(self.ray.set(step, scale), mark, test=False)
+    def _point_of(
+        self, step: State, scale: float, ridge: float | None, mark: str, *, test: bool = False
+    ) -> PointResult:
+        scores = self._point(self.ray.set(step, scale), mark, test=test)
         return PointResult(
             scale=scale,
             ridge=ridge,

@@ -87,12 +87,13 @@ class MethodResult(Record):
     points: list[PointResult]
     plain: int  # the point that the method's name stands for: scale 1, ridge by validation
     chosen: int  # the point with the best validation average
+    between: list[PointResult] = Field(default_factory=list)  # the merges after every round but the last
     notes: list[str] = Field(default_factory=list)
 
     @property
     def files(self) -> dict[str, str]:
         """The scores of its points. A point is named by its fingerprint, so it is right if it exists."""
-        return {f"{item.mark}.json": "" for item in self.points}
+        return {f"{item.mark}.json": "" for item in (*self.points, *self.between)}
 
 
 class Summary(Record):

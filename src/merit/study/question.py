@@ -29,6 +29,7 @@ from merit.base.record import Record, fingerprint
 from merit.conflict.similarity import HalfGram, cosines, disattenuated, half_gram
 from merit.gradients.store import SketchStore
 from merit.split.evidence import AxesEvidence
+from merit.study.cells import cell_mark
 from merit.study.compare import Interval
 from merit.study.measure import Part, measure
 
@@ -150,7 +151,7 @@ def ask(job: Job) -> QuestionResult:
     for spec in specs:
         after = losses(job.ray.set(job.ray.step(job.train(spec).branch.checkpoint)))
         columns.append([b - a for a, b in zip(base, after, strict=True)])
-        job.drop_weights(spec)
+        job.drop_weights(cell_mark(spec))
     run = data.context.run
     store = SketchStore.open(run.gradients)
     found = similarities(store, half_gram(store.companion, names), names)

@@ -38,7 +38,7 @@ class Row(Record):
 
     budget: str
     label: str  # merit-2d; merit-2d* is at the scale that validation chose; best:merit the best of a pool
-    method: str | None  # None for θ0 and for a pool's best
+    method: str | None  # None for θ0, for a pool's best and for the merge after a round that is not the last
     words: str
     passes: float  # training tokens, as a multiple of one joint run; 0 for θ0
     supervised_tokens: int  # mean over seeds
@@ -167,13 +167,13 @@ def _row(study: Study, budget: str, item: Contender) -> Row:
         method=item.method,
         words=item.words,
         passes=item.passes,
-        supervised_tokens=round(float(np.mean([m.supervised_tokens for m in methods]))) if methods else 0,
+        supervised_tokens=round(item.share * float(np.mean([m.supervised_tokens for m in methods]))) if methods else 0,
         faces={face: interval(face) for face in item.faces if face != AVERAGE},
         average=interval(AVERAGE),
         exact=item.exact(),
         drift=item.drift(),
         distance=float(np.mean([point.distance for point in points])) if points else 0.0,
-        seconds=float(np.mean([m.seconds for m in methods])) if methods else 0.0,
+        seconds=item.share * float(np.mean([m.seconds for m in methods])) if methods else 0.0,
         chosen=item.choices,
         branches=study.config.trained_by(item.method) if item.method is not None else None,
     )

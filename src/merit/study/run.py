@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from merit.base.errors import InputError
@@ -77,14 +77,16 @@ def train_cells(study: Study, seed: int, budget: str, progress: Progress = SILEN
     Raises:
         InputError, StageError: as `merit.train.step.run_jobs`.
     """
-    from merit.study.job import SeedData, available_methods, cell_mark
+    from merit.study.cells import Planned, RoundsCell, cell_mark
+    from merit.study.job import SeedData, available_methods
     from merit.train.job import branch_job
     from merit.train.step import prepare_branch, run_jobs
 
     known = summary_so_far(study, seed, budget)
     data = SeedData(study, seed, progress)
     todo = [method for name, method in available_methods(study).items() if known is None or name not in known.methods]
-    cells = {cell_mark(spec): spec for method in todo for spec in data.specs(method, study.config.budgets[budget])}
+    plans = [(method, data.specs(method, study.config.budgets[budget])) for method in todo]
+    cells = {cell_mark(spec): spec for method, specs in plans if method.rounds == 1 for spec in specs}
     context = study.cell_run(progress)
     jobs = []
     for mark, spec in cells.items():
@@ -93,6 +95,13 @@ def train_cells(study: Study, seed: int, budget: str, progress: Progress = SILEN
             cell = Method(mark, study.dir.run.method(mark), BaselineConfig(splitter="single"))
             jobs.append((branch, branch_job(context, cell, branch, spec)))
     run_jobs(context, jobs)
+
+    def train(round_of: Sequence[Planned]) -> None:
+        run_jobs(context, [(item.dir, branch_job(context, item.method, item.dir, item.spec)) for item in round_of])
+
+    for method, specs in plans:
+        if method.rounds > 1:
+            RoundsCell.of(context, method, data.partition(method), specs).train(train)
 
 
 def summary(study: Study, seed: int, budget: str) -> Summary | None:
