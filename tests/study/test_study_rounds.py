@@ -15,6 +15,7 @@ from tiny_study import write_study
 
 from merit.base.errors import InputError, Problems
 from merit.base.record import fingerprint
+from merit.base.words import data_size
 from merit.config.sections import ModelConfig, TrainConfig
 from merit.config.study import MethodConfig
 from merit.merge.average import merge_checkpoints
@@ -121,6 +122,32 @@ def test_the_merge_after_every_round_is_a_row(finished):
     assert rows["rounds-3@1"].faces["in_mixture"].value == pytest.approx(point.test.losses["in_mixture"])
     against = {item.b for item in results.comparisons if item.a == "rounds-2"}
     assert {"joint", "merit-1d", "merit-1d-actmat"} <= against
+
+
+def test_bytes_are_those_of_checkpoints_and_of_gradients(finished):
+    """Two branches, so that joint training counts on two machines."""
+    study, found = finished
+    results = publish(study)
+    rows = {row.label: row for row in results.rows}
+    size, steps = 4 * found.parameters, found.methods["joint"].steps[0]
+    assert {label: row.bytes_moved for label, row in rows.items()} == {
+        "base": None,
+        "joint": 2 * size * steps,
+        "merit-1d": 2 * size,
+        "merit-1d-actmat": 2 * size,
+        "rounds-2@1": 2 * size,
+        "rounds-2": 6 * size,
+        "rounds-3@1": 2 * size,
+        "rounds-3@2": 6 * size,
+        "rounds-3": 10 * size,
+    }
+    tables = (study.dir.results / "tables.md").read_text()
+    assert f"| {data_size(10 * size)} |" in tables
+    assert "2 machines all-reduce" in tables
+    drawn = (study.dir.results / "bytes-half.svg").read_text()
+    assert all(name in drawn for name in ("bytes moved", "rounds-3", "joint"))
+    assert "bytes-half.svg" not in tables
+    assert drawn[drawn.index("<svg") :] in (study.dir.results / "results.html").read_text()
 
 
 def test_a_killed_round_resumes_and_no_round_is_trained_twice(finished, tmp_path):

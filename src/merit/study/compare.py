@@ -36,6 +36,7 @@ BASE = "base"
 CHOSEN = "*"
 BEST = "best:"
 AVERAGE = "average"
+FACE_NAMES = {"in_mixture": "in-mixture", "unseen": "unseen", "retention": "retention", AVERAGE: "average"}
 
 Values = NDArray[np.float64]
 KeyT = TypeVar("KeyT")

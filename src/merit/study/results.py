@@ -17,6 +17,8 @@ from merit.base.kept import kept
 from merit.base.machine import gpu_names, usable_cores
 from merit.base.record import Record
 from merit.config.run import versions
+from merit.plan.traffic import data_parallel, moved
+from merit.split.splitter import find_splitter
 from merit.study.compare import (
     AVERAGE,
     Comparison,
@@ -31,6 +33,8 @@ from merit.study.measure import FACES, PointScores, Summary
 from merit.study.question import Answer, QuestionResult, answers
 from merit.study.run import summary, summary_so_far
 from merit.study.spec import Study
+
+_FLOAT32 = 4  # bytes of a weight of a branch, and of its gradient
 
 
 class Row(Record):
@@ -50,6 +54,7 @@ class Row(Record):
     seconds: float  # of training, mean over seeds
     chosen: list[str]  # what validation chose, seed by seed; empty where there was nothing to choose
     branches: str | None = None  # the first method with the same branches; None where the row is of no one method
+    bytes_moved: int | None = None  # between machines while it trains, mean over seeds; None for θ0
 
 
 class RayPoint(Record):
@@ -89,6 +94,7 @@ class Results(Record):
     skipped: dict[str, str]
     notes: list[str]
     machine: dict[str, str]
+    machines: int = 1  # on which joint training is counted as data-parallel: the most branches of a method
 
     def seeds_of(self, budget: str) -> list[int]:
         """The seeds that a budget's tables are of."""
@@ -103,16 +109,21 @@ def collect(study: Study) -> Results:
     by_budget = {budget: items for budget, items in by_budget.items() if items}
     if not by_budget:
         raise InputError("this study has no results yet; run `merit study` on it first", file=study.dir.root)
+    first = next(iter(by_budget.values()))[0]
+    parameters = first.parameters
+    machines = max(len(result.groups) for items in by_budget.values() for i in items for result in i.methods.values())
     rows: list[Row] = []
     comparisons: list[Comparison] = []
     rays: list[Ray] = []
     for budget, items in by_budget.items():
         competing = contenders(study, items)
-        rows += [_row(study, budget, item) for item in competing.values()]
+        rows += [
+            _row(study, budget, item).model_copy(update={"bytes_moved": _moved(study, item, parameters, machines)})
+            for item in competing.values()
+        ]
         comparisons += compare(study, budget, competing)
         known = shared_methods(items)
         rays += [_ray(study, budget, name, items) for name in config.methods if name in known]
-    first = next(iter(by_budget.values()))[0]
     faces = PointScores.load(study.dir.point(first.base)).test
     asked = [kept(study.dir.question(seed), QuestionResult).record for seed in config.seeds]
     answered = [item for item in asked if item is not None]
@@ -122,7 +133,7 @@ def collect(study: Study) -> Results:
         seeds=sorted({item.seed for items in by_budget.values() for item in items}),
         budgets=list(by_budget),
         budget_seeds={budget: [item.seed for item in items] for budget, items in by_budget.items()},
-        parameters=first.parameters,
+        parameters=parameters,
         datasets={face: len(faces.face(face)) for face in FACES} if faces else {},
         examples={face: sum(len(s.losses) for s in faces.face(face)) for face in FACES} if faces else {},
         rows=rows,
@@ -134,6 +145,7 @@ def collect(study: Study) -> Results:
         skipped={name: why for items in by_budget.values() for item in items for name, why in item.skipped.items()},
         notes=_notes(study, by_budget),
         machine=machine(study.base),
+        machines=machines,
     )
 
 
@@ -177,6 +189,20 @@ def _row(study: Study, budget: str, item: Contender) -> Row:
         chosen=item.choices,
         branches=study.config.trained_by(item.method) if item.method is not None else None,
     )
+
+
+def _moved(study: Study, item: Contender, parameters: int, machines: int) -> int | None:
+    """Bytes between machines while a contender trains, mean over seeds: of its branches' weights and merges, or of the
+    gradients of joint training on so many `machines`. None for θ0."""
+    size = _FLOAT32 * parameters
+    found = []
+    for result in (entry.method for entry in item.entries if entry.method is not None):
+        method = study.config.methods[result.name]
+        if find_splitter(method.splitter).one_group:
+            found.append(data_parallel(machines, result.steps[0], size))
+        else:
+            found.append(moved(len(result.groups), round(method.rounds * item.share), size))
+    return round(float(np.mean(found))) if found else None
 
 
 def _ray(study: Study, budget: str, name: str, items: Sequence[Summary]) -> Ray:

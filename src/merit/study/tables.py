@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import html
-import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from merit.base.files import atomic_path, write_text
-from merit.base.words import NONE, decimal, plain, plural
-from merit.study.compare import AVERAGE, Comparison, Interval
-from merit.study.results import Ray, Results, Row, collect
+from merit.base.files import write_text
+from merit.base.words import NONE, data_size, decimal, plain, plural
+from merit.study.compare import AVERAGE, FACE_NAMES, Comparison, Interval
+from merit.study.figures import write_figures
+from merit.study.results import Results, Row, collect
 from merit.study.spec import Study
 
 Block = str | list[list[str]] | Path  # a line of Markdown, a table with its header, a figure
 
-_log = logging.getLogger(__name__)
-_FACES = {"in_mixture": "in-mixture", "unseen": "unseen", "retention": "retention", AVERAGE: "average"}
 _VERDICT = {"better": "▼ better", "worse": "▲ worse", "undecided": "undecided"}
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#222}"
@@ -67,7 +64,7 @@ def document(results: Results, folder: Path) -> list[Block]:
         for face in (*_faces(results), AVERAGE):
             found = [c for c in results.comparisons if c.budget == budget and c.face == face]
             if found:
-                blocks += [f"**{_FACES[face]}**", [_COMPARED, *(_compared(item) for item in found)]]
+                blocks += [f"**{FACE_NAMES[face]}**", [_COMPARED, *(_compared(item) for item in found)]]
     if results.answers:
         blocks += ["## Does conflict predict harm?", _answers(results), *folder.glob("harm.svg")]
     return blocks
@@ -76,7 +73,9 @@ def document(results: Results, folder: Path) -> list[Block]:
 def main_table(results: Results, budget: str) -> list[list[str]]:
     """Header and a row for each method of one budget."""
     faces = _faces(results)
-    rows = [["method", "tokens", *(_FACES[face] for face in faces), "average", "exact", "drift", "‖θ−θ0‖"]]
+    moved = any(row.bytes_moved is not None for row in _rows(results, budget))  # earlier versions did not say
+    rows = [["method", "tokens", *(FACE_NAMES[face] for face in faces), "average", "exact", "drift", "‖θ−θ0‖"]]
+    rows[0] += ["bytes"] if moved else []
     for row in _rows(results, budget):
         values = [*(row.faces[face] for face in faces), row.average]
         rows.append(
@@ -87,6 +86,7 @@ def main_table(results: Results, budget: str) -> list[list[str]]:
                 NONE if row.exact is None else f"{row.exact:.1%}",
                 decimal(row.drift),
                 f"{row.distance:.2f}",
+                *([data_size(row.bytes_moved) if row.bytes_moved else NONE] if moved else []),
             ]
         )
     return rows
@@ -143,7 +143,7 @@ def latex_table(results: Results) -> str:
         f"% {results.name}: test loss, mean over {len(results.seeds)} seeds; brackets: half of the 95% interval",
         "\\begin{tabular}{ll" + "r" * len(faces) + "}",
         "\\toprule",
-        "Method & Tokens & " + " & ".join(_FACES[face].capitalize() for face in faces) + " \\\\",
+        "Method & Tokens & " + " & ".join(FACE_NAMES[face].capitalize() for face in faces) + " \\\\",
     ]
     for budget in results.budgets:
         rows = _rows(results, budget)
@@ -186,17 +186,26 @@ def _answers(results: Results) -> list[list[str]]:
 
 
 def _preface(results: Results) -> list[str]:
-    parts = ", ".join(f"{count} {_FACES[face]} datasets" for face, count in results.datasets.items())
+    parts = ", ".join(f"{count} {FACE_NAMES[face]} datasets" for face, count in results.datasets.items())
     lines = [
         f"- {results.parameters:,} parameters; seeds {', '.join(map(str, results.seeds))}; {parts}.",
-        f"- Test examples a seed: {', '.join(f'{_FACES[face]} {n}' for face, n in results.examples.items())}.",
+        f"- Test examples a seed: {', '.join(f'{FACE_NAMES[face]} {n}' for face, n in results.examples.items())}.",
         "- `*`: at the scale that validation chose; `best:` a pool's best by validation. Tokens: in passes.",
+        *([_moved_words(results.machines)] if results.machines > 1 else []),
         *(f"- {note}" for note in results.notes),
         *(f"- `{name}` did not run: {why}." for name, why in results.skipped.items()),
         "- " + ", ".join(f"{key} {value}" for key, value in results.machine.items()) + ".",
     ]
     unfinished = ["- **Unfinished**: some seeds or budgets are still to run."]
     return lines if results.complete else unfinished + lines
+
+
+def _moved_words(machines: int) -> str:
+    return (
+        "- Bytes: what machines send while they train. A branch sends its weights at the end of every round, and "
+        "receives the merge that it goes on from. Joint training counts as data-parallel: "
+        f"{machines} machines all-reduce its gradients in every step. Weights and gradients are float32."
+    )
 
 
 def _marked(line: str) -> str:
@@ -221,138 +230,3 @@ def _tex(text: str) -> str:
     for char in "\\&%$#_{}":
         text = text.replace(char, f"\\{char}" if char != "\\" else "/")
     return text
-
-
-_COLOURS = {"joint": "#1b6ca8", "merit": "#c0392b", "random": "#7f8c8d", "soup": "#8e44ad", "other": "#2d8a4e"}
-_NAMES = {**_FACES, "unseen": "unseen families"}
-_SALT = "merit"  # of ids in the SVG: the same results give the same file
-
-
-def write_figures(results: Results, folder: Path) -> list[Path]:
-    """forest-, pareto- and, where it was asked, harm figures, one a budget; none without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        _log.warning("no figures: pip install 'merit-tuning[study]' for matplotlib")
-        return []
-    matplotlib.use("Agg")
-    matplotlib.rcParams.update(
-        {"svg.hashsalt": _SALT, "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False}
-    )
-    matplotlib.rcParams["axes.spines.right"] = False
-    written = []
-    for budget in results.budgets:
-        written.append(_save(_forest(results, budget), folder / f"forest-{budget}.svg"))
-        written.append(_save(_pareto(results, budget), folder / f"pareto-{budget}.svg"))
-    if results.answers:
-        written.append(_save(_harm(results), folder / "harm.svg"))
-    return written
-
-
-def _save(figure: Any, path: Path) -> Path:
-    import matplotlib.pyplot as plt
-
-    with atomic_path(path) as part:
-        figure.savefig(part, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
-    return path
-
-
-def _forest(results: Results, budget: str) -> Any:
-    """Differences with intervals, a panel a face; filled where the interval excludes zero."""
-    import matplotlib.pyplot as plt
-
-    found = [item for item in results.comparisons if item.budget == budget]
-    pairs = list(dict.fromkeys((item.a, item.b) for item in found))
-    faces = list(dict.fromkeys(item.face for item in found))
-    size = (3.0 * max(1, len(faces)) + 2, 0.17 * len(pairs) + 1.2)
-    figure, axes = plt.subplots(1, max(1, len(faces)), figsize=size, sharey=True, squeeze=False)
-    for axis, face in zip(axes[0], faces, strict=False):
-        by_pair: dict[tuple[str, str], Comparison] = {(i.a, i.b): i for i in found if i.face == face}
-        for row, pair in enumerate(pairs):
-            item = by_pair[pair]
-            colour = {"better": "#2d8a4e", "worse": "#c0392b"}.get(item.verdict, "#999999")
-            axis.plot([item.low, item.high], [row, row], color=colour, lw=1.4)
-            axis.plot(
-                item.difference, row, "o", ms=3.5, color=colour, mfc="white" if item.verdict == "undecided" else colour
-            )
-        axis.axvline(0, color="black", lw=0.8)
-        axis.set_title(_NAMES[face])
-        axis.set_xlabel("difference of loss, nats")
-    axes[0][0].set_yticks(range(len(pairs)), [f"{a}  −  {b}" for a, b in pairs], fontsize=7)
-    axes[0][0].set_ylim(len(pairs) - 0.5, -0.5)
-    return figure
-
-
-def _pareto(results: Results, budget: str) -> Any:
-    """In-mixture loss against unseen and retention loss: a curve a ray, a point a method. Down and left is better."""
-    import matplotlib.pyplot as plt
-
-    faces = [face for face in ("unseen", "retention") if results.datasets.get(face)]
-    figure, axes = plt.subplots(1, max(1, len(faces)), figsize=(6.2 * max(1, len(faces)), 5.2), squeeze=False)
-    rows = [row for row in results.rows if row.budget == budget and row.method == row.label]
-    base = next((row for row in results.rows if row.budget == budget and row.label == "base"), None)
-    for axis, face in zip(axes[0], faces, strict=False):
-        for ray in results.rays:
-            if ray.budget == budget:
-                _draw_ray(axis, ray, base, face)
-        for row in rows:
-            axis.plot(row.faces["in_mixture"].value, row.faces[face].value, "o", ms=4, color=_colour(row.label))
-            axis.annotate(
-                row.label,
-                (row.faces["in_mixture"].value, row.faces[face].value),
-                fontsize=6,
-                xytext=(3, 2),
-                textcoords="offset points",
-                color=_colour(row.label),
-            )
-        axis.set_xlabel("in-mixture test loss")
-        axis.set_ylabel(f"{_NAMES[face]} test loss")
-        _zoom(axis, rows, face)
-    return figure
-
-
-def _draw_ray(axis: Any, ray: Ray, base: Row | None, face: str) -> None:
-    points = [(p.faces["in_mixture"], p.faces[face]) for p in ray.points]
-    look = {"color": _colour(ray.method), "lw": 0.9, "alpha": 0.6}
-    axis.plot(*zip(*points, strict=True), marker=".", ms=3, **look)
-    if base is not None:  # nothing was measured between θ0 and the ray's first point
-        start = (base.faces["in_mixture"].value, base.faces[face].value)
-        axis.plot(*zip(start, points[0], strict=True), ls=":", **look)
-
-
-def _zoom(axis: Any, rows: list[Row], face: str) -> None:
-    """Shows where methods are; θ0 lies far away, and its rays run out of the picture toward it."""
-    for setter, values in (
-        (axis.set_xlim, [row.faces["in_mixture"].value for row in rows]),
-        (axis.set_ylim, [row.faces[face].value for row in rows]),
-    ):
-        if values:
-            spread = max(max(values) - min(values), 1e-3)
-            setter(min(values) - 0.15 * spread, max(values) + 0.25 * spread)
-
-
-def _harm(results: Results) -> Any:
-    """Rank correlations of similarity with benefit, with intervals."""
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(5.5, 0.4 * len(results.answers) + 1.2))
-    for row, item in enumerate(results.answers):
-        for offset, found, colour, label in (
-            (-0.12, item.rank, "#7f8c8d", "all pairs"),
-            (0.12, item.centred, "#1b6ca8", "without row and column effects"),
-        ):
-            axis.plot([found.low, found.high], [row + offset] * 2, color=colour, lw=1.5)
-            axis.plot(found.value, row + offset, "o", color=colour, ms=4, label=label if not row else None)
-    axis.axvline(0, color="black", lw=0.8)
-    axis.set_yticks(range(len(results.answers)), [item.variant for item in results.answers])
-    axis.invert_yaxis()
-    axis.set_xlabel("rank correlation of similarity with benefit")
-    axis.legend(fontsize=7)
-    return figure
-
-
-def _colour(name: str) -> str:
-    return next(
-        (colour for key, colour in _COLOURS.items() if name.removeprefix("best:").startswith(key)), _COLOURS["other"]
-    )
