@@ -99,3 +99,19 @@ def test_the_shipped_results_are_drawn_as_they_stand(name, tmp_path):
     for file in ("tables.md", "table.tex"):
         assert (tmp_path / file).read_text() == (shipped_results / file).read_text()
     assert advise_study(Results.load(shipped_results / "results.json"), parse_trade_off(None)).lines
+
+
+def test_draws_of_random_groups_are_apart_and_the_first_is_the_seeds(tmp_path):
+    """The seed's own draw keeps its place and its groups; a further one is neither that nor another seed's."""
+    study = Study.open(
+        write_study(tmp_path, **{"  random-2": "  random-2: {splitter: random}\n  b: {splitter: random, draw: 2}"})
+    )
+    first, second = (study.config.methods[name] for name in ("random-2", "b"))
+    assert first.training == ("random", 1, None, 1.0, 1.0, 0.0)
+    assert study.dir.partition(0, first).root.name == "random-1"
+    assert study.dir.partition(0, second).root.name == "random-1-draw-2"
+    assert study.config.trained_by("b") == "b"
+    baselines = study.seed_run(0).config.baselines
+    assert (baselines["random-1"].draw, baselines["random-1-draw-2"].draw) == (1, 2)
+    with pytest.raises(InputError, match=r"`methods.merit-1d.draw`: only random groups are drawn"):
+        Study.open(write_study(tmp_path, **{"  merit-1d": "  merit-1d: {splitter: pca, draw: 2}"}))

@@ -20,9 +20,11 @@ from merit.config.sections import ModelConfig, TrainConfig
 from merit.config.study import MethodConfig
 from merit.merge.average import merge_checkpoints
 from merit.merge.ray import read_state
+from merit.split.partition import Partition
+from merit.split.splitters.random import random_partition
 from merit.study.cells import RoundsCell, cell_marks
 from merit.study.compare import describe
-from merit.study.job import Job, scaled
+from merit.study.job import Job, SeedData, scaled
 from merit.study.measure import PointScores
 from merit.study.run import run_init, run_job, train_cells
 from merit.study.spec import Study
@@ -57,6 +59,10 @@ def finished(tmp_path_factory):
 def cell_of(study: Study, name: str) -> RoundsCell:
     method, job = study.config.methods[name], Job(study, 0, "half")
     return RoundsCell.of(job.cell_run, method, job.data.partition(method), job.data.specs(method, 0.5))
+
+
+def groups(partition: Partition) -> list[list[str]]:
+    return [group.datasets for group in partition.groups]
 
 
 def weights_of(root: Path) -> dict[str, bytes]:
@@ -148,6 +154,19 @@ def test_bytes_are_those_of_checkpoints_and_of_gradients(finished):
     assert all(name in drawn for name in ("bytes moved", "rounds-3", "joint"))
     assert "bytes-half.svg" not in tables
     assert drawn[drawn.index("<svg") :] in (study.dir.results / "results.html").read_text()
+
+
+def test_a_draw_of_random_groups_is_the_splitters_at_another_seed(finished):
+    study, _ = finished
+    methods = {str(n): MethodConfig(splitter="random", draw=n) for n in range(1, 9)}
+    config = study.config.model_copy(update={"methods": {**study.config.methods, **methods}})
+    data = SeedData(Study(config, study.base, study.dir), 0)
+    sizes = data.mixture.planned_examples
+    found = [data.partition(item) for item in methods.values()]
+    seeds = [seed for seed in (1_000_003 * (n - 1) for n in range(1, 9))]
+    wanted = [random_partition(sizes, r=1, seed=seed, balance="samples") for seed in seeds]
+    assert [groups(item) for item in found] == [groups(item) for item in wanted]
+    assert len({str(groups(item)) for item in found}) > 1
 
 
 def test_a_killed_round_resumes_and_no_round_is_trained_twice(finished, tmp_path):

@@ -77,6 +77,12 @@ def trained_by(name: str, branches: Mapping[str, str | None]) -> str:
     return seen[-1]
 
 
+def draws(splitter: str) -> bool:
+    """Whether the splitter draws its groups by chance."""
+    role: str = extensions.load("splitters", splitter).role
+    return role == "chance"
+
+
 class BaselineConfig(Section):
     """Another splitter with the same tokens, or another merge of a method's branches. A string is short for `splitter`.
 
@@ -101,6 +107,7 @@ class BaselineConfig(Section):
         description="β of each model θ0 + β(θ − θ0); `single` at 0.5 is WiSE-FT.",
     )
     rounds: int | None = Field(default=None, ge=1, le=64, description="As `train.rounds`, which is the default.")
+    draw: int = Field(default=1, ge=1, description="Which draw of random groups (`random`); 1 is that of the seed.")
 
     @model_validator(mode="before")
     @classmethod
@@ -115,6 +122,8 @@ class BaselineConfig(Section):
         for name in ("splitter", "axes", "file", "rounds"):
             if self.branches is not None and getattr(self, name) is not None:
                 problems.append(((name,), f"the branches of `{self.branches}` are split already; remove this key"))
+        if self.draw > 1 and (self.splitter is None or not draws(self.splitter)):
+            problems.append((("draw",), "only random groups are drawn; remove this key"))
         if problems:
             raise refused(problems)
         return self

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from merit.base import extensions
 from merit.config.calibration import CalibrationConfig
 from merit.config.launch import LaunchConfig
-from merit.config.run import trained_by
+from merit.config.run import draws, trained_by
 from merit.config.sections import (
     PUBLISHED,
     Balance,
@@ -40,7 +40,7 @@ MIXED = [0.7, 1.0, 1.5]  # β of a curvature-aware merge, which may run either w
 
 
 TRAINING = ("splitter", "axes", "copies", "epochs", "rate", "pull")  # what a method's branches are trained by
-ADDED = ("rounds",)  # as well, where they differ from their default
+ADDED = ("draw", "rounds")  # as well, where they differ from their default
 
 
 class MethodConfig(Section):
@@ -50,6 +50,7 @@ class MethodConfig(Section):
         description="`single` is joint training, `replicate` a uniform soup. Give this or `branches`."
     )
     axes: int | Literal["auto"] = Field(default=1, description="K = 2^axes groups; `auto` chooses by the evidence.")
+    draw: int = Field(default=1, ge=1, description="Which draw of random groups (`random`); 1 is that of the seed.")
     copies: int | None = Field(default=None, ge=2, le=16, description="Joint runs in a soup (`replicate`).")
     epochs: float = Field(default=1.0, gt=0, description="Passes over the data, as a multiple of `train.epochs`.")
     rate: float = Field(default=1.0, gt=0, le=100, description="Learning rate, as a multiple of `train.learning_rate`.")
@@ -111,6 +112,8 @@ class MethodConfig(Section):
             problems.append((("axes",), "must be 1 to 6, or `auto`"))
         if not self.is_published and splitter.one_group:
             problems.append((("merge",), "joint training has one branch: there is nothing to merge"))
+        if self.draw > 1 and not draws(self.splitter):
+            problems.append((("draw",), "only random groups are drawn; remove this key"))
         problems += [(("rounds",), why) for why in self._no_rounds()]
         if problems:
             raise refused(problems)

@@ -23,6 +23,7 @@ from merit.split.partition import Partition, extend_partition
 from merit.split.splitter import SplitRequest, known_splitter, make_partition
 
 NAME = "split"
+_DRAW_STEP = 1_000_003  # between the seeds of two draws: no draw is another seed's
 _log = logging.getLogger(__name__)
 
 
@@ -31,7 +32,12 @@ def depends(context: RunContext) -> dict[str, str]:
     run, mixture, balance = context.run, context.mixture, context.config.split.balance
     files = [Path(method.config.file) for method in context.trained if method.config.file]
     return {
-        "split": fingerprint([[m.name, m.splitter, m.config.axes, m.config.file] for m in context.trained]),
+        "split": fingerprint(
+            [
+                [m.name, m.splitter, m.config.axes, m.config.file, *([m.config.draw] if m.config.draw > 1 else [])]
+                for m in context.trained
+            ]
+        ),
         "files": fingerprint([sha256_file(file) if file.is_file() else None for file in files]),
         "tokens": fingerprint(mixture.planned_tokens)
         if balance == "tokens"
@@ -79,7 +85,7 @@ def run(context: RunContext) -> dict[str, Any]:
                 examples=context.mixture.planned_examples,
                 balance=context.config.split.balance,
                 r=r,
-                seed=context.config.seed,
+                seed=context.config.seed + _DRAW_STEP * (method.config.draw - 1),
                 axes=axes,
                 similarity=similarity,
                 file=Path(method.config.file) if method.config.file else None,

@@ -184,7 +184,7 @@ class Study:
             calibration=config.calibration,
             split=SplitConfig(axes="auto", centre=config.centre, balance=config.balance),
             baselines={
-                _partition_name(item): BaselineConfig(splitter=item.splitter, axes=item.axes)
+                _partition_name(item): BaselineConfig(splitter=item.splitter, axes=item.axes, draw=item.draw)
                 for item in config.methods.values()
             },
             launch=config.launch if self.trains_apart else LaunchConfig(parallel=1),  # one job, one device
@@ -248,7 +248,8 @@ def job_mark(study: Study) -> str:
 
 
 def _partition_name(method: MethodConfig) -> str:
-    return f"{method.splitter}-{method.axes}"
+    name = f"{method.splitter}-{method.axes}"
+    return name if method.draw == 1 else f"{name}-draw-{method.draw}"
 
 
 def _with_absolute_paths(config: StudyConfig, base: Path) -> StudyConfig:
