@@ -28,14 +28,16 @@ from merit.study.job import Job, SeedData, scaled
 from merit.study.measure import PointScores
 from merit.study.run import run_init, run_job, train_cells
 from merit.study.spec import Study
-from merit.study.tables import publish
+from merit.study.tables import main_table, publish, wall_clock_tables
 from merit.train.spec import BranchData, BranchResult, BranchSpec
 
 METHODS = """methods:
   joint: {splitter: single}
   merit-1d: {splitter: pca, axes: 1, also: [actmat]}
   rounds-2: {splitter: pca, axes: 1, rounds: 2, merge: actmat}
-  rounds-3: {splitter: pca, axes: 1, rounds: 3}"""
+  rounds-3: {splitter: pca, axes: 1, rounds: 3}
+  joint-2x: {splitter: single, machines: 2, pool: joint-2x}
+  joint-2x-fast: {splitter: single, machines: 2, rate: 2, pool: joint-2x}"""
 KEYS = ("step", "loss", "learning_rate")
 FORMS = {"question": "", "unseen": "unseen: {}", "seeds": "seeds: [0]"}
 
@@ -135,10 +137,13 @@ def test_bytes_are_those_of_checkpoints_and_of_gradients(finished):
     study, found = finished
     results = publish(study)
     rows = {row.label: row for row in results.rows}
-    size, steps = 4 * found.parameters, found.methods["joint"].steps[0]
+    size, steps, big = 4 * found.parameters, *(found.methods[name].steps[0] for name in ("joint", "joint-2x"))
     assert {label: row.bytes_moved for label, row in rows.items()} == {
         "base": None,
         "joint": 2 * size * steps,
+        "joint-2x": 2 * size * big,
+        "joint-2x-fast": 2 * size * big,
+        "best:joint-2x": 2 * size * big,
         "merit-1d": 2 * size,
         "merit-1d-actmat": 2 * size,
         "rounds-2@1": 2 * size,
@@ -156,6 +161,28 @@ def test_bytes_are_those_of_checkpoints_and_of_gradients(finished):
     assert drawn[drawn.index("<svg") :] in (study.dir.results / "results.html").read_text()
 
 
+def test_equal_wall_clock_is_a_table_of_its_own(finished):
+    """Joint training with twice the batch takes as many steps as one of two branches, and sees all tokens."""
+    study, found = finished
+    methods = found.methods
+    assert methods["joint-2x"].supervised_tokens == methods["joint"].supervised_tokens
+    assert methods["joint-2x"].steps[0] == pytest.approx(methods["joint"].steps[0] / 2, abs=1)
+    assert methods["joint-2x"].steps[0] == pytest.approx(max(methods["merit-1d"].steps), abs=2)
+    results = publish(study)
+    equal_tokens = [row[0] for row in main_table(results, "half")]
+    assert "joint" in equal_tokens
+    assert not {"joint-2x", "joint-2x-fast", "best:joint-2x"} & set(equal_tokens)
+    (machines, table), *more = wall_clock_tables(results, "half")
+    assert (machines, more) == (2, [])
+    assert [row[0] for row in table[1:]] == [
+        *("merit-1d", "merit-1d-actmat", "rounds-2", "rounds-3", "joint-2x", "joint-2x-fast", "best:joint-2x")
+    ]
+    assert table[0][:2] == ["method", "steps"]
+    assert table[5][1] == str(methods["joint-2x"].steps[0])
+    assert "### Equal wall clock on 2 machines" in (study.dir.results / "tables.md").read_text()
+    assert "best:joint-2x" in {item.b for item in results.comparisons if item.a == "rounds-2"}
+
+
 def test_a_draw_of_random_groups_is_the_splitters_at_another_seed(finished):
     study, _ = finished
     methods = {str(n): MethodConfig(splitter="random", draw=n) for n in range(1, 9)}
@@ -163,8 +190,7 @@ def test_a_draw_of_random_groups_is_the_splitters_at_another_seed(finished):
     data = SeedData(Study(config, study.base, study.dir), 0)
     sizes = data.mixture.planned_examples
     found = [data.partition(item) for item in methods.values()]
-    seeds = [seed for seed in (1_000_003 * (n - 1) for n in range(1, 9))]
-    wanted = [random_partition(sizes, r=1, seed=seed, balance="samples") for seed in seeds]
+    wanted = [random_partition(sizes, r=1, seed=1_000_003 * n, balance="samples") for n in range(8)]
     assert [groups(item) for item in found] == [groups(item) for item in wanted]
     assert len({str(groups(item)) for item in found}) > 1
 
@@ -269,6 +295,7 @@ WRONG = {
     "x: {splitter: replicate, copies: 2, rounds: 2}": ("methods.x.rounds", "joint training and soups have none"),
     "x: {splitter: pca, rounds: 2, merge: regmean}": ("methods.x.rounds", "`regmean` merges once"),
     "x: {splitter: pca, rounds: 2, merge: ties}": ("methods.x.rounds", "`ties` merges once"),
+    "x: {splitter: pca, machines: 2}": ("methods.x.machines", "only joint training (`single`) runs data-parallel"),
     "x: {splitter: pca, rounds: 0}": ("methods.x.rounds", "greater than or equal to 1"),
     "x: {splitter: pca, rounds: 2, also: [actmat]}": ("methods.x.also", "give every rule a method with `rounds`"),
     "x: {splitter: pca, rounds: 2}\n  y: {branches: x}": ("methods.y.branches", "give every rule a method"),

@@ -40,7 +40,7 @@ MIXED = [0.7, 1.0, 1.5]  # β of a curvature-aware merge, which may run either w
 
 
 TRAINING = ("splitter", "axes", "copies", "epochs", "rate", "pull")  # what a method's branches are trained by
-ADDED = ("draw", "rounds")  # as well, where they differ from their default
+ADDED = ("draw", "machines", "rounds")  # as well, where they differ from their default
 
 
 class MethodConfig(Section):
@@ -55,6 +55,13 @@ class MethodConfig(Section):
     epochs: float = Field(default=1.0, gt=0, description="Passes over the data, as a multiple of `train.epochs`.")
     rate: float = Field(default=1.0, gt=0, le=100, description="Learning rate, as a multiple of `train.learning_rate`.")
     pull: float = Field(default=0.0, ge=0, description="Weight decay toward θ0.")
+    machines: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Joint training on so many data-parallel machines: as many times the batch, and so as few steps as "
+        "one of as many branches takes.",
+    )
     rounds: int = Field(
         default=1,
         ge=1,
@@ -114,6 +121,8 @@ class MethodConfig(Section):
             problems.append((("merge",), "joint training has one branch: there is nothing to merge"))
         if self.draw > 1 and not draws(self.splitter):
             problems.append((("draw",), "only random groups are drawn; remove this key"))
+        if self.machines > 1 and not splitter.one_group:
+            problems.append((("machines",), "only joint training (`single`) runs data-parallel; remove this key"))
         problems += [(("rounds",), why) for why in self._no_rounds()]
         if problems:
             raise refused(problems)

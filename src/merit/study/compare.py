@@ -204,6 +204,7 @@ def describe(method: MethodConfig) -> str:
     extra += [f"decay to θ0 {method.pull:g}"] if method.pull else []
     ridge = f" with ridge {method.ridge:g}" if method.ridge is not None else ""
     extra += [f"{method.merge} merge{ridge}"] if not method.is_published else []
+    extra += [f"{method.machines} machines, batch × {method.machines}"] if method.machines > 1 else []
     extra += [f"draw {method.draw}"] if method.draw > 1 else []
     extra += [f"{method.rounds} rounds"] if method.rounds > 1 else []
     return ", ".join([words, *extra])

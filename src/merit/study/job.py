@@ -114,9 +114,10 @@ class SeedData:
 
 
 def scaled(train: TrainConfig, by: MethodConfig) -> TrainConfig:
-    """The study's recipe with the epochs, the rate, the decay and the rounds of one method."""
+    """The study's recipe with the epochs, the batch, the rate, the decay and the rounds of one method."""
     changes = {
         "epochs": train.epochs * by.epochs,
+        "batch_tokens": train.batch_tokens * by.machines,
         "learning_rate": train.learning_rate * by.rate,
         "pull": by.pull,
         "rounds": by.rounds,

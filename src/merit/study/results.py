@@ -55,6 +55,9 @@ class Row(Record):
     chosen: list[str]  # what validation chose, seed by seed; empty where there was nothing to choose
     branches: str | None = None  # the first method with the same branches; None where the row is of no one method
     bytes_moved: int | None = None  # between machines while it trains, mean over seeds; None for θ0
+    machines: int = 1  # that train at once: one a branch, or those of data-parallel joint training
+    batch: int = 1  # times the study's own
+    steps: int = 0  # optimizer steps one after another, those of the longest branch; mean over seeds
 
 
 class RayPoint(Record):
@@ -118,7 +121,7 @@ def collect(study: Study) -> Results:
     for budget, items in by_budget.items():
         competing = contenders(study, items)
         rows += [
-            _row(study, budget, item).model_copy(update={"bytes_moved": _moved(study, item, parameters, machines)})
+            _row(study, budget, item).model_copy(update=_effort(study, item, parameters, machines))
             for item in competing.values()
         ]
         comparisons += compare(study, budget, competing)
@@ -191,18 +194,30 @@ def _row(study: Study, budget: str, item: Contender) -> Row:
     )
 
 
-def _moved(study: Study, item: Contender, parameters: int, machines: int) -> int | None:
-    """Bytes between machines while a contender trains, mean over seeds: of its branches' weights and merges, or of the
-    gradients of joint training on so many `machines`. None for θ0."""
-    size = _FLOAT32 * parameters
-    found = []
-    for result in (entry.method for entry in item.entries if entry.method is not None):
+def _effort(study: Study, item: Contender, parameters: int, machines: int) -> dict[str, int]:
+    """The fields of a row that tell machines, batch, steps and bytes. Nothing of θ0.
+
+    Args:
+        machines: on which joint training is counted as data-parallel where it does not say its own.
+    """
+    results = [entry.method for entry in item.entries if entry.method is not None]
+    if not results:
+        return {}
+    size, bytes_moved = _FLOAT32 * parameters, []
+    for result in results:
         method = study.config.methods[result.name]
         if find_splitter(method.splitter).one_group:
-            found.append(data_parallel(machines, result.steps[0], size))
+            workers = method.machines if method.machines > 1 else machines
+            bytes_moved.append(data_parallel(workers, result.steps[0], size))
         else:
-            found.append(moved(len(result.groups), round(method.rounds * item.share), size))
-    return round(float(np.mean(found))) if found else None
+            bytes_moved.append(moved(len(result.groups), round(method.rounds * item.share), size))
+    batch = max(study.config.methods[result.name].machines for result in results)
+    return {
+        "machines": max(batch, *(len(result.groups) for result in results)),
+        "batch": batch,
+        "steps": round(item.share * float(np.mean([max(result.steps) for result in results]))),
+        "bytes_moved": round(float(np.mean(bytes_moved))),
+    }
 
 
 def _ray(study: Study, budget: str, name: str, items: Sequence[Summary]) -> Ray:

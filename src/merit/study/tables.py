@@ -55,6 +55,11 @@ def document(results: Results, folder: Path) -> list[Block]:
             f"## Budget: {budget_title(results, budget)}",
             "Test loss (nats a supervised token), mean over seeds ± half of the 95% interval. Lower is better.",
             main_table(results, budget),
+            *(
+                block
+                for machines, rows in wall_clock_tables(results, budget)
+                for block in (_wall_clock(machines), rows)
+            ),
             "What validation chose, seed by seed:",
             *(f"- `{row.label}`: {'; '.join(row.chosen)}" for row in _rows(results, budget) if row.chosen),
             *sorted(folder.glob(f"*-{budget}.svg")),
@@ -71,17 +76,36 @@ def document(results: Results, folder: Path) -> list[Block]:
 
 
 def main_table(results: Results, budget: str) -> list[list[str]]:
-    """Header and a row for each method of one budget."""
+    """Header and a row for each method of one budget, but for those of a larger batch."""
+    return _table(results, "tokens", [(row, f"{row.passes:.3g}") for row in _rows(results, budget) if row.batch == 1])
+
+
+def wall_clock_tables(results: Results, budget: str) -> list[tuple[int, list[list[str]]]]:
+    """Machines, and the table of what trains on them at once for as many steps: joint training with as many times the
+    batch, and merges of as many branches. All saw the tokens of one pass."""
+    rows = [row for row in _rows(results, budget) if row.passes == 1]
+    return [
+        (machines, _table(results, "steps", [(row, f"{row.steps:,}") for row in rows if row.machines == machines]))
+        for machines in sorted({row.batch for row in rows} - {1})
+    ]
+
+
+def _wall_clock(machines: int) -> str:
+    return f"### Equal wall clock on {machines} machines"
+
+
+def _table(results: Results, second: str, shown: Sequence[tuple[Row, str]]) -> list[list[str]]:
+    """Header and rows, each with the text of its `second` column."""
     faces = _faces(results)
-    moved = any(row.bytes_moved is not None for row in _rows(results, budget))  # earlier versions did not say
-    rows = [["method", "tokens", *(FACE_NAMES[face] for face in faces), "average", "exact", "drift", "‖θ−θ0‖"]]
+    moved = any(row.bytes_moved is not None for row, _ in shown)  # earlier versions did not say
+    rows = [["method", second, *(FACE_NAMES[face] for face in faces), "average", "exact", "drift", "‖θ−θ0‖"]]
     rows[0] += ["bytes"] if moved else []
-    for row in _rows(results, budget):
+    for row, text in shown:
         values = [*(row.faces[face] for face in faces), row.average]
         rows.append(
             [
                 row.label,
-                f"{row.passes:g}",
+                text,
                 *(f"{item.value:.3f} ± {_half(item):.3f}" for item in values),
                 NONE if row.exact is None else f"{row.exact:.1%}",
                 decimal(row.drift),
@@ -146,7 +170,7 @@ def latex_table(results: Results) -> str:
         "Method & Tokens & " + " & ".join(FACE_NAMES[face].capitalize() for face in faces) + " \\\\",
     ]
     for budget in results.budgets:
-        rows = _rows(results, budget)
+        rows = [row for row in _rows(results, budget) if row.batch == 1]
         best = {face: min((row.faces | {AVERAGE: row.average})[face].value for row in rows) for face in faces}
         lines += ["\\midrule", f"\\multicolumn{{{2 + len(faces)}}}{{l}}{{\\emph{{Budget: {_tex(budget)}}}}} \\\\"]
         for row in rows:
