@@ -20,6 +20,7 @@ from merit.jobs.job import Job
 from merit.run.layout import BranchDir, relative
 from merit.split.partition import Partition
 from merit.split.splitter import find_splitter
+from merit.train.carry import drop_state_before
 from merit.train.job import branch_job
 from merit.train.spec import (
     BranchData,
@@ -196,6 +197,7 @@ def prepare_branch(branch: BranchDir, spec: BranchSpec, examples: int | None = N
     else:
         stale = branch.done.exists()  # asked first, because a job in a queue may finish at any moment
         if finished_branch(branch, fingerprint(known)) is not None:
+            drop_state_before(branch, known)  # its job may have been killed before it did
             return False
         if stale:
             branch.done.unlink(missing_ok=True)
