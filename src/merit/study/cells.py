@@ -118,7 +118,9 @@ class RoundsCell:
 
     def _cannot_go_on(self) -> bool:
         """Whether a file is damaged or removed, or the training state is gone from which a round would go on. A
-        finished round removes the state of the one before, so that only the first round can be trained again."""
+        finished round removes the state of the one before, so that only the first round can be trained again. Where
+        there is a store, it keeps that state."""
+        here = self.context.config.launch.store is None
         for spec in self.first:
             branches = [method.dir.branch(spec.branch) for method in (*self.method.before, self.method)]
             done = [branch.done.is_file() for branch in branches]
@@ -127,8 +129,7 @@ class RoundsCell:
             reached = sum(done)
             if any(done[reached:]):
                 return True
-            if 0 < reached < len(branches) and not any(
-                [*branch.training_state.glob("checkpoint-*")] for branch in branches[reached - 1 : reached + 1]
-            ):
+            states = [branch.training_state for branch in branches[max(0, reached - 1) : reached + 1]]
+            if here and 0 < reached < len(branches) and not any([*state.glob("checkpoint-*")] for state in states):
                 return True
         return False

@@ -180,7 +180,7 @@ def latex_table(results: Results) -> str:
                 number = f"{item.value:.3f}"
                 number = f"\\textbf{{{number}}}" if item.value == best[face] else number
                 cells.append(f"{number} {{\\scriptsize({_half(item):.3f})}}")
-            lines.append(f"{_tex(row.label)} & {row.passes:g} & " + " & ".join(cells) + " \\\\")
+            lines.append(f"{_tex(row.label)} & {row.passes:.3g} & " + " & ".join(cells) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
