@@ -156,3 +156,17 @@ def test_a_rule_by_linear_layers(folder, tiny_model):
             solved |= {name} if abs(want - base[name] - mean).max() > 1e-6 else set()
         assert np.allclose(value, want, rtol=0, atol=1e-6), name
     assert len(solved) > 3
+
+
+def test_an_edited_rule_is_merged_again(folder, tiny_model):
+    add(folder, "rules", "largest", LARGEST)
+    run = finish(folder, RECIPE.format(model=tiny_model) + "merge: {also: [largest]}\n")
+    beside, record = run / "baselines" / "merit-largest", (run / "merge.json").read_bytes()
+    before, kept = tensors(beside / "merged"), (beside / "merge.json").read_bytes()
+    python(folder, "-m", "merit", "merge", str(run))
+    assert (beside / "merge.json").read_bytes() == kept
+    (folder / "merit_ext" / "rules" / "largest.py").write_text(LARGEST.replace("argmax", "argmin"))
+    python(folder, "-m", "merit", "merge", str(run))
+    after = tensors(beside / "merged")
+    assert all((after[name] != value).any() for name, value in before.items() if "proj" in name)
+    assert (run / "merge.json").read_bytes() == record

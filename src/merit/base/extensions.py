@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from merit.base.errors import InputError
+from merit.base.files import sha256_file
 
 Kind = Literal["splitters", "rules", "checks", "engines", "formats"]
 # Kind → (the package of the built-in files, the attribute that holds a file's object)
@@ -65,6 +66,13 @@ def summaries(kind: Kind) -> str:
 def foreign(kind: Kind) -> list[str]:
     """The names of the extensions that are not built in."""
     return [name for name, file in files(kind).items() if file.parent.parent.name == FOREIGN]
+
+
+@cache
+def marks(kind: Kind, name: str) -> tuple[str, ...]:
+    """What a fingerprint holds of an extension besides its name: the SHA-256 of a file in `merit_ext`, so that what an
+    edited one made is made again. Nothing of a built-in one."""
+    return (sha256_file(files(kind)[name]),) if name in foreign(kind) else ()
 
 
 def stated(kind: Kind, name: str, keyword: str) -> Any:

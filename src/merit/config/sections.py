@@ -387,7 +387,8 @@ class MergeConfig(Section):
     @property
     def mark(self) -> dict[str, Any]:
         """What fingerprints hold of it. A further rule has a merge of its own, and changes no other."""
-        return self.model_dump(mode="json", exclude={"also"})
+        own = extensions.marks("rules", self.weights)
+        return self.model_dump(mode="json", exclude={"also"}) | ({"rule": own[0]} if own else {})
 
     def by(self, own: RuleConfig | None) -> MergeConfig:
         """The same with a method's own rule, if it has one."""

@@ -439,8 +439,8 @@ class StudyConfig(Section):
                 owner.setdefault(name, section)
         for section in ("budgets", "methods"):
             for name in getattr(self, section):
-                if not re.fullmatch(r"[a-z0-9][a-z0-9.\-]{0,39}", name):
-                    yield (section, name), "use lower-case letters, digits, . and - (40 at most)"
+                if not re.fullmatch(r"[a-z0-9][a-z0-9._\-]{0,39}", name):
+                    yield (section, name), "use lower-case letters, digits, ., _ and - (40 at most)"
 
     def _wrong_methods(self) -> Iterator[tuple[Location, str]]:
         for name, method in self.methods.items():

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from merit.base import extensions
 from merit.base.errors import InputError
 from merit.base.files import sha256_file
 from merit.base.record import fingerprint
@@ -281,6 +282,7 @@ def assemble(
         _text(opened.config_folder / "config.json"),
         side_marks(sides),
         *([[options.rule, solver.ridge, solver.shares]] if solver is not None else []),
+        *extensions.marks("rules", str(options.rule)),
         *([[_text(sketch.file) for sketch in solver.sketches]] if solver is not None and solver.sketches else []),
         *([weights_fingerprint(options.start)] if options.start is not None else []),
     )

@@ -6,7 +6,7 @@ disk to disk. A rule that weighs directions, too, gives one of two things beside
 * `tensor`: a function of one tensor in all branches and in θ0, for rules that need no data: θ = θ0 + f(δ_1 … δ_K). It
   can treat the weights of linear layers apart, and fall back to the average (see `TensorSteps`);
 * `layer`: the same for linear layers' weights alone, which reads and gives as little at a time as it wants; all else is
-  averaged (`merit.merge.rules.actmat`);
+  averaged (`merit.merge.rules.actmat`), or left to `tensor`, if the rule gives both;
 * `sums`: an object that is shown one branch model after the other, with its training rows, and then solves for the
   step: see `CurvatureMerge`.
 
@@ -80,7 +80,7 @@ class MergeRule:
         how: completes "The branches were merged …" on the model card.
         weights: one a branch, relative. Raises InputError where the branches cannot be weighed.
         needs_tokens: the weights follow from the tokens that the branches were trained on.
-        tensor: gives the merged step of one tensor from θ0, float64.
+        tensor: gives the merged step of one tensor from θ0, float64; beside `layer`, of all that is no linear layer.
         layer: gives rows of the merged step of one linear layer's weight, (outputs × inputs), float64.
         ridge: `merge.ridge`, where nobody sets it.
         needs_inputs: every branch leaves a sketch of what its layers are given on its own data, for `layer` to read.

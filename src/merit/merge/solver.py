@@ -79,7 +79,7 @@ class Solver:
         return from_base
 
     def _step(self, of: TensorSteps) -> Merged:
-        if self.rule.layer is not None:
+        if self.rule.layer is not None and of.is_linear:
             rows = self.rule.layer(of)
             if of.transposed:
                 return self._flat(of, rows(0, of.size[0]).T)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from merit.base import extensions
 from merit.base.files import atomic_dir, read_json, sweep_parts, write_text
 from merit.base.kept import Files, checksums, files_below, kept
 from merit.base.record import Sealed, fingerprint
@@ -225,7 +226,9 @@ def _files(method: Method, merge: MergeResult) -> dict[str, str]:
 def _wanted(method: Method) -> list[Any]:
     """A method's own part of what the stage depends on, without what merit 0.1.0 did not have."""
     own = method.config.merge
-    return [method.name, method.config.scales, *([method.source, own] if own is not None or method.source else [])]
+    parts = [method.source, own] if own is not None or method.source else []
+    file = extensions.marks("rules", own.rule) if own is not None else ()
+    return [method.name, method.config.scales, *parts, *file]
 
 
 def merge_words(context: RunContext, method: Method) -> str:

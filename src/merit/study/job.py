@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from merit.base import extensions
 from merit.base.errors import StageError
 from merit.base.files import write_text
 from merit.base.kept import Files, kept
@@ -230,7 +231,8 @@ class Job:
         measured = rule is not None and (rule.sums is not None or rule.needs_inputs)
         curvature = study.config.curvature if measured else None
         own = [method.ridge] if method.ridge is not None else []
-        mark = self._mark(specs, method.merge, method.scales, curvature, *own)
+        file = extensions.marks("rules", method.merge)
+        mark = self._mark(specs, method.merge, method.scales, curvature, *own, *file)
         path = self.folder / "methods" / f"{name}.json"
         known = kept(path, MethodResult, {"mark": mark}, Files(study.dir.point("").parent, digest=None)).record
         if known is not None:

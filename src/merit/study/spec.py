@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from merit.base import extensions
 from merit.base.errors import InputError
 from merit.base.files import write_text
 from merit.base.progress import SILENT, Progress
@@ -244,7 +245,9 @@ def job_mark(study: Study) -> str:
     config |= {"centre": centre_mark(study.config.centre), "balance": study.config.balance}
     config = {key: item for key, item in config.items() if (key, item) not in (("centre", True), ("balance", "tokens"))}
     methods = {name: item.model_dump(mode="json", exclude_defaults=True) for name, item in study.config.methods.items()}
-    return fingerprint(VERSION, config, methods, study.theta0.fingerprint)
+    rules = sorted({item.merge for item in study.config.methods.values()})
+    files = [mark for name in rules for mark in extensions.marks("rules", name)]
+    return fingerprint(VERSION, config, methods, study.theta0.fingerprint, *files)
 
 
 def _partition_name(method: MethodConfig) -> str:
