@@ -263,8 +263,10 @@ def test_whole_models(tmp_path, kind):
     for rule in NAMES:
         found = read(tmp_path / rule)
         assert found.keys() == base.keys()
+        limit = 1e-4 if rule == "two_sided" else 1e-6  # float32; its own iterations end before that
         for name, start in base.items():
             steps = [state[name].double().numpy() - start for state in states]
-            assert error(found[name].double().numpy(), start + wanted_step(rule, name, steps, shares)) < 1e-5, name
+            wanted = start + wanted_step(rule, name, steps, shares)
+            assert error(found[name].double().numpy(), wanted) < limit, (rule, name)
         record = json.loads((tmp_path / rule / "merit_merge.json").read_text())
         assert (record["result"]["rule"], record["result"]["ridge"]) == (rule, 0.1)
