@@ -14,6 +14,8 @@ from merit.base.errors import InputError
 from merit.base.files import sweep_parts, write_text
 from merit.base.kept import Files, Kept, keep, kept
 from merit.base.record import Record
+from merit.base.words import series
+from merit.config.changes import changed_settings
 from merit.config.run import dump_config
 from merit.conflict import step as conflict
 from merit.context import RunContext, Step
@@ -47,6 +49,7 @@ STEPS = (
     report.STEP,
 )
 STAGE_NAMES = tuple(step.name for step in STEPS)
+_CHANGES = 5  # changed settings that are named
 _FIRST = (prepare.NAME, mixture.NAME)  # they read the data; if it is bad, the run directory stays as it was
 
 
@@ -74,14 +77,17 @@ def run_pipeline(context: RunContext, *, start: str | None = None, until: str | 
         _sweep(context)
         context.redo = frozenset(STAGE_NAMES[first:])
         stages = [step for i, step in enumerate(STEPS) if i <= last or step.depends is None]
+        changes = changed_settings(run.config, context.config)
         with before.restored_on_bad_input():
             write_text(run.config, dump_config(context.config, context.base))
+            seen = _look_ahead(context, stages)
+            _tell_plan(context, seen, changes)
             for stage in stages:
                 if stage.name in _FIRST and stage.wanted(context):
-                    _run_stage(context, stage)
+                    _run_stage(context, stage, seen.get(stage.name))
         for stage in stages:
             if stage.name not in _FIRST and stage.wanted(context):
-                _run_stage(context, stage)
+                _run_stage(context, stage, seen.get(stage.name))
 
 
 def _sweep(context: RunContext) -> None:
@@ -94,13 +100,42 @@ def _sweep(context: RunContext) -> None:
     sweep_parts(run.root, of=JOB)
 
 
-def _run_stage(context: RunContext, stage: Step) -> None:
+def _look_ahead(context: RunContext, stages: Sequence[Step]) -> dict[str, _Seen]:
+    """The stages that hold, in order, and the first one that does not: what is after it may rest on what it makes."""
+    seen: dict[str, _Seen] = {}
+    for stage in stages:
+        if stage.depends is None or not stage.wanted(context):
+            continue
+        depends = stage.depends(context)
+        state = check_stage(context.run, stage.name, depends)
+        seen[stage.name] = depends, state
+        if not state.fresh or stage.name in context.redo:
+            break
+    return seen
+
+
+def _tell_plan(context: RunContext, seen: Mapping[str, _Seen], changes: Sequence[str]) -> None:
+    """Before a run goes on: what it keeps, what it redoes, and why. Of a new run there is nothing to tell."""
+    kept = [name for name, (_, state) in seen.items() if state.fresh and name not in context.redo]
+    redone = [name for name in seen if name not in kept]
+    known = bool(kept) or any(state.why or state.fresh for _, state in seen.values())
+    if changes and known:
+        _log.info("changed since the last run: %s", series(changes, limit=_CHANGES))
+    if not redone or not known:
+        return
+    state = seen[redone[0]][1]
+    why = "again, as you asked" if state.fresh else state.why or "not done yet"
+    parts = [f"keeps {', '.join(kept)}"] if kept else []
+    _log.info("%s", "; ".join([*parts, f"does {redone[0]} ({why}) and what depends on it"]))
+
+
+def _run_stage(context: RunContext, stage: Step, seen: _Seen | None = None) -> None:
     if stage.depends is None:
         with stage_events(context.run.events, stage.name):
             stage.run(context)
         return
-    depends = stage.depends(context)
-    state = check_stage(context.run, stage.name, depends)
+    depends = seen[0] if seen is not None else stage.depends(context)
+    state = seen[1] if seen is not None else check_stage(context.run, stage.name, depends)
     forced = stage.name in context.redo
     if state.fresh and not forced:
         _log.info("%s: unchanged, kept", stage.name)
@@ -141,6 +176,9 @@ class StageRecord(Record):
     stage: str
     depends: dict[str, str]
     files: dict[str, str] = Field(default_factory=dict)  # results, relative to the run → sha256
+
+
+_Seen = tuple[dict[str, str], Kept[StageRecord]]  # what a stage depends on now, and whether it holds
 
 
 def check_stage(run: RunDir, stage: str, depends: Mapping[str, str]) -> Kept[StageRecord]:

@@ -223,3 +223,20 @@ sys.exit(answer(action))
         done = subprocess.run([sys.executable, "-c", code], stdout=output, stderr=output, check=False)
     assert done.returncode == 2
     assert log.read_text() == "{'train_runtime': 1}\ncannot write here\n"
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_a_bar_is_one_line_on_any_terminal(monkeypatch, width):
+    clock = [0.0]
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "stderr", Console(file=screen, width=width, highlight=False))
+    progress = console.TerminalProgress(lambda: clock[0])
+    with progress.bar("merit branch 0", total=1_204_000, unit="tok") as bar:
+        for done in (0, 1_000, 200_000):
+            bar.update(done, note="loss 1.234, a long note about what is being done at the moment")
+            clock[0] += 400
+        console.stderr.print(progress._progress.get_renderable())
+    lines = screen.getvalue().splitlines()
+    assert len(lines) == 1
+    assert "200,000/1,204,000 tok" in lines[0]
+    assert "left" in lines[0]

@@ -1,4 +1,4 @@
-"""Extensions: a splitter, merge rule, check, engine or data format is one object in one file.
+"""Extensions: a splitter, merge rule, check, engine, data format or importer is one object in one file.
 
 The file's name is the extension's name. So the configuration's schema and `--help` know every name without an import.
 Built-in files are in the packages of `HOMES`. Yours are in a folder `merit_ext/KIND/` anywhere on the Python path (a
@@ -17,7 +17,7 @@ from typing import Any, Literal
 from merit.base.errors import InputError
 from merit.base.files import sha256_file
 
-Kind = Literal["splitters", "rules", "checks", "engines", "formats"]
+Kind = Literal["splitters", "rules", "checks", "engines", "formats", "importers"]
 # Kind → (the package of the built-in files, the attribute that holds a file's object)
 HOMES: dict[Kind, tuple[str, str]] = {
     "splitters": ("merit.split.splitters", "SPLITTER"),
@@ -25,6 +25,7 @@ HOMES: dict[Kind, tuple[str, str]] = {
     "checks": ("merit.diagnose.checks", "CHECK"),
     "engines": ("merit.jobs.engines", "ENGINE"),
     "formats": ("merit.data.formats", "FORMAT"),
+    "importers": ("merit.data.importers", "IMPORTER"),
 }
 FOREIGN = "merit_ext"
 

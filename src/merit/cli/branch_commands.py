@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,7 @@ from merit.cli.run_commands import open_run
 
 if TYPE_CHECKING:
     from merit.context import RunContext
+    from merit.run.layout import RunDir
     from merit.train.add_remove import Cost
     from merit.train.watch import BranchStatus
 
@@ -28,16 +30,21 @@ def status(
     json: Json = False,
 ) -> None:
     """Shows each branch: its state, progress and machine. Works on any machine that sees RUN."""
-    from merit.cli.console import print_table, say_json, watch_tables
+    from merit.cli.console import print_table, say, say_json, watch_tables
     from merit.run.layout import RunDir
     from merit.train.watch import run_status
 
-    if json:
-        say_json([item.__dict__ for item in run_status(RunDir(run))])
-    elif watch:
+    if watch and not json:
         watch_tables(lambda: _rows(run_status(RunDir(run))), _SECONDS)
-    else:
-        print_table(_rows(run_status(RunDir(run))))
+        return
+    found = run_status(RunDir(run))
+    if json:
+        say_json([item.__dict__ for item in found])
+        return
+    rows = _rows(found)
+    print_table(rows, legend=[len(rows[0]) - 1])
+    for line in _summary(RunDir(run), found):
+        say(line)
 
 
 def logs(
@@ -81,7 +88,36 @@ def cancel(run: Run) -> None:
     say(f"{count} jobs were told to end; run again to resume" if count else "no job is queued or running")
 
 
+def _summary(run: RunDir, found: list[BranchStatus]) -> list[str]:
+    """How many branches are in each state; of a finished run also what came out, and where."""
+    from merit.base.words import count, series
+
+    states = Counter(item.state for item in found)
+    done = states["done"] == len(found)
+    lines = [f"{count(len(found))} branches: {series([f'{count(n)} {state}' for state, n in states.most_common()])}"]
+    if not done or not run.table.is_file():
+        return lines + ([f"`merit run {run.root}` goes on from here"] if done else [])
+    from merit.cli.results import headline
+
+    places = {"merged": run.method().merged(), "report": run.report}
+    told = [f"{name}: {path}" for name, path in places.items() if path.exists()]
+    return [*lines, *filter(None, [headline(run)]), *told]
+
+
 def _rows(found: list[BranchStatus]) -> list[list[str]]:
+    """A row a branch. What no branch has, is no column; nor is what only matters while branches train, once all are
+    done."""
+    rows = _all_rows(found)
+    idle = {"of", "job", "where", "start"} if all(item.state == "done" for item in found) else set()
+    shown = [
+        index
+        for index, title in enumerate(rows[0])
+        if title not in idle and any(row[index] not in ("", "–") for row in rows[1:])
+    ]
+    return [[row[index] for index in shown] for row in rows]
+
+
+def _all_rows(found: list[BranchStatus]) -> list[list[str]]:
     rows = [["branch", "state", "steps", "of", "job", "where", "start", "", "datasets"]]
     for item in found:
         rows.append(

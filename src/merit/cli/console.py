@@ -7,8 +7,9 @@ import json
 import logging
 import os
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +18,7 @@ from rich.live import Live
 from rich.measure import Measurement
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -25,6 +27,10 @@ from merit.base.progress import Bar, Progress
 
 _PLAIN_SECONDS = 15
 _PIPE_WIDTH = 200
+_TABLE_WIDTH = 100  # of a table whose columns may go below it: what a mail, an issue or a split screen holds
+_BAR_REST = 70  # characters of a bar's line besides the bar itself and its note
+_BAR_LEAST = 6
+_HEADER = 10  # a header is not broken to be narrower than this
 _OTHERS_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")  # they would fill a log
 
 
@@ -62,14 +68,20 @@ class TerminalProgress:
     """Live bars with their rate, elapsed and remaining time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        spare = max(0, stderr.width - _BAR_REST)
         self._progress = RichProgress(
             TextColumn("{task.description}", style="bold", markup=False),
-            BarColumn(bar_width=28),
-            _Amount(),
+            BarColumn(bar_width=max(_BAR_LEAST, min(28, spare // 2))),
+            _Amount(table_column=Column(no_wrap=True)),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
-            TextColumn("{task.fields[note]}", style="dim", markup=False),
+            TextColumn(
+                "{task.fields[note]}",
+                style="dim",
+                markup=False,
+                table_column=Column(no_wrap=True, max_width=max(_BAR_LEAST, spare // 2)),
+            ),
             console=stderr,
             transient=False,
             get_time=clock,
@@ -133,20 +145,42 @@ def show_progress() -> Iterator[Progress]:
         yield progress
 
 
-def print_table(rows: list[list[str]], *, legend: int | None = None) -> None:
+def print_table(rows: list[list[str]], *, legend: Sequence[int] = ()) -> None:
     """A table on stdout; the first row is the header, the first column is text, the others are figures.
 
     Args:
         rows: cells, all strings.
-        legend: the column that goes below the table, a line a row, where the terminal is too narrow for it.
+        legend: columns that go below the table, a line a row, where it would be wider than the terminal or than 100
+            characters; in the order in which they go.
     """
-    table = _table(rows)
-    if legend is not None and Measurement.get(stdout, stdout.options, table).maximum > stdout.width:
-        stdout.print(_table([[*row[:legend], *row[legend + 1 :]] for row in rows]))
-        for row in rows[1:]:
-            say(f"  {row[0]}: {row[legend]}")
-    else:
-        stdout.print(table)
+    below = 0
+    if legend:
+        limit = min(stdout.width, _TABLE_WIDTH)
+        head = [_broken(title, [row[index] for row in rows[1:]]) for index, title in enumerate(rows[0])]
+        rows = [head, *rows[1:]]
+        while below < len(legend) and _width(_table(_without(rows, legend[:below]))) > limit:
+            below += 1
+    stdout.print(_table(_without(rows, legend[:below])))
+    for row in rows[1:] if below else ():
+        parts = (
+            f"{rows[0][index]} {row[index]}".strip() for index in sorted(legend[:below]) if row[index] not in ("", "–")
+        )
+        say(f"  {row[0]}: {', '.join(parts)}")
+
+
+def _broken(title: str, cells: Sequence[str]) -> str:
+    """The title of a column on several lines, where it is wider than all that is below it."""
+    if len(title) <= max(_HEADER, *map(len, cells), 0):
+        return title
+    return "\n".join(textwrap.wrap(title, _HEADER, break_long_words=False, break_on_hyphens=False))
+
+
+def _without(rows: list[list[str]], columns: Sequence[int]) -> list[list[str]]:
+    return [[cell for index, cell in enumerate(row) if index not in columns] for row in rows]
+
+
+def _width(table: RichTable) -> int:
+    return Measurement.get(stdout, stdout.options.update(max_width=_PIPE_WIDTH), table).maximum
 
 
 def watch_tables(rows: Callable[[], list[list[str]]], seconds: float) -> None:
@@ -171,7 +205,8 @@ def _table(rows: list[list[str]]) -> RichTable:
     table = RichTable(header_style="bold", box=None, padding=(0, 1))
     for index, cell in enumerate(rows[0]):
         words = any(not _is_figure(row[index]) for row in rows[1:])
-        table.add_column(Text(printable(cell)), justify="left" if words else "right", no_wrap=index == 0)
+        title = Text("\n".join(map(printable, cell.split("\n"))))
+        table.add_column(title, justify="left" if words else "right", no_wrap=index == 0)
     for row in rows[1:]:
         table.add_row(*(Text(printable(cell)) for cell in row))
     return table

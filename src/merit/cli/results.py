@@ -11,7 +11,9 @@ from merit.conflict.explain import Carrier, Explanation, Pair
 from merit.conflict.similarity import ConflictResult
 from merit.data.mixture import Mixture
 from merit.evaluate.scores import Table
+from merit.report.evidence import read_evidence
 from merit.report.table import table_rows
+from merit.report.verdict import reach_verdict
 from merit.run.layout import RunDir
 from merit.split.evidence import AxesEvidence
 from merit.split.partition import Partition
@@ -33,9 +35,26 @@ def _table(run: RunDir) -> None:
     if not run.table.exists():
         return
     table = Table.load(run.table)
-    print_table(table_rows(table), legend=1)
+    rows = table_rows(table)
+    # What each model is, then time, tokens and distance: the measurements stay.
+    print_table(rows, legend=[index for title in _BELOW if (index := _column(rows, title)) is not None])
     for note in table.notes:
         say(note)
+    if (meaning := headline(run)) is not None:
+        say(meaning)
+
+
+_BELOW = ("", "training", "tokens", "‖θ − θ0‖")
+
+
+def _column(rows: list[list[str]], title: str) -> int | None:
+    return rows[0].index(title) if title in rows[0] else None
+
+
+def headline(run: RunDir) -> str | None:
+    """The report's first sentence: what the table means. None where there is nothing to compare."""
+    verdict = reach_verdict(read_evidence(run.root))
+    return verdict.headline if verdict is not None else None
 
 
 def _mixture(run: RunDir) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from merit.base import extensions
+from merit.base.errors import InputError
 from merit.cli.options import File, Json
 
 if TYPE_CHECKING:
@@ -16,22 +19,37 @@ if TYPE_CHECKING:
     from merit.doctor.checks import Diagnosis
 
 
+def _trainers() -> str:
+    with contextlib.suppress(InputError):  # said when a configuration is read
+        return ", ".join(extensions.names("importers"))
+    return "another trainer"
+
+
 def init(
-    folder: Annotated[Path, typer.Argument(help="A folder of .jsonl, .json, .csv, .parquet or .arrow files.")],
-    output: Annotated[Path | None, typer.Option("--out", "-o", help="Default: merit.yaml in the folder.")] = None,
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE …",
+            help="A folder of data files, a file, ids of Hub datasets or of a collection, or a configuration of "
+            f"{_trainers()}.",
+        ),
+    ],
+    output: Annotated[Path | None, typer.Option("--out", "-o", help="Default: merit.yaml beside the data.")] = None,
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="COLUMN", help="Of a file: make one dataset for each of its values.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     published: Annotated[bool, typer.Option("--published", help="Set everything as in the paper.")] = False,
 ) -> None:
-    """Writes a commented merit.yaml for a folder of data files: one dataset per file."""
-    from merit.base.errors import InputError
+    """Writes a commented merit.yaml for data files, Hub datasets, or another trainer's configuration."""
     from merit.base.files import write_text
     from merit.cli.console import say
-    from merit.data.init import propose_config
+    from merit.data.init import home_of, propose_config
 
-    target = output or folder / "merit.yaml"
+    target = output or home_of(sources) / "merit.yaml"
     if target.exists() and not force:
         raise InputError("the file exists already; --force replaces it", file=target)
-    proposal = propose_config(folder, home=target.parent, published=published)
+    proposal = propose_config(*sources, home=target.parent, published=published, by=by)
     write_text(target, proposal.text)
     for note in proposal.notes:
         say(note)

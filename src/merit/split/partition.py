@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from merit.base.errors import InputError
 from merit.base.record import Record
+from merit.base.words import plural
 from merit.config.sections import Balance
 
 if TYPE_CHECKING:
@@ -72,6 +73,20 @@ class Partition(Record):
     scores: dict[str, list[float]]
     cuts: list[Cut]
     seed: int | None = None
+
+    def in_a_line(self, width: int) -> str:
+        """The groups by their datasets, in at most `width` characters: `K = 2 groups: algebra, gcd · code +3`."""
+        head = f"K = {plural(len(self.groups), 'group')}: "
+        groups = [group.datasets for group in self.groups]
+        line = head
+        for shown in range(max(map(len, groups)), 0, -1):
+            parts = (
+                ", ".join(names[:shown]) + (f" +{len(names) - shown}" if names[shown:] else "") for names in groups
+            )
+            line = head + " · ".join(parts)
+            if len(line) <= width:
+                return line
+        return f"{line[: width - 1]}…"
 
     @model_validator(mode="after")
     def _no_empty_group(self) -> Partition:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from merit.split.splitter import SplitRequest, known_splitter, make_partition
 
 NAME = "split"
 _DRAW_STEP = 1_000_003  # between the seeds of two draws: no draw is another seed's
+_LOG_WIDTH = 100  # characters of a line where there is no terminal
 _log = logging.getLogger(__name__)
 
 
@@ -93,6 +95,8 @@ def run(context: RunContext) -> dict[str, Any]:
         )
         partition.save(method.dir.partition)
         groups[method.name] = [group.tokens for group in partition.groups]
+    main = Partition.load(context.methods[0].dir.partition)
+    _log.info("%s", main.in_a_line(shutil.get_terminal_size((_LOG_WIDTH, 0)).columns))
     return {"group_tokens": groups}
 
 

@@ -1,0 +1,1 @@
+"""One importer a file, which defines `IMPORTER`; the file's name is the trainer's."""
