@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -162,6 +163,58 @@ def test_a_rule_of_layers_counts_from_the_last_merge(four: Path, tiny_model: Pat
     moved = sum(float((v.double() - base[n].double()).square().sum()) for n, v in weights(home.merged()).items())
     assert record["displacement"]["1"] == pytest.approx(moved**0.5, rel=1e-5)
     merit_here("merge", "--verify", home.merged())
+
+
+def test_an_outer_step_is_nesterov_momentum_over_the_rounds(four: Path, tiny_model: Path) -> None:
+    more = ", again: {branches: merit, merge: uniform}"
+    run = finished(
+        recipe(four, tiny_model, "outer", train=", rounds: 3, outer: {rate: 0.7, momentum: 0.9}", more=more),
+        *("--until", "merge"),
+    )
+    home = run.method()
+    methods = [home.round(1), home.round(2), home]
+    tokens = [[result(method, k).supervised_tokens for k in (0, 1)] for method in methods]
+    branches = [[weights(method.branch(k).checkpoint) for k in (0, 1)] for method in methods]
+    for name, start in weights(tiny_model).items():
+        point, momentum = start.double().numpy(), 0.0
+        for number, method in enumerate(methods):
+            pair = [n * one[name].double().numpy() for n, one in zip(tokens[number], branches[number], strict=True)]
+            gradient = point - sum(pair) / sum(tokens[number])
+            momentum = 0.9 * momentum + gradient
+            point = point - 0.7 * (gradient + 0.9 * momentum)
+            found = weights(method.merged())[name].numpy()
+            assert np.allclose(found, point, rtol=1e-6, atol=1e-7), (name, number)
+            if method is not home:
+                assert np.allclose(weights(method.momentum)[name].numpy(), momentum, rtol=1e-5, atol=1e-8)
+    assert not home.momentum.exists()  # no round comes after it
+    spec = json.loads(home.branch(0).spec.read_text())
+    assert "outer" not in spec["train"]  # a branch only knows where it starts
+    again = run.method("again").merged()
+    assert any(not torch.equal(value, weights(again)[name]) for name, value in weights(home.merged()).items())
+    for method in methods:
+        merit_here("merge", "--verify", method.merged())
+    before = weights_of(run.root)
+    (home.round(1).momentum / "model.safetensors").unlink()
+    merit_here("run", run.root, "--until", "merge")
+    assert weights_of(run.root) == before  # the momentum is made anew, and nothing else changes
+
+
+def test_rate_one_without_momentum_is_the_plain_merge(four: Path, tiny_model: Path) -> None:
+    plain = finished(recipe(four, tiny_model, "plainly", train=", rounds: 2"), "--until", "merge")
+    stepped = finished(
+        recipe(four, tiny_model, "stepped", train=", rounds: 2, outer: {rate: 1, momentum: 0}"), "--until", "merge"
+    )
+    assert weights_of(plain.root) == weights_of(stepped.root)
+
+
+def test_preparation_is_not_cut_into_rounds(four: Path, tiny_model: Path) -> None:
+    file = recipe(four, tiny_model, "prepared", train=", rounds: 2")
+    file.write_text(file.read_text() + "prepare: {stages: [{epochs: 1}]}\n")
+    run = finished(file, "--until", "prepare")
+    branch = run.prepare.method().branch(0)
+    state = [json.loads(line)["epoch"] for line in branch.log.read_text().splitlines()]
+    assert state[-1] == pytest.approx(1)
+    assert "rounds" not in json.loads(branch.spec.read_text())["train"]
 
 
 def test_too_many_rounds_and_adapters_are_refused(

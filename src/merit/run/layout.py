@@ -42,6 +42,7 @@ class MethodDir:
     branches = _At("branches", below="source")
     rounds = _At("rounds", below="source")
     merge_record = _At("merge.json")
+    momentum = _At("momentum")  # of a round before the last: the outer optimizer's, if it has one
 
     @property
     def source(self) -> Path:
