@@ -229,6 +229,63 @@ def test_too_many_rounds_and_adapters_are_refused(
     assert "an adapter cannot go on from a merge" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("batch_tokens: 2000", "4, but a branch of merit has at most 2 optimizer steps: take fewer rounds, or lower"),
+        ("batch_tokens: 700", "4, but merit branch 0 has only about 3 optimizer steps: take fewer rounds, or lower"),
+    ],
+)
+def test_more_rounds_than_steps_are_refused_before_training(
+    more: str, said: str, four: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = recipe(four, tiny_model, "steps", split="{splitter: random, axes: 1}", train=", rounds: 4")
+    file.write_text(file.read_text().replace("epochs: 2, ", "").replace("batch_tokens: 200", more))
+    assert merit(["run", str(file)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"`train.rounds`: {said} `train.batch_tokens`" in error
+    assert not (four / "runs" / "steps" / "rounds").exists()
+
+
+def test_a_check_finds_too_many_rounds(four: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = recipe(four, tiny_model, "checked", train=", rounds: 50")
+    assert merit(["check", str(file)]) == 2
+    assert "`train.rounds`: 50, but `chat` has only" in capsys.readouterr().err
+    assert not (four / "runs").exists()
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_a_sharded_branch_has_no_rounds(
+    kind: str, four: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (four / "shards.yaml").write_text(f"distributed_type: {kind}\nnum_processes: 2\n")
+    file = recipe(four, tiny_model, "sharded", train=", rounds: 2")
+    file.write_text(file.read_text() + "launch: {accelerate: shards.yaml}\n")
+    assert merit(["check", str(file)]) == 2
+    assert f"`train.rounds`: {kind} shards a branch, and its parts cannot go on from a merge" in capsys.readouterr().err
+    file.write_text(file.read_text().replace(", rounds: 2", ""))
+    assert merit(["check", str(file)]) == 0
+
+
+def test_what_rounds_rule_out_is_one_line(four: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = recipe(four, tiny_model, "alone", train=", rounds: 2")
+
+    def refused(message: str, *arguments: str | Path) -> None:
+        assert merit([*map(str, arguments)]) == 2
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+    refused("`--partial`: a round starts from all branches of the round before", "run", file, "--partial")
+    assert not (four / "runs").exists()
+    run = finished(file, "--until", "split")
+    before = run.config.read_bytes()
+    refused("`train.rounds`: branches that are merged in rounds are trained by merit", "adopt", run.root, "0", four)
+    refused("`train.rounds`: in rounds every branch depends on all others", "remove", run.root, "shout")
+    refused("`train.rounds`: in rounds every branch depends on all others", "add", run.root, four / "last.csv", "new")
+    assert run.config.read_bytes() == before
+    lora = recipe(four, tiny_model, "lora", train=", lora: {r: 2}", more=", twice: {splitter: pca, rounds: 2}")
+    refused("`baselines.twice.rounds`: an adapter cannot go on from a merge", "check", lora)
+
+
 def test_one_round_is_what_it_was(four: Path, tiny_model: Path) -> None:
     run = finished(recipe(four, tiny_model, "plain"), "--until", "split")
     assert "rounds" not in yaml.safe_load(run.config.read_text())["train"]

@@ -123,9 +123,9 @@ def _traffic(evidence: Evidence) -> Iterator[str]:
             )
         else:
             yield (
-                f"On {workers} machines each branch would send its checkpoint after each of {rounds} rounds and receive "
-                f"the merge after all but the last, {workers} × {2 * rounds - 1} × {data_size(size)} = {total}. Within "
-                "a round they exchange nothing."
+                f"On {workers} machines each branch would send its checkpoint after each of {rounds} rounds and "
+                f"get the merge after all but the last, {workers} × {2 * rounds - 1} × {data_size(size)} = {total}. "
+                "Within a round they exchange nothing."
             )
     steps = sum(result.steps for result in joint.results) if joint else 0
     if joint and conflict and steps and workers > 1:
