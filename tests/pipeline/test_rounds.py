@@ -199,6 +199,33 @@ def test_an_outer_step_is_nesterov_momentum_over_the_rounds(four: Path, tiny_mod
     assert weights_of(run.root) == before  # the momentum is made anew, and nothing else changes
 
 
+def test_one_round_is_diagnosed_from_where_it_started(
+    four: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished(recipe(four, tiny_model, "looked", train=", rounds: 2"), "--until", "merge")
+    for number, base, method in (
+        (1, tiny_model, run.method().round(1)),
+        (2, run.method().round(1).merged(), run.method()),
+    ):
+        told = merit_here("diagnose", run.root, "--checks", "displacement", "--round", str(number))
+        assert f"diagnostics/round-{number:02d}" in told
+        found = json.loads((run.diagnostics / f"round-{number:02d}" / "displacement.json").read_text())
+        start = weights(base)
+        far = [
+            sum(
+                float((value.double() - start[name].double()).square().sum()) for name, value in weights(folder).items()
+            )
+            for folder in (method.branch(0).checkpoint, method.branch(1).checkpoint, method.merged())
+        ]
+        norms = {item["model"]: item["total"] for item in found["models"]}
+        assert [norms[label] for label in ("branch 0", "branch 1", "merge")] == pytest.approx(
+            [value**0.5 for value in far], rel=1e-4
+        )
+    assert not run.diagnostic("displacement").exists()  # that of the whole training is another
+    assert merit(["diagnose", str(run.root), "--round", "3"]) == 2
+    assert "`--round`: 3, but the main method of this run has 2 rounds" in capsys.readouterr().err
+
+
 def test_rate_one_without_momentum_is_the_plain_merge(four: Path, tiny_model: Path) -> None:
     plain = finished(recipe(four, tiny_model, "plainly", train=", rounds: 2"), "--until", "merge")
     stepped = finished(

@@ -1,4 +1,4 @@
-"""Rounds on Ray and on Slurm: every round's branches are jobs of the cluster, and the bits are those of this machine."""
+"""Rounds on Ray and on Slurm: every branch are jobs of the cluster; the bits are those of this machine."""
 
 from __future__ import annotations
 
