@@ -53,6 +53,8 @@ def test_every_round_stands_where_its_bytes_are(run: RunDir) -> None:
     assert traces["joint"]["x"] == [2 * (K - 1) * 4 * PARAMETERS * STEPS]
     assert max(trace["x"][-1] for trace in found.traces) == traces["joint"]["x"][0]
     assert found.layout["xaxis"]["type"] == "log"
+    ticks = ["10 kB", "100 kB", "1 MB", "10 MB", "100 MB", "1 GB", "10 GB", "100 GB", "1 TB"]
+    assert found.layout["xaxis"]["ticktext"] == ticks
     assert [row[0] for row in found.table.rows] == ["merit/round-1", "merit/round-2", "merit/round-3", "merit", "joint",
                                                     "random"]  # fmt: skip
 

@@ -11,11 +11,13 @@ from merit.base.words import data_size, plural, with_error
 from merit.evaluate.scores import TableRow
 from merit.evaluate.statistics import half_width
 from merit.plan.traffic import data_parallel, moved
-from merit.report.drawing import DataTable, Figure, error_bars, method_colour, method_symbol, place_labels
+from merit.report.drawing import DataTable, Figure, error_bars, method_colour, method_symbol
 from merit.report.evidence import Evidence, MethodEvidence
 from merit.report.page import plotly_text
 
 GRADIENT_BYTES = 4  # of a number of an fp32 gradient
+_LABELLED = 12  # rounds of one method that are named in the figure
+_DECADES = 3
 
 
 @dataclass(frozen=True)
@@ -54,21 +56,19 @@ def rounds_figure(evidence: Evidence) -> Figure | None:
         return None
     points = [point for line in lines for point in line]
     methods = list(dict.fromkeys(point.row.method for point in points if point.row.method != "merit"))
-    spots = iter(_spots(points))
-    ends = f"{data_size(min(point.moved for point in points))} to {data_size(max(point.moved for point in points))}"
+    least, most = min(point.moved for point in points), max(point.moved for point in points)
     return Figure(
         id="rounds",
         title="Loss in the mixture against bytes between machines",
         alt=f"Line chart of the loss in the mixture after each round, {plural(len(points), 'model')}, over the bytes "
-        f"moved between {machines} machines until then, {ends} on a logarithmic scale, with 95% intervals. Down and to "
-        "the left is better.",
-        traces=[_trace(line, methods, [next(spots) for _ in line]) for line in lines],
+        f"moved between {machines} machines until then, {data_size(least)} to {data_size(most)} on a logarithmic "
+        "scale, with 95% intervals. Down and to the left is better.",
+        traces=[_trace(line, methods, most) for line in lines if line],
         layout={
             "xaxis": {
                 "title": {"text": f"bytes between {machines} machines, logarithmic  (← fewer)"},
                 "type": "log",
-                "tickformat": "~s",
-                "ticksuffix": "B",
+                **_ticks(least, most),
             },
             "yaxis": {"title": {"text": "loss in the mixture  (better ↓)"}},
             "showlegend": False,
@@ -96,16 +96,21 @@ def _line(evidence: Evidence, method: MethodEvidence, machines: int) -> list[_Po
         bytes_moved = [moved(len(method.branches), number, method.checkpoint_bytes) for number in numbers]
     labels = [row.label for row in found]
     if before:
-        labels = [f"{number} of {len(found)}" for number in range(1, len(found))] + [labels[-1]]
+        told = [f"{number} of {len(found)}" for number in range(1, len(found))]
+        labels = [*(told if len(told) <= _LABELLED else [""] * len(told)), labels[-1]]
     return [_Point(*item) for item in zip(found, labels, bytes_moved, strict=True) if item[2] > 0]
 
 
-def _spots(points: Sequence[_Point]) -> list[str]:
-    places = [(math.log(point.moved), point.row.in_mixture) for point in points]
-    return place_labels(places, [point.label for point in points])
+def _ticks(least: int, most: int) -> dict[str, Any]:
+    """A tick a power of ten; where these are few, one at 2 and 5 times each, too."""
+    first, last = math.floor(math.log10(least)), math.ceil(math.log10(most))
+    steps = (1, 2, 5) if last - first < _DECADES else (1,)
+    values = [step * 10**power for power in range(first, last + 1) for step in steps]
+    values = [value for value in values if least / 2 <= value <= most * 2]
+    return {"tickmode": "array", "tickvals": values, "ticktext": [data_size(value) for value in values]}
 
 
-def _trace(line: Sequence[_Point], methods: Sequence[str], spots: Sequence[str]) -> dict[str, Any]:
+def _trace(line: Sequence[_Point], methods: Sequence[str], most: int) -> dict[str, Any]:
     name = line[0].row.method
     colour = method_colour(name, methods)
     errors = [half_width(point.row.in_mixture_se or 0.0) for point in line]
@@ -117,7 +122,7 @@ def _trace(line: Sequence[_Point], methods: Sequence[str], spots: Sequence[str])
         "y": [point.row.in_mixture for point in line],
         "error_y": error_bars(errors, colour),
         "text": [plotly_text(point.label) for point in line],
-        "textposition": list(spots),
+        "textposition": ["top left" if point.moved == most else "top right" for point in line],  # beside the whisker
         "cliponaxis": False,
         "line": {"color": colour, "width": 2},
         "marker": {"color": colour, "size": 11, "symbol": method_symbol(name, methods)},
