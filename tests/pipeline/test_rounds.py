@@ -116,7 +116,9 @@ def test_branches_go_on_from_the_merge(four: Path, tiny_model: Path) -> None:
     assert weights_of(run.root) == before
 
 
-def test_every_round_is_in_the_table_and_a_baseline_may_have_its_own(four: Path, tiny_model: Path) -> None:
+def test_every_round_is_in_the_table_and_a_baseline_may_have_its_own(
+    four: Path, tiny_model: Path, warm_jobs: None
+) -> None:
     more = ", once: {splitter: pca, rounds: 1}, again: {branches: merit, merge: actmat}"
     run = finished(recipe(four, tiny_model, "table", train=", rounds: 2", more=more))
     rows = {row.label: row for row in Table.load(run.table).rows}

@@ -24,7 +24,7 @@ mixture:
   shout: {{path: shout.parquet}}
 held_out_fraction: 0.25
 split: {{splitter: random, axes: 1}}
-train: {{rounds: 3, epochs: 1, batch_tokens: 200, precision: fp32}}
+train: {{rounds: 2, epochs: 1, batch_tokens: 200, precision: fp32}}
 launch: {{store: "counted://{store}", parallel: 2}}
 """
 COUNTED = Path(__file__).parent / "counted_store"
