@@ -119,7 +119,7 @@ def count_branch_bytes(quick: bool) -> dict[str, float]:
 def count_joint_bytes(quick: bool) -> dict[str, float]:
     """Two processes average the gradients of one matrix; the loopback device counts."""
     from merit.plan.costs import ModelFacts
-    from merit.plan.estimate import traffic
+    from merit.plan.estimate import Exchange, traffic
 
     size = 512 if quick else 2048
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +132,7 @@ def count_joint_bytes(quick: bool) -> dict[str, float]:
         )
         counted = int(out.stdout.split()[-1])
     facts = ModelFacts(parameters=size**2, trainable=size**2, bytes_per_parameter=4, hidden={})
-    expected = traffic(facts, K, 0, STEPS).joint_total
+    expected = traffic(facts, Exchange(K), STEPS).joint_total
     return {"joint_bytes": counted, "joint_bytes_error": abs(expected - counted) / counted}
 
 

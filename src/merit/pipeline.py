@@ -85,6 +85,8 @@ def run_pipeline(context: RunContext, *, start: str | None = None, until: str | 
             for stage in stages:
                 if stage.name in _FIRST and stage.wanted(context):
                     _run_stage(context, stage, seen.get(stage.name))
+            if mixture.STEP in stages and rounds.wanted(context) and not run.stage(rounds.NAME).is_file():
+                rounds.check(context, context.mixture.datasets)
         for stage in stages:
             if stage.name not in _FIRST and stage.wanted(context):
                 _run_stage(context, stage, seen.get(stage.name))

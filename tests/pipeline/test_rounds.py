@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -115,7 +116,9 @@ def test_branches_go_on_from_the_merge(four: Path, tiny_model: Path) -> None:
     assert weights_of(run.root) == before
 
 
-def test_every_round_is_in_the_table_and_a_baseline_may_have_its_own(four: Path, tiny_model: Path) -> None:
+def test_every_round_is_in_the_table_and_a_baseline_may_have_its_own(
+    four: Path, tiny_model: Path, warm_jobs: None
+) -> None:
     more = ", once: {splitter: pca, rounds: 1}, again: {branches: merit, merge: actmat}"
     run = finished(recipe(four, tiny_model, "table", train=", rounds: 2", more=more))
     rows = {row.label: row for row in Table.load(run.table).rows}
@@ -164,6 +167,88 @@ def test_a_rule_of_layers_counts_from_the_last_merge(four: Path, tiny_model: Pat
     merit_here("merge", "--verify", home.merged())
 
 
+def test_an_outer_step_is_nesterov_momentum_over_the_rounds(four: Path, tiny_model: Path, warm_jobs: None) -> None:
+    more = ", again: {branches: merit, merge: uniform}"
+    run = finished(
+        recipe(four, tiny_model, "outer", train=", rounds: 3, outer: {rate: 0.7, momentum: 0.9}", more=more),
+        *("--until", "merge"),
+    )
+    home = run.method()
+    methods = [home.round(1), home.round(2), home]
+    tokens = [[result(method, k).supervised_tokens for k in (0, 1)] for method in methods]
+    branches = [[weights(method.branch(k).checkpoint) for k in (0, 1)] for method in methods]
+    for name, start in weights(tiny_model).items():
+        point, momentum = start.double().numpy(), 0.0
+        for number, method in enumerate(methods):
+            pair = [n * one[name].double().numpy() for n, one in zip(tokens[number], branches[number], strict=True)]
+            gradient = point - sum(pair) / sum(tokens[number])
+            momentum = 0.9 * momentum + gradient
+            point = point - 0.7 * (gradient + 0.9 * momentum)
+            found = weights(method.merged())[name].numpy()
+            assert np.allclose(found, point, rtol=1e-6, atol=1e-7), (name, number)
+            point = found.astype(float)  # the next round goes on from what was written
+            if method is not home:
+                kept = weights(method.momentum)[name].numpy()
+                assert np.allclose(kept, momentum, rtol=1e-6, atol=1e-10), (name, number)
+                momentum = kept.astype(float)
+    assert not home.momentum.exists()  # no round comes after it
+    spec = json.loads(home.branch(0).spec.read_text())
+    assert "outer" not in spec["train"]  # a branch only knows where it starts
+    again = run.method("again").merged()
+    assert any(not torch.equal(value, weights(again)[name]) for name, value in weights(home.merged()).items())
+    for method in methods:
+        merit_here("merge", "--verify", method.merged())
+    before = weights_of(run.root)
+    (home.round(1).momentum / "model.safetensors").unlink()
+    merit_here("run", run.root, "--until", "merge")
+    assert weights_of(run.root) == before  # the momentum is made anew, and nothing else changes
+
+
+def test_one_round_is_diagnosed_from_where_it_started(
+    four: Path, tiny_model: Path, warm_jobs: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished(recipe(four, tiny_model, "looked", train=", rounds: 2"), "--until", "merge")
+    for number, base, method in (
+        (1, tiny_model, run.method().round(1)),
+        (2, run.method().round(1).merged(), run.method()),
+    ):
+        told = merit_here("diagnose", run.root, "--checks", "displacement", "--round", str(number))
+        assert f"diagnostics/round-{number:02d}" in told
+        found = json.loads((run.diagnostics / f"round-{number:02d}" / "displacement.json").read_text())
+        start = weights(base)
+        far = [
+            sum(
+                float((value.double() - start[name].double()).square().sum()) for name, value in weights(folder).items()
+            )
+            for folder in (method.branch(0).checkpoint, method.branch(1).checkpoint, method.merged())
+        ]
+        norms = {item["model"]: item["total"] for item in found["models"]}
+        assert [norms[label] for label in ("branch 0", "branch 1", "merge")] == pytest.approx(
+            [value**0.5 for value in far], rel=1e-4
+        )
+    assert not run.diagnostic("displacement").exists()  # that of the whole training is another
+    assert merit(["diagnose", str(run.root), "--round", "3"]) == 2
+    assert "`--round`: 3, but the main method of this run has 2 rounds" in capsys.readouterr().err
+
+
+def test_rate_one_without_momentum_is_the_plain_merge(four: Path, tiny_model: Path, warm_jobs: None) -> None:
+    plain = finished(recipe(four, tiny_model, "plainly", train=", rounds: 2"), "--until", "merge")
+    stepped = finished(
+        recipe(four, tiny_model, "stepped", train=", rounds: 2, outer: {rate: 1, momentum: 0}"), "--until", "merge"
+    )
+    assert weights_of(plain.root) == weights_of(stepped.root)
+
+
+def test_preparation_is_not_cut_into_rounds(four: Path, tiny_model: Path, warm_jobs: None) -> None:
+    file = recipe(four, tiny_model, "prepared", train=", rounds: 2")
+    file.write_text(file.read_text() + "prepare: {stages: [{epochs: 1}]}\n")
+    run = finished(file, "--until", "prepare")
+    branch = run.prepare.method().branch(0)
+    state = [json.loads(line)["epoch"] for line in branch.log.read_text().splitlines()]
+    assert state[-1] == pytest.approx(1)
+    assert "rounds" not in json.loads(branch.spec.read_text())["train"]
+
+
 def test_too_many_rounds_and_adapters_are_refused(
     four: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,6 +259,63 @@ def test_too_many_rounds_and_adapters_are_refused(
     file = recipe(four, tiny_model, "lora", train=", rounds: 2, lora: {r: 2}")
     assert merit(["check", str(file)]) == 2
     assert "an adapter cannot go on from a merge" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("batch_tokens: 2000", "4, but a branch of merit has at most 2 optimizer steps: take fewer rounds, or lower"),
+        ("batch_tokens: 400", "4, but merit branch 0 has only about 3 optimizer steps: take fewer rounds, or lower"),
+    ],
+)
+def test_more_rounds_than_steps_are_refused_before_training(
+    more: str, said: str, four: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = recipe(four, tiny_model, "steps", split="{splitter: random, axes: 1}", train=", rounds: 4")
+    file.write_text(file.read_text().replace("epochs: 2, ", "").replace("batch_tokens: 200", more))
+    assert merit(["run", str(file)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"`train.rounds`: {said} `train.batch_tokens`" in error
+    assert not (four / "runs" / "steps" / "rounds").exists()
+
+
+def test_a_check_finds_too_many_rounds(four: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = recipe(four, tiny_model, "checked", train=", rounds: 50")
+    assert merit(["check", str(file)]) == 2
+    assert "`train.rounds`: 50, but `chat` has only" in capsys.readouterr().err
+    assert not (four / "runs").exists()
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_a_sharded_branch_has_no_rounds(
+    kind: str, four: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (four / "shards.yaml").write_text(f"distributed_type: {kind}\nnum_processes: 2\n")
+    file = recipe(four, tiny_model, "sharded", train=", rounds: 2")
+    file.write_text(file.read_text() + "launch: {accelerate: shards.yaml}\n")
+    assert merit(["check", str(file)]) == 2
+    assert f"`train.rounds`: {kind} shards a branch, and its parts cannot go on from a merge" in capsys.readouterr().err
+    file.write_text(file.read_text().replace(", rounds: 2", ""))
+    assert merit(["check", str(file)]) == 0
+
+
+def test_what_rounds_rule_out_is_one_line(four: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = recipe(four, tiny_model, "alone", train=", rounds: 2")
+
+    def refused(message: str, *arguments: str | Path) -> None:
+        assert merit([*map(str, arguments)]) == 2
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+    refused("`--partial`: a round starts from all branches of the round before", "run", file, "--partial")
+    assert not (four / "runs").exists()
+    run = finished(file, "--until", "split")
+    before = run.config.read_bytes()
+    refused("`train.rounds`: branches that are merged in rounds are trained by merit", "adopt", run.root, "0", four)
+    refused("`train.rounds`: in rounds every branch depends on all others", "remove", run.root, "shout")
+    refused("`train.rounds`: in rounds every branch depends on all others", "add", run.root, four / "last.csv", "new")
+    assert run.config.read_bytes() == before
+    lora = recipe(four, tiny_model, "lora", train=", lora: {r: 2}", more=", twice: {splitter: pca, rounds: 2}")
+    refused("`baselines.twice.rounds`: an adapter cannot go on from a merge", "check", lora)
 
 
 def test_one_round_is_what_it_was(four: Path, tiny_model: Path) -> None:

@@ -171,6 +171,32 @@ def test_traffic(made: Plan) -> None:
     assert traffic.joint_total == 2 * 4 * N * 48
 
 
+def test_rounds_move_and_merge_as_often() -> None:
+    rounds = {"epochs": 2, "batch_tokens": 1000, "micro_batch_tokens": 100, "rounds": 3}
+    known = {"baselines": {"joint": "single", "once": {"splitter": "random", "rounds": 1}}}
+    once = plan(config(**known), MIXTURE, MODEL, tokens_per_second=100)
+    made = plan(config(train=rounds, **known), MIXTURE, MODEL, tokens_per_second=100)
+    assert [method.rounds for method in made.methods] == [3, 1, 1]
+    assert made.main.longest_hours == once.main.longest_hours
+    traffic = made.traffic
+    assert traffic is not None
+    assert (traffic.checkpoints_back, traffic.merges_out) == (3 * 2 * 4 * N, 2 * 2 * 4 * N)
+    assert traffic.states_out == 0  # a machine keeps its own
+    assert traffic.total == 4 * N + 192_000 + 5 * 8 * N
+    stored = plan(config(train=rounds, launch={"store": "memory://x"}), MIXTURE, MODEL).traffic
+    assert stored is not None
+    assert stored.states_out == 2 * 2 * 12 * N  # weights and two moments, twice
+    # The main method reads its two branches three times; its merge is written three times, the others' once.
+    assert stage(made, "merge").disk_bytes == 5 * 4 * N
+    assert stage(made, "merge").hours == pytest.approx(((3 * 2 + 1 + 2) * 4 * N + 5 * 4 * N) / 500e6 / 3600)
+    outer = plan(config(train={**rounds, "outer": {"momentum": 0.9}}, **known), MIXTURE, MODEL)
+    assert stage(outer, "merge").disk_bytes == (5 + 2) * 4 * N
+    assert stage(made, "train").disk_bytes == (3 * 2 + 1 + 2) * 4 * N + 2 * 12 * N + 2 * 12 * N
+    assert stage(made, "evaluate").tokens - stage(once, "evaluate").tokens == 2 * (3 * 250 + 2 * (40 + 8))
+    assert any("After each of 3 rounds" in line for line in made.assumptions)
+    assert plan_rows(made)[2][0] == "train merit (2 branches, 3 rounds)"
+
+
 def test_without_a_speed_there_are_no_hours() -> None:
     made = plan(config(), MIXTURE, MODEL)
     assert made.main.hours is None

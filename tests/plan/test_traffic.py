@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from merit.plan.traffic import data_parallel, moved
+from merit.plan.traffic import carried, data_parallel, moved
 
 
 @pytest.mark.parametrize(("branches", "rounds"), [(2, 1), (4, 1), (4, 3), (8, 2)])
@@ -20,6 +20,10 @@ def test_rounds_move_every_checkpoint_up_and_every_merge_but_the_last_back(branc
 def test_one_branch_moves_nothing():
     assert moved(1, 1, 100) == 0
     assert data_parallel(1, 50, 100) == 0
+
+
+def test_a_state_moves_between_two_rounds():
+    assert [carried(3, rounds, 10) for rounds in (1, 2, 4)] == [0, 30, 90]
 
 
 @pytest.mark.parametrize("machines", [2, 4, 5])

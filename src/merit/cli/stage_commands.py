@@ -329,6 +329,9 @@ def diagnose(
     checks: Annotated[
         str | None, typer.Option(help=f"Comma-separated, of {_known()}. Default: the run's, or all.")
     ] = None,
+    number: Annotated[
+        int | None, typer.Option("--round", min=1, help="One round of a run with rounds, from what it started from.")
+    ] = None,
     redo: Redo = False,
     json: Json = False,
 ) -> None:
@@ -340,7 +343,7 @@ def diagnose(
         wanted = pick_checks(checks) or context.config.diagnose.checks or list(all_checks())
         from merit.diagnose.step import diagnose_run
 
-        results = diagnose_run(context, wanted, redo=redo)
+        results = diagnose_run(context, wanted, redo=redo, number=number)
     from merit.diagnose.verdict import verdict
 
     reached = verdict(results)
@@ -352,7 +355,7 @@ def diagnose(
     say(reached.headline)
     for reason in reached.reasons:
         say(f"  {reason}")
-    say(f"report: {context.run.report}")
+    say(f"report: {context.run.report}" if number is None else f"results: {context.run.diagnostics}/round-{number:02d}")
 
 
 def pick_checks(text: str | None) -> list[str]:

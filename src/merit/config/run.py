@@ -167,7 +167,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _across_fields(self) -> RunConfig:
         problems = [*self._wrong_names(), *self._wrong_also(), *self._wrong_branches()]
-        problems += [*self._wrong_splits(), *self._wrong_checks()]
+        problems += [*self._wrong_splits(), *self._wrong_checks(), *self._wrong_rounds()]
         if problems:
             raise refused(problems)
         return self
@@ -250,6 +250,12 @@ class RunConfig(Section):
             yield ("diagnose", "checks"), f"a diagnosis needs two branches at least, and `splitter: {name}` makes one"
         if self.diagnose.checks and 1.0 not in self.merge.scales:
             yield ("diagnose", "checks"), "a diagnosis measures the merge itself; add 1.0 to `merge.scales`"
+
+    def _wrong_rounds(self) -> Iterator[Problem]:
+        for name, item in self.baselines.items():
+            if (item.rounds or 1) > 1 and self.train.lora is not None:
+                said = "an adapter cannot go on from a merge: leave out `train.lora`, or set this to 1"
+                yield ("baselines", name, "rounds"), said
 
     def _wrong_splits(self) -> Iterator[Problem]:
         count = len(self.mixture)

@@ -265,6 +265,18 @@ class LoraSection(Section):
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 
 
+class OuterConfig(Section):
+    """An outer optimizer over the rounds: SGD with Nesterov momentum, as in DiLoCo (0.7 and 0.9 there)."""
+
+    rate: float = Field(default=1.0, gt=0, description="Learning rate of the step from a round's start to its merge.")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="Nesterov momentum, kept from round to round.")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the step ends at the merge itself."""
+        return self.rate == 1 and self.momentum == 0
+
+
 class TrainConfig(Section):
     """Training, run by TRL's SFTTrainer."""
 
@@ -277,6 +289,11 @@ class TrainConfig(Section):
     )
     carry_optimizer: bool = Field(
         default=True, description="With rounds: a branch keeps its optimizer's moments over a merge."
+    )
+    outer: OuterConfig | None = Field(
+        default=None,
+        description="With rounds: a merge is the gradient of an outer optimizer, {rate, momentum}. Default: each round "
+        "goes on from the merge itself, as rate 1 without momentum does.",
     )
     learning_rate: float = Field(default=2e-5, gt=0, description="Peak learning rate of AdamW.")
     batch_tokens: int = Field(
@@ -317,16 +334,24 @@ class TrainConfig(Section):
         """Leaves out rounds where there is one, so that branches that were trained before there were rounds count as
         what they are."""
         found: dict[str, Any] = serialize(self)
-        if self.rounds == 1:
-            found = {key: value for key, value in found.items() if key not in ("rounds", "carry_optimizer")}
-        return found
+        left = {"rounds", "carry_optimizer"} if self.rounds == 1 else set()
+        left |= {"outer"} if self.outer is None else set()
+        return {key: value for key, value in found.items() if key not in left}
 
     @model_validator(mode="after")
     def _rounds_of_whole_weights(self) -> TrainConfig:
         if self.rounds > 1 and self.lora is not None:
             said = "an adapter cannot go on from a merge: leave out `lora`, or set it to 1"
             raise refused([(("rounds",), said)])
+        if self.rounds == 1 and self.outer is not None:
+            said = "one round has nothing to carry on: set `train.rounds` above 1, or leave this out"
+            raise refused([(("outer",), said)])
         return self
+
+    @property
+    def outer_step(self) -> OuterConfig | None:
+        """The outer optimizer, if it does anything."""
+        return None if self.outer is None or self.outer.is_plain else self.outer
 
 
 # Defaults of every merge: in a run, in `merit merge A B C` and from Python.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,8 @@ class Conflict:
 
 
 class Bench:
-    """A diagnosis of the models of one run. A model, or examples, are loaded when a check first needs them.
+    """A diagnosis of the models of one run, or of one of its rounds. A model, or examples, are loaded when a check
+    first needs them.
 
     Attributes:
         mark: fingerprint of weights and data.
@@ -56,9 +57,9 @@ class Bench:
         settings: those of the current check, where it has its own.
     """
 
-    def __init__(self, context: RunContext, models: Models, mark: str) -> None:
+    def __init__(self, context: RunContext, models: Models, mark: str, number: int | None = None) -> None:
         self.context, self.models, self.mark = context, models, mark
-        self.run, self.progress = context.run, context.progress
+        self.run, self.progress = replace(context.run, round=number), context.progress
         self.config, self.seed = context.config.diagnose, context.config.seed
         self.names: list[str] = context.mixture.names
         self.journal = Journal()
@@ -94,9 +95,8 @@ class Bench:
         from merit.diagnose.live import LiveModel
         from merit.models.loading import load_model
 
-        source = self.context.model
-        freeze = self.context.config.model.freeze
-        model = load_model(source.path, trust_remote_code=source.trust_remote_code, freeze=freeze)
+        trusted, freeze = self.context.model.trust_remote_code, self.context.config.model.freeze
+        model = load_model(self.models.base, trust_remote_code=trusted, freeze=freeze)
         return LiveModel(model, self.models.folders)
 
     @cached_property

@@ -51,53 +51,65 @@ def run(context: RunContext) -> dict[str, Any]:
     return {"checks": len(run_checks(context, context.config.diagnose.checks))}
 
 
-def run_checks(context: RunContext, checks: Sequence[CheckName], *, redo: bool = False) -> dict[str, CheckResult]:
+def run_checks(
+    context: RunContext, checks: Sequence[CheckName], *, redo: bool = False, number: int | None = None
+) -> dict[str, CheckResult]:
     """Each check's result, measured only where it is not stored already.
+
+    Args:
+        number: the round to diagnose, from what its branches started from; None: the whole training, from θ0.
 
     Raises:
         InputError: the run has no merge yet, fewer than two branches, or a checkpoint is missing.
         StageError: a loss is not finite.
     """
-    bench = make_bench(context)
+    bench = make_bench(context, number)
     sweep_parts(context.run.diagnostics)
     return {check: bench.check(check, redo=redo) for check in checks}
 
 
-def diagnose_run(context: RunContext, checks: Sequence[CheckName], *, redo: bool = False) -> dict[str, CheckResult]:
+def diagnose_run(
+    context: RunContext, checks: Sequence[CheckName], *, redo: bool = False, number: int | None = None
+) -> dict[str, CheckResult]:
     """`run_checks` on a finished run, with its lock held, and the report drawn again.
 
     Raises:
         InputError: as `run_checks`; or another process works on the run. Nothing was written then.
     """
-    run_models(context).check()
+    run_models(context, number).check()
     from merit.report.build import build_report
 
     with run_lock(context.run):
         with stage_events(context.run.events, NAME) as facts:
-            results = run_checks(context, checks, redo=redo)
+            results = run_checks(context, checks, redo=redo, number=number)
             facts["checks"] = len(results)
         build_report(context.run.root)
     return results
 
 
-def make_bench(context: RunContext) -> Bench:
+def make_bench(context: RunContext, number: int | None = None) -> Bench:
     """What the checks share; nothing is loaded yet.
 
     Raises:
         InputError: as `run_checks`.
     """
-    models = run_models(context)
+    models = run_models(context, number)
     models.check()
-    return Bench(context, models, fingerprint(_models_mark(context), context.data_fingerprints()))
+    return Bench(context, models, fingerprint(_models_mark(context, number), context.data_fingerprints()), number)
 
 
-def run_models(context: RunContext) -> Models:
-    """The main method's branches and merge, and the first baseline that is joint training.
+def run_models(context: RunContext, number: int | None = None) -> Models:
+    """The main method's branches and merge, and the first baseline that is joint training. Of one round: what its
+    branches started from in place of θ0, and no joint training.
 
     Raises:
-        InputError: not merged yet.
+        InputError: not merged yet, or no such round.
     """
     main, *baselines = context.trained
+    base = context.model.path
+    if number is not None:
+        main, baselines = _round(main, number), []
+        base = context.start(main).path
     merge = _merge(context.run, main)
     branches = [k for k in range(len(merge.weights) + len(merge.left_out)) if k not in merge.left_out]
     if len(branches) < 2:
@@ -108,12 +120,19 @@ def run_models(context: RunContext) -> Models:
         trajectories[JOINT] = joint.dir.branch(0).snapshot(0).parent
     return Models(
         trajectories=trajectories,
-        base=context.model.path,
+        base=base,
         branches=[main.dir.branch(k).checkpoint for k in branches],
         weights=merge.weights,
         merge=main.dir.merged(),
         joint=joint.dir.merged() if joint else None,
     )
+
+
+def _round(main: Method, number: int) -> Method:
+    if main.rounds == 1 or number > main.rounds:
+        have = "one round" if main.rounds == 1 else f"{main.rounds} rounds"
+        raise InputError(f"{number}, but the main method of this run has {have}", field="--round")
+    return [*main.before, main][number - 1]
 
 
 def _merge(run: RunDir, method: Method) -> MethodMerge:
@@ -132,9 +151,9 @@ def _is_merged(method: Method) -> bool:
     return method.dir.merge_record.is_file() and method.dir.merged().is_dir()
 
 
-def _models_mark(context: RunContext) -> str:
-    models = run_models(context)
-    results = merged_branches(context.methods[0])
+def _models_mark(context: RunContext, number: int | None = None) -> str:
+    models, main = run_models(context, number), context.methods[0]
+    results = merged_branches(main if number is None else _round(main, number))
     joint = weights_fingerprint(models.joint) if models.joint else None
     return fingerprint(
         context.model.fingerprint,
@@ -142,6 +161,7 @@ def _models_mark(context: RunContext) -> str:
         list(models.weights),
         weights_fingerprint(models.merge),
         joint,
+        *([] if number is None else [weights_fingerprint(models.base)]),
     )
 
 

@@ -28,6 +28,7 @@ from merit.config.sections import DTYPE, MEMORY_BYTES, ROUNDING, SHARD_BYTES, Dt
 from merit.merge.card import CARD, merge_card
 from merit.merge.inputs import dtype_name, open_inputs, write_config
 from merit.merge.lora import AdapterSource, blas_threads
+from merit.merge.outer import Outer
 from merit.merge.plan import (
     DEFAULTS,
     MergeOptions,
@@ -38,6 +39,7 @@ from merit.merge.plan import (
     assemble,
     check_outputs,
     merge_input,
+    outer_record,
     pick_dtype,
     prepare_merge,
 )
@@ -64,6 +66,7 @@ def merge_checkpoints(
     rule: str | None = None,
     ridge: float | None = None,
     start: Path | None = None,
+    outer: Outer | None = None,
     trust_remote_code: bool = False,
     partial: bool = False,
     keep_sums: Path | None = None,
@@ -89,6 +92,7 @@ def merge_checkpoints(
         rule: a merge rule that is no average, by its name; it needs `base`, and `weights` weigh what it averages.
         ridge: of that rule; None: its default.
         start: what the branches were trained from, and the rule's steps are taken from, where it is not `base`.
+        outer: an outer step from `start` toward the merge, instead of the merge itself; it needs `base`.
         trust_remote_code: the base's own code may say which tensors are linear layers' weights.
         partial: merge the inputs that exist, and note the missing ones in the model card; else these are an error.
         keep_sums: a folder for Σ n_k θ_k in float64, so that `add_branch` can add a late branch exactly.
@@ -116,10 +120,14 @@ def merge_checkpoints(
         rule=rule,
         ridge=ridge,
         start=start,
+        outer=outer,
         trust_remote_code=trust_remote_code,
     )
     paths, given = [path for path, _ in there], [weight for _, weight in there]
-    prepared = prepare_merge(paths, given, _outputs(outputs, keep_sums), options)
+    wanted = _outputs(outputs, keep_sums)
+    if outer is not None and outer.keep is not None:
+        wanted.append(Output(outer.keep, None, momentum=True))
+    prepared = prepare_merge(paths, given, wanted, options)
     if missing:
         names = ", ".join(path.name for path in missing)
         note = f"partial: {len(missing)} of {len(inputs)} inputs were missing ({names}); weights renormalised"
@@ -286,6 +294,9 @@ def _complete(prepared: PreparedMerge, folders: list[Path], result: MergeResult)
         for path in [*folder.iterdir()]:
             if path.name not in (*sums, JOURNAL):  # a kill may have left half a file
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if output.momentum:
+            found.append(sums)
+            continue
         dtype = _main_dtype(plan) if output.scale is not None else "F64"
         shards.write_index(folder)
         write_config(prepared.config_folder, folder, dtype)
@@ -329,6 +340,7 @@ def _summarise(
         rule=prepared.options.rule,
         ridge=plan.solver.ridge if plan.solver is not None else None,
         start=None if prepared.options.start is None else merge_input(prepared.options.start, 0.0, 0.0),
+        outer=None if prepared.options.outer is None else outer_record(prepared.options.outer),
         solved=sum(tensor.solved for tensor in plan.tensors),
         displacement=moved if plan.base is not None else {},
         branch_displacement=norms[:count] if plan.base is not None and not prepared.late else [],

@@ -100,6 +100,11 @@ def _summary(record: MergeRecord, base: str | None) -> str:
         where += (
             f". {result.solved} of {result.tensors} tensors are its own, ridge {result.ridge:g}; others are averages"
         )
+    if result.outer is not None:
+        where += (
+            f". An outer step goes there from the merge of the round before, rate {result.outer.rate:g}, Nesterov "
+            f"momentum {result.outer.momentum:g}"
+        )
     return (
         f"{what}{where}. {result.parameters:,} parameters in {result.dtype}, summed in float64 and rounded once "
         f"({result.rounding})."

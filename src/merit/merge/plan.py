@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from merit.base.files import sha256_file
 from merit.base.record import fingerprint
 from merit.config.sections import DTYPE, MEMORY_BYTES, ROUNDING, SHARD_BYTES, DtypeName, Rounding
 from merit.merge.inputs import OpenedInputs, Source, open_inputs
-from merit.merge.record import MergeInput, WeightRule
+from merit.merge.outer import Outer, OuterStep, open_outer
+from merit.merge.record import MergeInput, OuterRecord, WeightRule
 from merit.merge.rule import find_rule
 from merit.merge.side_files import check_side_files, side_marks
 from merit.merge.solver import Solver, make_solver
@@ -30,14 +32,29 @@ _FORMAT = 2  # raise it when the bytes written change, so that old journals are 
 
 @dataclass(frozen=True)
 class Output:
-    """A folder to be written: the point θ0 + β(θ̄ − θ0), or (`scale` None) the running sums Σ n_k θ_k in float64."""
+    """A folder to be written: the point θ0 + β(θ̄ − θ0), or (`scale` None) the running sums Σ n_k θ_k in float64, or
+    (`momentum`) the outer optimizer's momentum in float32."""
 
     folder: Path
     scale: float | None
+    momentum: bool = False
 
     @property
     def label(self) -> str:
-        return "sums" if self.scale is None else f"{self.scale:g}"
+        if self.scale is None:
+            return "momentum" if self.momentum else "sums"
+        return f"{self.scale:g}"
+
+    @property
+    def is_sums(self) -> bool:
+        """Whether it holds running sums."""
+        return self.scale is None and not self.momentum
+
+    def dtype(self, merged: str) -> str:
+        """The type it is written in, of a tensor that is merged in the type `merged`."""
+        if self.scale is None:
+            return "F32" if self.momentum else "F64"
+        return merged
 
 
 @dataclass(frozen=True)
@@ -81,14 +98,15 @@ class MergePlan:
     rounding: Rounding
     seed: int
     solver: Solver | None = None
+    outer: OuterStep | None = None
 
     @property
     def parameters(self) -> int:
         return sum(tensor.elements for tensor in self.tensors)
 
     def out_dtype(self, tensor: TensorPlan, output: Output) -> str:
-        """Running sums keep float64; everything else has the merged type."""
-        return "F64" if output.scale is None else tensor.dtype
+        """What `output` is written in."""
+        return output.dtype(tensor.dtype)
 
 
 def pick_dtype(wanted: DtypeName, infos: Sequence[TensorInfo]) -> str:
@@ -129,6 +147,7 @@ class MergeOptions:
     ridge: float | None = None  # None: the rule's default
     start: Path | None = None  # what the rule's steps are taken from, where it is not `base`
     trust_remote_code: bool = False
+    outer: Outer | None = None
 
 
 DEFAULTS = MergeOptions()
@@ -199,7 +218,7 @@ def prepare_merge(
         InputError: see `merge_checkpoints`.
     """
     # Sums must keep the weights' own scale: a late branch is weighed on it.
-    as_given = options.as_given or any(output.scale is None for output in outputs)
+    as_given = options.as_given or any(output.is_sums for output in outputs)
     factors = Factors(weights, options.rules, len(paths), as_given=as_given)
     check_outputs(outputs, options)
     opened = open_inputs(paths if options.start is None else [*paths, options.start], options.base)
@@ -217,11 +236,14 @@ def prepare_merge(
         solved = solver is not None and solver.treats(info)
         tensors.append(TensorPlan(info.name, info.shape, info.elements, out, own, divisor, twin, solved))
     factors.check_used()
+    outer = None
+    if options.outer is not None:
+        outer = open_outer(options.outer, start, {tensor.name: tensor for tensor in opened.tensors})
     shares = normalised(factors.default)
     inputs = [
         merge_input(path, factor, share) for path, factor, share in zip(paths, factors.default, shares, strict=True)
     ]
-    return assemble(opened, tensors, outputs, options, inputs, solver)
+    return assemble(opened, tensors, outputs, options, inputs, (solver, outer))
 
 
 def _solver(
@@ -234,7 +256,7 @@ def _solver(
     rule = find_rule(str(options.rule))
     if not rule.is_solved:
         raise InputError(f"{options.rule!r} is no rule that merges without the branches' data", field="rule")
-    if options.rules or any(output.scale is None for output in outputs):
+    if options.rules or any(output.is_sums for output in outputs):
         what = "rules" if options.rules else "keep_sums"
         raise InputError(f"the {rule.label} is no weighted sum of the branches: leave this out", field=what)
     ridge = rule.ridge if options.ridge is None else options.ridge
@@ -247,14 +269,15 @@ def assemble(
     outputs: Sequence[Output],
     options: MergeOptions,
     inputs: Sequence[MergeInput],
-    solver: Solver | None = None,
+    further: tuple[Solver | None, OuterStep | None] = (None, None),
 ) -> PreparedMerge:
     """Lays out the shards, cuts the work into blocks in the order of their bytes, and takes the fingerprint."""
+    solver, outer = further
     shards = []
     for output in outputs:
-        dtypes = ["F64" if output.scale is None else tensor.dtype for tensor in tensors]
+        dtypes = [output.dtype(tensor.dtype) for tensor in tensors]
         out = [out_tensor(one.name, dtype, one.shape, one.elements) for one, dtype in zip(tensors, dtypes, strict=True)]
-        shards.append(ShardPlan.make(out, options.shard_bytes))
+        shards.append(ShardPlan.make(out, sys.maxsize if output.momentum else options.shard_bytes))
     places = shards[0].places
     order = sorted(range(len(tensors)), key=lambda index: places[tensors[index].name])
     plan = MergePlan(
@@ -267,6 +290,7 @@ def assemble(
         rounding=options.rounding,
         seed=options.seed,
         solver=solver,
+        outer=outer,
     )
     folders = [source.path for source in opened.sources]
     base = merge_input(opened.base.path, 0.0, 0.0) if opened.base is not None else None
@@ -285,6 +309,7 @@ def assemble(
         *extensions.marks("rules", str(options.rule)),
         *([[_text(sketch.file) for sketch in solver.sketches]] if solver is not None and solver.sketches else []),
         *([weights_fingerprint(options.start)] if options.start is not None else []),
+        *(_outer_mark(options.outer) if options.outer is not None else []),
     )
     return PreparedMerge(plan, mark, options, tuple(inputs), base, opened.config_folder, sides, opened.notes)
 
@@ -292,6 +317,16 @@ def assemble(
 def merge_input(path: Path, factor: float, share: float) -> MergeInput:
     """How an input is recorded."""
     return MergeInput(path=str(path.absolute()), factor=factor, weight=share, fingerprint=weights_fingerprint(path))
+
+
+def _outer_mark(outer: Outer) -> list[object]:
+    return [outer.settings, None if outer.before is None else weights_fingerprint(outer.before)]
+
+
+def outer_record(outer: Outer) -> OuterRecord:
+    """How an outer step is recorded."""
+    before = None if outer.before is None else merge_input(outer.before, 0.0, 0.0)
+    return OuterRecord(rate=outer.settings.rate, momentum=outer.settings.momentum, before=before)
 
 
 def check_outputs(outputs: Sequence[Output], options: MergeOptions) -> None:
@@ -307,8 +342,10 @@ def check_outputs(outputs: Sequence[Output], options: MergeOptions) -> None:
         raise InputError("two outputs have the same name", file=outputs[0].folder, field="output")
     for output in outputs:
         if output.scale is None:
-            if options.rules:
-                raise InputError("running sums cannot be kept where tensors are weighed by rules", field="rules")
+            if output.is_sums and (options.rules or options.outer is not None):
+                what = "rules" if options.rules else "outer"
+                said = {"rules": "where tensors are weighed by rules", "outer": "of a merge with an outer step"}
+                raise InputError(f"running sums cannot be kept {said[what]}", field=what)
         elif not math.isfinite(output.scale) or output.scale < 0:
             raise InputError(f"{output.scale} is not a valid β; use 0 < β ≤ 10 (1 is the merge)", field="scale")
         elif output.scale != 1.0 and options.base is None:

@@ -39,11 +39,14 @@ def mergekit_recipe(record: MergeRecord, names: Sequence[str] | None = None) -> 
     `names` replaces the paths of the inputs and, last, of θ0.
 
     Raises:
-        InputError: running sums, weights by pattern, or a rule that is no average: mergekit cannot express them.
+        InputError: running sums, weights by pattern, a rule that is no average, an outer step: mergekit cannot express
+            them.
     """
     result = record.result
-    if record.scale is None or result.rules or result.rule:
-        raise InputError("mergekit has no recipe for running sums, weights by pattern or this rule", field="rules")
+    if record.scale is None or result.rules or result.rule or result.outer:
+        raise InputError(
+            "mergekit has no recipe for running sums, weights by pattern, this rule or an outer step", field="rules"
+        )
     paths = list(names) if names is not None else [item.path for item in result.inputs]
     models = [
         {"model": path, "parameters": {"weight": item.weight}} for path, item in zip(paths, result.inputs, strict=False)

@@ -28,6 +28,14 @@ class MergeInput(Record):
     fingerprint: str
 
 
+class OuterRecord(Record):
+    """The outer step that a merge of a round took. `before` is the momentum of the round before."""
+
+    rate: float
+    momentum: float
+    before: MergeInput | None
+
+
 class MergeResult(Record):
     """A finished merge. Maps are keyed by β as `%g`. Norms are over all parameters, summed in float64."""
 
@@ -39,6 +47,7 @@ class MergeResult(Record):
     rule: str | None = None  # that is no average
     ridge: float | None = None  # of that rule
     start: MergeInput | None = None  # what its steps were taken from, where it is not `base`
+    outer: OuterRecord | None = None  # an outer step, from `start` or else `base`
     solved: int = 0  # tensors that it merged; the others are averages
     displacement: dict[str, float]  # ‖θ_out − θ0‖ as written; empty without a base
     branch_displacement: list[float]  # ‖θ_k − θ0‖; empty without a base

@@ -9,9 +9,13 @@ from typing import Any
 
 from merit.base.errors import InputError
 from merit.base.record import fingerprint
+from merit.config.sections import TrainConfig
 from merit.context import Method, RunContext, Step
+from merit.data.mixture import DatasetSummary
 from merit.merge.step import files_of_merges, merge_methods
 from merit.split.partition import Partition
+from merit.split.splitter import find_splitter
+from merit.train.carry import too_few_steps
 from merit.train.step import train_methods
 
 NAME = "rounds"
@@ -45,18 +49,55 @@ def files(context: RunContext) -> list[Path]:
     return [file for number in _numbers(context) for file in files_of_merges(_methods(context, number))]
 
 
+def check(context: RunContext, datasets: Sequence[DatasetSummary]) -> None:
+    """Refuses more rounds than the data has room for. It needs no split, and so comes before the conflict is measured.
+
+    Raises:
+        InputError: a dataset has fewer training examples than there are rounds; or however the mixture is cut, a branch
+            has fewer optimizer steps.
+    """
+    for item in datasets:
+        rounds = _numbers(context).stop
+        if (examples := round(item.train.examples * item.weight)) < rounds:
+            said = f"{rounds}, but `{item.name}` has only {examples} training examples"
+            raise InputError(said, field="train.rounds")
+    for method in _methods(context, 1) if datasets else ():
+        axes, splitter = method.config.axes, find_splitter(method.splitter)
+        known = not splitter.whole_mixture and not splitter.needs_file
+        branches = 2**axes if isinstance(axes, int) and known else 1
+        most = steps_of(datasets, context.config.train) // branches + 1  # of the smallest branch; each rounds up
+        if most < method.rounds:
+            raise too_few_steps(method.rounds, f"a branch of {method.name} has at most {most} optimizer steps")
+
+
+def _check_groups(context: RunContext, method: Method) -> None:
+    summaries = {item.name: item for item in context.mixture.datasets}
+    for k, group in enumerate(Partition.load(method.dir.partition).groups):
+        steps = steps_of([summaries[name] for name in group.datasets], context.config.train)
+        if steps < method.rounds:
+            raise too_few_steps(method.rounds, f"{method.name} branch {k} has only about {steps} optimizer steps")
+
+
+def steps_of(datasets: Sequence[DatasetSummary], train: TrainConfig) -> int:
+    """Optimizer steps of a branch on these datasets, as its trainer will count them from their mean length."""
+    from merit.train.rows import plan_batching
+
+    examples = max(1, sum(round(item.train.examples * item.weight) for item in datasets))
+    mean, longer = divmod(round(sum(item.train.tokens * item.weight for item in datasets)), examples)
+    lengths = [max(1, mean)] * (examples - longer) + [mean + 1] * longer
+    return plan_batching(lengths, train.batch_tokens, train.micro_batch_tokens).steps(examples, train.epochs)
+
+
 def run(context: RunContext) -> dict[str, Any]:
     """Trains and merges round after round.
 
     Raises:
-        InputError: a dataset has fewer training examples than there are rounds.
+        InputError: as `check`; or a branch has fewer optimizer steps than there are rounds.
         StageError: a branch failed for good, or the run was cancelled.
     """
-    rounds = _numbers(context).stop
-    for item in context.mixture.datasets:
-        if (examples := round(item.train.examples * item.weight)) < rounds:
-            said = f"{rounds}, but `{item.name}` has only {examples} training examples"
-            raise InputError(said, field="train.rounds")
+    check(context, context.mixture.datasets)
+    for method in _methods(context, 1):
+        _check_groups(context, method)
     trained = run_rounds(context, context.trained, lambda methods: train_methods(context, methods))
     return {"rounds": len(_numbers(context)), "trained": trained}
 

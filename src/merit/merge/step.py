@@ -14,17 +14,19 @@ from merit.base import extensions
 from merit.base.files import atomic_dir, read_json, sweep_parts, write_text
 from merit.base.kept import Files, checksums, files_below, kept
 from merit.base.record import Sealed, fingerprint
+from merit.config.sections import OuterConfig
 from merit.context import Method, RunContext, Step
 from merit.data.encode import template_by
 from merit.merge.rule import Branches, MergeRule, find_rule
 from merit.merge.weights import normalised
 from merit.models.input_sketch import FOLDER
-from merit.run.layout import relative
+from merit.run.layout import MethodDir, relative
 from merit.split.partition import Partition
 from merit.train.spec import BranchResult
 from merit.train.step import branch_results, check_branches, left_out
 
 if TYPE_CHECKING:
+    from merit.merge.outer import Outer
     from merit.merge.record import MergeResult
 
 NAME = "merge"
@@ -50,7 +52,9 @@ def depends(context: RunContext) -> dict[str, str]:
     """The branches' weights and the merge's settings."""
     return {
         "branches": fingerprint([_inputs(context, method) for method in context.methods]),
-        "merge": fingerprint(context.config.merge.mark, [_wanted(method) for method in context.methods]),
+        "merge": fingerprint(
+            context.config.merge.mark, [_wanted(method) for method in context.methods], *_outer_mark(context)
+        ),
         "model": context.model.fingerprint,
     }
 
@@ -107,7 +111,13 @@ def make_merge(context: RunContext, method: Method, checked: set[Path]) -> bool:
         StageError: a branch is damaged.
     """
     config = context.merging(method)
-    mark = fingerprint(_inputs(context, method), config.mark, method.config.scales, context.model.fingerprint)
+    mark = fingerprint(
+        _inputs(context, method),
+        config.mark,
+        method.config.scales,
+        context.model.fingerprint,
+        *(_outer_mark(context) if method.rounds > 1 else ()),
+    )
     if kept(method.dir.merge_record, MethodMerge, {"fingerprint": mark}, Files(method.dir.root)).fresh:
         return False
     if method.dir.source not in checked:
@@ -134,7 +144,7 @@ def merge_method(context: RunContext, method: Method, mark: str) -> MethodMerge:
     method.dir.merge_record.unlink(missing_ok=True)
     _clear(method)
     inputs, shares, distances = branches.folders, weights, None
-    solved = rule.is_solved and len(inputs) > 1
+    solved, outer = rule.is_solved and len(inputs) > 1, _outer(context, method)
     if rule.sums is not None and len(inputs) > 1:
         folder, distances = prepared_checkpoint(context, method, rule, branches)
         inputs, shares = [folder], [1.0]
@@ -145,7 +155,8 @@ def merge_method(context: RunContext, method: Method, mark: str) -> MethodMerge:
         base=context.model.path,
         rule=config.weights if solved else None,
         ridge=config.effective_ridge if solved else None,
-        start=context.start(method).path if solved and method.round > 1 else None,
+        start=context.start(method).path if (solved or outer is not None) and method.round > 1 else None,
+        outer=outer,
         trust_remote_code=context.model.trust_remote_code,
         dtype=config.dtype,
         shard_bytes=config.shard_bytes,
@@ -198,9 +209,27 @@ def _stop_at(folder: Path, token: int | None) -> None:
 def _clear(method: Method) -> None:
     """Removes outputs of an earlier merge. Half a merge alone is kept, to be resumed; one that was killed while its
     outputs were renamed into place is not worth telling apart."""
-    outputs = list(method.dir.root.glob("merged*"))
-    for folder in [*outputs, *(method.dir.root.glob(".merged*") if outputs else ())]:
+    root = method.dir.root
+    outputs = [*root.glob("merged*"), *(root.glob(method.dir.momentum.name) if method.round < method.rounds else ())]
+    for folder in [*outputs, *(root.glob(".*.merging") if outputs else ())]:
         shutil.rmtree(folder)
+
+
+def _outer(context: RunContext, method: Method) -> Outer | None:
+    """The outer step of the method's round; None where the merge is taken as it is."""
+    from merit.merge.outer import Outer
+
+    settings = context.config.train.outer_step
+    if settings is None or method.rounds == 1:
+        return None
+    home = MethodDir(method.dir.whole or method.dir.source)
+    before = home.round(method.round - 1).momentum if settings.momentum and method.round > 1 else None
+    return Outer(settings, before, method.dir.momentum if settings.momentum and method.round < method.rounds else None)
+
+
+def _outer_mark(context: RunContext) -> list[OuterConfig]:
+    settings = context.config.train.outer_step
+    return [] if settings is None else [settings]
 
 
 def _inputs(context: RunContext, method: Method) -> list[Any]:
@@ -220,7 +249,8 @@ def _files(method: Method, merge: MergeResult) -> dict[str, str]:
         folder, shards = method.dir.merged(scale), merge.checksums[f"{scale:g}"]
         found |= {relative(folder / name, method.dir.root): mark for name, mark in shards.items()}
         found |= checksums(method.dir.root, files_below(folder, *shards, *_EDITED))
-    return found
+    kept = merge.checksums.get("momentum", {})
+    return found | {relative(method.dir.momentum / name, method.dir.root): mark for name, mark in kept.items()}
 
 
 def _wanted(method: Method) -> list[Any]:

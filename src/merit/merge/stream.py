@@ -25,10 +25,11 @@ from merit.base.files import disk_errors
 from merit.base.machine import usable_cores
 from merit.base.progress import Bar
 from merit.merge.codec import Bytes, Scratch, decode, dither, encode, sum_of_squares
+from merit.merge.outer import OuterStep
 from merit.merge.plan import Block, MergePlan, TensorPlan, whole_rows
 from merit.merge.solver import Merged
 from merit.merge.staging import Hashed, Journal
-from merit.models.checkpoint import ITEM_BYTES, FilePool
+from merit.models.checkpoint import ITEM_BYTES, WHOLE, FilePool
 from merit.models.writer import ShardFiles
 
 CHUNK = 1 << 16  # elements summed at once: their float64 buffers stay in a core's second-level cache
@@ -349,18 +350,40 @@ class Accumulator:
             self._blame(files, tensor, start, count)
         if merged is not None and theta0 is not None:
             np.add(theta0, merged(start, count), out=total)
+        divisor = 1.0 if merged is not None else tensor.divisor
+        if plan.outer is not None:
+            total /= divisor
+            divisor = 1.0
+            yield from self._outer_step(plan.outer, files, tensor, start, count)
         for number, output in enumerate(plan.outputs):
+            if output.momentum:
+                continue
             dtype = plan.out_dtype(tensor, output)
             exact = spare
-            if output.scale is None or tensor.divisor == 1 or merged is not None:
+            if output.scale is None or divisor == 1:
                 np.copyto(exact, total)
             else:
-                np.divide(total, tensor.divisor, out=exact)
+                np.divide(total, divisor, out=exact)
             if theta0 is not None and output.scale not in (None, 1.0):
                 exact -= theta0
                 exact *= output.scale
                 exact += theta0
             yield number, self._round(tensor, start, exact, row, theta0, number, dtype)
+
+    def _outer_step(
+        self, outer: OuterStep, files: FilePool, tensor: TensorPlan, start: int, count: int
+    ) -> Iterator[tuple[int, Bytes]]:
+        """Moves the merged chunk to where the outer step ends, and yields the momentum if it is kept."""
+        total, row, momentum = (part[:count] for part in (self._sum, self._row, self._spare))
+        if tensor.dtype in WHOLE:
+            momentum[:] = 0
+        else:
+            outer.apply(files, tensor.name, start, (total, row, momentum), self._scratch)
+        for number, output in enumerate(self._plan.outputs):
+            if output.momentum:
+                out = self._out[: count * ITEM_BYTES["F32"]]
+                encode(momentum, "F32", out, self._scratch)
+                yield number, out
 
     def _round(
         self,

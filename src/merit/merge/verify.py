@@ -14,8 +14,10 @@ from merit.base.errors import InputError
 from merit.base.kept import damaged
 from merit.base.progress import SILENT, Progress
 from merit.base.record import Record
+from merit.config.sections import OuterConfig
 from merit.merge.codec import Float64s, Scratch, decode
 from merit.merge.lora import AdapterMergeResult, difference, merge_adapters, recorded
+from merit.merge.outer import Outer
 from merit.merge.plan import Block, MergeOptions, MergePlan, Output, PreparedMerge, prepare_merge, whole_rows
 from merit.merge.record import RECORD, MergeRecord, MergeResult, load_record
 from merit.merge.stream import CHUNK, Accumulator, solve
@@ -152,7 +154,15 @@ def _options(result: MergeResult, base: Path | None) -> MergeOptions:
         rule=result.rule,
         ridge=result.ridge,
         start=Path(result.start.path) if result.start is not None else None,
+        outer=_outer(result),
     )
+
+
+def _outer(result: MergeResult) -> Outer | None:
+    if result.outer is None:
+        return None
+    settings = OuterConfig(rate=result.outer.rate, momentum=result.outer.momentum)
+    return Outer(settings, None if result.outer.before is None else Path(result.outer.before.path))
 
 
 def check_shards(folder: Path, checksums: dict[str, str], progress: Progress = SILENT) -> int:
@@ -175,9 +185,10 @@ def check_shards(folder: Path, checksums: dict[str, str], progress: Progress = S
 def _check_inputs(result: MergeResult, paths: Sequence[Path], base: Path | None) -> None:
     if len(paths) != len(result.inputs):
         raise InputError(f"{len(paths)} inputs given, but {len(result.inputs)} were merged", field="inputs")
-    known = [*result.inputs, *(one for one in (result.base, result.start) if one)]
-    there = [base if base and result.base else None, Path(result.start.path) if result.start else None]
-    for path, item in zip([*paths, *(one for one in there if one)], known, strict=True):
+    further = [item for item in (result.start, result.outer.before if result.outer else None) if item is not None]
+    known = [*result.inputs, *([result.base] if result.base else []), *further]
+    there = [*paths, *([base] if base and result.base else []), *(Path(item.path) for item in further)]
+    for path, item in zip(there, known, strict=True):
         if not path.is_dir():
             raise InputError("this input is gone, so nothing can be recomputed; name where it is now", file=path)
         if weights_fingerprint(path) != item.fingerprint:

@@ -103,6 +103,7 @@ class MethodCost(Record):
     splitter: str
     configured: bool  # False for joint training that is planned for comparison only
     branches: list[BranchCost]
+    rounds: int = 1  # how often its branches are merged
 
     @property
     def is_joint(self) -> bool:
@@ -139,7 +140,9 @@ class Traffic(Record):
     machines: int
     theta0_out: int
     data_out: int
-    checkpoints_back: int
+    checkpoints_back: int  # of all rounds
+    merges_out: int = 0  # from which the branches go on, after every round but the last
+    states_out: int = 0  # of training, where a store brings them to the machines of the next round
     sketches_back: int = 0  # of the branches' inputs, at most; 0 if no merge rule weighs by them
     joint_steps: int
     joint_step_per_worker: int  # 2 (K − 1) / K of the gradients' bytes: a ring all-reduce
@@ -148,7 +151,8 @@ class Traffic(Record):
     @property
     def total(self) -> int:
         """All bytes that the branches move."""
-        return self.theta0_out + self.data_out + self.checkpoints_back + self.sketches_back
+        between = self.merges_out + self.states_out
+        return self.theta0_out + self.data_out + self.checkpoints_back + between + self.sketches_back
 
 
 class Plan(Record):
@@ -223,7 +227,8 @@ def _stage(stage: StageCost) -> list[str]:
 
 def _method(plan: Plan, method: MethodCost, train: StageCost) -> list[str]:
     count = len(method.branches)
-    name = f"train {method.name} ({count} branches)" if count > 1 else f"train {method.name}"
+    told = f"{count} branches" + (f", {method.rounds} rounds" if method.rounds > 1 else "")
+    name = f"train {method.name} ({told})" if count > 1 else f"train {method.name}"
     share = train.disk_bytes if method is plan.main else 0
     return [
         name if method.configured else f"{name}, if it were run",

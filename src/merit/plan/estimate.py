@@ -40,6 +40,7 @@ from merit.plan.costs import (
 )
 from merit.plan.memory import ADAMW, FP32, BranchMemory, activations, branch_memory, device_memory, shards
 from merit.plan.preflight import check_run
+from merit.plan.traffic import carried, data_parallel, moved
 from merit.run.layout import MAIN_METHOD
 from merit.split.partition import Partition
 from merit.split.splitter import find_splitter
@@ -133,11 +134,22 @@ class Estimate:
             tokens_per_second=self.tokens_per_second,
             stages=[self._gradients, self._training, self._merging, self._evaluation],
             methods=self.methods,
-            traffic=traffic(self.model, machines, tokens, joint.branches[0].steps, self._sketch)
-            if machines > 1
-            else None,
+            traffic=self._traffic(main, joint.branches[0].steps, tokens) if machines > 1 else None,
             assumptions=self._assumptions,
             memory=self._memory,
+        )
+
+    def _traffic(self, main: MethodCost, joint_steps: int, tokens: float) -> Traffic:
+        return traffic(
+            self.model,
+            Exchange(
+                machines=len(main.branches),
+                rounds=main.rounds,
+                tokens=tokens,
+                sketches=self._sketch * (main.rounds if self.config.merge.measured_examples is not None else 1),
+                through_store=self.config.launch.store is not None,
+            ),
+            joint_steps,
         )
 
     @property
@@ -148,20 +160,24 @@ class Estimate:
     def methods(self) -> list[MethodCost]:
         """The main method, the baselines, and joint training, which is planned for comparison if it is not run."""
         split = self.config.split
-        wanted = [(MAIN_METHOD, split.splitter, split.axes, True)]
+        usual = self.config.train.rounds
+        wanted = [(MAIN_METHOD, split.splitter, split.axes, True, usual)]
         wanted += [
-            (name, item.splitter, item.axes or split.axes, True)
+            (name, item.splitter, item.axes or split.axes, True, item.rounds or usual)
             for name, item in self.config.baselines.items()
             if item.splitter is not None
         ]
-        if not any(find_splitter(splitter).one_group for _, splitter, _, _ in wanted):
-            wanted.append((JOINT, UNSPLIT, 0, False))
+        if not any(find_splitter(splitter).one_group for _, splitter, *_ in wanted):
+            wanted.append((JOINT, UNSPLIT, 0, False, 1))
         methods = []
-        for name, splitter, axes, configured in wanted:
+        for name, splitter, axes, configured, rounds in wanted:
             count = min(2**_AUTO, len(self.mixture.datasets)) if axes == "auto" else 2**axes
             groups = group_tokens(self.mixture, splitter, count, self.partitions.get(name))
             branches = [self._branch(group * self.config.train.epochs) for group in groups]
-            methods.append(MethodCost(name=name, splitter=splitter, configured=configured, branches=branches))
+            rounds = 1 if find_splitter(splitter).one_group else rounds
+            methods.append(
+                MethodCost(name=name, splitter=splitter, configured=configured, branches=branches, rounds=rounds)
+            )
         return methods
 
     def _branch(self, count: Count) -> BranchCost:
@@ -192,7 +208,7 @@ class Estimate:
     @property
     def _training(self) -> StageCost:
         """Memory: weights, gradients, AdamW, and the activations of one micro-batch. Disk: the branches' fp32
-        checkpoints, and the states of those in training."""
+        checkpoints, of every round, and the states of those in training or between two rounds."""
         model = self.model
         branches = [branch for method in self._configured for branch in method.branches]
         state = STATES_KEPT * (ADAMW - FP32) * model.trainable
@@ -203,10 +219,18 @@ class Estimate:
             flops=sum(branch.flops for branch in branches),
             hours=total_hours(method.hours for method in self._configured),
             memory_bytes=self._memory.states + self._memory.activations,
-            disk_bytes=len(branches) * FP32 * model.parameters
+            disk_bytes=sum(len(method.branches) * method.rounds for method in self._configured)
+            * FP32
+            * model.parameters
             + sum(len(method.branches) for method in self._configured if len(method.branches) > 1) * self._sketch
-            + min(self.at_once, len(branches)) * state,
+            + min(self.at_once, len(branches)) * state
+            + sum(len(method.branches) for method in self._configured if method.rounds > 1) * self._state,
         )
+
+    @property
+    def _state(self) -> int:
+        """Bytes of the training state that a branch keeps from one round to the next."""
+        return training_state(self.model)
 
     @property
     def _sketch(self) -> int:
@@ -216,11 +240,17 @@ class Estimate:
 
     @property
     def _merging(self) -> StageCost:
-        """Bound by the disk: every merge reads its checkpoints once, every merged model is written once."""
+        """Bound by the disk: every merge reads its checkpoints once, every merged model is written once. Rounds before
+        the last merge once more each, and an outer momentum is read and written with them."""
         branches = {method.name: len(method.branches) for method in self._configured}
         inputs = sum(branches[self.config.trained_by(name)] for name in (MAIN_METHOD, *self.config.others))
+        inputs += sum(len(method.branches) * (method.rounds - 1) for method in self._configured)
         read = FP32 * self.model.parameters * inputs
-        written = self._merged_models * _MERGED[self.config.merge.dtype] * self.model.parameters
+        outer = self.config.train.outer_step
+        momentum = FP32 if outer is not None and outer.momentum else 0
+        written = (self._merged_models + self._between) * _MERGED[self.config.merge.dtype] * self.model.parameters
+        written += self._between * momentum * self.model.parameters
+        read += self._between * momentum * self.model.parameters
         return StageCost(
             stage="merge",
             tokens=0,
@@ -236,7 +266,7 @@ class Estimate:
         """θ0, every merged model, and the losses of the main method's branches. Memory: fp32 weights and one batch's
         logits."""
         config, datasets = self.config.evaluate, [*self.mixture.datasets, *self.mixture.unseen]
-        whole, branches = 1 + self._merged_models, len(self.methods[0].branches)
+        whole, branches = 1 + self._merged_models + self._between, len(self.methods[0].branches)
         losses_only = branches if config.branches and branches > 1 else 0
         drift = config.drift * config.max_new_tokens
         scoring = _total(_some(item.held_out, config.held_out) for item in datasets) + drift
@@ -268,6 +298,11 @@ class Estimate:
         return [method for method in self.methods if method.configured]
 
     @property
+    def _between(self) -> int:
+        """Merges of rounds before the last."""
+        return sum(method.rounds - 1 for method in self._configured)
+
+    @property
     def _merged_models(self) -> int:
         return len(self.config.merge.scales) + sum(len(item.scales) for item in self.config.others.values())
 
@@ -297,7 +332,7 @@ class Estimate:
             f"Hours are device hours: FLOPs at the speed of one device's full training step. {known} On a CPU, "
             "prefixes that prompts share run once a batch, which is not counted.",
             "On one device a branch, a method takes as long as its longest branch. All devices are taken to be equal.",
-            "Branches send nothing while they train. Joint training on K data-parallel workers does a ring all-reduce "
+            f"{self._exchanged} Joint training on K data-parallel workers does a ring all-reduce "
             "of fp32 gradients in every step: 2·(K − 1)/K·4 bytes a trained parameter and worker. Its time is not "
             "counted.",
             f"Memory in training: {states}{passes}",
@@ -321,21 +356,60 @@ class Estimate:
             lines.append("`axes: auto` is taken to find two axes, which make four groups.")
         return lines
 
+    @property
+    def _exchanged(self) -> str:
+        """What the main method's branches send, in words."""
+        main = self.methods[0]
+        if main.rounds == 1:
+            return "Branches send nothing while they train."
+        text = (
+            f"Branches send nothing within a round. After each of {main.rounds} rounds every branch sends its "
+            "checkpoint and, before the next, receives the merge. A round takes as long as its longest branch."
+        )
+        if self.config.launch.store is not None:
+            text += f" The store also moves each branch's training state, {data_size(self._state)}, to the next round."
+        return text
 
-def traffic(model: ModelFacts, machines: int, tokens: float, joint_steps: int, sketch: int = 0) -> Traffic:
-    """K branches on K machines, against joint training on K data-parallel workers. `sketch` is the bytes that a branch
-    sends beside its checkpoint."""
-    step = round(2 * (machines - 1) / machines * FP32 * model.trainable)
+
+@dataclass(frozen=True)
+class Exchange:
+    """What K branches on K machines exchange.
+
+    Attributes:
+        tokens: of the training data, once.
+        sketches: bytes that a branch sends beside its checkpoints, over all rounds.
+        through_store: no machine keeps what it needs for the next round.
+    """
+
+    machines: int
+    rounds: int = 1
+    tokens: float = 0.0
+    sketches: int = 0
+    through_store: bool = False
+
+
+def traffic(model: ModelFacts, exchange: Exchange, joint_steps: int) -> Traffic:
+    """K branches on K machines, against joint training on K data-parallel workers."""
+    machines, rounds = exchange.machines, exchange.rounds
+    checkpoint = FP32 * model.parameters
+    back = machines * rounds * checkpoint
     return Traffic(
         machines=machines,
         theta0_out=machines * model.bytes_per_parameter * model.parameters,
-        data_out=round(TOKEN_BYTES * tokens),
-        checkpoints_back=machines * FP32 * model.parameters,
-        sketches_back=machines * sketch,
+        data_out=round(TOKEN_BYTES * exchange.tokens),
+        checkpoints_back=back,
+        merges_out=moved(machines, rounds, checkpoint) - back,
+        states_out=carried(machines, rounds, training_state(model)) if exchange.through_store else 0,
+        sketches_back=machines * exchange.sketches,
         joint_steps=joint_steps,
-        joint_step_per_worker=step,
-        joint_total=machines * step * joint_steps,
+        joint_step_per_worker=data_parallel(machines, 1, FP32 * model.trainable) // machines,
+        joint_total=data_parallel(machines, joint_steps, FP32 * model.trainable),
     )
+
+
+def training_state(model: ModelFacts) -> int:
+    """Bytes of one training checkpoint: fp32 weights, and AdamW's two moments of those that are trained."""
+    return FP32 * (model.parameters + 2 * model.trainable)
 
 
 def group_tokens(mixture: Mixture, splitter: str, groups: int, partition: Partition | None) -> list[Count]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -110,14 +110,32 @@ def shards(launch: LaunchConfig, base: Path) -> int:
     Raises:
         InputError: it is not to be read.
     """
-    if launch.accelerate is None:
+    value = _sharding(launch, base)
+    if value is None:
         return 1
+    count = launch.processes if launch.processes > 1 else value.get("num_processes", 1)
+    return count if isinstance(count, int) and count > 0 else 1
+
+
+def check_whole(launch: LaunchConfig, base: Path) -> None:
+    """Refuses a launch that shards a branch, where each process must hold its whole state: in rounds.
+
+    Raises:
+        InputError: the accelerate configuration says FSDP or DeepSpeed, or is not to be read.
+    """
+    if launch.accelerate is not None and (value := _sharding(launch, base)) is not None:
+        said = f"{value['distributed_type']} shards a branch, and its parts cannot go on from a merge: set it to 1"
+        raise InputError(said, file=base / launch.accelerate, field="train.rounds")
+
+
+def _sharding(launch: LaunchConfig, base: Path) -> dict[str, Any] | None:
+    """The accelerate configuration, if it shards a branch."""
+    if launch.accelerate is None:
+        return None
     file = base / launch.accelerate
     try:
         value = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"cannot be read: {' '.join(str(error).split())}", file=file) from None
-    if not isinstance(value, dict) or value.get("distributed_type") not in ("FSDP", "DEEPSPEED"):
-        return 1
-    count = launch.processes if launch.processes > 1 else value.get("num_processes", 1)
-    return count if isinstance(count, int) and count > 0 else 1
+    sharded = isinstance(value, dict) and value.get("distributed_type") in ("FSDP", "DEEPSPEED")
+    return value if sharded else None

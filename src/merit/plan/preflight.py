@@ -12,8 +12,10 @@ from merit.base.progress import SILENT, Progress
 from merit.context import RunContext
 from merit.data.check import CheckReport, check_mixture
 from merit.data.encode import POSITIONS, Encoder, Positions
+from merit.merge import rounds
 from merit.merge.rule import find_rule
 from merit.models.architecture import architecture_of
+from merit.plan.memory import check_whole
 from merit.run.layout import RunDir
 from merit.split.splitter import SplitRequest, find_splitter, make_partition
 from merit.train.spec import BranchSpec
@@ -22,7 +24,7 @@ from merit.train.spec import BranchSpec
 def preflight_problems(context: RunContext) -> list[InputError]:
     """Everything that is wrong, an error each."""
     found: list[InputError] = []
-    checks: tuple[Callable[[RunContext], None], ...] = (_model, _merge, _proxy, _trl, _groups)
+    checks: tuple[Callable[[RunContext], None], ...] = (_model, _merge, _proxy, _trl, _groups, _rounds)
     for check in checks:
         try:
             check(context)
@@ -144,6 +146,16 @@ def _groups(context: RunContext) -> None:
             make_partition(method.splitter, request)
 
 
+def _rounds(context: RunContext) -> None:
+    """What rounds rule out. Every branch of a round starts from all branches of the round before."""
+    if not rounds.wanted(context):
+        return
+    if context.partial:
+        said = "a round starts from all branches of the round before; leave this out, or set `train.rounds` to 1"
+        raise InputError(said, field="--partial")
+    check_whole(context.config.launch, context.base)
+
+
 def check_run(path: Path, progress: Progress = SILENT) -> CheckReport:
     """Checks the configuration, what `preflight` does, and every row of every dataset. Writes nothing.
 
@@ -162,4 +174,10 @@ def check_run(path: Path, progress: Progress = SILENT) -> CheckReport:
         if str(error) not in map(str, found):
             found.append(error)
         tokenizer = None
-    return check_mixture(config, context.base, tokenizer, progress, found)
+    report = check_mixture(config, context.base, tokenizer, progress, found)
+    if rounds.wanted(context):
+        try:
+            rounds.check(context, [item.summary for item in report.datasets if item.summary and not item.unseen])
+        except InputError as error:
+            report = report.model_copy(update={"general": [*report.general, str(error)]})
+    return report

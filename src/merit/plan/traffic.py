@@ -17,6 +17,18 @@ def moved(branches: int, rounds: int, checkpoint_bytes: int) -> int:
     return branches * (2 * rounds - 1) * checkpoint_bytes if branches > 1 else 0
 
 
+def carried(branches: int, rounds: int, state_bytes: int) -> int:
+    """Bytes of the branches' training states (weights and moments) where no machine keeps them, since all go through a
+    store: each moves to the machine that trains the next round, R − 1 times.
+
+    Args:
+        branches: K.
+        rounds: R.
+        state_bytes: of one branch.
+    """
+    return branches * (rounds - 1) * state_bytes
+
+
 def data_parallel(machines: int, steps: int, gradient_bytes: int) -> int:
     """Bytes that joint training moves on K data-parallel machines, all of them together: in every step, each sends
     2·(K − 1)/K of the gradients in a ring all-reduce (Patarasuk and Yuan, 2009).

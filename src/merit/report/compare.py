@@ -20,6 +20,7 @@ from merit.report.drawing import DataTable
 from merit.report.evidence import group_label, read_evidence
 from merit.report.page import Section, render_page
 from merit.report.sections.cost import hosts, spent_on
+from merit.report.sections.rounds import moved_by
 from merit.run.events import is_job
 from merit.run.guard import refuse_links
 from merit.run.layout import RunDir
@@ -244,7 +245,7 @@ def _row(side: Side) -> list[str]:
         duration(sum(seconds)) if seconds else NONE,
         duration(max(seconds)) if seconds else NONE,
         duration(whole) if whole else NONE,
-        data_size(main.checkpoint_bytes) if len(main.branches) > 1 and main.checkpoint_bytes else NONE,
+        data_size(sent) if (sent := moved_by(side.evidence, main)) else NONE,
     ]
 
 

@@ -72,8 +72,8 @@ class MethodEvidence:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Of all branches: what moves between machines, once."""
-        return sum(branch.checkpoint_bytes for branch in self.branches)
+        """Of the largest branch."""
+        return max((branch.checkpoint_bytes for branch in self.branches), default=0)
 
     @property
     def is_joint(self) -> bool:

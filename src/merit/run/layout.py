@@ -42,6 +42,7 @@ class MethodDir:
     branches = _At("branches", below="source")
     rounds = _At("rounds", below="source")
     merge_record = _At("merge.json")
+    momentum = _At("momentum")  # of a round before the last: the outer optimizer's, if it has one
 
     @property
     def source(self) -> Path:
@@ -91,9 +92,14 @@ class BranchDir:
 
 @dataclass(frozen=True)
 class RunDir:
-    """A run directory."""
+    """A run directory.
+
+    Attributes:
+        round: whose diagnostics are meant; None: those of the whole training.
+    """
 
     root: Path
+    round: int | None = None
     config = _At("config.yaml")
     mixture = _At("mixture.json")
     data_folder = _At("data")
@@ -145,11 +151,15 @@ class RunDir:
 
     def diagnostic(self, check: str) -> Path:
         """The result of one check, such as `lmc` or `displacement`."""
-        return self.diagnostics / f"{safe_name(check)}.json"
+        return self._diagnosed / f"{safe_name(check)}.json"
 
     def diagnostic_progress(self, check: str) -> Path:
         """What an unfinished check has measured so far."""
-        return self.diagnostics / "unfinished" / f"{safe_name(check)}.json"
+        return self._diagnosed / "unfinished" / f"{safe_name(check)}.json"
+
+    @property
+    def _diagnosed(self) -> Path:
+        return self.diagnostics if self.round is None else self.diagnostics / f"round-{self.round:02d}"
 
     def stage(self, name: str) -> Path:
         return self.state / f"{safe_name(name)}.json"

@@ -58,6 +58,9 @@ def _change(
     context: RunContext, mixture: dict[str, DatasetConfig], run: Callable[[RunContext], None], *, baselines: bool
 ) -> Cost:
     method = context.run.method()
+    if context.methods[0].rounds > 1:
+        said = "in rounds every branch depends on all others, so none can be kept; change `mixture` in a new run"
+        raise InputError(said, field="train.rounds")
     if not method.partition.is_file():
         raise InputError("this run is not split yet; `merit run` first", file=context.run.root)
     kept = {

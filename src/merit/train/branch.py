@@ -114,6 +114,8 @@ class _Branch:
 def _make_trainer(branch: _Branch, data: datasets.Dataset) -> BranchTrainer:
     spec, theta0, train = branch.spec, branch.theta0, branch.spec.train
     lengths = [len(ids) for ids in data["input_ids"]]
+    if train.rounds > 1 and _is_sharded():
+        raise InputError("rounds under FSDP or DeepSpeed are not supported; use DDP", field="launch.accelerate")
     if train.lora is not None and _is_sharded():
         raise InputError("LoRA under FSDP or DeepSpeed is not supported; use DDP", field="launch.accelerate")
     training = Training(branch.run, branch.dir, spec, best_device().type != "cpu", IMAGES in data.column_names)

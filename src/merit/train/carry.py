@@ -25,12 +25,14 @@ def last_step(spec: BranchSpec, steps: int) -> int:
         InputError: fewer steps than rounds.
     """
     if steps < spec.train.rounds:
-        raise InputError(
-            f"{spec.train.rounds}, but {spec.method} branch {spec.branch} has only {steps} optimizer steps: take fewer "
-            "rounds, or lower `train.batch_tokens`",
-            field="train.rounds",
-        )
+        raise too_few_steps(spec.train.rounds, f"{spec.method} branch {spec.branch} has only {steps} optimizer steps")
     return round(steps * spec.round / spec.train.rounds)
+
+
+def too_few_steps(rounds: int, what: str) -> InputError:
+    """The error of a branch that has fewer steps than rounds, as `what` says."""
+    said = f"{rounds}, but {what}: take fewer rounds, or lower `train.batch_tokens`"
+    return InputError(said, field="train.rounds")
 
 
 def at_end(checkpoint: Path, spec: BranchSpec) -> bool:

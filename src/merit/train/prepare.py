@@ -111,7 +111,7 @@ def _start(context: RunContext) -> Path:
 
 def _spec(context: RunContext, mixture: Mixture, number: int, stage: PrepareStage, path: str) -> BranchSpec:
     home, config = context.run.prepare, context.config
-    update: dict[str, Any] = {"epochs": stage.epochs}
+    update: dict[str, Any] = {"epochs": stage.epochs, "rounds": 1, "outer": None}
     update |= {"learning_rate": stage.learning_rate} if stage.learning_rate is not None else {}
     update |= {"batch_tokens": stage.batch_tokens} if stage.batch_tokens is not None else {}
     model = config.model.model_copy(update={"path": path, "revision": None, "freeze": stage.freeze})

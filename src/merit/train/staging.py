@@ -57,6 +57,8 @@ def run_remote_branch_job(
         if (run.root / THETA0).is_dir():
             command += ["--model", str(run.root / THETA0 / spec.model_fingerprint)]
         out = _StageOut(store, run, branch)
+        if spec.round > 1:  # what the round begins with is there, as the end of the round before
+            out.leave_out(run.method(method).round(spec.round - 1).branch(k))
         env = os.environ | {"MERIT_PARENT": str(os.getpid())}
         process = subprocess.Popen([*command, *options], env=env)
         code: int | None = None
@@ -167,6 +169,10 @@ class _StageOut:
                 if self._seen.get(target) != changed:
                     self.store.put(source, relative(target, self.run.root))
                     self._seen[target] = changed
+
+    def leave_out(self, before: BranchDir) -> None:
+        """Does not upload the checkpoints that are those of `before`."""
+        self._put |= {folder.name for folder in before.training_state.glob("checkpoint-*")}
 
     def checkpoints(self) -> None:
         """Uploads whole checkpoints that the store lacks, each with its marker last, and removes old ones."""

@@ -119,7 +119,7 @@ def train_methods(context: RunContext, methods: Sequence[Method]) -> int:
 def branch_specs(context: RunContext, method: Method) -> list[BranchSpec]:
     """One spec per group. Branches share the run's seed, except replicas of a soup, which differ in nothing else."""
     mixture, start = context.mixture, context.start(method)
-    train = context.config.train.model_copy(update={"rounds": method.rounds})
+    train = context.config.train.model_copy(update={"rounds": method.rounds, "outer": None})  # the merge's, no branch's
     summaries = {item.name: item for item in mixture.datasets}
     whole = find_splitter(method.splitter).whole_mixture
     specs = []

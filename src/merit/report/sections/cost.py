@@ -19,10 +19,10 @@ from merit.report.drawing import DataTable, Figure, row_axis, share
 from merit.report.evidence import Evidence, MethodEvidence
 from merit.report.fit import plausible
 from merit.report.page import Section, missing
+from merit.report.sections.rounds import moved_by, rounds_figure, rounds_of, synchronised
 from merit.run.events import is_job
 
 ID, TITLE = "cost", "What it cost"
-_GRADIENT_BYTES = 4  # of a number of an fp32 gradient
 
 
 @dataclass
@@ -49,6 +49,7 @@ def cost(evidence: Evidence) -> Section:
         "methods": _method_table(methods, spent) if methods else None,
         "against": against_joint(evidence, stages),
         "traffic": list(_traffic(evidence)),
+        "rounds": rounds_figure(evidence),
         "hosts": series(hosts(evidence.events), limit=6),
         "failures": [
             f"{event.get('stage')}: {str(event.get('error'))[:300]}"
@@ -112,20 +113,28 @@ def _traffic(evidence: Evidence) -> Iterator[str]:
     """What the branches had to exchange, against what synchronised joint training would have."""
     main, joint, conflict = evidence.main, evidence.joint, evidence.conflict
     workers = len(main.branches)
-    size = max((branch.checkpoint_bytes for branch in main.branches), default=0)
+    size = main.checkpoint_bytes
     if size and workers > 1:
-        yield (
-            f"On {workers} machines the branches would move one checkpoint each, once: {workers} × "
-            f"{data_size(size)} = {data_size(main.checkpoint_bytes)}. During training they exchange nothing."
-        )
+        rounds, total = rounds_of(evidence, main.name), data_size(moved_by(evidence, main))
+        if rounds == 1:
+            yield (
+                f"On {workers} machines the branches would move one checkpoint each, once: {workers} × "
+                f"{data_size(size)} = {total}. During training they exchange nothing."
+            )
+        else:
+            yield (
+                f"On {workers} machines each branch would send its checkpoint after each of {rounds} rounds and "
+                f"get the merge after all but the last, {workers} × {2 * rounds - 1} × {data_size(size)} = {total}. "
+                "Within a round they exchange nothing."
+            )
     steps = sum(result.steps for result in joint.results) if joint else 0
     if joint and conflict and steps and workers > 1:
-        moved = 2 * (workers - 1) / workers * _GRADIENT_BYTES * conflict.parameters
+        everything = synchronised(evidence, joint, workers)
         yield (
             f"Joint training ({code(joint.name)}) on {workers} data-parallel workers would move about "
-            f"{data_size(moved)} out of and into each worker in every one of its {plural(steps, 'step')} "
-            f"(a ring all-reduce of fp32 gradients, 2·(K − 1)/K·4 bytes a parameter): "
-            f"{data_size(moved * steps)} a worker."
+            f"{data_size(everything / workers / steps)} out of and into each worker in every one of its "
+            f"{plural(steps, 'step')} (a ring all-reduce of fp32 gradients, 2·(K − 1)/K·4 bytes a parameter): "
+            f"{data_size(everything / workers)} a worker."
         )
 
 
@@ -191,8 +200,10 @@ def _lines(
     yield f"training, {workers} machines", longest, best, max(ours), theirs / workers
     if merge := seconds.get("merge", 0.0):
         yield "merging", duration(merge), NONE, 0, 0
-    moved, steps = main.checkpoint_bytes, sum(result.steps for result in joint.results)
-    if evidence.conflict and moved and steps:
-        synchronised = 2 * (workers - 1) * _GRADIENT_BYTES * evidence.conflict.parameters * steps
-        exchanged = f"{data_size(synchronised)}, in {count(steps)} steps"
-        yield f"bytes between {workers} machines", f"{data_size(moved)}, once", exchanged, moved, synchronised
+    steps = sum(result.steps for result in joint.results)
+    sent, exchanged = moved_by(evidence, main), synchronised(evidence, joint, workers)
+    if sent and exchanged:
+        rounds = rounds_of(evidence, main.name)
+        often = "once" if rounds == 1 else f"in {rounds} rounds"
+        in_steps = f"{data_size(exchanged)}, in {count(steps)} steps"
+        yield f"bytes between {workers} machines", f"{data_size(sent)}, {often}", in_steps, sent, exchanged

@@ -196,7 +196,7 @@ def dataset_figure(scores: Sequence[ModelScores], order: Sequence[str], *, unsee
     traces: list[dict[str, Any]] = []
     for item in kept:
         found = [(name, by_model[item.label][name]) for name in names if name in by_model[item.label]]
-        hollow = item.scale not in (0.0, 1.0)
+        hollow = item.scale not in (0.0, 1.0) or item.kind == "round"
         traces.append(
             {
                 "type": "scatter",

@@ -1,0 +1,91 @@
+"""The loss after each round against the bytes moved until then."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from synthetic import make_run
+from test_report_browser import BROWSER, check, use_page
+
+from merit.evaluate.scores import Table
+from merit.report.build import build_report, chapters
+from merit.report.drawing import Figure
+from merit.report.evidence import read_evidence
+from merit.report.export import figures_of
+from merit.run.layout import RunDir
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+CHECKPOINT, K, PARAMETERS, STEPS = 4096, 4, 134_515_008, 200  # of the synthetic run
+
+
+def with_rounds(run: RunDir, losses: list[float], *, label: str = "merit/round-{}") -> RunDir:
+    """Adds a row a round before the last of the main method to the results table."""
+    table = Table.load(run.table)
+    merit = next(row for row in table.rows if row.label == "merit")
+    at = table.rows.index(merit)
+    rows = [
+        merit.model_copy(update={"label": label.format(number), "kind": "round", "in_mixture": loss})
+        for number, loss in enumerate(losses, 1)
+    ]
+    table.model_copy(update={"rows": [*table.rows[:at], *rows, *table.rows[at:]]}).save(run.table)
+    return run
+
+
+def figure(run: RunDir) -> Figure | None:
+    found = [item for item in figures_of(chapters(read_evidence(run.root))) if item.id == "rounds"]
+    return found[0] if found else None
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return with_rounds(make_run(tmp_path / "run"), [2.9, 2.4, 2.2])
+
+
+def test_every_round_stands_where_its_bytes_are(run: RunDir) -> None:
+    found = figure(run)
+    assert found is not None
+    traces = {trace["name"]: trace for trace in found.traces}
+    assert traces["merit"]["x"] == [K * (2 * number - 1) * CHECKPOINT for number in (1, 2, 3, 4)]
+    assert traces["merit"]["y"] == [2.9, 2.4, 2.2, 2.03]
+    assert traces["random"]["x"] == [K * CHECKPOINT]  # it is merged once
+    assert traces["joint"]["x"] == [2 * (K - 1) * 4 * PARAMETERS * STEPS]
+    assert max(trace["x"][-1] for trace in found.traces) == traces["joint"]["x"][0]
+    assert found.layout["xaxis"]["type"] == "log"
+    ticks = ["10 kB", "100 kB", "1 MB", "10 MB", "100 MB", "1 GB", "10 GB", "100 GB", "1 TB"]
+    assert found.layout["xaxis"]["ticktext"] == ticks
+    assert [row[0] for row in found.table.rows] == ["merit/round-1", "merit/round-2", "merit/round-3", "merit", "joint",
+                                                    "random"]  # fmt: skip
+
+
+def test_the_words_beside_it_count_the_same(run: RunDir) -> None:
+    text = build_report(run.root).read_text(encoding="utf-8")
+    assert "after each of 4 rounds" in text
+    assert "4 × 7 × 4.1 kB = 115 kB" in text
+    assert "115 kB, in 4 rounds" in text
+
+
+def test_without_rounds_there_is_none(tmp_path: Path) -> None:
+    assert figure(make_run(tmp_path / "run")) is None
+
+
+def test_while_nothing_has_been_evaluated_there_is_none(run: RunDir) -> None:
+    run.table.unlink()
+    assert figure(run) is None
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    run = with_rounds(make_run(tmp_path / "run"), [2.9, 2.4], label=HOSTILE + "{}")
+    found = figure(run)
+    assert found is not None
+    assert HOSTILE not in str(found.spec)
+    assert HOSTILE not in build_report(run.root).read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: the page is not opened")
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_browser_draws_it(run: RunDir, tmp_path: Path, width: int) -> None:
+    build_report(run.root)
+    check(use_page(run.report, tmp_path / "profile", width=width))
+    shutil.rmtree(tmp_path / "profile")
