@@ -21,6 +21,7 @@ from merit.data import step as mixture
 from merit.diagnose import step as diagnose
 from merit.evaluate import step as evaluate
 from merit.gate import step as gate
+from merit.jobs.engine import engine_named
 from merit.merge import rounds
 from merit.merge import step as merge
 from merit.plan.preflight import preflight
@@ -47,6 +48,7 @@ STEPS = (
     report.STEP,
 )
 STAGE_NAMES = tuple(step.name for step in STEPS)
+_TOWARDS_TRAINING = STAGE_NAMES[: STAGE_NAMES.index(train.NAME) + 1]
 _FIRST = (prepare.NAME, mixture.NAME)  # they read the data; if it is bad, the run directory stays as it was
 
 
@@ -74,14 +76,15 @@ def run_pipeline(context: RunContext, *, start: str | None = None, until: str | 
         _sweep(context)
         context.redo = frozenset(STAGE_NAMES[first:])
         stages = [step for i, step in enumerate(STEPS) if i <= last or step.depends is None]
+        trains = train.STEP in stages
         with before.restored_on_bad_input():
             write_text(run.config, dump_config(context.config, context.base))
             for stage in stages:
                 if stage.name in _FIRST and stage.wanted(context):
-                    _run_stage(context, stage)
+                    _run_stage(context, stage, jobs_follow=trains)
         for stage in stages:
             if stage.name not in _FIRST and stage.wanted(context):
-                _run_stage(context, stage)
+                _run_stage(context, stage, jobs_follow=trains and stage.name in _TOWARDS_TRAINING)
 
 
 def _sweep(context: RunContext) -> None:
@@ -94,7 +97,8 @@ def _sweep(context: RunContext) -> None:
     sweep_parts(run.root, of=JOB)
 
 
-def _run_stage(context: RunContext, stage: Step) -> None:
+def _run_stage(context: RunContext, stage: Step, *, jobs_follow: bool = False) -> None:
+    """Runs a stage unless its result holds; `jobs_follow` if it has to run."""
     if stage.depends is None:
         with stage_events(context.run.events, stage.name):
             stage.run(context)
@@ -110,6 +114,8 @@ def _run_stage(context: RunContext, stage: Step) -> None:
         _log.info("%s (%s)", stage.says(context), why)
     elif stage.name not in _FIRST:  # an error in the data must be the only line
         _log.info("%s", stage.says(context))
+    if jobs_follow:
+        engine_named(context.config.launch.engine).expect(context.config.launch)
     forget_stage(context.run, stage.name)
     for path in (*state.damaged, *(stage.outputs(context) if forced else ())):
         _remove(path)
