@@ -174,8 +174,8 @@ class _Evaluation:
     def save(self, subject: Subject, mark: str, drift: DriftSet | None) -> None:
         """Writes evaluation/<label>.json: held-out loss on every dataset, exact match where it can be scored, drift."""
         started, mixture = time.monotonic(), self.context.mixture
-        # All datasets are answered together: fp32 writes the same answers whatever runs beside. Losses in bf16 depend on
-        # what they are batched with, so these stay apart.
+        # All datasets are answered together: fp32 writes the same answers whatever runs beside. Losses in bf16 depend
+        # on what they are batched with, so these stay apart.
         scored = [item.name for item in (*mixture.datasets, *mixture.unseen) if item.scoring]
         exact = self._exact(scored, _answers(self.context, subject))
         scores = ModelScores(

@@ -77,12 +77,12 @@ class Nursery:
 
     Args:
         modules: what it imports.
-        env: its variables. Only jobs with the same ones are forked, because libraries read theirs while they are
-            imported.
+        env: its variables. A job with variables of its own is not forked, because libraries read theirs while they are
+            imported. What a library sets in this process later goes along.
     """
 
     def __init__(self, modules: Sequence[str], env: dict[str, str]) -> None:
-        self._env = _shared(env)
+        self._env = env
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._line.settimeout(_PATIENCE_SECONDS)
         with theirs:
@@ -100,11 +100,13 @@ class Nursery:
     def fork(self, command: Sequence[str], env: dict[str, str], output: BinaryIO) -> Process | None:
         """Starts `merit …`, its output appended to `output`. None: this command is to be started as ever."""
         head = merit_command()
-        if self.closed or list(command[: len(head)]) != head or _shared(env) != self._env:
+        changed = {name: value for name, value in env.items() if self._env.get(name) != value}
+        own = [name for name, value in changed.items() if name not in _PER_JOB and os.environ.get(name) != value]
+        if self.closed or list(command[: len(head)]) != head or own:
             return None
         request = {
             "arguments": command[len(head) :],
-            "env": {name: env[name] for name in _PER_JOB if name in env},
+            "env": changed,
             "cwd": str(Path.cwd()),
             "parent": os.getpid(),
         }
@@ -166,10 +168,6 @@ def open_nursery(env: dict[str, str]) -> None:
 def fork(command: Sequence[str], env: dict[str, str], output: BinaryIO) -> Process | None:
     """As `Nursery.fork`, of this process's nursery; None if it has none."""
     return None if _ours is None else _ours.fork(command, env, output)
-
-
-def _shared(env: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if name not in _PER_JOB}
 
 
 def _main(line: socket.socket, modules: Sequence[str]) -> None:
