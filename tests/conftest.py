@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MERIT_COLD_JOBS"] = "1"  # each test would do the imports once more, for a job or two (tests/warm.py)
 
 # Files that take longest go first, so that no worker is left alone with one of them (seconds on one core).
 _SECONDS = {

@@ -23,6 +23,7 @@ from merit.data import step as mixture
 from merit.diagnose import step as diagnose
 from merit.evaluate import step as evaluate
 from merit.gate import step as gate
+from merit.jobs.engine import engine_named
 from merit.merge import rounds
 from merit.merge import step as merge
 from merit.plan.preflight import preflight
@@ -50,6 +51,7 @@ STEPS = (
 )
 STAGE_NAMES = tuple(step.name for step in STEPS)
 _CHANGES = 5  # changed settings that are named
+_TOWARDS_TRAINING = STAGE_NAMES[: STAGE_NAMES.index(train.NAME) + 1]
 _FIRST = (prepare.NAME, mixture.NAME)  # they read the data; if it is bad, the run directory stays as it was
 
 
@@ -78,18 +80,20 @@ def run_pipeline(context: RunContext, *, start: str | None = None, until: str | 
         context.redo = frozenset(STAGE_NAMES[first:])
         stages = [step for i, step in enumerate(STEPS) if i <= last or step.depends is None]
         changes = changed_settings(run.config, context.config)
+        trains = train.STEP in stages
         with before.restored_on_bad_input():
             write_text(run.config, dump_config(context.config, context.base))
             seen = _look_ahead(context, stages)
             _tell_plan(context, seen, changes)
             for stage in stages:
                 if stage.name in _FIRST and stage.wanted(context):
-                    _run_stage(context, stage, seen.get(stage.name))
+                    _run_stage(context, stage, seen.get(stage.name), jobs_follow=trains)
             if mixture.STEP in stages and rounds.wanted(context) and not run.stage(rounds.NAME).is_file():
                 rounds.check(context, context.mixture.datasets)
         for stage in stages:
             if stage.name not in _FIRST and stage.wanted(context):
-                _run_stage(context, stage, seen.get(stage.name))
+                follow = trains and stage.name in _TOWARDS_TRAINING
+                _run_stage(context, stage, seen.get(stage.name), jobs_follow=follow)
 
 
 def _sweep(context: RunContext) -> None:
@@ -131,7 +135,8 @@ def _tell_plan(context: RunContext, seen: Mapping[str, _Seen], changes: Sequence
     _log.info("%s", "; ".join([*parts, f"does {redone[0]} ({why}) and what depends on it"]))
 
 
-def _run_stage(context: RunContext, stage: Step, seen: _Seen | None = None) -> None:
+def _run_stage(context: RunContext, stage: Step, seen: _Seen | None = None, *, jobs_follow: bool = False) -> None:
+    """Runs a stage unless its result holds; `jobs_follow` if it has to run."""
     if stage.depends is None:
         with stage_events(context.run.events, stage.name):
             stage.run(context)
@@ -147,6 +152,8 @@ def _run_stage(context: RunContext, stage: Step, seen: _Seen | None = None) -> N
         _log.info("%s (%s)", stage.says(context), why)
     elif stage.name not in _FIRST:  # an error in the data must be the only line
         _log.info("%s", stage.says(context))
+    if jobs_follow:
+        engine_named(context.config.launch.engine).expect(context.config.launch)
     forget_stage(context.run, stage.name)
     for path in (*state.damaged, *(stage.outputs(context) if forced else ())):
         _remove(path)

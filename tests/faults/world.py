@@ -241,3 +241,4 @@ def environment() -> None:
     """For this process and all that it starts."""
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["MERIT_COLD_JOBS"] = "1"  # the campaign forks them itself

@@ -94,8 +94,11 @@ def study(
     with show_progress() as progress:
         opened = Study.open(file, output=output)
         if not tables:
+            from merit.cli.run_commands import JOBS_IMPORT
+            from merit.jobs.nursery import enable
             from merit.study.run import run_study
 
+            enable((*JOBS_IMPORT, "merit.study.job", "merit.study.warmup"))
             run_study(opened, progress, seeds=seed, budgets=budget)
         from merit.study.tables import publish
 

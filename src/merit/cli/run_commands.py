@@ -69,7 +69,9 @@ def open_run(file: Path, output: Path | None = None) -> Iterator[RunContext]:
     The terminal is imported after the configuration has proved to be right: a misspelt key is told at once.
     """
     from merit.context import RunContext
+    from merit.jobs.nursery import enable
 
+    enable(JOBS_IMPORT)
     early, logger = MemoryHandler(100, flushLevel=sys.maxsize), logging.getLogger("merit")
     if not logger.handlers:
         logger.addHandler(early)
@@ -104,6 +106,17 @@ def _seconds(text: str) -> float:
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
+# What the jobs of a run import: branches, workers of conflict and evaluation.
+JOBS_IMPORT = (
+    "merit.cli.stage_commands",
+    "merit.cli.console",
+    "merit.conflict.step",
+    "merit.gradients.collect",
+    "merit.evaluate.measure",
+    "merit.evaluate.answers",
+    "merit.train.branch",
+    "merit.train.curvature",
+)
 _LAUNCH = {
     "ray": "launch: {{engine: ray, parallel: {jobs}, ray: {{cpus: {cores}}}}}\n",
     "slurm": "launch: {{engine: slurm, parallel: {jobs}, slurm: {{cpus: {cores}, minutes: 30}}}}\n",

@@ -60,7 +60,7 @@ class Abilities:
             InputError: as `check_causal`.
         """
         check_causal(model, device)
-        ids = _some_tokens(model, device)
+        ids = some_tokens(model, device)
         pads = takes_padding(model, device)
         with _evaluating(model):
             packs = _packs(model, ids)
@@ -83,7 +83,7 @@ def takes_packed_rows(model: Any, device: torch.device) -> bool:
     """`Abilities.packed`, found by itself."""
     if model not in _packing:
         with _evaluating(model):
-            _packing[model] = _packs(model, _some_tokens(model, device))
+            _packing[model] = _packs(model, some_tokens(model, device))
     return _packing[model]
 
 
@@ -91,7 +91,7 @@ def takes_padding(model: Any, device: torch.device) -> bool:
     """`Abilities.padded`, found by itself."""
     if model not in _padding:
         with _evaluating(model):
-            _padding[model] = _pads(model, _some_tokens(model, device))
+            _padding[model] = _pads(model, some_tokens(model, device))
         if not _padding[model]:
             _log.info("padding changes this model's results, so merit batches examples of one length")
     return _padding[model]
@@ -105,12 +105,12 @@ def check_causal(model: Any, device: torch.device) -> None:
     """
     if images_of(model) is not None:  # some let a prompt's tokens attend in both directions
         return
-    ids = _some_tokens(model, device)
+    ids = some_tokens(model, device)
     other = ids.clone()
     other[0, -1] = ids[0, 0]
     with _evaluating(model), torch.no_grad():
         logits, changed = (model(input_ids=x, use_cache=False).logits[0, :-1].float() for x in (ids, other))
-    if bool(logits.isfinite().all()) and not _close(changed, logits, model.dtype):
+    if bool(logits.isfinite().all()) and not close(changed, logits, model.dtype):
         raise InputError(
             f"`{model.config.model_type}`: its tokens attend to later ones, so it would read the answers that it is to "
             "learn; merit needs a causal language model (`is_decoder` or `causal` in config.json, where it has them)",
@@ -123,7 +123,7 @@ def takes_prompts_of_different_lengths(model: Any, device: torch.device) -> bool
 
     Models with a recurrent state may read the padding.
     """
-    long = _some_tokens(model, device)
+    long = some_tokens(model, device)
     short = long[:, 3:8]
     rows = torch.cat([long, torch.cat([torch.zeros_like(long[:, :-5]), short], dim=1)])
     mask = torch.ones_like(rows)
@@ -138,7 +138,7 @@ def takes_prompts_of_different_lengths(model: Any, device: torch.device) -> bool
     steps = min(len(alone), len(beside))
     differs = (answer[-1, :steps] != same[-1, :steps]).nonzero()
     steps = int(differs[0]) + 1 if len(differs) else steps
-    return _close(beside[:steps, -1], alone[:steps, -1], model.dtype)
+    return close(beside[:steps, -1], alone[:steps, -1], model.dtype)
 
 
 def _answers(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,7 +154,7 @@ def _answers(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(out.logits).float(), out.sequences[:, ids.shape[1] :]
 
 
-def _some_tokens(model: Any, device: torch.device) -> Tensor:
+def some_tokens(model: Any, device: torch.device) -> Tensor:
     """(1, 12) int64."""
     return torch.arange(1, 13, device=device).remainder_(model.config.get_text_config().vocab_size).unsqueeze(0)
 
@@ -189,7 +189,7 @@ def _packs(model: Any, ids: Tensor) -> bool:
             return False
         first = model(input_ids=ids[:, :8], use_cache=False).logits[0].float()
         second = model(input_ids=torch.cat([ids[:, :3], ids[:, 8:]], dim=1), use_cache=False).logits[0].float()
-    return _close(together, torch.cat([first, second[3:]]), model.dtype)
+    return close(together, torch.cat([first, second[3:]]), model.dtype)
 
 
 @contextlib.contextmanager
@@ -226,7 +226,7 @@ def _pads(model: Any, ids: Tensor) -> bool:
             beside = model(input_ids=rows, attention_mask=mask, use_cache=False).logits[1, :count].float()
         except (ValueError, RuntimeError, IndexError, TypeError):
             return False
-    return _close(beside, alone, model.dtype)
+    return close(beside, alone, model.dtype)
 
 
 def _packs_images(model: Any, device: torch.device) -> bool:
@@ -261,7 +261,7 @@ def _packs_images(model: Any, device: torch.device) -> bool:
                 together = _logits(model, packed_task(row, model).inputs, device)
         except (ValueError, RuntimeError, IndexError, TypeError):
             return False  # it needs one row per example
-    return _close(together, torch.cat(alone), model.dtype)
+    return close(together, torch.cat(alone), model.dtype)
 
 
 def _counts_positions(model: Any) -> bool:
@@ -275,7 +275,7 @@ def _logits(model: Any, inputs: dict[str, Tensor], device: torch.device) -> Tens
     return logits[0].float()
 
 
-def _close(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
+def close(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
     return float((found - wanted).abs().max()) <= _TOLERANCE.get(dtype, 1e-4) * float(wanted.abs().max())
 
 

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from merit.base.errors import InputError
 from merit.compute.abilities import takes_prompts_of_different_lengths
 from merit.compute.batches import in_dtype, length_batches
+from merit.compute.decoding import Decoding, decodes, greedy
 from merit.data.encode import template_by
 from merit.models.loading import images_of, positions_by
 
@@ -52,6 +53,9 @@ def greedy_answers(
     lengths = [len(prompt) for prompt in prompts]
     positions = positions_by(model.config, (name for name, _ in model.named_parameters()))
     limit = positions.count if positions is not None and positions.table else sys.maxsize
+    if decodes(model):
+        rooms = [min(max_new_tokens, limit - length) for length in lengths]
+        return greedy(model, prompts, rooms, Decoding(ends, batch_tokens, advance))
     batches = list(_batches(lengths, batch_tokens, limit - max_new_tokens))
     pads = any(lengths[batch[0]] != lengths[batch[-1]] for batch in batches)
     if pads and not takes_prompts_of_different_lengths(model, model.device):

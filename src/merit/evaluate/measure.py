@@ -20,7 +20,7 @@ from merit.base.record import fingerprint
 from merit.context import Method, RunContext
 from merit.data.example import Encoded
 from merit.data.mixture import DatasetSummary
-from merit.data.store import EncodedDataset
+from merit.data.store import EncodedDataset, StoredExample
 from merit.evaluate.drift import DriftSet, make_drift_set
 from merit.evaluate.scores import DatasetScore, ModelScores
 from merit.jobs.job import Job
@@ -174,40 +174,44 @@ class _Evaluation:
     def save(self, subject: Subject, mark: str, drift: DriftSet | None) -> None:
         """Writes evaluation/<label>.json: held-out loss on every dataset, exact match where it can be scored, drift."""
         started, mixture = time.monotonic(), self.context.mixture
-        answers = _answers(self.context, subject)
+        # All datasets are answered together: fp32 writes the same answers whatever runs beside. Losses in bf16 depend
+        # on what they are batched with, so these stay apart.
+        scored = [item.name for item in (*mixture.datasets, *mixture.unseen) if item.scoring]
+        exact = self._exact(scored, _answers(self.context, subject))
         scores = ModelScores(
             label=subject.label,
             method=subject.method,
             kind=subject.kind,
             scale=subject.scale,
             fingerprint=mark,
-            in_mixture=self._scores(mixture.datasets, answers),
-            unseen=self._scores(mixture.unseen, answers),
+            in_mixture=self._scores(mixture.datasets, exact),
+            unseen=self._scores(mixture.unseen, exact),
             drift=self._losses({"drift": drift.encoded})[0] if drift else None,
             seconds=0,
         )
         scores = scores.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
         scores.save(self.context.run.evaluation(subject.label))
 
-    def _scores(self, datasets: Sequence[DatasetSummary], answers: int) -> list[DatasetScore]:
-        stored = {item.name: EncodedDataset.open(self.context.run.data(item.name)) for item in datasets}
+    def _scores(self, datasets: Sequence[DatasetSummary], exact: Mapping[str, list[float]]) -> list[DatasetScore]:
         limit = self.context.config.evaluate.held_out
-        losses = self._losses(
-            {name: [data[int(row)].encoded for row in data.held_out[:limit]] for name, data in stored.items()}
-        )
-        exact = self._exact({item.name: stored[item.name] for item in datasets if item.scoring}, answers)
-        return [score.model_copy(update={"exact": exact.get(score.name)}) for score in losses]
+        parts = {item.name: [row.encoded for row in self._rows(item.name, limit)] for item in datasets}
+        return [score.model_copy(update={"exact": exact.get(score.name)}) for score in self._losses(parts)]
+
+    def _rows(self, name: str, count: int) -> list[StoredExample]:
+        """The first held-out examples of a dataset."""
+        data = EncodedDataset.open(self.context.run.data(name))
+        return [data[int(row)] for row in data.held_out[:count]]
 
     def _losses(self, parts: Mapping[str, Sequence[Encoded]]) -> list[DatasetScore]:
         tokens = self.context.config.evaluate.batch_tokens
         found = score_examples(self.model, parts, batch_tokens=tokens, precision=self.precision, advance=self.advance)
         return [score.model_copy(update={"exact": None}) for score in found]
 
-    def _exact(self, datasets: dict[str, EncodedDataset], count: int) -> dict[str, list[float]]:
+    def _exact(self, names: Sequence[str], count: int) -> dict[str, list[float]]:
         from merit.evaluate.answers import AnswerReader, greedy_answers, score_answer
 
         config, tokenizer = self.context.config.evaluate, self.context.tokenizer
-        examples = [(name, data[int(row)]) for name, data in datasets.items() for row in data.held_out[:count]]
+        examples = [(name, row) for name in names for row in self._rows(name, count)]
         answers = greedy_answers(
             self.model,
             tokenizer,

@@ -64,6 +64,7 @@ class Engine:
         executor: (launch, policy, folder for the engine's own files) → executor. Raises InputError if the engine is not
             installed or refuses its options.
         about: what `merit env` says about the engine on this machine, for example which package is missing.
+        expect: (launch) prepares for jobs that will come soon, beside what this process does until then.
         on_this_machine: whether jobs are processes of this machine and share its files and devices.
         queue: its queue, if jobs outlive the process that started them.
         settings: the pydantic model of `launch.settings.NAME`; None if the engine takes no settings.
@@ -71,6 +72,7 @@ class Engine:
 
     executor: Callable[[LaunchConfig, RetryPolicy, Path], Executor]
     about: Callable[[], str]
+    expect: Callable[[LaunchConfig], None] = lambda _: None
     on_this_machine: bool = False
     queue: Queue | None = None
     settings: type[BaseModel] | None = None

@@ -17,6 +17,7 @@ from typing import Any
 from merit.base.errors import StageError
 from merit.base.locks import claim
 from merit.jobs.job import End, Job, last_line
+from merit.jobs.nursery import Process, fork
 
 _PATIENCE_SECONDS = 10  # between asking a job to end and killing it
 _CHECK_SECONDS = 0.5
@@ -26,7 +27,7 @@ _CHECK_SECONDS = 0.5
 class JobProcess:
     """A job's command, started."""
 
-    process: subprocess.Popen[bytes]
+    process: Process
     printed: int  # bytes of output before this start
 
 
@@ -34,14 +35,15 @@ def start_process(job: Job, command: Sequence[str], env: dict[str, str]) -> JobP
     """Starts `command` for `job` in a process group of its own, its output appended to the job's."""
     job.output.parent.mkdir(parents=True, exist_ok=True)
     job.progress.unlink(missing_ok=True)
+    env = os.environ | env | job.env | {"MERIT_PARENT": str(os.getpid()), "MERIT_OUTPUT": str(job.output)}
     with job.output.open("ab") as output:
         printed = output.tell()
-        process = subprocess.Popen(
+        process = fork(command, env, output) or subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | env | job.env | {"MERIT_PARENT": str(os.getpid()), "MERIT_OUTPUT": str(job.output)},
+            env=env,
             start_new_session=True,  # a Ctrl-C reaches the job once, through us
         )
     return JobProcess(process, printed)
@@ -63,7 +65,7 @@ def read_progress(job: Job) -> dict[str, Any]:
     return {}
 
 
-def stop_processes(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def stop_processes(processes: Sequence[Process]) -> None:
     """Asks process groups to end, and kills those that do not."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):

@@ -12,6 +12,7 @@ from merit.base.machine import local_slots, slot_environments, usable_cores, vis
 from merit.jobs.drive import DrivenExecutor, RetryPolicy, Slot
 from merit.jobs.engine import Engine
 from merit.jobs.job import End, Job
+from merit.jobs.nursery import open_nursery
 from merit.jobs.process import JobProcess, ended, read_progress, start_process, stop_processes
 
 _POLL_SECONDS = 0.2
@@ -21,7 +22,7 @@ class LocalExecutor(DrivenExecutor):
     """Starts jobs, watches their progress files, restarts those that died."""
 
     def __init__(self, *, parallel: int | None = None, policy: RetryPolicy | None = None) -> None:
-        environments = slot_environments(parallel, visible_gpus(), usable_cores())
+        environments = _environments(parallel)
         super().__init__(lambda: LocalBackend(environments), policy or RetryPolicy())
 
 
@@ -34,6 +35,7 @@ class LocalBackend:
         self._environments = environments
         self._slots = [Slot("this machine", index) for index in range(len(environments))]
         self._running: dict[str, JobProcess] = {}
+        open_nursery(environments[0])  # without GPUs all are alike
 
     def slots(self) -> Sequence[Slot]:
         return self._slots
@@ -71,8 +73,13 @@ class LocalBackend:
         return time.monotonic()
 
 
+def _environments(parallel: int | None) -> list[dict[str, str]]:
+    return slot_environments(parallel, visible_gpus(), usable_cores())
+
+
 ENGINE = Engine(
     executor=lambda launch, policy, _: LocalExecutor(parallel=launch.parallel, policy=policy),
     about=lambda: f"this machine, {local_slots(None)} jobs at once",
+    expect=lambda launch: open_nursery(_environments(launch.parallel)[0]),
     on_this_machine=True,
 )

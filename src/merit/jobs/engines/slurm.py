@@ -27,6 +27,7 @@ from merit.config.launch import LaunchConfig, SlurmConfig
 from merit.jobs.drive import DrivenExecutor, RetryPolicy, Slot
 from merit.jobs.engine import Engine, Queue, QueuedJob
 from merit.jobs.job import End, Job, JobRecord, last_line
+from merit.jobs.nursery import Process
 from merit.jobs.process import ended, read_progress, start_process, stop_processes
 
 _log = logging.getLogger(__name__)
@@ -274,7 +275,7 @@ class JobCommand:
     driver_python: str
     threads: int
     exit_file: Path
-    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    _process: Process | None = field(default=None, repr=False)
 
     def __call__(self) -> None:
         """Runs the job to its end."""
