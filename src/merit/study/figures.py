@@ -141,6 +141,7 @@ def _bytes(results: Results, budget: str) -> Any:
                 row.label, points[-1], fontsize=6, xytext=(3, 2), textcoords="offset points", color=_colour(row.label)
             )
         axis.set_xscale("log")
+        axis.margins(x=0.15)  # room for the names
         axis.set_title(_NAMES[face])
         axis.set_xlabel("bytes moved")
     axes[0][0].set_ylabel("test loss")
