@@ -213,6 +213,19 @@ def test_tensors_side_by_side_or_one_by_one(models, monkeypatch):
     assert sha256_file(models / "out/model.safetensors") == sha256_file(models / "again/model.safetensors")
 
 
+def test_what_is_solved_side_by_side():
+    def plan(*sizes, on_one_core=True):
+        tensors = [SimpleNamespace(solved=solved, elements=elements) for solved, elements in sizes]
+        return SimpleNamespace(tensors=tensors, solver=SimpleNamespace(rule=SimpleNamespace(on_one_core=on_one_core)))
+
+    small, large, averaged = (True, 1 << 20), (True, 1 << 22), (False, 1 << 30)
+    assert stream.side_by_side(plan(small, averaged), 4)
+    assert not stream.side_by_side(plan(small, averaged), 8)
+    assert not stream.side_by_side(plan(small, large), 2)
+    assert not stream.side_by_side(plan(small, on_one_core=False), 2)
+    assert not stream.side_by_side(SimpleNamespace(solver=None), 2)
+
+
 def test_bfloat16(models, tmp_path):
     for folder in [*branches(models), models / "base"]:
         LlamaForCausalLM.from_pretrained(folder).to(torch.bfloat16).save_pretrained(folder)

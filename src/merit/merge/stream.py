@@ -61,9 +61,9 @@ def split_memory(memory_bytes: int) -> tuple[int, int]:
 def side_by_side(plan: MergePlan, threads: int) -> bool:
     """Whether each thread solves a tensor of its own. BLAS must then take one thread.
 
-    A tensor is read and written on one core anyway. Rules that see tensors of torch have its threads.
+    A tensor is read and written on one core anyway, and threads that share a small product wait for each other.
     """
-    if plan.solver is None or plan.solver.rule.layer is None:
+    if plan.solver is None or not plan.solver.rule.on_one_core:
         return False
     largest = max((tensor.elements for tensor in plan.tensors if tensor.solved), default=0)
     return threads * largest <= _SIDE_BY_SIDE

@@ -43,7 +43,8 @@ def solve(of: TensorSteps) -> Rows:
     """The merged step of one linear layer.
 
     Products of branches with 16-bit weights are float32, their sums float64. Where a ridge is too small for that, and
-    for all other branches, everything is float64.
+    for all other branches, everything is float64: where few directions hold most of the steps, the inverse enlarges the
+    errors of float32. With singular values of 1/i (576 × 300) they were 6e-5 of the merged step, with even ones 4e-7.
 
     Raises:
         InputError: the ridge is too small for float64, too.
@@ -181,4 +182,5 @@ RULE = MergeRule(
     label="actmat merge",
     how="with every linear layer solved for the directions that each branch has learned in",
     layer=solve,
+    on_one_core=True,
 )
