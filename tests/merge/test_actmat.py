@@ -20,6 +20,7 @@ from merit.base.errors import InputError
 from merit.base.files import sha256_file
 from merit.cli.main import run
 from merit.cli.merge_command import Merging, merge_models, verify_models
+from merit.merge import stream
 from merit.merge.average import merge_checkpoints
 from merit.merge.record import load_record
 from merit.merge.rules import actmat
@@ -60,7 +61,7 @@ def error(found, wanted):
 @pytest.mark.parametrize("kind", ["random", "low rank", "ties", "one zero", "tiny", "all zero"])
 @pytest.mark.parametrize("ridge", [1e-4, 0.1, 10.0])
 @pytest.mark.parametrize("k", [2, 3, 5])
-@pytest.mark.parametrize("shape", [(24, 24), (40, 24), (24, 40), (12, 90), (210, 12)])
+@pytest.mark.parametrize("shape", [(24, 24), (40, 24), (60, 20), (24, 40), (12, 90), (210, 12)])
 def test_every_form_is_the_closed_form(shape, k, ridge, kind):
     random = np.random.default_rng([*shape, k])
     steps = [random.standard_normal(shape) for _ in range(k)]
@@ -201,6 +202,28 @@ def test_a_small_memory_changes_nothing(models):
         branches(models), WEIGHTS, {1.0: models / "out"}, base=models / "base", rule="actmat", memory_bytes=4_000_000
     )
     close(models / "out", wanted(models))
+
+
+def test_tensors_side_by_side_or_one_by_one(models, monkeypatch):
+    """On a core each, or on all cores: the same merge, and the same bits where threads are the same."""
+    for name, limit in (("out", 1 << 22), ("again", 1 << 22), ("alone", 0)):
+        monkeypatch.setattr(stream, "_SIDE_BY_SIDE", limit)
+        merge_checkpoints(branches(models), WEIGHTS, {1.0: models / name}, base=models / "base", rule="actmat")
+        close(models / name, wanted(models))
+    assert sha256_file(models / "out/model.safetensors") == sha256_file(models / "again/model.safetensors")
+
+
+def test_what_is_solved_side_by_side():
+    def plan(*sizes, on_one_core=True):
+        tensors = [SimpleNamespace(solved=solved, elements=elements) for solved, elements in sizes]
+        return SimpleNamespace(tensors=tensors, solver=SimpleNamespace(rule=SimpleNamespace(on_one_core=on_one_core)))
+
+    small, large, averaged = (True, 1 << 20), (True, 1 << 22), (False, 1 << 30)
+    assert stream.side_by_side(plan(small, averaged), 4)
+    assert not stream.side_by_side(plan(small, averaged), 8)
+    assert not stream.side_by_side(plan(small, large), 2)
+    assert not stream.side_by_side(plan(small, on_one_core=False), 2)
+    assert not stream.side_by_side(SimpleNamespace(solver=None), 2)
 
 
 def test_bfloat16(models, tmp_path):

@@ -343,7 +343,7 @@ def test_a_merged_adapter_has_a_tokenizer_and_can_be_verified(tmp_path, rank):
     merge_adapters(paths, [3, 1], out, base=tmp_path / "base", rank=rank)
     assert (out / "chat_template.jinja").read_text() == "T"
     assert (out / "tokenizer.json").is_file()
-    assert "1 shards have their recorded SHA-256" in verify_models([str(out)], None).lines[0]
+    assert "1 shards have their recorded checksum" in verify_models([str(out)], None).lines[0]
     file = paths[0] / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 64}))
     with pytest.raises(InputError, match="adapter0: this input changed"):

@@ -107,6 +107,23 @@ def test_too_large_for_the_type(pair, tmp_path):
     refused([big], "`w`: a merged value is too large for F16", dtype="float16")
 
 
+@pytest.mark.parametrize("value", [NAN, float("inf")])
+@pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16"}, {"dtype": "float16", "rounding": "stochastic"}])
+def test_what_is_not_finite_is_named(pair, tmp_path, value, options):
+    bad = write(tmp_path / "bad", GOOD | {"w": torch.tensor([1, 2, value])})
+    refused([*pair, bad], f"bad: `w`: {value} at element 2 of 3", weights=[1, 1, 0], **options)
+    refused([*pair, bad], f"bad: `w`: {value} at element 2 of 3", base=pair[0], **options)
+    refused(pair, f"bad: `w`: {value} at element 2 of 3", base=bad, **options)
+    with pytest.raises(InputError, match=f"bad: `w`: {value} at element 2 of 3"):
+        merge_checkpoints([pair[0], bad], [1, 1], {}, keep_sums=tmp_path / "sums")
+    assert not (tmp_path / "sums").exists()
+
+
+def test_sums_that_overflow(tmp_path):
+    wide = [write(tmp_path / name, {"w": torch.full((3,), 1e300, dtype=torch.float64)}) for name in ("a", "b")]
+    refused(wide, "`w`: the weighted sum overflows float64; use smaller weights", weights=[1e9, 1])
+
+
 def test_tokenizer_that_numbers_differently(pair):
     for folder, number in zip(pair, (1, 2), strict=True):
         (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0, "b": number}}}))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from merge_folders import TORCH, bits, round_once
 
-from merit.merge.codec import Scratch, decode, dither, encode
+from merit.merge.codec import Scratch, decode, dither, encode, sum_of_squares
 from merit.models.checkpoint import ITEM_BYTES
 
 
@@ -34,6 +36,15 @@ def test_encode_rounds_once_and_decode_is_exact(dtype):
     back = np.empty(values.size)
     decode(raw, dtype, back, scratch)
     assert back.tobytes() == bits(expected.double())
+
+
+@pytest.mark.parametrize("count", [0, 1, 8191, 8192, 8193, 50_000])
+def test_sums_of_squares(count):
+    values = np.random.default_rng(count).standard_normal(count) * 1e3
+    assert sum_of_squares(values) == pytest.approx(math.fsum(value * value for value in values.tolist()), rel=1e-14)
+    if count:
+        values[-1] = np.nan
+        assert np.isnan(sum_of_squares(values))
 
 
 def test_torch_rounds_twice():

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+import xxhash
 import yaml
 from merge_folders import read, write
 
@@ -73,6 +74,18 @@ def test_verify_when_inputs_moved_or_changed(trio):
         verify_merge(trio / "out", inputs=[trio / "a", trio / "moved"])
     with pytest.raises(InputError, match="merit did not merge this folder"):
         verify_merge(trio / "a")
+
+
+def test_checksums_are_xxh3_and_older_ones_hold(trio):
+    merge(trio)
+    shards = json.loads((trio / "out/merit_merge.json").read_text())["result"]["checksums"]["1"]
+    content = (trio / "out/model.safetensors").read_bytes()
+    assert shards == {"model.safetensors": f"xxh3:{xxhash.xxh3_128(content).hexdigest()}"}
+    seal(trio / "out")  # with SHA-256, as merit 0.1.0 did
+    assert verify_merge(trio / "out").shards == 1
+    damage(trio / "out")
+    with pytest.raises(InputError, match="their checksum differs"):
+        verify_merge(trio / "out")
 
 
 def test_verify_of_sums_and_of_a_removed_branch(trio):

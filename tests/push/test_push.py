@@ -179,7 +179,7 @@ def test_a_damaged_model_is_not_pushed(done: Path):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(InputError, match="SHA-256 differs"):
+    with pytest.raises(InputError, match="their checksum differs"):
         check_contents(gather(done))
 
 

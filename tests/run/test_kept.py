@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import xxhash
 from pydantic import Field
 
 from merit.base.kept import Files, Kept, checksums, damaged, files_below, keep, kept, made_once
@@ -105,6 +106,17 @@ def test_checksums(made):
     assert damaged(root, {**marks, "gone": "0"}) == {"a.bin": "changed", "gone": "gone"}
     (root / "d.bin.part").write_bytes(b"")
     assert files_below(root, "a.bin") == [root / "below" / "b.bin"]
+
+
+def test_a_checksum_says_what_it_was_taken_with(made):
+    """Merges of today have XXH3, those of merit 0.1.0 SHA-256; a run's record can hold both."""
+    root = made / "files"
+    marks = checksums(root, [root / "a.bin"]) | {"below/b.bin": f"xxh3:{xxhash.xxh3_128(b'below/b.bin').hexdigest()}"}
+    assert damaged(root, marks) == {}
+    assert damaged(root, marks | {"a.bin": "xxh3:" + marks["a.bin"]}) == {"a.bin": "changed"}
+    for name in marks:
+        (root / name).write_bytes(b"other")
+    assert damaged(root, marks) == dict.fromkeys(marks, "changed")
 
 
 def test_a_folder_is_made_once(tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from merit.base.errors import InputError
-from merit.base.files import HALF_WRITTEN, atomic_dir, digest_files, inside, sha256_file
+from merit.base.files import HALF_WRITTEN, atomic_dir, digest_files, digest_of, inside, sha256_file
 from merit.base.record import Record
 
 KindT = TypeVar("KindT", bound=Record)
@@ -116,8 +116,12 @@ def checksums(root: Path, files: Iterable[Path], digest: Digest = sha256_file) -
 
 
 def damaged(root: Path, files: Mapping[str, str], digest: Digest = sha256_file) -> dict[str, str]:
-    """Those of `files` (name relative to `root` → checksum) that have another checksum now → `gone` or `changed`."""
-    marks = digest_files([root / name for name in files], digest)
+    """Those of `files` (name relative to `root` → checksum) that have another checksum now → `gone` or `changed`.
+
+    A checksum that says what it was taken with (`digest_of`) is compared by that, whatever `digest` is.
+    """
+    by = {root / name: digest_of(mark) or digest for name, mark in files.items()}
+    marks = digest_files([root / name for name in files], lambda path: by[path](path))
     return {
         name: "gone" if now is None else "changed"
         for (name, mark), now in zip(files.items(), marks, strict=True)

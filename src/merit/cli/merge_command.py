@@ -129,7 +129,7 @@ def verify_models(inputs: Sequence[str], output: Path | None, progress: Progress
     verify = verify_adapters if is_adapter(Path(last)) else verify_merge
     result = verify(Path(last), inputs=[Path(source) for source in sources] or None, progress=progress)
     lines = [
-        f"{last}: {result.shards} shards have their recorded SHA-256; {result.blocks} random blocks "
+        f"{last}: {result.shards} shards have their recorded checksum; {result.blocks} random blocks "
         f"({result.parameters_recomputed / result.parameters:.0%} of the parameters) are what the inputs give"
     ]
     if result.rounded_otherwise:

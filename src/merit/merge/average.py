@@ -46,7 +46,7 @@ from merit.merge.plan import (
 from merit.merge.record import RECORD, MergeInput, MergeRecord, MergeResult, WeightRule, load_record
 from merit.merge.side_files import copy_side_files
 from merit.merge.staging import JOURNAL, Journal, Staging
-from merit.merge.stream import BlockStream, split_memory
+from merit.merge.stream import BlockStream, side_by_side, split_memory
 from merit.merge.weights import check_weights, normalised
 from merit.models.checkpoint import WHOLE
 from merit.models.source import weights_fingerprint
@@ -247,8 +247,9 @@ def execute_merge(prepared: PreparedMerge, progress: Progress = SILENT) -> Merge
             result = _check_ready(staging, journal)
         else:
             stream = BlockStream(plan, staging.folders, journal, threads, elements)
-            # Solving uses all cores for one tensor; otherwise each of our threads multiplies for itself.
-            alone = plan.solver is None and any(isinstance(source, AdapterSource) for source in plan.sources)
+            # Otherwise solving uses all cores for one tensor.
+            alone = side_by_side(plan, threads)
+            alone |= plan.solver is None and any(isinstance(source, AdapterSource) for source in plan.sources)
             with (
                 blas_threads(1) if alone else nullcontext(),
                 progress.bar("merge", total=stream.megabytes, unit="MB") as bar,
@@ -287,7 +288,7 @@ def _check_ready(staging: Staging, journal: Journal) -> MergeResult:
 
 
 def _complete(prepared: PreparedMerge, folders: list[Path], result: MergeResult) -> list[dict[str, str]]:
-    """Writes all but the shards; returns each folder's files with their SHA-256."""
+    """Writes all but the shards; returns each folder's files with their checksums."""
     plan, found = prepared.plan, []
     for folder, output, shards in zip(folders, plan.outputs, plan.shards, strict=True):
         sums = result.checksums[output.label]

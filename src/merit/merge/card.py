@@ -72,7 +72,7 @@ def merge_card(record: MergeRecord, title: str, datasets: Sequence[Sequence[str]
         parts.append("| " + " | ".join(row) + " |")
     parts += ["", *_figures(record), *_rules(record), *_notes(record)]
     parts += ["## Check it", "", "```", "merit merge --verify .", "```", ""]
-    parts += ["| shard | SHA-256 |", "| --- | --- |"]
+    parts += ["| shard | checksum |", "| --- | --- |"]
     parts += [f"| {name} | `{digest}` |" for name, digest in result.checksums[record.label].items()]
     with contextlib.suppress(InputError):
         text = mergekit_recipe(record, names) if recipe else ""

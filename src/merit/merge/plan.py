@@ -27,7 +27,7 @@ from merit.models.writer import ShardPlan, out_tensor
 
 BLOCK_ELEMENTS = 1 << 20  # of a block: the unit that is handed out, journaled and resumed
 _TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-_FORMAT = 2  # raise it when the bytes written change, so that old journals are not resumed
+_FORMAT = 3  # raise it when the bytes written, or what the journal holds, change: old ones are not resumed
 
 
 @dataclass(frozen=True)
@@ -296,10 +296,11 @@ def assemble(
     base = merge_input(opened.base.path, 0.0, 0.0) if opened.base is not None else None
     sides = (*folders, *([opened.base.path] if opened.base is not None else []))
     check_side_files(sides)
+    known = {Path(item.path): item.fingerprint for item in inputs}
     mark = fingerprint(
         [_FORMAT, options.rounding, options.seed, options.shard_bytes, [output.label for output in outputs]],
         [[tensor.name, tensor.dtype, tensor.factors, tensor.divisor] for tensor in tensors],
-        [[weights_fingerprint(path), _files(path)] for path in folders],
+        [[known.get(path.absolute()) or weights_fingerprint(path), _files(path)] for path in folders],
         [base.fingerprint, _files(Path(base.path))] if base is not None else None,
         len(plan.blocks),
         [_text(path / "adapter_config.json") for path in folders],

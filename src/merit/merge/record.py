@@ -62,7 +62,7 @@ class MergeResult(Record):
     parameters: int
     bytes: int  # of one output's tensors
     seconds: float
-    checksums: dict[str, dict[str, str]]  # β, or `sums` → shard → SHA-256
+    checksums: dict[str, dict[str, str]]  # β, or `sums` → shard → checksum
     removed: bool  # a branch was taken out of running sums
     notes: list[str]
     version: str

@@ -18,7 +18,7 @@ from merit.base.locks import take
 from merit.merge.plan import Output
 
 JOURNAL = ".journal.jsonl"
-Hashed = list[list[Any]]  # a shard each: bytes, and their SHA-256 in hex
+Hashed = list[list[Any]]  # a shard each: bytes, and their XXH3 in hex
 _READY = checked_line({"ready": True})
 
 
@@ -103,7 +103,7 @@ class Journal:
         self._mark = mark
         self.done: dict[int, list[float]] = {}  # block → its sums of squares
         self.hashed: list[Hashed] = []  # an output each: what its shards held when all blocks in `done` were in them
-        self.files: list[dict[str, str]] = []  # an output each, once it is ready: file → SHA-256
+        self.files: list[dict[str, str]] = []  # an output each, once it is ready: file → checksum
         self.ready = False  # everything is written; only renames are left
         self.resumed = self._load(mark)
         if not self.resumed:
@@ -136,7 +136,7 @@ class Journal:
         self._append([*lines, {"whole": whole, "hashed": hashed}])
 
     def finish(self, files: list[dict[str, str]]) -> None:
-        """Records that the outputs are complete, and what each holds: file → SHA-256."""
+        """Records that the outputs are complete, and what each holds: file → checksum."""
         self.files, self.ready = files, True
         self._append([{"files": files}, {"ready": True}])
 

@@ -9,7 +9,6 @@ and cores busy at once. No file is mapped: peak memory is the buffers, whatever 
 from __future__ import annotations
 
 import _thread
-import hashlib
 import logging
 import queue
 import threading
@@ -17,11 +16,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
+import xxhash
 
 from merit.base.errors import InputError, StageError
-from merit.base.files import disk_errors
+from merit.base.files import XXH3, disk_errors
 from merit.base.machine import usable_cores
 from merit.base.progress import Bar
 from merit.merge.codec import Bytes, Scratch, decode, dither, encode, sum_of_squares
@@ -32,14 +33,15 @@ from merit.merge.staging import Hashed, Journal
 from merit.models.checkpoint import ITEM_BYTES, WHOLE, FilePool
 from merit.models.writer import ShardFiles
 
-CHUNK = 1 << 16  # elements summed at once: their float64 buffers stay in a core's second-level cache
+CHUNK = 1 << 17  # elements summed at once: fewer cost more in calls, and more cost more in misses of the cache
 JOURNAL_SECONDS = 1.0  # what a kill loses at most
 _MAX_THREADS = 8
 _BACKLOG = 64  # finished blocks that may wait to be hashed
-_HASH_BYTES = 1 << 20
+_HASH_BYTES = 1 << 18  # read back at once; they stay in a core's second-level cache
 _log = logging.getLogger(__name__)
 _BEGIN_SECONDS = 10.0  # a thread that has not begun by then never will
 BYTES_AN_ELEMENT = 56  # of all the buffers below
+_SIDE_BY_SIDE = 1 << 22  # elements of all tensors that are solved at once: about 64 bytes each
 
 
 def split_memory(memory_bytes: int) -> tuple[int, int]:
@@ -54,6 +56,17 @@ def split_memory(memory_bytes: int) -> tuple[int, int]:
         raise InputError(f"{memory_bytes} bytes are too few to merge in; give at least 4 MB", field="memory")
     threads = max(1, min(usable_cores(), _MAX_THREADS, budget // chunk_bytes))
     return threads, min(CHUNK, budget // threads // BYTES_AN_ELEMENT)
+
+
+def side_by_side(plan: MergePlan, threads: int) -> bool:
+    """Whether each thread solves a tensor of its own. BLAS must then take one thread.
+
+    A tensor is read and written on one core anyway, and threads that share a small product wait for each other.
+    """
+    if plan.solver is None or not plan.solver.rule.on_one_core:
+        return False
+    largest = max((tensor.elements for tensor in plan.tensors if tensor.solved), default=0)
+    return threads * largest <= _SIDE_BY_SIDE
 
 
 def solve(plan: MergePlan, tensor: TensorPlan, files: FilePool) -> Merged:
@@ -78,7 +91,8 @@ class BlockStream:
         self._stop = threading.Event()
         self._files: list[ShardFiles] = []
         self._folders = folders
-        self._solving = threading.Lock()  # one at a time, on all cores: SciPy's BLAS keeps Python's own lock anyway
+        # Small tensors are solved side by side, on a core each; others one at a time, on all cores.
+        self._solving = nullcontext() if side_by_side(plan, threads) else threading.Lock()
 
     @property
     def megabytes(self) -> float:
@@ -86,7 +100,7 @@ class BlockStream:
         return sum(map(self._megabytes, self._plan.blocks))
 
     def run(self, bar: Bar) -> list[dict[str, str]]:
-        """Merges; returns each output's shard → SHA-256.
+        """Merges; returns each output's shard → checksum.
 
         Raises:
             InputError: a bad input, found while reading.
@@ -220,11 +234,14 @@ class BlockStream:
 
 
 class _Hashes:
-    """SHA-256 of the shards of one output, fed in the order of their bytes while they are in the page cache."""
+    """XXH3 of the shards of one output, fed in the order of their bytes while they are in the page cache.
+
+    SHA-256 took as much of two cores as the sums did.
+    """
 
     def __init__(self, files: ShardFiles, shards: int) -> None:
         self._files = files
-        self._digests = [hashlib.sha256() for _ in range(shards)]
+        self._digests = [xxhash.xxh3_128() for _ in range(shards)]
         self._at = [0] * shards
         self._current = 0
         self._buffer = memoryview(bytearray(_HASH_BYTES))
@@ -250,7 +267,7 @@ class _Hashes:
         """Everything is final."""
         for shard in range(len(self._digests)):
             self._feed(shard, None)
-        return [digest.hexdigest() for digest in self._digests]
+        return [XXH3 + digest.hexdigest() for digest in self._digests]
 
     def _feed(self, shard: int, end: int | None) -> None:
         while end is None or self._at[shard] < end:
@@ -340,16 +357,21 @@ class Accumulator:
             source.read(files, tensor.name, start, value, theta0, self._scratch)
             if theta0 is not None:
                 np.subtract(value, theta0, out=spare)
-                self.sums[k] += sum_of_squares(spare, spare)
+                self.sums[k] += sum_of_squares(spare)
+            if merged is not None:
+                continue
             if tensor.factors[k] != 1:
                 value *= tensor.factors[k]
             if k:
                 total += row
-        # One pass instead of a scan of every input: a NaN or an infinity anywhere survives into the sum.
-        if not np.isfinite(total.sum()) or (theta0 is not None and not np.isfinite(theta0.sum())):
-            self._blame(files, tensor, start, count)
         if merged is not None and theta0 is not None:
             np.add(theta0, merged(start, count), out=total)
+        # A NaN or an infinity anywhere survives into the sums of squares, or into what rounding errors are taken of.
+        if theta0 is not None and not np.isfinite(sum(self.sums[: len(plan.sources)])):
+            self._blame(files, tensor, start, count)
+        unchecked = plan.outer is not None or plan.outputs[0].scale is None
+        if unchecked and not np.isfinite(total.sum()):
+            self._refuse(files, tensor, start, count, "F64")
         divisor = 1.0 if merged is not None else tensor.divisor
         if plan.outer is not None:
             total /= divisor
@@ -368,7 +390,10 @@ class Accumulator:
                 exact -= theta0
                 exact *= output.scale
                 exact += theta0
-            yield number, self._round(tensor, start, exact, row, theta0, number, dtype)
+            rounded = self._round(tensor, start, exact, row, theta0, number, dtype)
+            if rounded is None:
+                self._refuse(files, tensor, start, count, dtype)
+            yield number, rounded
 
     def _outer_step(
         self, outer: OuterStep, files: FilePool, tensor: TensorPlan, start: int, count: int
@@ -394,7 +419,8 @@ class Accumulator:
         theta0: np.ndarray | None,
         number: int,
         dtype: str,
-    ) -> Bytes:
+    ) -> Bytes | None:
+        """The bytes of `exact`; None where one of its values does not fit, or is none."""
         out = self._out[: exact.size * ITEM_BYTES[dtype]]
         if self._plan.rounding == "stochastic":
             np.copyto(written, exact)
@@ -407,16 +433,23 @@ class Accumulator:
         at = len(self._plan.sources) + 2 * number
         decode(out, dtype, written, self._scratch)
         np.subtract(written, exact, out=exact)
-        error = sum_of_squares(exact, exact)
+        error = sum_of_squares(exact)
         if not np.isfinite(error):
-            raise InputError(f"a merged value is too large for {dtype}; choose a wider type", field=tensor.name)
+            return None
         self.sums[at + 1] += error
         if theta0 is not None:
             written -= theta0
-            self.sums[at] += sum_of_squares(written, written)
+            self.sums[at] += sum_of_squares(written)
         return out
 
+    def _refuse(self, files: FilePool, tensor: TensorPlan, start: int, count: int, dtype: str) -> NoReturn:
+        self._blame(files, tensor, start, count)
+        if not np.isfinite(self._sum[:count].sum()):
+            raise InputError("the weighted sum overflows float64; use smaller weights", field=tensor.name)
+        raise InputError(f"a merged value is too large for {dtype}; choose a wider type", field=tensor.name)
+
     def _blame(self, files: FilePool, tensor: TensorPlan, start: int, count: int) -> None:
+        """Raises where an input is to blame for what is not finite."""
         row, base = self._row[:count], self._base[:count]
         theta0 = None if self._plan.base is None else base
         suspects = [*self._plan.sources] if self._plan.base is None else [self._plan.base, *self._plan.sources]
@@ -430,4 +463,3 @@ class Accumulator:
                     file=source.path,
                     field=tensor.name,
                 )
-        raise InputError("the weighted sum overflows float64; use smaller weights", field=tensor.name)

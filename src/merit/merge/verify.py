@@ -28,7 +28,7 @@ from merit.models.source import weights_fingerprint
 BLOCKS = 64
 _WRONG = {
     "gone": "this shard of the merge is gone",
-    "changed": "its bytes are not those that were merged (SHA-256 differs)",
+    "changed": "its bytes are not those that were merged (their checksum differs)",
 }
 
 

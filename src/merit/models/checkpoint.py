@@ -151,9 +151,19 @@ class FilePool:
             raise InputError(f"cannot be read: {error.strerror}", file=info.file, field=info.name) from error
 
     def expect(self, info: TensorInfo, start: int, nbytes: int) -> None:
-        """Asks the kernel to read these bytes ahead, where it can."""
-        if hasattr(os, "posix_fadvise"):
+        """Asks the kernel to read these bytes ahead, where it can and the last of them are not there already.
+
+        To ask for what is there costs a twentieth of a merge.
+        """
+        if hasattr(os, "posix_fadvise") and nbytes and not self._cached(info, start + nbytes - 1):
             os.posix_fadvise(self._handle(info.file), info.offset + start, nbytes, os.POSIX_FADV_WILLNEED)
+
+    def _cached(self, info: TensorInfo, at: int) -> bool:
+        """Whether byte `at` can be read without waiting for the disk; False where the system cannot tell."""
+        try:
+            return os.preadv(self._handle(info.file), [bytearray(1)], info.offset + at, os.RWF_NOWAIT) == 1
+        except (AttributeError, OSError):
+            return False
 
     def close(self) -> None:
         for handle in self._open.values():

@@ -8,14 +8,12 @@ import time
 from pathlib import Path, PurePath
 from typing import Any
 
-import xxhash
-
+from merit.base.files import xxh3_file
 from merit.base.kept import Files, files_below, keep, kept
 from merit.run.layout import BranchDir
 from merit.train.spec import MARKER, CheckpointMarker
 
 KEPT = 2  # if the machine crashes, the newest may not be on the disk yet
-_CHUNK = 1 << 22  # bytes
 _log = logging.getLogger(__name__)
 
 
@@ -59,7 +57,7 @@ def newest_checkpoint(branch: BranchDir) -> tuple[Path, Counters] | None:
 
 def _counters(folder: Path) -> Counters | None:
     """What the marker in `folder` says; None if any file of the checkpoint is not as it was written."""
-    found = kept(folder / MARKER, CheckpointMarker, files=Files(folder, _xxh3, alone=True))
+    found = kept(folder / MARKER, CheckpointMarker, files=Files(folder, xxh3_file, alone=True))
     if found.damaged:
         _log.warning("%s is damaged; training resumes from an earlier checkpoint, or from the start", folder)
     marker = found.record
@@ -69,16 +67,8 @@ def _counters(folder: Path) -> Counters | None:
 def mark_whole(branch: BranchDir, step: int, counters: Counters) -> None:
     """Marks the checkpoint of `step` as whole. Call it when all of it has been written."""
     folder = branch.training_state / f"checkpoint-{step}"
-    keep(folder / MARKER, CheckpointMarker(**counters.as_dict(), files={}), folder, files_below(folder, MARKER), _xxh3)
-
-
-def _xxh3(path: Path) -> str:
-    """Hex XXH3 of a file: SHA-256 of 100 GB takes over a minute, each time."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as handle:
-        while chunk := handle.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    marker = CheckpointMarker(**counters.as_dict(), files={})
+    keep(folder / MARKER, marker, folder, files_below(folder, MARKER), xxh3_file)
 
 
 def drop_older(branch: BranchDir) -> None:

@@ -15,7 +15,7 @@ Three forms of the same, by what is small. Outputs × inputs are m × n:
 * dual: Δ_k = Q_k V_k with orthonormal columns of Q_k (LoRA: from its factors; otherwise Q_k = I). V stacks all V_k,
   H = V Vᵀ, T stacks Q_k (H_kk + μ share_k I); then Δ = T (H + μ I)⁻¹ V, because V (VᵀV + μ I) = (V Vᵀ + μ I) V;
 * by rows, for heads of many outputs: Σ_k Δ_k M_k with M_k = (C_k + μ share_k I) (Σ C_k + μ I)⁻¹, a few rows at a time;
-* otherwise as it stands: memory is two n × n and two m × n, whatever K.
+* otherwise as it stands: memory is two n × n and six m × n, whatever K.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
-from scipy.linalg.blas import daxpy, dsymm, dsyrk
+from scipy.linalg.blas import dsyrk
 
 from merit.base.errors import InputError
 from merit.merge.codec import Float64s
@@ -43,7 +43,8 @@ def solve(of: TensorSteps) -> Rows:
     """The merged step of one linear layer.
 
     Products of branches with 16-bit weights are float32, their sums float64. Where a ridge is too small for that, and
-    for all other branches, everything is float64.
+    for all other branches, everything is float64: where few directions hold most of the steps, the inverse enlarges the
+    errors of float32. With singular values of 1/i (576 × 300) they were 6e-5 of the merged step, with even ones 4e-7.
 
     Raises:
         InputError: the ridge is too small for float64, too.
@@ -68,43 +69,46 @@ def _solve(of: TensorSteps, dtype: np.dtype[Any]) -> Rows:
         return _dual([None] * count, np.split(stacked, count), stacked, of)
     if outputs > _TALL * inputs:
         return _by_rows(of, dtype)
-    # Transposed, because LAPACK and BLAS work on columns: (inputs × inputs) and (inputs × outputs).
+    # Relative to the last branch R, whose product is then none: with S = Σ C_k + μ I,
+    # Σ Δ_k C_k + μ Δ̄ = R S + Σ (Δ_k − R) C_k + μ (Δ̄ − R).
+    last = of.step(count - 1).astype(dtype)
     total = np.zeros((inputs, inputs), order="F")
-    pulled, mean = np.zeros((outputs, inputs)).T, np.zeros((outputs, inputs)).T
-    for k, share in enumerate(of.shares):
-        step = np.ascontiguousarray(of.step(k)).T
-        daxpy(step.ravel("K"), mean.ravel("K"), a=share)
-        (_add if dtype == np.float64 else _add_short)(total, pulled, step)
+    _add_gram(total, last)
+    pulled, mean = np.zeros((outputs, inputs)), np.zeros((outputs, inputs))
+    for k, share in enumerate(of.shares[:-1]):
+        step = np.ascontiguousarray(of.step(k))
+        if outputs < inputs:
+            short = step.astype(dtype)
+            _add_gram(total, short)
+            step -= last
+            between = gram(step.T.astype(dtype, copy=False), short.T)
+            pulled += between.astype(dtype, copy=False) @ short
+            del short
+        else:
+            covariance = gram(step.astype(dtype, copy=False))
+            total += covariance.T
+            step -= last
+            pulled += step.astype(dtype, copy=False) @ covariance.astype(dtype, copy=False)
+        step *= share
+        mean += step
+        del step
     level = of.ridge * float(np.trace(total)) / inputs
     if level == 0:
-        return lambda first, last: pulled.T[first:last]
-    daxpy(mean.ravel("K"), pulled.ravel("K"), a=level)
-    del mean, step
-    solved = _divide(pulled.T, total, level)
+        return lambda first, last: pulled[first:last]
+    mean *= level
+    pulled += mean
+    del mean
+    solved = _divide(pulled, total, level)
+    solved += last
     return lambda first, last: solved[first:last]
 
 
-def _add(total: Float64s, pulled: Float64s, step: Float64s) -> None:
-    """Adds C_k to `total`, its lower half alone, and C_k Δ_kᵀ to `pulled`; `step` is Δ_kᵀ."""
-    wide = step.shape[1] < step.shape[0]
-    small = dsyrk(1.0, step, trans=wide, lower=True)
-    if wide:
-        dsyrk(1.0, step, beta=1.0, c=total, lower=True, overwrite_c=True)
+def _add_gram(total: Float64s, x: _Matrix) -> None:
+    """Adds xᵀ x to `total`, which is in columns; in float64 to its lower half alone."""
+    if x.dtype == np.float64:
+        dsyrk(1.0, x.T, beta=1.0, c=total, lower=True, overwrite_c=True)
     else:
-        total += small
-    dsymm(1.0, small, step, beta=1.0, c=pulled, side=wide, lower=True, overwrite_c=True)
-
-
-def _add_short(total: Float64s, pulled: Float64s, step: Float64s) -> None:
-    """The same with products in float32."""
-    short = step.T.astype("f4")
-    if len(short) < short.shape[1]:
-        total += gram(short)
-        pulled += (gram(short.T).astype("f4") @ short).T
-    else:
-        covariance = gram(short)
-        total += covariance
-        pulled += (short @ covariance.astype("f4")).T
+        total += gram(x).T
 
 
 def _orthonormal(left: Float64s, right: Float64s) -> tuple[Float64s, Float64s]:
@@ -152,14 +156,14 @@ def _by_rows(of: TensorSteps, dtype: np.dtype[Any]) -> Rows:
     return rows
 
 
-def gram(x: _Matrix) -> Float64s:
-    """xᵀ x in float64, (columns × columns); products of a block of rows are summed in the type of `x`."""
+def gram(x: _Matrix, y: _Matrix | None = None) -> Float64s:
+    """xᵀ x, or xᵀ y, in float64, (columns × columns); products of a block of rows are summed in the type of `x`."""
     if x.dtype == np.float64:
-        return cast(Float64s, x.T @ x)
-    total = np.zeros((x.shape[1], x.shape[1]))
+        return cast(Float64s, x.T @ (x if y is None else y))
+    total = np.zeros((x.shape[1], (x if y is None else y).shape[1]))
     for first in range(0, len(x), _BLOCK):
         part = np.ascontiguousarray(x[first : first + _BLOCK])
-        total += part.T @ part
+        total += part.T @ (part if y is None else np.ascontiguousarray(y[first : first + _BLOCK]))
     return total
 
 
@@ -178,4 +182,5 @@ RULE = MergeRule(
     label="actmat merge",
     how="with every linear layer solved for the directions that each branch has learned in",
     layer=solve,
+    on_one_core=True,
 )
