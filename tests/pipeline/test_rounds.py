@@ -127,6 +127,13 @@ def test_every_round_is_in_the_table_and_a_baseline_may_have_its_own(
     assert "after round 1 of 2" in rows["merit/round-1"].description
     assert rows["merit/round-1"].supervised_tokens < rows["merit"].supervised_tokens
     assert rows["merit"].supervised_tokens == rows["once"].supervised_tokens == rows["joint"].supervised_tokens
+    size = (run.method().branch(0).checkpoint / "model.safetensors").stat().st_size
+    sent = {"merit/round-1": 2, "merit": 2 * 3, "once": 2, "again": 2 * 3}
+    assert {label: rows[label].bytes_moved for label in sent} == {label: n * size for label, n in sent.items()}
+    joint = result(run.method("joint"))
+    assert rows["joint"].bytes_moved == 2 * size * joint.steps
+    assert rows["joint"].machine_seconds == joint.seconds / 2
+    assert rows["merit"].machine_seconds == max(result(run.method(), k).seconds for k in range(2))
     assert not run.method("once").rounds.exists()
     assert not run.method("again").root.joinpath("rounds").exists()
     assert "round-1" in run.report.read_text()

@@ -52,6 +52,9 @@ class TableRow(Record):
     supervised_tokens: int
     train_seconds: float
     branches: str | None = None  # the method whose branches it merges; None for θ0, and in tables of older runs
+    # With a machine a branch; joint training is counted on as many as the main method has branches. None: not known.
+    bytes_moved: int | None = None  # between the machines while they train
+    machine_seconds: float | None = None  # until the last machine has trained
 
 
 class Comparison(Record):

@@ -22,6 +22,8 @@ class MethodFacts:
     branch_displacement: Sequence[float]  # in the order of `branches`
     left_out: Sequence[int] = ()  # branches that were not done
     source: str = ""  # the method that trained the branches
+    bytes_moved: int | None = None  # as in `TableRow`
+    machine_seconds: float | None = None
 
     @property
     def supervised_tokens(self) -> int:
@@ -65,6 +67,8 @@ def _row(scores: ModelScores, facts: MethodFacts | None) -> TableRow:
         supervised_tokens=sum(item.supervised_tokens for item in branches),
         train_seconds=sum(item.seconds for item in branches),
         branches=facts.source if facts else None,
+        bytes_moved=facts.bytes_moved if facts and scores.kind != "branch" else None,
+        machine_seconds=facts.machine_seconds if facts and scores.kind != "branch" else None,
     )
 
 
@@ -114,6 +118,11 @@ def _notes(scores: Sequence[ModelScores], facts: Mapping[str, MethodFacts]) -> l
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         notes.append(f"The methods did not see the same number of supervised tokens: {told}.")
+    if any(fact.bytes_moved for fact in facts.values()):
+        notes.append(
+            "Bytes moved and time on K machines: one machine a branch. Joint training runs on as many, which exchange "
+            "their gradients in every step; its time is one machine's divided by K."
+        )
     held_out = min((len(item.losses) for score in scores for item in score.in_mixture), default=0)
     if held_out < 16:
         notes.append(f"Only {held_out} held-out examples in the smallest dataset: the standard errors are rough.")

@@ -26,6 +26,7 @@ from merit.data.check import CheckReport
 from merit.data.mixture import Mixture, SplitCounts
 from merit.gradients.sketch import LEAST
 from merit.gradients.store import HASHED
+from merit.merge.traffic import carried, data_parallel, moved
 from merit.models.checkpoint import Checkpoint
 from merit.plan.costs import (
     BranchCost,
@@ -40,7 +41,6 @@ from merit.plan.costs import (
 )
 from merit.plan.memory import ADAMW, FP32, BranchMemory, activations, branch_memory, device_memory, shards
 from merit.plan.preflight import check_run
-from merit.plan.traffic import carried, data_parallel, moved
 from merit.run.layout import MAIN_METHOD
 from merit.split.partition import Partition
 from merit.split.splitter import find_splitter

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from merit.base.errors import printable
-from merit.base.words import compact, decimal, duration, plain, with_error
+from merit.base.words import NONE, compact, data_size, decimal, duration, plain, with_error
 from merit.evaluate.scores import Table, TableRow
 
 BEST = "★"
@@ -41,13 +41,23 @@ _COLUMNS = (
     Column("‖θ − θ0‖", lambda row: decimal(row.displacement, 2), lambda row: row.displacement),
     Column(
         "tokens",
-        lambda row: compact(row.supervised_tokens) if row.kind != "base" else "–",
+        lambda row: compact(row.supervised_tokens) if row.kind != "base" else NONE,
         lambda row: row.supervised_tokens or None,
     ),
     Column(
         "training",
-        lambda row: duration(row.train_seconds) if row.kind != "base" else "–",
+        lambda row: duration(row.train_seconds) if row.kind != "base" else NONE,
         lambda row: row.train_seconds or None,
+    ),
+    Column(
+        "bytes moved",
+        lambda row: data_size(row.bytes_moved) if row.bytes_moved else NONE,
+        lambda row: row.bytes_moved or None,
+    ),
+    Column(
+        "on K machines",
+        lambda row: duration(row.machine_seconds) if row.machine_seconds else NONE,
+        lambda row: row.machine_seconds,
     ),
 )
 

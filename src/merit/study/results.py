@@ -17,7 +17,7 @@ from merit.base.kept import kept
 from merit.base.machine import gpu_names, usable_cores
 from merit.base.record import Record
 from merit.config.run import versions
-from merit.plan.traffic import data_parallel, moved
+from merit.merge.traffic import data_parallel, moved
 from merit.split.splitter import find_splitter
 from merit.study.compare import (
     AVERAGE,

@@ -10,7 +10,7 @@ from typing import Any
 from merit.base.words import data_size, plural, with_error
 from merit.evaluate.scores import TableRow
 from merit.evaluate.statistics import half_width
-from merit.plan.traffic import data_parallel, moved
+from merit.merge.traffic import data_parallel, moved
 from merit.report.drawing import DataTable, Figure, error_bars, method_colour, method_symbol
 from merit.report.evidence import Evidence, MethodEvidence
 from merit.report.page import plotly_text

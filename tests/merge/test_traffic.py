@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from merit.plan.traffic import carried, data_parallel, moved
+from merit.merge.traffic import carried, data_parallel, moved
 
 
 @pytest.mark.parametrize(("branches", "rounds"), [(2, 1), (4, 1), (4, 3), (8, 2)])
