@@ -44,7 +44,7 @@ def _table(run: RunDir) -> None:
         say(meaning)
 
 
-_BELOW = ("", "training", "tokens", "‖θ − θ0‖", "on K machines", "bytes moved")
+_BELOW = ("", "training", "tokens", "‖θ − θ0‖", "wall clock", "bytes moved")
 
 
 def _column(rows: list[list[str]], title: str) -> int | None:

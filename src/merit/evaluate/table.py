@@ -120,8 +120,8 @@ def _notes(scores: Sequence[ModelScores], facts: Mapping[str, MethodFacts]) -> l
         notes.append(f"The methods did not see the same number of supervised tokens: {told}.")
     if any(fact.bytes_moved for fact in facts.values()):
         notes.append(
-            "Bytes moved and time on K machines: one machine a branch. Joint training runs on as many, which exchange "
-            "their gradients in every step; its time is one machine's divided by K."
+            "Bytes moved and wall clock: of K machines, one a branch. Joint training runs on as many, which exchange "
+            "their gradients in every step; its time is one machine's, divided by K."
         )
     held_out = min((len(item.losses) for score in scores for item in score.in_mixture), default=0)
     if held_out < 16:

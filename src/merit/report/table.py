@@ -55,7 +55,7 @@ _COLUMNS = (
         lambda row: row.bytes_moved or None,
     ),
     Column(
-        "on K machines",
+        "wall clock",
         lambda row: duration(row.machine_seconds) if row.machine_seconds else NONE,
         lambda row: row.machine_seconds,
     ),
