@@ -48,7 +48,7 @@ def test_csv_is_what_a_spreadsheet_reads_and_never_runs() -> None:
     ]  # fmt: skip
 
 
-def test_without_a_browser_numbers_are_written_and_it_is_said(
+def test_without_kaleido_numbers_are_written_and_it_is_said(
     tmp_path: Path, finished_run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "kaleido", None)
@@ -57,6 +57,24 @@ def test_without_a_browser_numbers_are_written_and_it_is_said(
     assert len(found.files) >= 20
     assert found.without_pictures is not None
     assert "pip install" in found.without_pictures
+
+
+@pytest.mark.skipif(KALEIDO is None, reason="no kaleido: pip install 'merit-tuning[figures]'")
+def test_without_a_browser_numbers_are_written_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from choreographer.browsers.chromium import Chromium
+
+    run = make_run(tmp_path / "run", until="conflict")
+    for name, said in (("none", "there is none here"), ("chromium", "does not start")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text("#!/bin/sh\nexit 1\n")
+        (folder / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin" if name == "chromium" else str(folder))
+        if Chromium.find_browser(skip_local=False) not in (None, str(folder / name)):
+            pytest.skip("this machine's browser is found without PATH")
+        found = export_figures(run.root, folder / "figures")
+        assert {path.suffix for path in found.files} == {".csv"}
+        assert said in str(found.without_pictures)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: no picture is drawn")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -78,24 +80,29 @@ def _inside(value: Any) -> Iterator[Figure]:
 
 def _draw(figures: list[Figure], folder: Path, theme: Theme) -> tuple[list[Path], str | None]:
     try:
-        from kaleido import PageGenerator, calc_fig_sync, start_sync_server, stop_sync_server
-        from kaleido.errors import ChromeNotFoundError
+        from choreographer.errors import BrowserDepsError, BrowserFailedError, ChromeNotFoundError
+        from kaleido import Kaleido, PageGenerator
     except ImportError:
         return [], "no pictures: pip install 'merit-tuning[figures]'"
     colours = palette(theme)
     paths = []
-    try:
+
+    async def draw() -> None:
         # One browser for all. Without MathJax, which it would fetch from the network.
-        start_sync_server(n=1, page_generator=PageGenerator(mathjax=False), silence_warnings=True)
-        for figure in figures:
-            path = folder / f"{figure.id}.png"
-            options = {"format": "png", "width": WIDTH, "height": figure.height, "scale": SCALE}
-            write_bytes(path, calc_fig_sync(painted(figure, colours), opts=options))
-            paths.append(path)
+        async with Kaleido(n=1, page_generator=PageGenerator(mathjax=False)) as browser:
+            for figure in figures:
+                path = folder / f"{figure.id}.png"
+                options = {"format": "png", "width": WIDTH, "height": figure.height, "scale": SCALE}
+                write_bytes(path, await browser.calc_fig(painted(figure, colours), opts=options))
+                paths.append(path)
+
+    try:
+        with ThreadPoolExecutor(1) as pool:  # a notebook has a loop of its own in this thread
+            pool.submit(lambda: asyncio.run(draw())).result()
     except ChromeNotFoundError:
         return [], "no pictures: they are drawn by Chrome or Chromium, and there is none here"
-    finally:
-        stop_sync_server(silence_warnings=True)
+    except (BrowserFailedError, BrowserDepsError):
+        return [], "no pictures: the Chrome or Chromium of this machine does not start"
     return paths, None
 
 
