@@ -8,8 +8,13 @@ from merge_folders import bits, exact_mean, read, write
 
 from merit.base.errors import InputError
 from merit.base.files import sha256_file
+from merit.base.kept import damaged
+from merit.config.sections import OuterConfig
 from merit.merge.average import add_branch, merge_checkpoints, remove_branch
+from merit.merge.outer import Outer
+from merit.merge.plan import MergeOptions
 from merit.merge.record import WeightRule
+from merit.models.checkpoint import read_header
 
 
 @pytest.fixture
@@ -47,6 +52,31 @@ def test_a_late_branch_gives_the_bytes_of_merging_all(three, kind, tokens):
         remove_branch(root / "sums", branches[2], {1.0: root / "x"})
     with pytest.raises(InputError, match="not its running sums"):
         add_branch(root / "two", branches[2], 1, {1.0: root / "x"})
+
+
+MIXED = {"first": torch.bfloat16, "second": torch.float32, "third": torch.bfloat16, "fourth": torch.float32}
+
+
+def test_of_mixed_types_every_output_lies_as_the_merge_does(tmp_path):
+    """What is hashed while others are written must be written itself."""
+    for n in range(3):  # a tensor a shard: so their order is that of the names here
+        write(tmp_path / str(n), {name: torch.randn(300, 70).to(dtype) for name, dtype in MIXED.items()}, shards=4)
+    base, *two = (tmp_path / str(n) for n in range(3))
+    summed = merge_checkpoints(two, [1, 2], {1.0: tmp_path / "out"}, keep_sums=tmp_path / "sums", shard_bytes=100_000)
+    outer = Outer(OuterConfig(rate=0.7, momentum=0.9), None, tmp_path / "momentum")
+    stepped = merge_checkpoints(two, [1, 2], {1.0: tmp_path / "stepped"}, base=base, outer=outer)
+    for result, names in ((summed, ("out", "sums")), (stepped, ("stepped", "momentum"))):
+        for name, sums in zip(names, result.checksums.values(), strict=True):
+            files = sorted((tmp_path / name).glob("*.safetensors"))
+            order = [info.name for file in files for info in read_header(file)]
+            assert order == ["second", "fourth", "first", "third"]
+            assert damaged(tmp_path / name, sums) == {}
+    merge_checkpoints([*two, base], [1, 2, 3], {1.0: tmp_path / "all"}, shard_bytes=100_000)
+    add_branch(tmp_path / "sums", base, 3, {1.0: tmp_path / "added"}, options=MergeOptions(shard_bytes=100_000))
+    shards = sorted(file.name for file in (tmp_path / "all").glob("*.safetensors"))
+    assert len(shards) > 1
+    for name in shards:
+        assert sha256_file(tmp_path / "all" / name) == sha256_file(tmp_path / "added" / name)
 
 
 def test_partial(three):

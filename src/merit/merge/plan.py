@@ -27,7 +27,7 @@ from merit.models.writer import ShardPlan, out_tensor
 
 BLOCK_ELEMENTS = 1 << 20  # of a block: the unit that is handed out, journaled and resumed
 _TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-_FORMAT = 3  # raise it when the bytes written, or what the journal holds, change: old ones are not resumed
+_FORMAT = 4  # raise it when the bytes written, or what the journal holds, change: old ones are not resumed
 
 
 @dataclass(frozen=True)
@@ -273,20 +273,21 @@ def assemble(
 ) -> PreparedMerge:
     """Lays out the shards, cuts the work into blocks in the order of their bytes, and takes the fingerprint."""
     solver, outer = further
-    shards = []
-    for output in outputs:
-        dtypes = [output.dtype(tensor.dtype) for tensor in tensors]
-        out = [out_tensor(one.name, dtype, one.shape, one.elements) for one, dtype in zip(tensors, dtypes, strict=True)]
-        shards.append(ShardPlan.make(out, sys.maxsize if output.momentum else options.shard_bytes))
-    places = shards[0].places
-    order = sorted(range(len(tensors)), key=lambda index: places[tensors[index].name])
+    first = _lay_out(tensors, outputs[0], options.shard_bytes)
+    order = sorted(range(len(tensors)), key=lambda index: first.places[tensors[index].name])
+    # Blocks come in the order of the first output's bytes, and hashes follow them: all other outputs have that order,
+    # too. Points of one ray lie alike; sums and momentum are of one type, so they keep the order that they are given.
+    in_order = [tensors[index] for index in order]
+    others = [
+        first if output.scale is not None else _lay_out(in_order, output, options.shard_bytes) for output in outputs[1:]
+    ]
     plan = MergePlan(
         sources=opened.sources,
         base=opened.base,
         tensors=tuple(tensors),
         blocks=tuple(block for index in order for block in _blocks(index, tensors[index])),
         outputs=tuple(outputs),
-        shards=tuple(shards),
+        shards=(first, *others),
         rounding=options.rounding,
         seed=options.seed,
         solver=solver,
@@ -313,6 +314,11 @@ def assemble(
         *(_outer_mark(options.outer) if options.outer is not None else []),
     )
     return PreparedMerge(plan, mark, options, tuple(inputs), base, opened.config_folder, sides, opened.notes)
+
+
+def _lay_out(tensors: Sequence[TensorPlan], output: Output, shard_bytes: int) -> ShardPlan:
+    out = [out_tensor(one.name, output.dtype(one.dtype), one.shape, one.elements) for one in tensors]
+    return ShardPlan.make(out, sys.maxsize if output.momentum else shard_bytes)
 
 
 def merge_input(path: Path, factor: float, share: float) -> MergeInput:

@@ -44,10 +44,12 @@ class ShardPlan:
 
     @classmethod
     def make(cls, tensors: Sequence[OutTensor], shard_bytes: int) -> ShardPlan:
-        """Packs tensors in their order; a shard holds at most `shard_bytes` unless one tensor alone is larger."""
+        """Packs tensors in their order, wider types first: then every tensor starts at a multiple of its item size, as
+        the format's readers expect. A shard holds at most `shard_bytes` unless one tensor alone is larger.
+        """
         groups: list[list[OutTensor]] = []
         room = 0
-        for tensor in tensors:
+        for tensor in sorted(tensors, key=lambda tensor: -ITEM_BYTES[tensor.dtype]):
             if not groups or tensor.nbytes > room:
                 groups.append([])
                 room = shard_bytes
@@ -123,11 +125,9 @@ def _shard_name(number: int, count: int) -> str:
 
 
 def _shard(name: str, tensors: Sequence[OutTensor]) -> Shard:
-    # Wider types first: then every tensor starts at a multiple of its item size, as the format's readers expect.
-    ordered = sorted(tensors, key=lambda tensor: -ITEM_BYTES[tensor.dtype])
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begins, at = {}, 0
-    for tensor in ordered:
+    for tensor in tensors:
         begins[tensor.name] = at
         header[tensor.name] = {
             "dtype": tensor.dtype,
