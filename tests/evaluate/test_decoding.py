@@ -75,6 +75,24 @@ def test_the_next_prompts_join_when_there_is_room(model, monkeypatch: pytest.Mon
     assert max(steps) <= 2
 
 
+@pytest.mark.parametrize("prompts", [
+    [[*range(20, 60), 60 + k] for k in range(12)],  # what they share runs once, but each keeps a copy of it
+    [[20 + k, 61] for k in range(30)] + [list(range(60, 110))],  # each takes as much as the longest
+])  # fmt: skip
+def test_the_cache_is_bounded(model, monkeypatch: pytest.MonkeyPatch, prompts: list[list[int]]) -> None:
+    held: list[int] = []
+    forward = decoding._forward
+
+    def watched(model, rows):
+        held.append(rows.layers[0][0][:, 0, :, 0].numel())
+        return forward(model, rows)
+
+    monkeypatch.setattr(decoding, "_forward", watched)
+    wanted = [alone(model, prompt, 3) for prompt in prompts]
+    assert greedy(model, prompts, [3] * len(prompts), Decoding((), 120)) == wanted
+    assert max(held) <= 4 * 120
+
+
 def test_a_model_that_is_not_packed_is_left_to_generate(tiny_model: Path) -> None:
     assert decodes(load_model(tiny_model).eval())
     other = load_model(tiny_model).eval()

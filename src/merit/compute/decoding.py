@@ -8,7 +8,7 @@ computes until the longest answer of a batch has ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -36,7 +36,7 @@ class Decoding:
 
     Attributes:
         ends: tokens that end an answer.
-        batch_tokens: tokens of a packed row of prompts; the cache holds four times as many.
+        batch_tokens: tokens of a packed row of prompts; the cache holds four times as many, or one prompt.
         advance: told the number of prompts that are answered.
     """
 
@@ -127,9 +127,9 @@ def greedy(model: Any, prompts: Sequence[Sequence[int]], room: Sequence[int], de
     answers: list[list[int]] = [[] for _ in prompts]
     asked = [index for index, tokens in enumerate(room) if tokens > 0]
     decoding.advance(len(prompts) - len(asked))
-    waiting = list(pack([_asked(prompts[index]) for index in asked], decoding.batch_tokens))[::-1]
-    rows: _Rows | None = None
     longest = max(room, default=0)
+    waiting = list(_packed(prompts, asked, longest, decoding.batch_tokens))[::-1]
+    rows: _Rows | None = None
 
     def take(fresh: _Rows) -> _Rows | None:
         for owner, token in zip(fresh.owners, fresh.tokens.flatten().tolist(), strict=True):
@@ -145,10 +145,9 @@ def greedy(model: Any, prompts: Sequence[Sequence[int]], room: Sequence[int], de
         return fresh.only(going) if going else None
 
     while waiting or rows is not None:
-        while waiting and _fits(rows, waiting[-1], longest, _CACHED * decoding.batch_tokens):
-            fresh = _begin(model, waiting.pop(), longest)
-            fresh.owners = [asked[owner] for owner in fresh.owners]
-            begun = take(fresh)
+        while waiting and (rows is None or _fits(rows, waiting[-1][1], longest, decoding.batch_tokens)):
+            owners, row = waiting.pop()
+            begun = take(replace(_begin(model, row, longest), owners=owners))
             rows = rows.joined(begun, longest) if rows is not None and begun is not None else rows or begun
         if rows is not None:
             rows = take(_step(model, rows))
@@ -179,11 +178,30 @@ def _tried(model: Any) -> bool:
     return close(found, torch.stack(alone), model.dtype)
 
 
-def _fits(rows: _Rows | None, row: Packed, room: int, tokens: int) -> bool:
-    if rows is None:
-        return True
-    width = max(rows.width, int(row.position_ids.max()) + 1) + room
-    return (len(rows.owners) + len(row.keep)) * width <= tokens
+def _packed(
+    prompts: Sequence[Sequence[int]], chosen: Sequence[int], room: int, batch_tokens: int
+) -> Iterator[tuple[list[int], Packed]]:
+    """Packed rows of the prompts at the places `chosen`, each with these places and such that the cache holds it.
+
+    In the cache a short prompt takes as much as the longest beside it, and each has its own copy of what they share.
+    """
+    for row in pack([_asked(prompts[place]) for place in chosen], batch_tokens):
+        owners = [chosen[owner] for owner in row.owner.tolist()]
+        if len(owners) == 1 or _fits(None, row, room, batch_tokens):
+            yield owners, row
+            continue
+        owners.sort(key=lambda place: len(prompts[place]))
+        half = len(owners) // 2
+        for part in (owners[:half], owners[half:]):
+            yield from _packed(prompts, part, room, batch_tokens)
+
+
+def _fits(rows: _Rows | None, row: Packed, room: int, batch_tokens: int) -> bool:
+    """Whether the cache holds a packed row beside the `rows` that are in it."""
+    width, count = int(row.position_ids.max()) + 1, len(row.keep)
+    if rows is not None:
+        width, count = max(rows.width, width), count + len(rows.owners)
+    return count * (width + room) <= _CACHED * batch_tokens
 
 
 def _asked(prompt: Sequence[int]) -> Encoded:
