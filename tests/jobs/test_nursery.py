@@ -141,6 +141,17 @@ def test_jobs_start_by_themselves_when_the_nursery_is_gone(tmp_path, ours):
     assert ours.closed
 
 
+def test_jobs_start_by_themselves_in_a_folder_that_is_gone(tmp_path, ours, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    started = start_process(job(tmp_path / "a", ""), merit_command("--help"), {})
+    assert isinstance(started.process, subprocess.Popen)
+    stop_processes([started.process])
+    monkeypatch.undo()
+    assert not ours.closed
+
+
 def test_the_local_engine_forks_and_starts_again(tmp_path, environment, monkeypatch):
     monkeypatch.setattr(nursery, "_modules", ("instead",))
     monkeypatch.setattr(nursery, "_ours", None)
@@ -170,6 +181,25 @@ def test_a_library_and_who_does_not_want_it_have_none(environment, monkeypatch):
     assert nursery._ours is None
     monkeypatch.delenv(nursery.OFF)
     monkeypatch.setattr(nursery, "visible_gpus", lambda: ["0"])
+    nursery.open_nursery({})
+    assert nursery._ours is None
+
+
+def test_where_no_end_can_be_told_or_no_process_started_there_is_none(environment, monkeypatch):
+    monkeypatch.setattr(nursery, "_ours", None)
+    monkeypatch.setattr(nursery, "_modules", ("instead",))
+    monkeypatch.setattr(nursery, "visible_gpus", lambda: [])
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        nursery.open_nursery({})
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert nursery._ours is None
+
+    def refuse(*_args, **_options):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(nursery.subprocess, "Popen", refuse)
     nursery.open_nursery({})
     assert nursery._ours is None
 

@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -104,12 +105,11 @@ class Nursery:
         own = [name for name, value in changed.items() if name not in _PER_JOB and os.environ.get(name) != value]
         if self.closed or list(command[: len(head)]) != head or own:
             return None
-        request = {
-            "arguments": command[len(head) :],
-            "env": changed,
-            "cwd": str(Path.cwd()),
-            "parent": os.getpid(),
-        }
+        try:
+            folder = str(Path.cwd())
+        except FileNotFoundError:  # it was removed; a process of its own can still be in it
+            return None
+        request = {"arguments": command[len(head) :], "env": changed, "cwd": folder, "parent": os.getpid()}
         pid = self._ask(json.dumps(request).encode(), output.fileno())
         return Forked(pid) if pid else None
 
@@ -161,8 +161,11 @@ def open_nursery(env: dict[str, str]) -> None:
     global _ours
     if _ours is not None or not _modules or OFF in os.environ or sys.platform != "linux" or visible_gpus():
         return
-    _ours = Nursery(_modules, os.environ | env)
-    atexit.register(_ours.close)
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:  # as some parents leave it: then no fork's end can be told
+        return
+    with contextlib.suppress(OSError):  # the system gives no further process
+        _ours = Nursery(_modules, os.environ | env)
+        atexit.register(_ours.close)
 
 
 def fork(command: Sequence[str], env: dict[str, str], output: BinaryIO) -> Process | None:
