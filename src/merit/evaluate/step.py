@@ -82,7 +82,9 @@ def _apart(method: Method, branches: Mapping[int, BranchResult], machines: int) 
     size = max(sum(file.stat().st_size for file in folder.glob("*.safetensors")) for folder in folders)
     if not size or not all(seconds):  # its weights are elsewhere; another trainer made them
         return None, None
-    if len(branches) == 1:
+    if (
+        len(Partition.load(method.dir.partition).groups) == 1
+    ):  # joint training; a lone branch of a partial merge is none
         steps = sum(result.steps for result in branches.values())
         return data_parallel(machines, steps, size), seconds[0] / machines
     return moved(len(branches), method.round, size), max(seconds)
