@@ -53,7 +53,7 @@ def greedy_answers(
     lengths = [len(prompt) for prompt in prompts]
     positions = positions_by(model.config, (name for name, _ in model.named_parameters()))
     limit = positions.count if positions is not None and positions.table else sys.maxsize
-    if decodes(model):
+    if prompts and decodes(model):  # a branch is asked nothing, and needs no trial
         rooms = [min(max_new_tokens, limit - length) for length in lengths]
         return greedy(model, prompts, rooms, Decoding(ends, batch_tokens, advance))
     batches = list(_batches(lengths, batch_tokens, limit - max_new_tokens))

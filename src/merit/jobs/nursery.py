@@ -33,7 +33,7 @@ _PER_JOB = ("MERIT_PARENT", "MERIT_OUTPUT")  # variables that nothing reads whil
 _SET_CHILD_SUBREAPER = 36  # of prctl: processes below this one become its children if their parent ends
 _PATIENCE_SECONDS = 60.0  # until it has done its imports and forks
 _POLL_SECONDS = 0.02
-_HANDED_OVER_SECONDS = 0.0005
+_HANDED_OVER_SECONDS = 0.0005  # between looks whether a fork has its parent
 
 
 class Process(Protocol):
@@ -74,7 +74,7 @@ class Forked:
 
 
 class Nursery:
-    """The process that forks, as the one sees it that asks.
+    """The process that forks, seen from the one that asks.
 
     Args:
         modules: what it imports.

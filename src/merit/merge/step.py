@@ -45,7 +45,7 @@ class MethodMerge(Sealed):
     branch_displacement: list[float]
     rounding_error: dict[str, float]  # scale → ‖rounding error‖ / ‖θ − θ0‖
     seconds: float
-    files: dict[str, str] = Field(default_factory=dict)  # of the outputs, relative to the method's folder → SHA-256
+    files: dict[str, str] = Field(default_factory=dict)  # of the outputs, relative to the method's folder → checksum
 
 
 def depends(context: RunContext) -> dict[str, str]:
