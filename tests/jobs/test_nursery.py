@@ -130,6 +130,21 @@ def test_what_is_not_alike_starts_by_itself(other, tmp_path, ours):
     started.process.wait(30)
 
 
+def test_as_many_threads_as_the_user_has_set_are_no_reason_to_fork(tmp_path, environment, monkeypatch):
+    """OpenMP has read the nursery's number of threads: a job with that of the user's own environment has another."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    found = Nursery(["instead"], environment | {"OMP_NUM_THREADS": "1"})
+    try:
+        with (tmp_path / "output").open("ab") as output:
+            command = merit_command("pass")
+            assert found.fork(command, environment | {"OMP_NUM_THREADS": "2"}, output) is None
+            same = found.fork(command, environment | {"OMP_NUM_THREADS": "1"}, output)
+            assert same is not None
+            assert same.wait(30) == 0
+    finally:
+        found.close()
+
+
 def test_jobs_start_by_themselves_when_the_nursery_is_gone(tmp_path, ours):
     command = merit_command("--help")
     item = job(tmp_path / "a", "")

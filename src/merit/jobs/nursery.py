@@ -83,7 +83,7 @@ class Nursery:
     """
 
     def __init__(self, modules: Sequence[str], env: dict[str, str]) -> None:
-        self._env = env
+        self._env, self._before = env, dict(os.environ)
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._line.settimeout(_PATIENCE_SECONDS)
         with theirs:
@@ -102,7 +102,7 @@ class Nursery:
         """Starts `merit …`, its output appended to `output`. None: this command is to be started as ever."""
         head = merit_command()
         changed = {name: value for name, value in env.items() if self._env.get(name) != value}
-        own = [name for name, value in changed.items() if name not in _PER_JOB and os.environ.get(name) != value]
+        own = [name for name in changed if name not in _PER_JOB and not self._set_since(name, changed[name])]
         if self.closed or list(command[: len(head)]) != head or own:
             return None
         try:
@@ -112,6 +112,10 @@ class Nursery:
         request = {"arguments": command[len(head) :], "env": changed, "cwd": folder, "parent": os.getpid()}
         pid = self._ask(json.dumps(request).encode(), output.fileno())
         return Forked(pid) if pid else None
+
+    def _set_since(self, name: str, value: str) -> bool:
+        """Whether a variable has this value because this process has set it so since the nursery was opened."""
+        return self._before.get(name) != value == os.environ.get(name)
 
     def _ask(self, request: bytes, output: int) -> int:
         """The new child's pid; 0 if there is none, and then this nursery is closed."""
