@@ -167,6 +167,20 @@ def test_jobs_start_by_themselves_in_a_folder_that_is_gone(tmp_path, ours, monke
     assert not ours.closed
 
 
+def test_a_job_stays_in_a_folder_that_it_could_not_enter(tmp_path, environment):
+    """As after `sudo -u`, in a folder of the one who called it. Root may go everywhere, so the nursery refuses to."""
+    refuse = "import os\ndef chdir(_): raise PermissionError\nos.chdir = chdir\n"
+    (tmp_path / "modules" / "refuse.py").write_text(refuse)
+    found = Nursery(["instead", "refuse"], environment)
+    try:
+        with (tmp_path / "output").open("ab") as output:
+            process = found.fork(merit_command("pass"), environment, output)
+        assert process is not None
+        assert process.wait(30) == 0
+    finally:
+        found.close()
+
+
 def test_the_local_engine_forks_and_starts_again(tmp_path, environment, monkeypatch):
     monkeypatch.setattr(nursery, "_modules", ("instead",))
     monkeypatch.setattr(nursery, "_ours", None)

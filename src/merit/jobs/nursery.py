@@ -217,7 +217,8 @@ def _begin(line: socket.socket, request: dict[str, Any], output: int) -> list[st
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
-    os.chdir(request["cwd"])
+    if str(Path.cwd()) != request["cwd"]:  # after `sudo -u` both are where they may not go
+        os.chdir(request["cwd"])
     os.environ.update(request["env"])
     arguments: list[str] = request["arguments"]
     return arguments
