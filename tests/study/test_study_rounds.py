@@ -294,6 +294,13 @@ def test_where_launch_says_so_each_branch_of_a_round_is_a_branch_job(finished, t
     assert weights_of(cell.method.dir.root) == before
 
 
+def test_an_edited_rule_of_ones_own_is_another_cell(monkeypatch):
+    method = MethodConfig(splitter="pca", rounds=2, merge="actmat")
+    assert cell_marks(method, []) == [fingerprint("rounds", [], "actmat", None)]
+    monkeypatch.setattr("merit.base.extensions.marks", lambda kind, name: ("of its file",))
+    assert cell_marks(method, []) == [fingerprint("rounds", [], "actmat", None, "of its file")]
+
+
 def test_cells_that_are_there_keep_their_names():
     """As merit named them before there were rounds: finished studies stay finished."""
     spec = BranchSpec(

@@ -29,10 +29,11 @@ def wanted(context: RunContext) -> bool:
 def depends(context: RunContext) -> dict[str, str]:
     """What training depends on, and how its merges are made."""
     config, methods = context.config, _methods(context, 1)
+    own = [context.merging(method).mark for method in methods if method.config.merge is not None]
     return {
         "split": fingerprint([Partition.load(method.dir.partition).mark for method in methods]),
         "train": fingerprint(config.train, [method.rounds for method in context.trained]),
-        "merge": fingerprint(config.merge.mark),
+        "merge": fingerprint(config.merge.mark, *own),
         "model": context.model.fingerprint,
         "mixture": fingerprint(context.data_fingerprints()),
         "seed": fingerprint(config.seed),
