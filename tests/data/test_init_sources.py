@@ -53,6 +53,13 @@ def test_a_column_that_names_rows_is_no_list_of_datasets(tmp_path):
     assert {name: item.where for name, item in config.mixture.items()} == {"a": {}}
 
 
+@pytest.mark.parametrize(("values", "datasets"), [(64, 64), (65, 1)])
+def test_a_column_has_at_most_64_values(tmp_path, values, datasets):
+    write(tmp_path / "a.jsonl", [{**row, "task": f"t{n % values}"} for n, row in enumerate(qa(2 * values))])
+    _, config = load(tmp_path, tmp_path / "a.jsonl")
+    assert len(config.mixture) == datasets
+
+
 def test_rows_that_are_in_no_dataset_are_told(tmp_path):
     write(tmp_path / "all.jsonl", [*tasks(), {**qa(1, 200)[0], "task": "lone"}, *qa(4, 300)])
     proposal, config = load(tmp_path, tmp_path / "all.jsonl")
