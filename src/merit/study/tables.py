@@ -16,6 +16,7 @@ from merit.study.spec import Study
 
 Block = str | list[list[str]] | Path  # a line of Markdown, a table with its header, a figure
 
+_FIGURES = ("bytes", "forest", "pareto")  # a budget's
 _VERDICT = {"better": "▼ better", "worse": "▲ worse", "undecided": "undecided"}
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#222}"
@@ -62,7 +63,7 @@ def document(results: Results, folder: Path) -> list[Block]:
             ),
             "What validation chose, seed by seed:",
             *(f"- `{row.label}`: {'; '.join(row.chosen)}" for row in _rows(results, budget) if row.chosen),
-            *sorted(folder.glob(f"*-{budget}.svg")),
+            *(figure for kind in _FIGURES if (figure := folder / f"{kind}-{budget}.svg").is_file()),
             f"### Differences, {budget}",
             "Loss of the first minus loss of the second; negative: the first is better.",
         ]
