@@ -56,7 +56,7 @@ def add_folder(draft: Draft, folder: Path, by: str | None = None) -> None:
     if not found:
         more = "".join(f"; {note}" for note in notes)
         raise InputError(f"no data file in this folder ({', '.join(KINDS)}){more}", file=folder)
-    evaluated = _evaluated(found)
+    evaluated = evaluated_of(found)
     draft.notes += notes
     if len(found) == 1:
         add_file(draft, found[0].dataset(folder), by)
@@ -125,7 +125,7 @@ def _stem(file: Path) -> str:
     return Path(file.stem).stem if file.suffix.lower() in PACKED else file.stem
 
 
-def _evaluated(found: list[Found]) -> set[Found]:
+def evaluated_of(found: list[Found]) -> set[Found]:
     """The splits to evaluate of datasets that have one to train on."""
     splits = {item: match for item in found if (match := _SPLIT.fullmatch(item.label))}
     named = {item: ((match["name"] or "").lower(), (match["rest"] or "").lower()) for item, match in splits.items()}

@@ -62,9 +62,9 @@ def _read(foreign: Foreign, draft: Draft) -> None:
     foreign.set_held_out(draft, "val_size")
     foreign.set_seed(draft)
     kind = foreign.take("finetuning_type")
-    if kind == "lora" or (kind is None and foreign.values.get("lora_rank")):
+    if kind in (None, "lora"):  # theirs is LoRA where nothing is said
         _lora(foreign, draft)
-    elif kind not in (None, "full", "lora"):
+    elif kind != "full":
         foreign.miss(f"finetuning_type: {kind}: here it is full, or `train.lora`")
     if foreign.take("train_on_prompt"):
         foreign.miss("train_on_prompt: merit learns the answers only")
