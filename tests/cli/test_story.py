@@ -185,3 +185,12 @@ def test_the_groups_in_a_line():
     assert line(50, *groups) == "K = 3 groups: arithmetic +2 · choice · code +1"
     assert line(20, *groups) == "K = 3 groups: arith…"
     assert line(100, ["a"]) == "K = 1 group: a"
+
+
+def test_one_branch_is_one_branch(tmp_path):
+    from merit.cli.branch_commands import _summary
+    from merit.run.layout import RunDir
+    from merit.train.watch import BranchStatus
+
+    one = BranchStatus(**dict.fromkeys(BranchStatus.__dataclass_fields__) | {"state": "planned"})
+    assert _summary(RunDir(tmp_path), [one]) == ["1 branch: 1 planned"]

@@ -163,9 +163,9 @@ def html_page(title: str, blocks: Sequence[Block]) -> str:
 
 def latex_table(results: Results) -> str:
     """The main table in the paper's shape: methods down, faces across, a block a budget."""
-    faces = [*_faces(results), AVERAGE]
+    faces, seeds = [*_faces(results), AVERAGE], plural(len(results.seeds), "seed")
     lines = [
-        f"% {results.name}: test loss, mean over {len(results.seeds)} seeds; brackets: half of the 95% interval",
+        f"% {results.name}: test loss, mean over {seeds}; brackets: half of the 95% interval",
         "\\begin{tabular}{ll" + "r" * len(faces) + "}",
         "\\toprule",
         "Method & Tokens & " + " & ".join(FACE_NAMES[face].capitalize() for face in faces) + " \\\\",
@@ -211,7 +211,7 @@ def _answers(results: Results) -> list[list[str]]:
 
 
 def _preface(results: Results) -> list[str]:
-    parts = ", ".join(f"{count} {FACE_NAMES[face]} datasets" for face, count in results.datasets.items())
+    parts = ", ".join(plural(count, f"{FACE_NAMES[face]} dataset") for face, count in results.datasets.items())
     lines = [
         f"- {results.parameters:,} parameters; seeds {', '.join(map(str, results.seeds))}; {parts}.",
         f"- Test examples a seed: {', '.join(f'{FACE_NAMES[face]} {n}' for face, n in results.examples.items())}.",
