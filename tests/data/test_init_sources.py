@@ -147,6 +147,17 @@ def test_subsets_and_splits_of_the_hub(tmp_path, hub):
     assert "org/splits: not taken: the splits extra" in proposal.notes
 
 
+def test_a_split_by_another_name_is_the_one_for_training(tmp_path, hub, monkeypatch):
+    splits = {"org/chat": ["test_sft", "train_sft"], "org/bare": []}
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda path: ["default"])
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda path, name: splits[path])
+    rows = datasets.Dataset.from_list(qa(20))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: rows.to_iterable_dataset())
+    proposal, config = load(tmp_path, "org/chat", "org/bare")
+    assert [(item.path, item.split) for item in config.mixture.values()] == [("org/chat", "train_sft")]
+    assert "left out: org/bare: the subset default has no splits" in proposal.notes
+
+
 def test_a_collection_is_its_datasets(tmp_path, hub):
     proposal, config = load(tmp_path, f"https://huggingface.co/collections/{COLLECTION}")
     assert set(config.mixture) == {"plain", "splits", "many-a", "many-b"}
