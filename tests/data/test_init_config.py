@@ -219,6 +219,16 @@ def test_split_names_in_front_and_in_the_middle(tmp_path):
     assert set(config.mixture) == {"train_sft", "test_gen", "squad_train_v2", "squad_dev_v1"}
 
 
+def test_parts_of_two_files_whose_names_begin_alike(tmp_path):
+    for name in ("code", "code-hard"):
+        for number in range(2):
+            write(tmp_path / f"{name}-{number:05d}-of-00002.jsonl", qa(5))
+    _, config = load(tmp_path)
+    assert {name: item.path for name, item in config.mixture.items()} == {
+        "code": "code-0000*-of-00002.jsonl", "code-hard": "code-hard-*-of-00002.jsonl"
+    }  # fmt: skip
+
+
 def test_parts_of_one_file_are_one_dataset(tmp_path):
     for part in range(3):
         write(tmp_path / f"train-0000{part}-of-00003.jsonl", qa(20, 20 * part))

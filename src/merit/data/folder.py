@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from os.path import commonprefix
 from pathlib import Path
 
 from merit.base.errors import InputError
+from merit.base.files import matching
 from merit.data.columns import add_file
 from merit.data.draft import Dataset, Draft
 from merit.data.files import KINDS, PACKED, kind_of
@@ -90,10 +92,19 @@ def datasets_of(folder: Path) -> list[Found]:
             notes: tuple[str, ...] = ()
             if part is not None and len(files) != int(part["count"]):
                 notes = (f"{pattern}: only {len(files)} of its {int(part['count'])} parts are here",)
-            path = (place / (pattern if len(files) > 1 else files[0].name)).relative_to(folder).as_posix()
+            path = (place / _pattern(pattern, files)).relative_to(folder).as_posix()
             label = part["name"] if part is not None else stem
             found.append(Found(tuple(files), path, f"{place.name}-{label}" if len(places) > 1 else label, notes))
     return found
+
+
+def _pattern(pattern: str, files: list[Path]) -> str:
+    """The name of all these parts; narrower than `pattern` where parts of another dataset fit that, too."""
+    if len(files) == 1:
+        return files[0].name
+    if set(matching(files[0].with_name(pattern))) == set(files):
+        return pattern
+    return f"{commonprefix([file.name for file in files])}*{pattern.rpartition('*')[2]}"
 
 
 def found_file(file: Path) -> Found:
