@@ -96,8 +96,8 @@ def _summary(run: RunDir, found: list[BranchStatus]) -> list[str]:
 
     states = Counter(item.state for item in found)
     done = states["done"] == len(found)
-    told = series([f"{count(n)} {state}" for state, n in states.most_common()])
-    lines = [f"{plural(len(found), 'branch', 'branches')}: {told}"]
+    numbers = series([f"{count(n)} {state}" for state, n in states.most_common()])
+    lines = [f"{plural(len(found), 'branch', 'branches')}: {numbers}"]
     if not done or not run.table.is_file():
         return lines + ([f"`merit run {run.root}` goes on from here"] if done else [])
     from merit.cli.results import headline

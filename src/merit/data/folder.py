@@ -104,7 +104,8 @@ def _pattern(pattern: str, files: list[Path]) -> str:
         return files[0].name
     if set(matching(files[0].with_name(pattern))) == set(files):
         return pattern
-    return f"{commonprefix([file.name for file in files])}*{pattern.rpartition('*')[2]}"
+    start = commonprefix([file.name for file in files])  # noqa: RUF071 — characters are meant
+    return f"{start}*{pattern.rpartition('*')[2]}"
 
 
 def found_file(file: Path) -> Found:
