@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from tiny_study import write_study
 
 from merit.base.errors import InputError, Problems
@@ -18,7 +19,7 @@ from merit.base.record import fingerprint
 from merit.base.words import data_size
 from merit.config.launch import LaunchConfig
 from merit.config.sections import ModelConfig, TrainConfig
-from merit.config.study import MethodConfig
+from merit.config.study import MethodConfig, StudyConfig
 from merit.context import RunContext
 from merit.jobs.job import Job as LaunchedJob
 from merit.merge.average import merge_checkpoints
@@ -343,6 +344,12 @@ def test_a_mistake_is_one_line_with_its_field(text, tmp_path):
 def test_rounds_are_a_methods_own(tmp_path):
     with pytest.raises(InputError, match=r"`train.rounds`: in a study each method has its own"):
         study_of(tmp_path, train=f"train: {{{TRAIN}, rounds: 2}}")
+
+
+def test_a_warm_up_has_no_rounds():
+    small = {"mixture": {"a": {"path": "a.jsonl"}, "b": {"path": "b.jsonl"}}, "warmup": {"train": {"rounds": 2}}}
+    with pytest.raises(ValidationError, match="a warm-up trains one branch"):
+        StudyConfig.model_validate(small)
 
 
 def test_two_rules_are_two_trainings(tmp_path):

@@ -424,6 +424,11 @@ class StudyConfig(Section):
             yield ("train", "lora"), "a study compares full fine-tuning; leave it unset"
         if self.train.rounds > 1:
             yield ("train", "rounds"), "in a study each method has its own: give `methods.NAME.rounds`"
+        if self.warmup is not None and self.warmup.train.rounds > 1:
+            yield (
+                ("warmup", "train", "rounds"),
+                "a warm-up trains one branch: there is nothing to merge; remove this key",
+            )
 
     def _wrong_names(self) -> Iterator[tuple[Location, str]]:
         owner: dict[str, str] = {}
