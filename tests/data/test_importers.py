@@ -296,6 +296,16 @@ def test_lora_where_the_trainer_has_defaults_of_its_own(project):
     assert config.train.lora.target_modules == "all-linear"
 
 
+def test_the_published_method_has_no_adapter(project):
+    file = project / "configs" / "trainer.yaml"
+    file.write_text(AXOLOTL)
+    proposal = propose_config(file, published=True)
+    (project / "configs" / "merit.yaml").write_text(proposal.text, encoding="utf-8")
+    config = load_config(project / "configs" / "merit.yaml")
+    assert (config.method, config.train.lora, config.train.epochs) == ("published", None, 3)
+    assert "not carried: adapter, lora_*: the published method trains all weights" in proposal.notes
+
+
 def test_a_folder_in_a_dataset_of_trl(project):
     (project / "data" / "sub").mkdir()
     write(project / "data" / "sub" / "one.jsonl", qa(10))

@@ -73,6 +73,10 @@ def propose_config(
             "the published method splits a mixture; there is only one usable data file",
             file=" ".join(map(str, sources)),
         )
+    if published and (lora := draft.settings.pop("train.lora", None)) is not None:
+        missed = f"not carried: {lora[1]}: the published method trains all weights"
+        draft.notes.append(missed)
+        draft.origin.append(missed)
     unseen: list[str] = []
     if draft.unseen:
         unseen = [
