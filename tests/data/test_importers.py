@@ -195,6 +195,15 @@ def test_llama_factory(project):
         assert text in told
 
 
+@pytest.mark.parametrize("entry", [{"columns": ["q", "a"]}, {"formatting": "sharegpt", "tags": "from"}, {"split": [1]}])
+def test_values_that_llama_factory_would_not_take(project, entry):
+    info = {"bad": {"file_name": "own.jsonl", **entry}, "first": INFO["first"]}
+    (project / "data" / "dataset_info.json").write_text(json.dumps(info))
+    proposal, config = imported(project, "model_name_or_path: m\ndataset: bad, first\n")
+    assert list(config.mixture) == ["first"]
+    assert any("bad" in note or "own.jsonl" in note for note in proposal.notes)
+
+
 def test_llama_factorys_list_of_datasets_alone(project):
     file = project / "data" / "dataset_info.json"
     file.write_text(json.dumps(INFO))
@@ -332,7 +341,14 @@ def test_data_in_json_is_no_configuration(project):
     assert "rows: {path: rows.json}  # format: qa" in propose_config(file).text
 
 
-@pytest.mark.parametrize("values", [{"datasets": [3, {"path": 5, "type": [1]}]}, {"datasets": [{}]}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"datasets": [3, {"path": 5, "type": [1]}]},
+        {"datasets": [{}]},
+        {"datasets": [{"path": "~nobody-of-this-name/data.jsonl", "type": "alpaca"}]},
+    ],
+)
 def test_values_that_no_trainer_would_take(project, values):
     """One line for each, and no traceback."""
     with pytest.raises(InputError):

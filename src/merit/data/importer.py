@@ -83,7 +83,7 @@ class Foreign:
         found = (place / Path(text).expanduser() for place in places)
         try:
             return next((path for path in found if path.exists()), None)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, the home of a user who is none
             return None
 
     def add(self, draft: Draft, item: Dataset, *at: str | int) -> None:

@@ -138,6 +138,9 @@ def _dataset(name: str, item: Any) -> tuple[str, dict[str, Any]]:
     if not isinstance(item, Mapping):
         raise InputError("must be a mapping", file=_INFO, field=name)
     columns, tags = item.get("columns"), item.get("tags") or {}
+    for key in ("columns", "tags"):
+        if not isinstance(item.get(key) or {}, Mapping):
+            raise InputError("must be a mapping", file=_INFO, field=f"{name}.{key}")
     for key in ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name"):
         if item.get(key) and not item.get("hf_hub_url"):
             raise InputError(
