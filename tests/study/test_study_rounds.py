@@ -324,6 +324,10 @@ WRONG = {
     "x: {splitter: pca, rounds: 2, merge: regmean}": ("methods.x.rounds", "`regmean` merges once"),
     "x: {splitter: pca, rounds: 2, merge: ties}": ("methods.x.rounds", "`ties` merges once"),
     "x: {splitter: pca, machines: 2}": ("methods.x.machines", "only joint training (`single`) runs data-parallel"),
+    "x: {splitter: single, machines: 2, pool: p}\n  y: {splitter: single, pool: p}": (
+        "methods.y.pool",
+        "train on another number of machines",
+    ),
     "x: {splitter: pca, rounds: 0}": ("methods.x.rounds", "greater than or equal to 1"),
     "x: {splitter: pca, rounds: 2, also: [actmat]}": ("methods.x.also", "give every rule a method with `rounds`"),
     "x: {splitter: pca, rounds: 2}\n  y: {branches: x}": ("methods.y.branches", "give every rule a method"),
