@@ -154,6 +154,26 @@ def test_a_damaged_configuration_of_the_last_call_is_no_obstacle(tmp_path):
     assert changed_settings(tmp_path / "nowhere.yaml", config) == []
 
 
+def test_rounds_that_come_or_go_are_told(tmp_path):
+    from merit.config import RunConfig
+    from merit.config.changes import changed_settings
+    from merit.config.run import dump_config
+
+    def config(**train):
+        small = {"model": "x", "mixture": {"a": {"path": "b"}}, "split": {"splitter": "single"}}
+        return RunConfig.model_validate({**small, "train": train})
+
+    once, four = config(), config(rounds=4, outer={"rate": 0.7})
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(once, tmp_path))
+    assert changed_settings(file, once) == []
+    assert changed_settings(file, four) == [
+        "train.rounds 1 → 4", "train.outer none → {'rate': 0.7, 'momentum': 0.0}"
+    ]  # fmt: skip
+    file.write_text(dump_config(four, tmp_path))
+    assert "train.rounds 4 → 1" in changed_settings(file, once)
+
+
 def test_the_groups_in_a_line():
     def line(width: int, *groups: list[str]) -> str:
         made = [Group(datasets=group, tokens=1) for group in groups]
@@ -165,3 +185,12 @@ def test_the_groups_in_a_line():
     assert line(50, *groups) == "K = 3 groups: arithmetic +2 · choice · code +1"
     assert line(20, *groups) == "K = 3 groups: arith…"
     assert line(100, ["a"]) == "K = 1 group: a"
+
+
+def test_one_branch_is_one_branch(tmp_path):
+    from merit.cli.branch_commands import _summary
+    from merit.run.layout import RunDir
+    from merit.train.watch import BranchStatus
+
+    one = BranchStatus(**dict.fromkeys(BranchStatus.__dataclass_fields__) | {"state": "planned"})
+    assert _summary(RunDir(tmp_path), [one]) == ["1 branch: 1 planned"]

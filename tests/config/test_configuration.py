@@ -141,6 +141,12 @@ def test_paths_become_absolute_where_a_file_is_meant(tmp_path):
     assert resolve_paths(resolved, tmp_path / "elsewhere") == resolved
 
 
+def test_a_store_is_a_folder_or_a_url(tmp_path):
+    for written, meant in (("kept", str(tmp_path / "kept")), ("s3://bucket/x", "s3://bucket/x"), ("/x", "/x")):
+        config = RunConfig.model_validate(SMALL | {"launch": {"store": written}})
+        assert resolve_paths(config, tmp_path).launch.store == meant
+
+
 def test_a_run_replays_its_own_configuration(tmp_path):
     config = RunConfig.model_validate(
         SMALL

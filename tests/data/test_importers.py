@@ -195,6 +195,15 @@ def test_llama_factory(project):
         assert text in told
 
 
+@pytest.mark.parametrize("entry", [{"columns": ["q", "a"]}, {"formatting": "sharegpt", "tags": "from"}, {"split": [1]}])
+def test_values_that_llama_factory_would_not_take(project, entry):
+    info = {"bad": {"file_name": "own.jsonl", **entry}, "first": INFO["first"]}
+    (project / "data" / "dataset_info.json").write_text(json.dumps(info))
+    proposal, config = imported(project, "model_name_or_path: m\ndataset: bad, first\n")
+    assert list(config.mixture) == ["first"]
+    assert any("bad" in note or "own.jsonl" in note for note in proposal.notes)
+
+
 def test_llama_factorys_list_of_datasets_alone(project):
     file = project / "data" / "dataset_info.json"
     file.write_text(json.dumps(INFO))
@@ -245,6 +254,76 @@ def test_one_dataset_of_trl_and_its_test_split(project):
     assert config.evaluate.unseen["set-test"].split == "test"
 
 
+@pytest.mark.parametrize(
+    ("text", "unseen"),
+    [
+        ("base_model: m\ndatasets: [{path: data/splits, type: alpaca_chat.load_qa}]\n", []),
+        (
+            "base_model: m\ndatasets: [{path: data/splits, split: train, type: alpaca_chat.load_qa}]\n"
+            "test_datasets: [{path: data/splits, split: test, type: alpaca_chat.load_qa}]\n",
+            ["../data/splits/test.jsonl"],
+        ),
+        ("model_name_or_path: m\ndataset_name: data/splits\n", []),
+        ("model_name_or_path: m\ndataset_name: data/splits\ndataset_test_split: test\n", ["../data/splits/test.jsonl"]),
+    ],
+)
+def test_the_test_split_in_a_folder_is_not_trained_on(project, text, unseen):
+    folder = project / "data" / "splits"
+    folder.mkdir()
+    for name in ("train", "test"):
+        write(folder / f"{name}.jsonl", qa(10))
+    proposal, config = imported(project, text)
+    assert [item.path for item in config.mixture.values()] == ["../data/splits/train.jsonl"]
+    assert [item.path for item in config.evaluate.unseen.values()] == unseen
+    assert "not carried: data/splits: test.jsonl: a split to evaluate, not to train on" in proposal.notes
+
+
+def test_a_part_of_a_files_split_and_a_file_of_no_kind_are_told(project):
+    (project / "data" / "notes.docx").touch()
+    text = (
+        'base_model: m\ndatasets: [{path: data/qa.jsonl, split: "train[:10%]", type: alpaca_chat.load_qa},'
+        " {path: data/notes.docx, type: alpaca}]\n"
+    )
+    proposal, config = imported(project, text)
+    assert list(config.mixture) == ["qa"]
+    told = "\n".join(proposal.notes)
+    assert "not carried: data/qa.jsonl: split train[:10%]: the whole of it is read" in told
+    assert "notes.docx: unknown kind of file" in told
+
+
+def test_lora_where_the_trainer_has_defaults_of_its_own(project):
+    (project / "data" / "dataset_info.json").write_text(json.dumps(INFO))
+    _, config = imported(project, "model_name_or_path: m\ndataset: first\n")  # LLaMA-Factory's is LoRA
+    assert (config.train.lora.r, config.train.lora.alpha, config.train.lora.dropout) == (8, 16, 0)
+    _, config = imported(project, "model_name_or_path: m\ndataset: first\nfinetuning_type: full\n")
+    assert config.train.lora is None
+    text = "model_name_or_path: m\ndatasets: [{path: data/qa.jsonl}]\nuse_peft: true\n"
+    proposal, config = imported(project, text)
+    assert (config.train.lora.r, config.train.lora.alpha, config.train.lora.dropout) == (16, 32, 0.05)
+    assert any("PEFT chooses" in note for note in proposal.notes)
+    _, config = imported(project, f"{text}lora_target_modules: [all-linear]\n")
+    assert config.train.lora.target_modules == "all-linear"
+
+
+def test_the_published_method_has_no_adapter(project):
+    file = project / "configs" / "trainer.yaml"
+    file.write_text(AXOLOTL)
+    proposal = propose_config(file, published=True)
+    (project / "configs" / "merit.yaml").write_text(proposal.text, encoding="utf-8")
+    config = load_config(project / "configs" / "merit.yaml")
+    assert (config.method, config.train.lora, config.train.epochs) == ("published", None, 3)
+    assert "not carried: adapter, lora_*: the published method trains all weights" in proposal.notes
+
+
+def test_a_folder_in_a_dataset_of_trl(project):
+    (project / "data" / "sub").mkdir()
+    write(project / "data" / "sub" / "one.jsonl", qa(10))
+    text = "model_name_or_path: m\ndatasets:\n  - {path: data, data_dir: sub}\n  - {path: org/set, data_dir: sub}\n"
+    proposal, config = imported(project, text)
+    assert [item.path for item in config.mixture.values()] == ["../data/sub/one.jsonl", "org/set"]
+    assert any("datasets[1]: data_dir: sub" in note for note in proposal.notes)
+
+
 def test_what_is_no_configuration_of_a_trainer(project):
     for text, told in (
         ("a: 1\n", "neither a data file nor a configuration of Axolotl, LLaMA-Factory, TRL"),
@@ -262,7 +341,14 @@ def test_data_in_json_is_no_configuration(project):
     assert "rows: {path: rows.json}  # format: qa" in propose_config(file).text
 
 
-@pytest.mark.parametrize("values", [{"datasets": [3, {"path": 5, "type": [1]}]}, {"datasets": [{}]}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"datasets": [3, {"path": 5, "type": [1]}]},
+        {"datasets": [{}]},
+        {"datasets": [{"path": "~nobody-of-this-name/data.jsonl", "type": "alpaca"}]},
+    ],
+)
 def test_values_that_no_trainer_would_take(project, values):
     """One line for each, and no traceback."""
     with pytest.raises(InputError):

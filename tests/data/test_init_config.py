@@ -129,6 +129,42 @@ def test_the_embedded_model_where_its_package_is(tmp_path, monkeypatch):
         assert load(tmp_path)[1].model.path == model
 
 
+def test_the_model_that_is_asked_for(tmp_path, tiny_model, monkeypatch):
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "a.jsonl", qa(3))
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    (tmp_path / "here").symlink_to(tiny_model)
+    monkeypatch.chdir(tmp_path)
+    wanted = {"org/name": "org/name", "org/name@v2": "org/name@v2", "m.gguf": "../m.gguf", "here": "../here"}
+    for given, written in (wanted | {"embedded:tiny-llava": "embedded:tiny-llava"}).items():
+        assert run(["init", "data", "--model", given, "--force"]) == 0
+        assert load_config(tmp_path / "data" / "merit.yaml").model.path == written
+
+
+def test_a_model_that_cannot_be_one_is_told_before_anything_is_written(tmp_path, capsys):
+    write(tmp_path / "a.jsonl", qa(3))
+    cases = {
+        "embedded:none": "no embedded model 'none'",
+        "../a b": "neither a folder here nor a Hub id",
+        "gone.gguf": "no such file",
+        str(tmp_path): "there is no config.json in it",
+        str(tmp_path / "a.jsonl"): "this is a file; a model is a folder",
+    }
+    for given, said in cases.items():
+        assert run(["init", str(tmp_path), "--model", given]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "merit.yaml").exists()
+
+
+def test_the_model_that_is_asked_for_goes_before_another_trainers(tmp_path):
+    file = tmp_path / "theirs.yaml"
+    file.write_text("base_model: org/old\nrevision_of_model: abc\ndatasets: [{path: a.jsonl, type: alpaca}]\n")
+    (tmp_path / "a.jsonl").write_text('{"instruction": "a", "output": "b"}\n' * 3)
+    text = propose_config(file, home=tmp_path, model="org/new").text
+    assert 'model: "org/new"' in text
+    assert "abc" not in text
+
+
 def test_a_folder_without_data(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         propose_config(tmp_path / "nowhere")
@@ -181,6 +217,16 @@ def test_split_names_in_front_and_in_the_middle(tmp_path):
     config = load(tmp_path)[1]
     assert set(config.evaluate.unseen) == {"test_sft", "squad_dev_v2"}
     assert set(config.mixture) == {"train_sft", "test_gen", "squad_train_v2", "squad_dev_v1"}
+
+
+def test_parts_of_two_files_whose_names_begin_alike(tmp_path):
+    for name in ("code", "code-hard"):
+        for number in range(2):
+            write(tmp_path / f"{name}-{number:05d}-of-00002.jsonl", qa(5))
+    _, config = load(tmp_path)
+    assert {name: item.path for name, item in config.mixture.items()} == {
+        "code": "code-0000*-of-00002.jsonl", "code-hard": "code-hard-*-of-00002.jsonl"
+    }  # fmt: skip
 
 
 def test_parts_of_one_file_are_one_dataset(tmp_path):

@@ -53,6 +53,13 @@ def test_a_column_that_names_rows_is_no_list_of_datasets(tmp_path):
     assert {name: item.where for name, item in config.mixture.items()} == {"a": {}}
 
 
+@pytest.mark.parametrize(("values", "datasets"), [(64, 64), (65, 1)])
+def test_a_column_has_at_most_64_values(tmp_path, values, datasets):
+    write(tmp_path / "a.jsonl", [{**row, "task": f"t{n % values}"} for n, row in enumerate(qa(2 * values))])
+    _, config = load(tmp_path, tmp_path / "a.jsonl")
+    assert len(config.mixture) == datasets
+
+
 def test_rows_that_are_in_no_dataset_are_told(tmp_path):
     write(tmp_path / "all.jsonl", [*tasks(), {**qa(1, 200)[0], "task": "lone"}, *qa(4, 300)])
     proposal, config = load(tmp_path, tmp_path / "all.jsonl")
@@ -138,6 +145,17 @@ def test_subsets_and_splits_of_the_hub(tmp_path, hub):
     assert proposal.text.count("# format: qa") == 5
     assert "org/splits: of its subsets only `main`; there are also odd" in proposal.notes
     assert "org/splits: not taken: the splits extra" in proposal.notes
+
+
+def test_a_split_by_another_name_is_the_one_for_training(tmp_path, hub, monkeypatch):
+    splits = {"org/chat": ["test_sft", "train_sft"], "org/bare": []}
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda path: ["default"])
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda path, name: splits[path])
+    rows = datasets.Dataset.from_list(qa(20))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: rows.to_iterable_dataset())
+    proposal, config = load(tmp_path, "org/chat", "org/bare")
+    assert [(item.path, item.split) for item in config.mixture.values()] == [("org/chat", "train_sft")]
+    assert "left out: org/bare: the subset default has no splits" in proposal.notes
 
 
 def test_a_collection_is_its_datasets(tmp_path, hub):

@@ -18,9 +18,12 @@ from safetensors.torch import load_file
 
 from four_files import write_four_files
 from merit.cli.main import run as merit
+from merit.context import RunContext
 from merit.evaluate.scores import Table
+from merit.merge import rounds
 from merit.run.layout import MethodDir, RunDir
 from merit.train.spec import BranchResult
+from merit.train.staging import store_url
 
 RECIPE = """
 model: {model}
@@ -378,3 +381,23 @@ def test_through_a_store_it_ends_alike(four: Path, tiny_model: Path) -> None:
         assert off < 0.02 * far
     assert [result(here, k).supervised_tokens for k in (0, 1)] == [result(there, k).supervised_tokens for k in (0, 1)]
     assert not [path for path in (four / "store").rglob("checkpoint-*") if path.is_dir()]
+
+
+def test_the_rounds_of_a_baseline_depend_on_its_own_rule(four: Path, tiny_model: Path) -> None:
+    file = recipe(four, tiny_model, "own", more=", rnd: {splitter: random, rounds: 2, merge: uniform}")
+    finished(file, "--until", "split")
+    before = rounds.depends(RunContext.open(file))
+    file.write_text(file.read_text().replace("merge: uniform", "merge: actmat"))
+    after = rounds.depends(RunContext.open(file))
+    assert [name for name in before if before[name] != after[name]] == ["merge"]
+
+
+def test_a_store_may_be_a_plain_path(four: Path, tiny_model: Path) -> None:
+    """Its jobs look for the run's mirror there, not for a run."""
+    file = recipe(four, tiny_model, "plain", train=", rounds: 2")
+    file.write_text(file.read_text() + "launch: {store: plain store}\n")
+    run = finished(file, "--until", "merge")
+    assert result(run.method(), 0).supervised_tokens > 0
+    assert (four / "plain store" / "plain" / "branches" / "00" / "DONE").is_file()
+    assert not (four / "plain store" / "plain" / "config.yaml").exists()
+    assert store_url(RunContext.open(run.root)) == f"file://{four}/plain store/plain"

@@ -8,7 +8,7 @@ import pytest
 from merit.base.errors import InputError
 from merit.conflict.axes import principal_axes
 from merit.conflict.similarity import HalfGram, cosines, score_noise
-from merit.split.evidence import AxisEvidence, _reason, captured, weigh_axes
+from merit.split.evidence import AxesEvidence, AxisEvidence, _reason, captured, weigh_axes
 from merit.split.splitters.pca import pca_partition
 
 COUNT = 16
@@ -93,3 +93,9 @@ def test_captured_by_hand():
 def test_a_share_past_the_whole_is_called_an_estimate(recommended, share, said):
     item = AxisEvidence(axes=1, groups=2, share=share, random_share=0.1, p=0.01)
     assert ("an estimate" in _reason(recommended, [item])) is said
+
+
+@pytest.mark.parametrize(("recommended", "groups", "said"), [(0, 2, True), (0, 1, False), (1, 2, False), (1, 4, False)])
+def test_a_split_against_the_evidence_is_told(recommended, groups, said):
+    found = AxesEvidence(recommended=recommended, axes=[], reason="why").words(groups)
+    assert found == ("why" if not said else "why; this run makes 2 groups all the same, as it is set to")

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from tiny_study import write_study
 
 from merit.base.errors import InputError, Problems
@@ -18,7 +19,7 @@ from merit.base.record import fingerprint
 from merit.base.words import data_size
 from merit.config.launch import LaunchConfig
 from merit.config.sections import ModelConfig, TrainConfig
-from merit.config.study import MethodConfig
+from merit.config.study import MethodConfig, StudyConfig
 from merit.context import RunContext
 from merit.jobs.job import Job as LaunchedJob
 from merit.merge.average import merge_checkpoints
@@ -294,6 +295,13 @@ def test_where_launch_says_so_each_branch_of_a_round_is_a_branch_job(finished, t
     assert weights_of(cell.method.dir.root) == before
 
 
+def test_an_edited_rule_of_ones_own_is_another_cell(monkeypatch):
+    method = MethodConfig(splitter="pca", rounds=2, merge="actmat")
+    assert cell_marks(method, []) == [fingerprint("rounds", [], "actmat", None)]
+    monkeypatch.setattr("merit.base.extensions.marks", lambda kind, name: ("of its file",))
+    assert cell_marks(method, []) == [fingerprint("rounds", [], "actmat", None, "of its file")]
+
+
 def test_cells_that_are_there_keep_their_names():
     """As merit named them before there were rounds: finished studies stay finished."""
     spec = BranchSpec(
@@ -316,6 +324,10 @@ WRONG = {
     "x: {splitter: pca, rounds: 2, merge: regmean}": ("methods.x.rounds", "`regmean` merges once"),
     "x: {splitter: pca, rounds: 2, merge: ties}": ("methods.x.rounds", "`ties` merges once"),
     "x: {splitter: pca, machines: 2}": ("methods.x.machines", "only joint training (`single`) runs data-parallel"),
+    "x: {splitter: single, machines: 2, pool: p}\n  y: {splitter: single, pool: p}": (
+        "methods.y.pool",
+        "train on another number of machines",
+    ),
     "x: {splitter: pca, rounds: 0}": ("methods.x.rounds", "greater than or equal to 1"),
     "x: {splitter: pca, rounds: 2, also: [actmat]}": ("methods.x.also", "give every rule a method with `rounds`"),
     "x: {splitter: pca, rounds: 2}\n  y: {branches: x}": ("methods.y.branches", "give every rule a method"),
@@ -336,6 +348,12 @@ def test_a_mistake_is_one_line_with_its_field(text, tmp_path):
 def test_rounds_are_a_methods_own(tmp_path):
     with pytest.raises(InputError, match=r"`train.rounds`: in a study each method has its own"):
         study_of(tmp_path, train=f"train: {{{TRAIN}, rounds: 2}}")
+
+
+def test_a_warm_up_has_no_rounds():
+    small = {"mixture": {"a": {"path": "a.jsonl"}, "b": {"path": "b.jsonl"}}, "warmup": {"train": {"rounds": 2}}}
+    with pytest.raises(ValidationError, match="a warm-up trains one branch"):
+        StudyConfig.model_validate(small)
 
 
 def test_two_rules_are_two_trainings(tmp_path):

@@ -80,21 +80,24 @@ def logs(
 
 def cancel(run: Run) -> None:
     """Ends the run's jobs, on any engine. Their last checkpoints stay."""
+    from merit.base.words import plural
     from merit.cli.console import say
     from merit.run.layout import RunDir
     from merit.train.watch import cancel_run
 
     count = cancel_run(RunDir(run))
-    say(f"{count} jobs were told to end; run again to resume" if count else "no job is queued or running")
+    told = f"{plural(count, 'job was', 'jobs were')} told to end; run again to resume"
+    say(told if count else "no job is queued or running")
 
 
 def _summary(run: RunDir, found: list[BranchStatus]) -> list[str]:
     """How many branches are in each state; of a finished run also what came out, and where."""
-    from merit.base.words import count, series
+    from merit.base.words import count, plural, series
 
     states = Counter(item.state for item in found)
     done = states["done"] == len(found)
-    lines = [f"{count(len(found))} branches: {series([f'{count(n)} {state}' for state, n in states.most_common()])}"]
+    numbers = series([f"{count(n)} {state}" for state, n in states.most_common()])
+    lines = [f"{plural(len(found), 'branch', 'branches')}: {numbers}"]
     if not done or not run.table.is_file():
         return lines + ([f"`merit run {run.root}` goes on from here"] if done else [])
     from merit.cli.results import headline

@@ -106,16 +106,22 @@ def study(
     if json:
         say_json({"study": str(opened.dir.root), "results": result.model_dump(mode="json")})
         return
+    from merit.base.words import plural
     from merit.cli.console import print_table
     from merit.study.tables import budget_title, main_table
 
-    say(f"{result.name}: {len(result.seeds)} seeds, budgets {', '.join(result.budgets)}")
+    seeds, budgets = plural(len(result.seeds), "seed"), "budget" if len(result.budgets) == 1 else "budgets"
+    say(f"{result.name}: {seeds}, {budgets} {', '.join(result.budgets)}")
     for note in result.notes:
         say(note)
     for name in result.budgets:
         say(f"{budget_title(result, name)}:")
-        print_table(main_table(result, name))
+        rows = main_table(result, name)
+        print_table(rows, legend=[rows[0].index(title) for title in _BELOW if title in rows[0]])
     say(f"tables and figures: {opened.dir.results}")
+
+
+_BELOW = ("‖θ−θ0‖", "tokens", "bytes", "drift", "exact")  # columns of a study's table that make room for the losses
 
 
 def _job(root: Path, text: str) -> None:

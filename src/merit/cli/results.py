@@ -117,7 +117,7 @@ def _split(run: RunDir) -> None:
         if cut.note:
             say(cut.note)
     if run.axes_evidence.exists():
-        say(AxesEvidence.load(run.axes_evidence).reason)
+        say(AxesEvidence.load(run.axes_evidence).words(len(partition.groups)))
 
 
 def _as_json(run: RunDir, what: str | None) -> dict[str, Any]:

@@ -35,6 +35,14 @@ def init(
         ),
     ],
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Default: merit.yaml beside the data.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="The model to tune: Hub id, folder, .gguf file or embedded:NAME. Default: a small one.",
+        ),
+    ] = None,
     by: Annotated[
         str | None, typer.Option("--by", metavar="COLUMN", help="Of a file: make one dataset for each of its values.")
     ] = None,
@@ -49,7 +57,11 @@ def init(
     target = output or home_of(sources) / "merit.yaml"
     if target.exists() and not force:
         raise InputError("the file exists already; --force replaces it", file=target)
-    proposal = propose_config(*sources, home=target.parent, published=published, by=by)
+    if model is not None:
+        from merit.models.source import check_model_path
+
+        check_model_path(model, Path())
+    proposal = propose_config(*sources, home=target.parent, published=published, by=by, model=model)
     write_text(target, proposal.text)
     for note in proposal.notes:
         say(note)

@@ -8,9 +8,11 @@ from typing import Any
 
 from merit.base.errors import InputError
 from merit.config.run import RunConfig
+from merit.config.sections import TrainConfig
 from merit.config.yaml import read_yaml, rename_keys, rename_values
 
 _NAMED = ("mixture", "baselines", "evaluate.unseen")  # sections whose keys are the user's
+_UNWRITTEN = ("rounds", "carry_optimizer", "outer")
 _SHOWN = 40
 
 
@@ -28,7 +30,15 @@ def changed_settings(before: Path, now: RunConfig) -> list[str]:
         return []
     rename_values(values)
     rename_keys(values)
-    return list(_differences(values, now.model_dump(mode="json"), ""))
+    return list(_differences(_whole(values), _whole(now.model_dump(mode="json")), ""))
+
+
+def _whole(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration with the settings of training that are not written where they are at their default."""
+    train = values.get("train")
+    if not isinstance(train, dict):
+        return values
+    return {**values, "train": {name: TrainConfig.model_fields[name].default for name in _UNWRITTEN} | train}
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], at: str) -> Iterator[str]:

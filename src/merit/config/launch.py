@@ -88,10 +88,10 @@ class LaunchConfig(Section):
         default=None,
         description="An accelerate configuration file (FSDP2, DeepSpeed, several nodes).",
     )
-    store: str | None = Field(
+    store: LocalPath | None = Field(
         default=None,
-        description="An fsspec URL (s3://…, gs://…, sftp://…) for machines that do not see the run directory: merit "
-        "sends data and θ0 there and fetches checkpoints.",
+        description="A folder, or an fsspec URL (s3://…, gs://…, sftp://…), for machines that do not see the run "
+        "directory: merit sends data and θ0 there and fetches checkpoints.",
     )
     ray: RayConfig = Field(default_factory=RayConfig, description="With `engine: ray`.")
     slurm: SlurmConfig = Field(default_factory=SlurmConfig, description="With `engine: slurm`.")

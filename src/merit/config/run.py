@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from merit.base import extensions
 from merit.base.errors import did_you_mean
-from merit.base.files import matching
+from merit.base.files import is_url, matching
 from merit.config.calibration import CalibrationConfig
 from merit.config.diagnose import DiagnoseConfig
 from merit.config.launch import LaunchConfig
@@ -296,7 +296,8 @@ def resolve_paths(section: AnySection, base: Path) -> AnySection:
         value: Any = getattr(section, name)
         marks = [*field.metadata, *(mark for kind in get_args(field.annotation) for mark in _marks(kind))]
         if isinstance(value, str) and (LOCAL in marks or LOCAL_IF_THERE in marks):
-            new: Any = str(base / value) if LOCAL in marks or _is_there(base / value) else value
+            local = LOCAL in marks and not is_url(value)  # a store may be either
+            new: Any = str(base / value) if local or _is_there(base / value) else value
         elif isinstance(value, Section):
             new = resolve_paths(value, base)
         elif isinstance(value, dict):

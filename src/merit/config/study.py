@@ -424,6 +424,11 @@ class StudyConfig(Section):
             yield ("train", "lora"), "a study compares full fine-tuning; leave it unset"
         if self.train.rounds > 1:
             yield ("train", "rounds"), "in a study each method has its own: give `methods.NAME.rounds`"
+        if self.warmup is not None and self.warmup.train.rounds > 1:
+            yield (
+                ("warmup", "train", "rounds"),
+                "a warm-up trains one branch: there is nothing to merge; remove this key",
+            )
 
     def _wrong_names(self) -> Iterator[tuple[Location, str]]:
         owner: dict[str, str] = {}
@@ -443,7 +448,11 @@ class StudyConfig(Section):
                     yield (section, name), "use lower-case letters, digits, ., _ and - (40 at most)"
 
     def _wrong_methods(self) -> Iterator[tuple[Location, str]]:
+        pools: dict[str, int] = {}  # → machines of its first method
         for name, method in self.methods.items():
+            if method.pool is not None and pools.setdefault(method.pool, method.machines) != method.machines:
+                said = f"methods of the pool `{method.pool}` train on another number of machines; choose another pool"
+                yield ("methods", name, "pool"), said
             groups = method.groups
             if name == "base":
                 yield ("methods", name), "this is the name of θ0"

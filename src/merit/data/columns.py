@@ -65,7 +65,7 @@ def _counted(item: Dataset, by: str | None) -> tuple[str | None, Counter[Any], i
             value = row.value.get(column)
             if value is None or value == "":
                 continue
-            if not isinstance(value, str | int) or (counts[value] == 0 and len(counts) > _MOST):
+            if not isinstance(value, str | int) or (counts[value] == 0 and len(counts) >= _MOST):
                 del found[column]
             else:
                 counts[value] += 1

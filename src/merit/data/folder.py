@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from os.path import commonprefix
 from pathlib import Path
 
 from merit.base.errors import InputError
+from merit.base.files import matching
 from merit.data.columns import add_file
 from merit.data.draft import Dataset, Draft
 from merit.data.files import KINDS, PACKED, kind_of
@@ -56,7 +58,7 @@ def add_folder(draft: Draft, folder: Path, by: str | None = None) -> None:
     if not found:
         more = "".join(f"; {note}" for note in notes)
         raise InputError(f"no data file in this folder ({', '.join(KINDS)}){more}", file=folder)
-    evaluated = _evaluated(found)
+    evaluated = evaluated_of(found)
     draft.notes += notes
     if len(found) == 1:
         add_file(draft, found[0].dataset(folder), by)
@@ -90,10 +92,20 @@ def datasets_of(folder: Path) -> list[Found]:
             notes: tuple[str, ...] = ()
             if part is not None and len(files) != int(part["count"]):
                 notes = (f"{pattern}: only {len(files)} of its {int(part['count'])} parts are here",)
-            path = (place / (pattern if len(files) > 1 else files[0].name)).relative_to(folder).as_posix()
+            path = (place / _pattern(pattern, files)).relative_to(folder).as_posix()
             label = part["name"] if part is not None else stem
             found.append(Found(tuple(files), path, f"{place.name}-{label}" if len(places) > 1 else label, notes))
     return found
+
+
+def _pattern(pattern: str, files: list[Path]) -> str:
+    """The name of all these parts; narrower than `pattern` where parts of another dataset fit that, too."""
+    if len(files) == 1:
+        return files[0].name
+    if set(matching(files[0].with_name(pattern))) == set(files):
+        return pattern
+    start = commonprefix([file.name for file in files])  # noqa: RUF071 — characters are meant
+    return f"{start}*{pattern.rpartition('*')[2]}"
 
 
 def found_file(file: Path) -> Found:
@@ -125,7 +137,7 @@ def _stem(file: Path) -> str:
     return Path(file.stem).stem if file.suffix.lower() in PACKED else file.stem
 
 
-def _evaluated(found: list[Found]) -> set[Found]:
+def evaluated_of(found: list[Found]) -> set[Found]:
     """The splits to evaluate of datasets that have one to train on."""
     splits = {item: match for item in found if (match := _SPLIT.fullmatch(item.label))}
     named = {item: ((match["name"] or "").lower(), (match["rest"] or "").lower()) for item, match in splits.items()}

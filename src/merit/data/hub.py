@@ -72,7 +72,10 @@ def _add_dataset(draft: Draft, repository: str) -> None:
         named = f"{label}-{subset}" if len(subsets) > 1 and whole is None else label
         fields = {"subset": subset} if subset != "default" else {}
         splits = subsets[subset]
-        train = "train" if "train" in splits else splits[0]
+        if not splits:
+            draft.leave_out(named, InputError(f"the subset {subset} has no splits", file=repository))
+            continue
+        train = min(splits, key=lambda name: (name != "train", not name.startswith("train")))
         draft.add(Dataset(named, repository, fields=fields | _split(train), remark=f"split {train}"), look=_first_rows)
         for split in (item for item in splits if item in _EVALUATED and train == "train"):
             more = Dataset(f"{named}-{split}", repository, fields=fields | _split(split), unseen=True)

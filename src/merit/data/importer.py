@@ -18,7 +18,7 @@ from merit.config.sections import LoraSection, TrainConfig
 from merit.config.yaml import MAX_BYTES, read_yaml
 from merit.data.draft import Dataset, Draft
 from merit.data.files import kind_of
-from merit.data.folder import datasets_of, found_file
+from merit.data.folder import datasets_of, evaluated_of, found_file
 from merit.data.hub import hub_id
 
 _ABOVE = 3  # folders above a configuration that its paths may be relative to
@@ -83,11 +83,12 @@ class Foreign:
         found = (place / Path(text).expanduser() for place in places)
         try:
             return next((path for path in found if path.exists()), None)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, the home of a user who is none
             return None
 
     def add(self, draft: Draft, item: Dataset, *at: str | int) -> None:
-        """Adds a dataset whose `path` is as the configuration has it: a file, a folder of files, or a Hub id."""
+        """Adds a dataset whose `path` is as the configuration has it: a file, a folder of files, or a Hub id. Of the
+        splits in a folder those for evaluation are no training data, and the others are not evaluated."""
         found = self.find(item.path)
         if found is None:
             if hub_id(item.path) != item.path or kind_of(Path(item.path)) is not None:
@@ -96,9 +97,20 @@ class Foreign:
             draft.add(replace(item, remark="; ".join(filter(None, [item.remark, "on the Hub, not looked at"]))))
             return
         fields = {key: value for key, value in item.fields.items() if key not in ("subset", "split")}
-        files = datasets_of(found) if found.is_dir() else [found_file(found)]
+        try:
+            files = datasets_of(found) if found.is_dir() else [found_file(found)]
+        except InputError as error:
+            draft.leave_out(item.label, error, unseen=item.unseen)
+            return
         if not files:
             draft.leave_out(item.label, self.error(f"no data file in {item.path}", *at), unseen=item.unseen)
+        if "[" in (split := str(item.fields.get("split", ""))):
+            self.miss(f"{item.path}: split {split}: the whole of it is read; `max_examples` takes a part")
+        if evaluated := evaluated_of(files):
+            rest = [one.path for one in files if (one in evaluated) != item.unseen]
+            files = [one for one in files if (one in evaluated) == item.unseen]
+            if not item.unseen:
+                self.miss(f"{item.path}: {', '.join(rest)}: a split to evaluate, not to train on")
         for one in files:
             there = one.dataset(found if found.is_dir() else found.parent)
             label = item.label if len(files) == 1 else f"{item.label}-{one.label}"

@@ -33,7 +33,11 @@ class Proposal:
 
 
 def propose_config(
-    *sources: Path | str, home: Path | None = None, published: bool = False, by: str | None = None
+    *sources: Path | str,
+    home: Path | None = None,
+    published: bool = False,
+    by: str | None = None,
+    model: str | None = None,
 ) -> Proposal:
     """A commented `merit.yaml` to put into `home`, by default `home_of(sources)`.
 
@@ -48,6 +52,7 @@ def propose_config(
 
     Args:
         by: the column of the single file that names its datasets.
+        model: `model.path`, which goes before another trainer's; a path is relative to the current folder.
 
     Raises:
         InputError: no such source, or not one usable dataset in it; only one, for the published method. Where datasets
@@ -56,6 +61,9 @@ def propose_config(
     draft = Draft(home or home_of(sources))
     for source in sources:
         _add(draft, source, by if len(sources) == 1 else None)
+    if model is not None:
+        draft.settings.pop("model.revision", None)  # of another trainer's model
+        draft.set("model.path", str(Path(model).absolute()) if Path(model).exists() else model, "as `--model` says")
     if by and len(sources) > 1:
         raise InputError(f"is for one file; there are {len(sources)} sources", field="--by")
     if not draft.count:
@@ -65,6 +73,10 @@ def propose_config(
             "the published method splits a mixture; there is only one usable data file",
             file=" ".join(map(str, sources)),
         )
+    if published and (lora := draft.settings.pop("train.lora", None)) is not None:
+        missed = f"not carried: {lora[1]}: the published method trains all weights"
+        draft.notes.append(missed)
+        draft.origin.append(missed)
     unseen: list[str] = []
     if draft.unseen:
         unseen = [

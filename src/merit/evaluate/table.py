@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from merit.base.words import plural
 from merit.evaluate.scores import Comparison, DatasetScore, ModelScores, Table, TableRow
 from merit.evaluate.statistics import exact_difference, mean_difference, mean_exact, mean_loss
 from merit.train.spec import BranchResult
@@ -125,5 +126,6 @@ def _notes(scores: Sequence[ModelScores], facts: Mapping[str, MethodFacts]) -> l
         )
     held_out = min((len(item.losses) for score in scores for item in score.in_mixture), default=0)
     if held_out < 16:
-        notes.append(f"Only {held_out} held-out examples in the smallest dataset: the standard errors are rough.")
+        examples = plural(held_out, "held-out example")
+        notes.append(f"Only {examples} in the smallest dataset: the standard errors are rough.")
     return notes

@@ -9,6 +9,7 @@ from typing import Any
 
 from merit.base.errors import InputError
 from merit.base.record import fingerprint
+from merit.base.words import plural
 from merit.config.sections import TrainConfig
 from merit.context import Method, RunContext, Step
 from merit.data.mixture import DatasetSummary
@@ -29,10 +30,11 @@ def wanted(context: RunContext) -> bool:
 def depends(context: RunContext) -> dict[str, str]:
     """What training depends on, and how its merges are made."""
     config, methods = context.config, _methods(context, 1)
+    own = [context.merging(method).mark for method in methods if method.config.merge is not None]
     return {
         "split": fingerprint([Partition.load(method.dir.partition).mark for method in methods]),
         "train": fingerprint(config.train, [method.rounds for method in context.trained]),
-        "merge": fingerprint(config.merge.mark),
+        "merge": fingerprint(config.merge.mark, *own),
         "model": context.model.fingerprint,
         "mixture": fingerprint(context.data_fingerprints()),
         "seed": fingerprint(config.seed),
@@ -59,7 +61,7 @@ def check(context: RunContext, datasets: Sequence[DatasetSummary]) -> None:
     for item in datasets:
         rounds = _numbers(context).stop
         if (examples := round(item.train.examples * item.weight)) < rounds:
-            said = f"{rounds}, but `{item.name}` has only {examples} training examples"
+            said = f"{rounds}, but `{item.name}` has only {plural(examples, 'training example')}"
             raise InputError(said, field="train.rounds")
     for method in _methods(context, 1) if datasets else ():
         axes, splitter = method.config.axes, find_splitter(method.splitter)
@@ -67,7 +69,8 @@ def check(context: RunContext, datasets: Sequence[DatasetSummary]) -> None:
         branches = 2**axes if isinstance(axes, int) and known else 1
         most = steps_of(datasets, context.config.train) // branches + 1  # of the smallest branch; each rounds up
         if most < method.rounds:
-            raise too_few_steps(method.rounds, f"a branch of {method.name} has at most {most} optimizer steps")
+            said = f"a branch of {method.name} has at most {plural(most, 'optimizer step')}"
+            raise too_few_steps(method.rounds, said)
 
 
 def _check_groups(context: RunContext, method: Method) -> None:
@@ -75,7 +78,8 @@ def _check_groups(context: RunContext, method: Method) -> None:
     for k, group in enumerate(Partition.load(method.dir.partition).groups):
         steps = steps_of([summaries[name] for name in group.datasets], context.config.train)
         if steps < method.rounds:
-            raise too_few_steps(method.rounds, f"{method.name} branch {k} has only about {steps} optimizer steps")
+            said = f"{method.name} branch {k} has only about {plural(steps, 'optimizer step')}"
+            raise too_few_steps(method.rounds, said)
 
 
 def steps_of(datasets: Sequence[DatasetSummary], train: TrainConfig) -> int:
@@ -126,7 +130,8 @@ def _methods(context: RunContext, number: int) -> list[Method]:
 
 def _says(context: RunContext) -> str:
     rounds = max(method.rounds for method in context.trained)
-    return f"training and merging, round 1 to {rounds - 1} of {rounds}"
+    before = "1" if rounds == 2 else f"1 to {rounds - 1}"
+    return f"training and merging, round {before} of {rounds}"
 
 
 STEP = Step(NAME, run, depends, says=_says, outputs=outputs, files=files, wanted=wanted)

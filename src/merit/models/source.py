@@ -145,6 +145,35 @@ def locate_model(config: ModelConfig, base: Path) -> Path:
         return tiny_vlm.tiny_vlm(cache_folder() / "models")
     if path.startswith("embedded:"):
         return convert_gguf(_embedded(path.removeprefix("embedded:")), cache_folder() / "models")
+    local = _find_local(path, base)
+    if local is None:
+        return _from_hub(config)
+    return local if local.is_dir() else convert_gguf(local, cache_folder() / "models")
+
+
+def check_model_path(path: str, base: Path) -> None:
+    """Refuses what can be no `model.path`, without a download or a conversion: a Hub id is only read.
+
+    Raises:
+        InputError: no such file or embedded model; a folder without a model; neither a file here nor a Hub id.
+    """
+    if path.startswith("embedded:"):
+        if path != f"embedded:{tiny_vlm.NAME}":
+            _embedded(path.removeprefix("embedded:"))
+    elif (local := _find_local(path, base)) is None:
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+        try:
+            validate_repo_id("/".join(path.partition("@")[0].split("/")[:2]))
+        except HFValidationError:
+            raise _neither(path) from None
+    elif local.is_dir():
+        check_model_folder(local, trust_remote_code=True)  # whether it may run is for the configuration to say
+
+
+def _find_local(path: str, base: Path) -> Path | None:
+    """The folder or the .gguf file of a model that is here; None: the Hub may have it."""
     local = base / path
     check_readable(local, path, "model.path")
     if path.endswith(".gguf"):
@@ -153,14 +182,14 @@ def locate_model(config: ModelConfig, base: Path) -> Path:
         with local.open("rb") as handle:
             if handle.read(4) != b"GGUF":
                 raise InputError("not a GGUF file", file=local, field="model.path")
-        return convert_gguf(local, cache_folder() / "models")
+        return local
     if local.is_dir():
         return local
     if local.exists():
         raise InputError(
             "this is a file; a model is a folder, a .gguf file or a Hub id", file=local, field="model.path"
         )
-    return _from_hub(config)
+    return None
 
 
 def check_readable(path: Path, name: str, field: str) -> None:
@@ -207,10 +236,14 @@ def _from_hub(config: ModelConfig) -> Path:
     except LocalEntryNotFoundError:
         message = f"{config.path!r} is no folder here, and the Hub cannot be reached to look for it"
     except HFValidationError:
-        message = f"{config.path!r} is neither a folder here nor a Hub id"
+        raise _neither(config.path) from None
     except HfHubHTTPError as error:
         message = f"{config.path!r} cannot be fetched from the Hub: {first_line(error)}"
     raise InputError(message, field="model.path")
+
+
+def _neither(path: str) -> InputError:
+    return InputError(f"{path!r} is neither a folder here nor a Hub id", field="model.path")
 
 
 # What the reader raises on truncated and damaged files: it trusts the lengths that it finds in them.

@@ -53,6 +53,12 @@ class AxesEvidence(Record):
     axes: list[AxisEvidence]
     reason: str
 
+    def words(self, groups: int) -> str:
+        """The reason; and whether the settings make `groups` groups against it."""
+        if self.recommended > 0 or groups < 2:
+            return self.reason
+        return f"{self.reason}; this run makes {groups} groups all the same, as it is set to"
+
 
 def most_axes(datasets: int) -> int:
     """The most axes that are judged for so many datasets."""

@@ -96,6 +96,8 @@ def run(context: RunContext) -> dict[str, Any]:
         partition.save(method.dir.partition)
         groups[method.name] = [group.tokens for group in partition.groups]
     main = Partition.load(context.methods[0].dir.partition)
+    if evidence is not None:
+        _log.info("%s", evidence.words(len(main.groups)))
     _log.info("%s", main.in_a_line(shutil.get_terminal_size((_LOG_WIDTH, 0)).columns))
     return {"group_tokens": groups}
 
@@ -108,7 +110,6 @@ def _weigh(context: RunContext, axes: AxesResult) -> AxesEvidence | None:
         return None
     evidence = weigh_axes(halves, context.mixture.sizes(context.config.split.balance), centre=axes.centre)
     evidence.save(context.run.axes_evidence)
-    _log.info("%s", evidence.reason)
     return evidence
 
 

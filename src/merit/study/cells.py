@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from merit.base import extensions
 from merit.base.files import HALF_WRITTEN
 from merit.base.record import fingerprint
 from merit.config.run import BaselineConfig
@@ -30,7 +31,7 @@ def cell_marks(method: MethodConfig, specs: Sequence[BranchSpec]) -> list[str]:
     """The cells that a method needs: one a branch, or one for all of them in rounds, which depend on the merge."""
     if method.rounds == 1:
         return [cell_mark(spec) for spec in specs]
-    return [fingerprint("rounds", specs, method.merge, method.ridge)]
+    return [fingerprint("rounds", specs, method.merge, method.ridge, *extensions.marks("rules", method.merge))]
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,8 @@ def _pareto(results: Results, budget: str) -> Any:
 
 def _draw_ray(axis: Any, ray: Ray, base: Row | None, face: str) -> None:
     points = [(p.faces["in_mixture"], p.faces[face]) for p in ray.points]
+    if not points:  # seeds chose different scales, and no point is measured on test examples in all of them
+        return
     look = {"color": _colour(ray.method), "lw": 0.9, "alpha": 0.6}
     axis.plot(*zip(*points, strict=True), marker=".", ms=3, **look)
     if base is not None:  # nothing was measured between θ0 and the ray's first point

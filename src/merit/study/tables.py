@@ -16,6 +16,7 @@ from merit.study.spec import Study
 
 Block = str | list[list[str]] | Path  # a line of Markdown, a table with its header, a figure
 
+_FIGURES = ("bytes", "forest", "pareto")  # a budget's
 _VERDICT = {"better": "▼ better", "worse": "▲ worse", "undecided": "undecided"}
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#222}"
@@ -62,7 +63,7 @@ def document(results: Results, folder: Path) -> list[Block]:
             ),
             "What validation chose, seed by seed:",
             *(f"- `{row.label}`: {'; '.join(row.chosen)}" for row in _rows(results, budget) if row.chosen),
-            *sorted(folder.glob(f"*-{budget}.svg")),
+            *(figure for kind in _FIGURES if (figure := folder / f"{kind}-{budget}.svg").is_file()),
             f"### Differences, {budget}",
             "Loss of the first minus loss of the second; negative: the first is better.",
         ]
@@ -162,9 +163,9 @@ def html_page(title: str, blocks: Sequence[Block]) -> str:
 
 def latex_table(results: Results) -> str:
     """The main table in the paper's shape: methods down, faces across, a block a budget."""
-    faces = [*_faces(results), AVERAGE]
+    faces, seeds = [*_faces(results), AVERAGE], plural(len(results.seeds), "seed")
     lines = [
-        f"% {results.name}: test loss, mean over {len(results.seeds)} seeds; brackets: half of the 95% interval",
+        f"% {results.name}: test loss, mean over {seeds}; brackets: half of the 95% interval",
         "\\begin{tabular}{ll" + "r" * len(faces) + "}",
         "\\toprule",
         "Method & Tokens & " + " & ".join(FACE_NAMES[face].capitalize() for face in faces) + " \\\\",
@@ -210,7 +211,7 @@ def _answers(results: Results) -> list[list[str]]:
 
 
 def _preface(results: Results) -> list[str]:
-    parts = ", ".join(f"{count} {FACE_NAMES[face]} datasets" for face, count in results.datasets.items())
+    parts = ", ".join(plural(count, f"{FACE_NAMES[face]} dataset") for face, count in results.datasets.items())
     lines = [
         f"- {results.parameters:,} parameters; seeds {', '.join(map(str, results.seeds))}; {parts}.",
         f"- Test examples a seed: {', '.join(f'{FACE_NAMES[face]} {n}' for face, n in results.examples.items())}.",

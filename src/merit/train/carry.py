@@ -10,6 +10,7 @@ from pathlib import Path
 
 from merit.base.errors import InputError, StageError
 from merit.base.files import atomic_dir
+from merit.base.words import plural
 from merit.run.layout import BranchDir, MethodDir, RunDir
 from merit.train.checkpoints import Counters, mark_whole, newest_checkpoint, step_of
 from merit.train.spec import MARKER, BranchSpec
@@ -25,7 +26,8 @@ def last_step(spec: BranchSpec, steps: int) -> int:
         InputError: fewer steps than rounds.
     """
     if steps < spec.train.rounds:
-        raise too_few_steps(spec.train.rounds, f"{spec.method} branch {spec.branch} has only {steps} optimizer steps")
+        said = f"{spec.method} branch {spec.branch} has only {plural(steps, 'optimizer step')}"
+        raise too_few_steps(spec.train.rounds, said)
     return round(steps * spec.round / spec.train.rounds)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from merit.base.errors import InputError, StageError
-from merit.base.files import disk_errors, inside, is_own
+from merit.base.files import disk_errors, inside, is_own, is_url
 from merit.base.kept import damaged, kept
 from merit.base.machine import merit_command
 from merit.base.record import fingerprint
@@ -317,6 +317,9 @@ class Staging:
 
 
 def store_url(context: RunContext) -> str:
-    """The run's mirror: a folder of the run's name below `launch.store`."""
+    """The run's mirror: a folder of the run's name below `launch.store`. Always a URL: `merit train` takes a plain path
+    for the run itself."""
     base = context.config.launch.store or ""
+    if not is_url(base):
+        base = f"file://{Path(base).absolute()}"
     return f"{base.rstrip('/')}/{Path(context.run.root).resolve().name}"

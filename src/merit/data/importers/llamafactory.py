@@ -62,9 +62,9 @@ def _read(foreign: Foreign, draft: Draft) -> None:
     foreign.set_held_out(draft, "val_size")
     foreign.set_seed(draft)
     kind = foreign.take("finetuning_type")
-    if kind == "lora" or (kind is None and foreign.values.get("lora_rank")):
+    if kind in (None, "lora"):  # theirs is LoRA where nothing is said
         _lora(foreign, draft)
-    elif kind not in (None, "full", "lora"):
+    elif kind != "full":
         foreign.miss(f"finetuning_type: {kind}: here it is full, or `train.lora`")
     if foreign.take("train_on_prompt"):
         foreign.miss("train_on_prompt: merit learns the answers only")
@@ -138,6 +138,9 @@ def _dataset(name: str, item: Any) -> tuple[str, dict[str, Any]]:
     if not isinstance(item, Mapping):
         raise InputError("must be a mapping", file=_INFO, field=name)
     columns, tags = item.get("columns"), item.get("tags") or {}
+    for key in ("columns", "tags"):
+        if not isinstance(item.get(key) or {}, Mapping):
+            raise InputError("must be a mapping", file=_INFO, field=f"{name}.{key}")
     for key in ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name"):
         if item.get(key) and not item.get("hf_hub_url"):
             raise InputError(

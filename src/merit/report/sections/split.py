@@ -31,7 +31,7 @@ def split(evidence: Evidence) -> Section:
             (group_label(k), k, f"{compact(group.tokens)} tokens", group.datasets)
             for k, group in enumerate(partition.groups)
         ],
-        "advice": evidence.axes_evidence.reason if evidence.axes_evidence else None,
+        "advice": evidence.axes_evidence.words(len(partition.groups)) if evidence.axes_evidence else None,
         "cuts": [_cut_words(cut, partition, mixture.sizes(cut.balance) if mixture else {}) for cut in partition.cuts],
         "fragile": _fragile(partition),
         "baselines": [
