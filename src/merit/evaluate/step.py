@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from merit.base.record import fingerprint
 from merit.context import Method, RunContext, Step
+from merit.evaluate.effort import effort_apart
 from merit.evaluate.measure import measure, missing, round_label, spread, subjects
 from merit.evaluate.scores import ModelScores
 from merit.evaluate.table import MethodFacts, make_table
 from merit.merge.step import MethodMerge, merge_words, merged_branches
-from merit.merge.traffic import data_parallel, moved
 from merit.split.partition import Partition
 from merit.split.step import describe
-from merit.train.spec import BranchResult
 
 NAME = "evaluate"
 
@@ -51,12 +49,11 @@ def _groups(method: Method) -> str:
 
 def _write_table(context: RunContext, scores: list[ModelScores]) -> None:
     facts = {}
-    machines = len(merged_branches(context.methods[0]))
     rounds = {round_label(one): one for method in context.trained for one in method.before}
     for name, method in (rounds | {method.name: method for method in context.methods}).items():
         merge = MethodMerge.load(method.dir.merge_record)
         branches = merged_branches(method)
-        bytes_moved, machine_seconds = _apart(method, branches, machines)
+        effort = effort_apart(context, method)
         after = f"after round {method.round} of {method.rounds}" if method.rounds > 1 else ""
         facts[name] = MethodFacts(
             description=", ".join(filter(None, (_groups(method), merge_words(context, method), after))),
@@ -65,29 +62,10 @@ def _write_table(context: RunContext, scores: list[ModelScores]) -> None:
             source=method.source or method.name,
             displacement=merge.displacement,
             branch_displacement=merge.branch_displacement,
-            bytes_moved=bytes_moved,
-            machine_seconds=machine_seconds,
+            bytes_moved=effort.bytes_moved,
+            machine_seconds=effort.seconds,
         )
     make_table(scores, facts).save(context.run.table)
-
-
-def _apart(method: Method, branches: Mapping[int, BranchResult], machines: int) -> tuple[int | None, float | None]:
-    """The bytes that a method moves and the seconds that it trains, with a machine a branch.
-
-    Joint training runs data-parallel on `machines`, which exchange fp32 gradients in every step and share the work
-    without loss: it takes longer than this.
-    """
-    seconds = [result.seconds for result in branches.values()]
-    folders = [method.dir.branch(k).checkpoint for k in branches]
-    size = max(sum(file.stat().st_size for file in folder.glob("*.safetensors")) for folder in folders)
-    if not size or not all(seconds):  # its weights are elsewhere; another trainer made them
-        return None, None
-    if (
-        len(Partition.load(method.dir.partition).groups) == 1
-    ):  # joint training; a lone branch of a partial merge is none
-        steps = sum(result.steps for result in branches.values())
-        return data_parallel(machines, steps, size), seconds[0] / machines
-    return moved(len(branches), method.round, size), max(seconds)
 
 
 STEP = Step(
