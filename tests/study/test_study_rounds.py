@@ -348,6 +348,19 @@ def test_a_mistake_is_one_line_with_its_field(text, tmp_path):
 def test_rounds_are_a_methods_own(tmp_path):
     with pytest.raises(InputError, match=r"`train.rounds`: in a study each method has its own"):
         study_of(tmp_path, train=f"train: {{{TRAIN}, rounds: 2}}")
+    with pytest.raises(InputError, match=r"`train.carry_optimizer`: in a study each method has its own"):
+        study_of(tmp_path, train=f"train: {{{TRAIN}, carry_optimizer: false}}")
+
+
+def test_a_fresh_optimizer_a_round_is_another_training():
+    carried = MethodConfig(splitter="pca", rounds=2)
+    fresh = MethodConfig(splitter="pca", rounds=2, carry_optimizer=False)
+    assert carried.training != fresh.training
+    recipe = TrainConfig()
+    assert fingerprint(scaled(recipe, carried)) != fingerprint(scaled(recipe, fresh))
+    assert fingerprint(scaled(recipe, carried)) == fingerprint(recipe.model_copy(update={"rounds": 2}))
+    with pytest.raises(ValidationError, match="one round has no merge to carry"):
+        MethodConfig(splitter="pca", carry_optimizer=False)
 
 
 def test_a_warm_up_has_no_rounds():

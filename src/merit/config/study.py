@@ -40,7 +40,7 @@ MIXED = [0.7, 1.0, 1.5]  # β of a curvature-aware merge, which may run either w
 
 
 TRAINING = ("splitter", "axes", "copies", "epochs", "rate", "pull")  # what a method's branches are trained by
-ADDED = ("draw", "machines", "rounds")  # as well, where they differ from their default
+ADDED = ("draw", "machines", "rounds", "carry_optimizer")  # as well, where they differ from their default
 
 
 class MethodConfig(Section):
@@ -67,6 +67,9 @@ class MethodConfig(Section):
         ge=1,
         le=64,
         description="Train the branches in so many parts; after each they are merged by `merge`, and go on from there.",
+    )
+    carry_optimizer: bool = Field(
+        default=True, description="With rounds: a branch keeps its optimizer's moments over a merge."
     )
     branches: str | None = Field(
         default=None,
@@ -124,6 +127,8 @@ class MethodConfig(Section):
         if self.machines > 1 and not splitter.one_group:
             problems.append((("machines",), "only joint training (`single`) runs data-parallel; remove this key"))
         problems += [(("rounds",), why) for why in self._no_rounds()]
+        if self.rounds == 1 and not self.carry_optimizer:
+            problems.append((("carry_optimizer",), "one round has no merge to carry anything over; remove this key"))
         if problems:
             raise refused(problems)
         return self
@@ -422,6 +427,9 @@ class StudyConfig(Section):
             yield ("model",), "give `model`, or `warmup` for a fresh small one"
         if self.train.lora is not None:
             yield ("train", "lora"), "a study compares full fine-tuning; leave it unset"
+        if not self.train.carry_optimizer:
+            said = "in a study each method has its own: give `methods.NAME.carry_optimizer`"
+            yield ("train", "carry_optimizer"), said
         if self.train.rounds > 1:
             yield ("train", "rounds"), "in a study each method has its own: give `methods.NAME.rounds`"
         if self.warmup is not None and self.warmup.train.rounds > 1:

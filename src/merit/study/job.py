@@ -122,6 +122,7 @@ def scaled(train: TrainConfig, by: MethodConfig) -> TrainConfig:
         "learning_rate": train.learning_rate * by.rate,
         "pull": by.pull,
         "rounds": by.rounds,
+        "carry_optimizer": by.carry_optimizer,
     }
     return train.model_copy(update=changes)
 
