@@ -124,7 +124,7 @@ def evaluate_with_jobs(context: RunContext) -> list[dict[str, Any]]:
 
 
 def rows_of(run: RunDir) -> list[dict[str, Any]]:
-    return [row.model_dump(exclude={"train_seconds"}) for row in Table.load(run.table).rows]
+    return [row.model_dump(exclude={"train_seconds", "machine_seconds"}) for row in Table.load(run.table).rows]
 
 
 def test_ray_loses_a_machine(folder: Path, tiny_model: Path, local: RunDir, undisturbed: dict[str, str]) -> None:

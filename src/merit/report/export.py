@@ -80,8 +80,8 @@ def _inside(value: Any) -> Iterator[Figure]:
 
 def _draw(figures: list[Figure], folder: Path, theme: Theme) -> tuple[list[Path], str | None]:
     try:
-        from choreographer.errors import BrowserDepsError, BrowserFailedError, ChromeNotFoundError
         from kaleido import Kaleido, PageGenerator
+        from kaleido.errors import BrowserFailedError, ChromeNotFoundError
     except ImportError:
         return [], "no pictures: pip install 'merit-tuning[figures]'"
     colours = palette(theme)
@@ -101,7 +101,7 @@ def _draw(figures: list[Figure], folder: Path, theme: Theme) -> tuple[list[Path]
             pool.submit(lambda: asyncio.run(draw())).result()
     except ChromeNotFoundError:
         return [], "no pictures: they are drawn by Chrome or Chromium, and there is none here"
-    except (BrowserFailedError, BrowserDepsError):
+    except BrowserFailedError:
         return [], "no pictures: the Chrome or Chromium of this machine does not start"
     return paths, None
 
