@@ -130,9 +130,10 @@ def _tell_plan(context: RunContext, seen: Mapping[str, _Seen], changes: Sequence
     if not redone or not known:
         return
     state = seen[redone[0]][1]
-    why = "again, as you asked" if state.fresh else state.why or "not done yet"
+    why = "again, as you asked" if state.fresh else state.why
     parts = [f"keeps {', '.join(kept)}"] if kept else []
-    _log.info("%s", "; ".join([*parts, f"does {redone[0]} ({why}) and what depends on it"]))
+    reason = f" ({why})" if why else ""
+    _log.info("%s", "; ".join([*parts, f"does {redone[0]}{reason} and what depends on it"]))
 
 
 def _run_stage(context: RunContext, stage: Step, seen: _Seen | None = None, *, jobs_follow: bool = False) -> None:

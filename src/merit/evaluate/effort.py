@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from merit.conflict.similarity import ConflictResult
 from merit.context import Method, RunContext
 from merit.merge.step import merged_branches
-from merit.merge.traffic import data_parallel, moved
+from merit.merge.traffic import FLOAT32, data_parallel, moved
 from merit.split.partition import Partition
-
-_FLOAT32 = 4  # bytes
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ def effort_apart(context: RunContext, method: Method) -> Effort:
     if len(Partition.load(method.dir.partition).groups) > 1:
         return Effort(moved(len(branches), method.round, size), _until_the_last(context, method))
     if context.run.conflict.exists():  # of what is trained, where the checkpoint may hold more
-        size = _FLOAT32 * ConflictResult.load(context.run.conflict).parameters
+        size = FLOAT32 * ConflictResult.load(context.run.conflict).parameters
     (joint,) = branches.values()
     machines = len(merged_branches(context.methods[0]))
     return Effort(data_parallel(machines, joint.steps, size), joint.seconds / machines)

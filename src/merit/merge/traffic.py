@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+FLOAT32 = 4  # bytes of a weight of a branch, and of its gradient
+
 
 def moved(branches: int, rounds: int, checkpoint_bytes: int) -> int:
     """Bytes that the branches of one training move. Each sends its weights at the end of every round, R times, and

@@ -17,7 +17,7 @@ from merit.base.kept import kept
 from merit.base.machine import gpu_names, usable_cores
 from merit.base.record import Record
 from merit.config.run import versions
-from merit.merge.traffic import data_parallel, moved
+from merit.merge.traffic import FLOAT32, data_parallel, moved
 from merit.split.splitter import find_splitter
 from merit.study.compare import (
     AVERAGE,
@@ -33,8 +33,6 @@ from merit.study.measure import FACES, PointScores, Summary
 from merit.study.question import Answer, QuestionResult, answers
 from merit.study.run import summary, summary_so_far
 from merit.study.spec import Study
-
-_FLOAT32 = 4  # bytes of a weight of a branch, and of its gradient
 
 
 class Row(Record):
@@ -203,7 +201,7 @@ def _effort(study: Study, item: Contender, parameters: int, machines: int) -> di
     results = [entry.method for entry in item.entries if entry.method is not None]
     if not results:
         return {}
-    size, bytes_moved = _FLOAT32 * parameters, []
+    size, bytes_moved = FLOAT32 * parameters, []
     for result in results:
         method = study.config.methods[result.name]
         if find_splitter(method.splitter).one_group:

@@ -10,12 +10,11 @@ from typing import Any
 from merit.base.words import data_size, plural, with_error
 from merit.evaluate.scores import TableRow
 from merit.evaluate.statistics import half_width
-from merit.merge.traffic import data_parallel, moved
+from merit.merge.traffic import FLOAT32, data_parallel, moved
 from merit.report.drawing import DataTable, Figure, error_bars, method_colour, method_symbol
 from merit.report.evidence import Evidence, MethodEvidence
 from merit.report.page import plotly_text
 
-GRADIENT_BYTES = 4  # of a number of an fp32 gradient
 _LABELLED = 12  # rounds of one method that are named in the figure
 _DECADES = 3
 
@@ -45,7 +44,7 @@ def synchronised(evidence: Evidence, joint: MethodEvidence, machines: int) -> in
     steps = sum(result.steps for result in joint.results)
     if evidence.conflict is None:
         return 0
-    return data_parallel(machines, steps, GRADIENT_BYTES * evidence.conflict.parameters)
+    return data_parallel(machines, steps, FLOAT32 * evidence.conflict.parameters)
 
 
 def rounds_figure(evidence: Evidence) -> Figure | None:
