@@ -18,7 +18,7 @@ from faults.trigger import Moment, Strike, install
 
 STAGES = ("prepare", "mixture", "conflict", "split", "gate", "train", "merge", "evaluate", "diagnose", "report")
 FINISHED = "finished"
-_TIMELY = ("seconds", "train_seconds", "seal")  # the seal covers the others
+_TIMELY = ("seconds", "train_seconds", "machine_seconds", "seal")  # the seal covers the others
 # Runs to start from → the stage that has written last in them: finished up to a stage, killed in one, or finished.
 STATES = {
     "prepare": "",

@@ -313,9 +313,17 @@ def test_a_parquet_file_that_repeats_one_long_text(tmp_path: Path) -> None:
     rows.close()
 
 
-def test_a_similarity_matrix_that_is_none(tmp_path):
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x93NUMPY\x01\x00 and no more",
+        b"PK\x03\x04 begins as a zip archive does",
+        b"\x93NUMPY\x01\x00\x02\x00{\n" + bytes(100),  # NumPy itself lets a TokenError out
+    ],
+)
+def test_a_similarity_matrix_that_is_none(tmp_path, content):
     """With checksums that fit it, only reading it can tell."""
     file = tmp_path / "similarity.npy"
-    file.write_bytes(b"\x93NUMPY\x01\x00 and no more")
+    file.write_bytes(content)
     with pytest.raises(InputError, match=r"similarity\.npy: damaged \(.*\); run `merit conflict` again"):
         load_similarity(file)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from merit.base.arrays import read_array
 from merit.base.errors import InputError
 from merit.base.record import Record
 from merit.conflict.axes import AxesResult, principal_axes
@@ -55,9 +56,9 @@ def load_similarity(path: Path) -> NDArray[np.float64]:
         InputError: missing or damaged.
     """
     try:
-        return np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"damaged ({error}); run `merit conflict` again", file=path) from None
+        return read_array(path)
+    except InputError as error:
+        raise InputError(f"{error.message}; run `merit conflict` again", file=path) from None
 
 
 def gram(store: SketchStore, names: Sequence[str], *, budget_bytes: int = BUDGET_BYTES) -> Matrix:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from merit.base.arrays import read_array
 from merit.base.errors import InputError
 from merit.base.progress import SILENT, Progress
 from merit.base.record import Record
@@ -195,9 +196,9 @@ def _deltas(folder: Path) -> Matrix | None:
     rows = []
     for file in files:
         try:
-            rows.append(np.asarray(np.load(file, allow_pickle=False), dtype=np.float64))
-        except (OSError, ValueError, EOFError) as error:
-            _log.warning("%s: a damaged snapshot (%s); the branches' paths are left out", file, error)
+            rows.append(read_array(file))
+        except InputError as error:
+            _log.warning("%s; the branches' paths are left out", error)
             return None
         if rows[-1].shape != rows[0].shape or rows[-1].ndim != 1:
             _log.warning("%s: not a snapshot of this training; the branches' paths are left out", file)
