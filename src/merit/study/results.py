@@ -31,7 +31,7 @@ from merit.study.compare import (
 )
 from merit.study.measure import FACES, PointScores, Summary
 from merit.study.question import Answer, QuestionResult, answers
-from merit.study.run import summary, summary_so_far
+from merit.study.run import is_whole, summary_so_far
 from merit.study.spec import Study
 
 
@@ -130,7 +130,7 @@ def collect(study: Study) -> Results:
     answered = [item for item in asked if item is not None]
     return Results(
         name=config.name,
-        complete=all(summary(study, s, b) is not None for s, b in found),
+        complete=all(item is not None and is_whole(study, item) for item in found.values()),
         seeds=sorted({item.seed for items in by_budget.values() for item in items}),
         budgets=list(by_budget),
         budget_seeds={budget: [item.seed for item in items] for budget, items in by_budget.items()},
