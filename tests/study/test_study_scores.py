@@ -30,8 +30,12 @@ DATA = """mixture:
   gcd: {path: "reasoning_gym:gcd", max_examples: 24}"""
 
 
+def answer(number: int) -> str:
+    return "odd" if (number + number // 2) % 2 else "even"
+
+
 def sums(first: int) -> str:
-    rows = [{"prompt": f"{i} + {i + 3} =", "completion": str(2 * i + 3)} for i in range(first, first + 24)]
+    rows = [{"prompt": f"{i} + {i // 2} is", "completion": answer(i)} for i in range(first, first + 24)]
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
@@ -82,6 +86,10 @@ def test_another_machine_measures_nothing_again(measured, tmp_path, tiny_model, 
     here, there = publish(study), publish(other)
     assert there.model_dump(exclude={"machine"}) == here.model_dump(exclude={"machine"})
     assert there.complete
+    rows = {row.label: row.choice for row in there.rows}
+    assert all(set(choice) == {"in_mixture"} for choice in rows.values()), "odd or even; the others are free answers"
+    assert rows["joint"]["in_mixture"].value in [k / 4 for k in range(5)]
+    assert "choice, in-mixture" in (other.dir.results / "tables.md").read_text()
     assert not [*other.dir.root.rglob("*.safetensors")]
 
 
@@ -198,6 +206,19 @@ def test_a_name_leads_nowhere(measured, tmp_path):
         MethodScores.load(path)
 
 
+def test_points_of_an_earlier_version(measured, tmp_path):
+    """They do not say what was chosen: tables have no such column, and the rest travels."""
+    study = Study.open(shutil.copytree(measured[0].dir.root, tmp_path / "study"))
+    for path in (study.dir.root / "points").glob("*.json"):
+        found = json.loads(path.read_text())
+        assert found.pop("chosen") or found["test"] is None
+        path.write_text(json.dumps(found))
+    results = publish(study)
+    assert all(row.choice == {} for row in results.rows)
+    assert "choice" not in (study.dir.results / "tables.md").read_text()
+    assert export_scores(study, tmp_path / "scores") == 4
+
+
 def test_export_by_the_command(measured, tmp_path):
     study, _, _ = measured
     out = ["-o", str(study.dir.root)]
@@ -211,4 +232,4 @@ def test_export_by_the_command(measured, tmp_path):
     assert set(names) == {"seed-0/seed.json", *methods}
     gone = str(tmp_path / "gone")
     done = CliRunner().invoke(app, ["study", str(study.base / "study.yaml"), *out, "--scores", gone])
-    assert done.exit_code == 2
+    assert isinstance(done.exception, InputError)

@@ -147,7 +147,15 @@ def study(
     say(f"tables and figures: {opened.dir.results}")
 
 
-_BELOW = ("‖θ−θ0‖", "tokens", "bytes", "drift", "exact")  # columns of a study's table that make room for the losses
+_CHOICES = ("choice, in-mixture", "choice, unseen", "choice, retention")
+_BELOW = (
+    "‖θ−θ0‖",
+    "tokens",
+    "bytes",
+    "drift",
+    "exact",
+    *_CHOICES,
+)  # columns of a study's table that make room for the losses
 
 
 def _export(study: Study, folder: Path, json: bool) -> None:

@@ -42,6 +42,7 @@ from merit.study.measure import (
     PointResult,
     PointScores,
     Summary,
+    choose,
     drift_set,
     measure,
 )
@@ -370,7 +371,8 @@ class Job:
             else measure(model, self.examples.validation, batch_tokens=tokens, precision=self.precision)
         )
         reported = measure(model, self.examples.test, batch_tokens=tokens, precision=self.precision) if test else None
-        scores = PointScores(mark=mark, validation=validation, test=reported)
+        chosen = choose(model, self.examples.test, batch_tokens=tokens, precision=self.precision) if test else {}
+        scores = PointScores(mark=mark, validation=validation, test=reported, chosen=chosen)
         if not all(value == value and value < float("inf") for value in validation.losses.values()):
             raise StageError(f"a loss is not finite at a point of seed {self.seed}, {self.budget}: lower the rate")
         scores.save(path)
