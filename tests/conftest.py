@@ -42,6 +42,7 @@ _SECONDS = {
     "docs/test_pages_run.py": 14,
     "cli/test_terminal.py": 13,
     "cli/test_disk.py": 12,
+    "study/test_study_scores.py": 12,
     "cli/test_damage.py": 12,
     "diagnose/test_diagnose_command.py": 12,
     "jobs/test_local_executor.py": 11,

@@ -50,7 +50,8 @@ def test_the_table_in_a_terminal_is_at_most_100_columns_wide(tmp_path, monkeypat
         datasets={"in_mixture": 2, "unseen": 1, "retention": 1}, rays=[], answers=[], recommended_axes=[],
         shared_examples=False, skipped={}, notes=[], machine={},
     )  # fmt: skip
-    monkeypatch.setattr("merit.study.spec.Study.open", lambda *args, **options: SimpleNamespace(dir=StudyDir(tmp_path)))
+    study = SimpleNamespace(dir=StudyDir(tmp_path), base=tmp_path)
+    monkeypatch.setattr("merit.study.spec.Study.open", lambda *args, **options: study)
     monkeypatch.setattr("merit.study.tables.publish", lambda study: results)
     assert run(["study", str(tmp_path), "--tables"]) == 0
     lines = capsys.readouterr().out.splitlines()

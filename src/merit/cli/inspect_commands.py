@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from merit.base.errors import InputError
 from merit.cli.options import Json, complete_run
+
+if TYPE_CHECKING:
+    from merit.study.spec import Study
 
 Runs = Annotated[
     list[Path],
@@ -81,6 +84,19 @@ def study(
     tables: Annotated[
         bool, typer.Option("--tables", help="Run nothing; write tables and figures of finished jobs.")
     ] = False,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Run nothing; write the scores of measured methods, without weights, to FOLDER."
+        ),
+    ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Scores that `--export` wrote: what they hold is not measured again. Default: scores/ beside FILE.",
+        ),
+    ] = None,
     job: Annotated[str | None, typer.Option(hidden=True, help="SEED:BUDGET, as an executor starts it.")] = None,
     json: Json = False,
 ) -> None:
@@ -88,18 +104,28 @@ def study(
     if job is not None:
         _job(file, job)
         return
+    if scores is not None and not scores.is_dir():
+        raise InputError("no such folder", file=scores, field="--scores")
     from merit.cli.console import say, say_json, show_progress
+    from merit.study.scores import BESIDE, adopt_scores
     from merit.study.spec import Study
 
     with show_progress() as progress:
         opened = Study.open(file, output=output)
+        if export is not None:
+            _export(opened, export, json)
+            return
+        if scores is None and (opened.base / BESIDE).is_dir():
+            scores = opened.base / BESIDE
+        if tables and scores is not None:
+            adopt_scores(opened, scores, progress, verify=False)
         if not tables:
             from merit.cli.run_commands import JOBS_IMPORT
             from merit.jobs.nursery import enable
             from merit.study.run import run_study
 
             enable((*JOBS_IMPORT, "merit.study.job", "merit.study.warmup"))
-            run_study(opened, progress, seeds=seed, budgets=budget)
+            run_study(opened, progress, seeds=seed, budgets=budget, scores=scores)
         from merit.study.tables import publish
 
         result = publish(opened)
@@ -121,7 +147,27 @@ def study(
     say(f"tables and figures: {opened.dir.results}")
 
 
-_BELOW = ("‖θ−θ0‖", "tokens", "bytes", "drift", "exact")  # columns of a study's table that make room for the losses
+_CHOICES = ("choice, in-mixture", "choice, unseen", "choice, retention")
+_BELOW = (
+    "‖θ−θ0‖",
+    "tokens",
+    "bytes",
+    "drift",
+    "exact",
+    *_CHOICES,
+)  # columns of a study's table that make room for the losses
+
+
+def _export(study: Study, folder: Path, json: bool) -> None:
+    from merit.base.words import plural
+    from merit.cli.console import say, say_json
+    from merit.study.scores import export_scores
+
+    count = export_scores(study, folder)
+    if json:
+        say_json({"scores": str(folder), "methods": count})
+    else:
+        say(f"{folder}: the scores of {plural(count, 'method')} (each seed and budget counts)")
 
 
 def _job(root: Path, text: str) -> None:

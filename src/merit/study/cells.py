@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from merit.base import extensions
 from merit.base.files import HALF_WRITTEN
@@ -32,6 +33,17 @@ def cell_marks(method: MethodConfig, specs: Sequence[BranchSpec]) -> list[str]:
     if method.rounds == 1:
         return [cell_mark(spec) for spec in specs]
     return [fingerprint("rounds", specs, method.merge, method.ridge, *extensions.marks("rules", method.merge))]
+
+
+def without_place(specs: Sequence[BranchSpec]) -> list[BranchSpec]:
+    """The specs without the folder in which θ0 lies: `model_fingerprint` says what θ0 is, and scores are the same on
+    every machine. A name that is no folder's stays."""
+    return [
+        spec.model_copy(update={"model": spec.model.model_copy(update={"path": "", "chat_template": None})})
+        if Path(spec.model.path).is_absolute()
+        else spec
+        for spec in specs
+    ]
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,21 @@ class Contender:
         found = [sum(s.exact) / len(s.exact) for e in self.entries for s in e.face("in_mixture") if s.exact]
         return sum(found) / len(found) if found else None
 
+    def right(self, face: Face) -> list[list[DatasetScore]]:
+        """Seed → dataset of multiple choice → whether each example's answer is the most likely option, as scores whose
+        loss is the share of right answers. Empty if a model was not asked."""
+        names = [score.name for score in self.entries[0].face(face) if score.name in self.entries[0].scores.chosen]
+        found = [[entry.scores.chosen.get(name, []) for name in names] for entry in self.entries]
+        if not names or not all(values for seed in found for values in seed):
+            return []
+        return [
+            [
+                DatasetScore(name=name, losses=values, tokens=[1] * len(values), exact=None)
+                for name, values in zip(names, seed, strict=True)
+            ]
+            for seed in found
+        ]
+
     @property
     def choices(self) -> list[str]:
         """What validation chose, seed by seed."""

@@ -35,13 +35,14 @@ from merit.pipeline import run_pipeline
 from merit.run.layout import BranchDir
 from merit.split import step as split
 from merit.split.partition import Partition
-from merit.study.cells import Planned, RoundsCell, cell_mark, cell_marks
+from merit.study.cells import Planned, RoundsCell, cell_mark, cell_marks, without_place
 from merit.study.measure import (
     Examples,
     MethodResult,
     PointResult,
     PointScores,
     Summary,
+    choose,
     drift_set,
     measure,
 )
@@ -233,9 +234,11 @@ class Job:
         curvature = study.config.curvature if measured else None
         own = [method.ridge] if method.ridge is not None else []
         file = extensions.marks("rules", method.merge)
-        mark = self._mark(specs, method.merge, method.scales, curvature, *own, *file)
-        path = self.folder / "methods" / f"{name}.json"
-        known = kept(path, MethodResult, {"mark": mark}, Files(study.dir.point("").parent, digest=None)).record
+        rest = [method.merge, method.scales, curvature, *own, *file]
+        mark = self._mark(without_place(specs), *rest)
+        same = {mark, self._mark(specs, *rest)}  # which earlier versions wrote
+        path = study.dir.method_result(self.seed, self.budget, name)
+        known = kept(path, MethodResult, {"mark": same}, Files(study.dir.point("").parent, digest=None)).record
         if known is not None:
             return known
         steps: dict[float | None, State]
@@ -368,7 +371,8 @@ class Job:
             else measure(model, self.examples.validation, batch_tokens=tokens, precision=self.precision)
         )
         reported = measure(model, self.examples.test, batch_tokens=tokens, precision=self.precision) if test else None
-        scores = PointScores(mark=mark, validation=validation, test=reported)
+        chosen = choose(model, self.examples.test, batch_tokens=tokens, precision=self.precision) if test else {}
+        scores = PointScores(mark=mark, validation=validation, test=reported, chosen=chosen)
         if not all(value == value and value < float("inf") for value in validation.losses.values()):
             raise StageError(f"a loss is not finite at a point of seed {self.seed}, {self.budget}: lower the rate")
         scores.save(path)

@@ -19,6 +19,7 @@ from merit.context import RunContext
 from merit.data.example import Encoded, Example, Message
 from merit.data.store import EncodedDataset
 from merit.evaluate.drift import DriftSet
+from merit.evaluate.options import Options, options_of, score_options
 from merit.evaluate.scores import DatasetScore
 from merit.study.spec import Study
 
@@ -60,6 +61,8 @@ class PointScores(Record):
     mark: str
     validation: Faces
     test: Faces | None = None
+    chosen: dict[str, list[float]] = Field(default_factory=dict)  # dataset → whether each test example's answer is the
+    # most likely of its options, 1 or 0; datasets of multiple choice alone, and none of points of earlier versions
 
 
 class PointResult(Record):
@@ -120,6 +123,7 @@ class Part:
     face: Face
     name: str
     rows: list[Encoded]
+    options: Options = ()  # of a dataset of multiple choice
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,8 @@ class Examples:
                     field=f"{'mixture' if face == 'in_mixture' else face}.{item.name}",
                 )
             validation.append(Part(face, item.name, rows[: faces.validation]))
-            test.append(Part(face, item.name, rows[faces.validation :]))
+            options = options_of(stored[row].encoded for row in range(len(stored)))
+            test.append(Part(face, item.name, rows[faces.validation :], options))
         others = {DRIFT: drift.encoded if drift is not None else [], TEXT: _plain_text(run, faces.text)}
         for name, rows in others.items():
             if len(rows) >= _FEWEST:
@@ -182,6 +187,12 @@ def measure(model: Any, parts: Sequence[Part], *, batch_tokens: int, precision: 
         rounded = [round(value, _DIGITS) for value in score.losses]
         faces[part.face].append(score.model_copy(update={"losses": rounded}))
     return Faces(**faces)
+
+
+def choose(model: Any, parts: Sequence[Part], *, batch_tokens: int, precision: Precision) -> dict[str, list[float]]:
+    """Dataset of multiple choice → whether the model finds each example's answer the most likely of the options."""
+    asked = {part.name: (part.rows, part.options) for part in parts if part.options}
+    return score_options(model, asked, batch_tokens=batch_tokens, precision=precision) if asked else {}
 
 
 def drift_set(study: Study, run: RunContext, load: Callable[[], Any]) -> DriftSet | None:

@@ -29,7 +29,7 @@ from merit.base.record import Record, fingerprint
 from merit.conflict.similarity import HalfGram, cosines, disattenuated, half_gram
 from merit.gradients.store import SketchStore
 from merit.split.evidence import AxesEvidence
-from merit.study.cells import cell_mark
+from merit.study.cells import cell_mark, without_place
 from merit.study.compare import Interval
 from merit.study.measure import Part, measure
 
@@ -129,9 +129,10 @@ def ask(job: Job) -> QuestionResult:
         update={"epochs": train.epochs * question.epochs, "learning_rate": train.learning_rate * question.rate}
     )
     specs = [data.spec([name], job.share, recipe.model_copy(update={"pull": 0.0})) for name in names]
-    mark = fingerprint("question", specs, job.examples.mark, VARIANTS)
+    mark = fingerprint("question", without_place(specs), job.examples.mark, VARIANTS)
+    same = {mark, fingerprint("question", specs, job.examples.mark, VARIANTS)}  # which earlier versions wrote
     path = study.dir.question(job.seed)
-    known = kept(path, QuestionResult, {"mark": mark}).record
+    known = kept(path, QuestionResult, {"mark": same}).record
     if known is not None:
         return known
     # All held-out examples: nothing is chosen here, and harm is small beside its noise.

@@ -21,17 +21,19 @@ from merit.merge.traffic import FLOAT32, data_parallel, moved
 from merit.split.splitter import find_splitter
 from merit.study.compare import (
     AVERAGE,
+    Bootstrap,
     Comparison,
     Contender,
     Interval,
     compare,
     contenders,
     difference,
+    paired,
     shared_examples,
 )
-from merit.study.measure import FACES, PointScores, Summary
+from merit.study.measure import FACES, Face, PointScores, Summary
 from merit.study.question import Answer, QuestionResult, answers
-from merit.study.run import summary, summary_so_far
+from merit.study.run import is_whole, summary_so_far
 from merit.study.spec import Study
 
 
@@ -47,6 +49,7 @@ class Row(Record):
     faces: dict[str, Interval]
     average: Interval
     exact: float | None  # share of in-mixture examples that greedy decoding answers word for word
+    choice: dict[str, Interval] = Field(default_factory=dict)  # face → share of right answers, multiple choice alone
     drift: float | None
     distance: float  # ‖θ − θ0‖, mean over seeds
     seconds: float  # of training, mean over seeds
@@ -130,7 +133,7 @@ def collect(study: Study) -> Results:
     answered = [item for item in asked if item is not None]
     return Results(
         name=config.name,
-        complete=all(summary(study, s, b) is not None for s, b in found),
+        complete=all(item is not None and is_whole(study, item) for item in found.values()),
         seeds=sorted({item.seed for items in by_budget.values() for item in items}),
         budgets=list(by_budget),
         budget_seeds={budget: [item.seed for item in items] for budget, items in by_budget.items()},
@@ -184,12 +187,21 @@ def _row(study: Study, budget: str, item: Contender) -> Row:
         faces={face: interval(face) for face in item.faces if face != AVERAGE},
         average=interval(AVERAGE),
         exact=item.exact(),
+        choice={face: found for face in FACES if (found := _right(study, item, face)) is not None},
         drift=item.drift(),
         distance=float(np.mean([point.distance for point in points])) if points else 0.0,
         seconds=item.share * float(np.mean([m.seconds for m in methods])) if methods else 0.0,
         chosen=item.choices,
         branches=study.config.trained_by(item.method) if item.method is not None else None,
     )
+
+
+def _right(study: Study, item: Contender, face: Face) -> Interval | None:
+    """The share of multiple-choice examples of which the model finds the right option the most likely."""
+    if not (scores := item.right(face)):
+        return None
+    found = paired(scores, None, Bootstrap(shared_examples(study), study.config.draws))
+    return Interval(value=found.value, low=found.low, high=found.high)
 
 
 def _effort(study: Study, item: Contender, parameters: int, machines: int) -> dict[str, int]:

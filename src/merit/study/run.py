@@ -30,13 +30,19 @@ def run_study(
     *,
     seeds: Collection[int] | None = None,
     budgets: Collection[str] | None = None,
+    scores: Path | None = None,
 ) -> bool:
     """Runs what is missing of the study, or of some `seeds` and `budgets`; returns whether the whole study is finished.
+
+    Args:
+        scores: a folder of scores of the same study (`merit.study.scores`), which are not measured again.
 
     Raises:
         InputError: bad input, or another process works on the study.
         StageError: a job failed; a rerun resumes.
     """
+    from merit.study.scores import adopt_scores, tell_measured_again
+
     for name in budgets or ():
         if name not in study.config.budgets:
             raise InputError(f"no budget {name!r}; there are {', '.join(study.config.budgets)}", field="--budget")
@@ -53,6 +59,7 @@ def run_study(
         executor = make_executor(launch, policy, study.dir.run.engine)
         if study.config.warmup is not None:
             executor.run([_warm_up(study)], progress)
+        used = adopt_scores(study, scores, progress, seeds=seeds) if scores is not None else {}
         wanted = [
             (seed, budget)
             for seed in study.config.seeds
@@ -66,6 +73,7 @@ def run_study(
                 executor.run([job], progress)
         else:
             executor.run([*jobs.values()], progress)
+        tell_measured_again(study, used)
     return all(summary(study, s, b) is not None for s in study.config.seeds for b in study.config.budgets)
 
 
@@ -112,6 +120,12 @@ def summary(study: Study, seed: int, budget: str) -> Summary | None:
 def summary_so_far(study: Study, seed: int, budget: str) -> Summary | None:
     """The results of a job that may be unfinished, with the methods that it has measured."""
     return summary(study, seed, budget) or _load_summary(study, study.dir.so_far(seed, budget))
+
+
+def is_whole(study: Study, found: Summary) -> bool:
+    """Whether every method is measured, or could not run, and the question is answered."""
+    answered = study.dir.question(found.seed).is_file() or not asks(study, found.seed, found.budget)
+    return answered and {*study.config.methods} <= {*found.methods, *found.skipped}
 
 
 def _load_summary(study: Study, path: Path) -> Summary | None:

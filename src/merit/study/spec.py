@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -91,6 +92,10 @@ class StudyDir:
     def so_far(self, seed: int, budget: str) -> Path:
         """The same of an unfinished job: the methods that it has measured."""
         return self.job(seed, budget) / "so_far.json"
+
+    def method_result(self, seed: int, budget: str, name: str) -> Path:
+        """One method's results in a job."""
+        return self.job(seed, budget) / "methods" / f"{name}.json"
 
     def question(self, seed: int) -> Path:
         """Similarities and measured harm of one seed."""
@@ -221,29 +226,38 @@ def branch_data(datasets: Iterable[DatasetSummary], run: RunDir, root: Path, *, 
     ]
 
 
+_SCORES_NOTHING = {  # fields of a study on which no method's scores depend
+    "seeds",
+    "budgets",
+    "draws",
+    "launch",
+    "keep",
+    "question",
+    "reference",
+    "subjects",
+    "name",
+    "output",
+    "methods",
+}
+
+
+def scored_settings(config: StudyConfig) -> dict[str, Any]:
+    """The fields of a study on which the scores of its methods depend, as JSON.
+
+    Fields at their default are left out, so that a new field of a new version makes no finished job stale.
+    """
+    found = config.model_dump(mode="json", exclude=_SCORES_NOTHING, exclude_defaults=True)
+    # What merit 0.1.0 always did is what it did not write; its finished jobs stay.
+    found |= {"centre": centre_mark(config.centre), "balance": config.balance}
+    return {key: item for key, item in found.items() if (key, item) not in (("centre", True), ("balance", "tokens"))}
+
+
 def job_mark(study: Study) -> str:
     """What a job's summary depends on besides its seed and budget.
 
-    Fields at their default are left out, so that a new field of a new version makes no finished job stale. Methods are
-    named in full, because the default set may grow.
+    Methods are named in full, because the default set may grow.
     """
-    left = {
-        "seeds",
-        "budgets",
-        "draws",
-        "launch",
-        "keep",
-        "question",
-        "reference",
-        "subjects",
-        "name",
-        "output",
-        "methods",
-    }
-    config = study.config.model_dump(mode="json", exclude=left, exclude_defaults=True)
-    # What merit 0.1.0 always did is what it did not write; its finished jobs stay.
-    config |= {"centre": centre_mark(study.config.centre), "balance": study.config.balance}
-    config = {key: item for key, item in config.items() if (key, item) not in (("centre", True), ("balance", "tokens"))}
+    config = scored_settings(study.config)
     methods = {name: item.model_dump(mode="json", exclude_defaults=True) for name, item in study.config.methods.items()}
     rules = sorted({item.merge for item in study.config.methods.values()})
     files = [mark for name in rules for mark in extensions.marks("rules", name)]

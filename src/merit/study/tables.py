@@ -99,7 +99,9 @@ def _table(results: Results, second: str, shown: Sequence[tuple[Row, str]]) -> l
     """Header and rows, each with the text of its `second` column."""
     faces = _faces(results)
     moved = any(row.bytes_moved is not None for row, _ in shown)  # earlier versions did not say
-    rows = [["method", second, *(FACE_NAMES[face] for face in faces), "average", "exact", "drift", "‖θ−θ0‖"]]
+    asked = [face for face in faces if any(face in row.choice for row, _ in shown)]  # earlier versions did not ask
+    choices = [f"choice, {FACE_NAMES[face]}" for face in asked]
+    rows = [["method", second, *(FACE_NAMES[face] for face in faces), "average", *choices, "exact", "drift", "‖θ−θ0‖"]]
     rows[0] += ["bytes"] if moved else []
     for row, text in shown:
         values = [*(row.faces[face] for face in faces), row.average]
@@ -108,6 +110,7 @@ def _table(results: Results, second: str, shown: Sequence[tuple[Row, str]]) -> l
                 row.label,
                 text,
                 *(f"{item.value:.3f} ± {_half(item):.3f}" for item in values),
+                *(_share(row.choice.get(face)) for face in asked),
                 NONE if row.exact is None else f"{row.exact:.1%}",
                 decimal(row.drift),
                 f"{row.distance:.2f}",
@@ -245,6 +248,10 @@ def _rows(results: Results, budget: str) -> list[Row]:
 
 def _faces(results: Results) -> list[str]:
     return [face for face, count in results.datasets.items() if count]
+
+
+def _share(item: Interval | None) -> str:
+    return NONE if item is None else f"{item.value:.1%} ± {_half(item):.1%}"
 
 
 def _half(item: Interval) -> float:
