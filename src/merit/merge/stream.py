@@ -408,6 +408,11 @@ class Accumulator:
             if output.momentum:
                 out = self._out[: count * ITEM_BYTES["F32"]]
                 encode(momentum, "F32", out, self._scratch)
+                if not np.isfinite(out.view("<f4").sum(dtype="f8")):
+                    self._blame(files, tensor, start, count)
+                    raise InputError(
+                        "the outer momentum is too large for float32; lower `train.outer.momentum`", field=tensor.name
+                    )
                 yield number, out
 
     def _round(
