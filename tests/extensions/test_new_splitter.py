@@ -52,6 +52,17 @@ def test_a_run_uses_it(folder, tiny_model):
     report = (run / "report.html").read_text()
     assert "by the alphabet" in report
     assert "spelling, 2 groups" in report
+    add(folder, "splitters", "_order", "def order(names):\n    return sorted(names, reverse=True)\n")
+    file = folder / "merit_ext" / "splitters" / "spelling.py"
+    for text, first in ((SPLITTER.replace("sorted(", "order("), ["last", "shout"]), (None, ["first", "last"])):
+        if text is None:  # edited is what it imports
+            helper = "def order(names):\n    return ['last', 'first', *{'copy', 'shout'} & {*names}]\n"
+            (file.parent / "_order.py").write_text(helper)
+        else:
+            file.write_text(text.replace("from merit", "from merit_ext.splitters._order import order\nfrom merit", 1))
+        python(folder, "-m", "merit", "split", "merit.yaml")
+        partition = json.loads((run / "split" / "partition.json").read_text())
+        assert partition["groups"][0]["datasets"] == first
 
 
 def test_the_configuration_asks_it(folder, tiny_model):
