@@ -450,7 +450,8 @@ class Accumulator:
     def _refuse(self, files: FilePool, tensor: TensorPlan, start: int, count: int, dtype: str) -> NoReturn:
         self._blame(files, tensor, start, count)
         if not np.isfinite(self._sum[:count].sum()):
-            raise InputError("the weighted sum overflows float64; use smaller weights", field=tensor.name)
+            less = "smaller weights" if self._plan.outer is None else "a smaller `train.outer.rate`"
+            raise InputError(f"the weighted sum overflows float64; use {less}", field=tensor.name)
         raise InputError(f"a merged value is too large for {dtype}; choose a wider type", field=tensor.name)
 
     def _blame(self, files: FilePool, tensor: TensorPlan, start: int, count: int) -> None:
