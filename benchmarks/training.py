@@ -22,6 +22,7 @@ import merit.train.trainer as trainer
 from merit.context import RunContext
 from merit.data import step as mixture_stage
 from merit.data.example import Encoded
+from merit.run.layout import BranchDir, RunDir
 from merit.split.splitter import SplitRequest, make_partition
 from merit.train.branch import train_branch
 from merit.train.step import branch_specs
@@ -61,14 +62,15 @@ def counted(self: Any, rows: list[Encoded], pad: int) -> dict[str, Any]:
     return batch
 
 
-def seconds_of(folder: Path, examples: int, batch: int, precision: str, variant: str) -> tuple[float, float]:
-    """Seconds of the steps after the first, and the loss of the last one."""
-    folder.mkdir()
-    mixture = "\n".join(
+def families(examples: int) -> str:
+    """The YAML of the datasets, with so many examples each."""
+    return "\n".join(
         f"  {name}: {{path: 'reasoning_gym:{name}', max_examples: {examples}}}" for name in FAMILIES.split()
     )
-    file = folder / "merit.yaml"
-    file.write_text(CONFIG.format(mixture=mixture, batch=batch, precision=precision))
+
+
+def joint_branch(file: Path) -> tuple[RunDir, BranchDir]:
+    """The branch of joint training by a configuration, ready to be trained."""
     context = RunContext.open(file)
     mixture_stage.run(context)
     method = context.methods[0]
@@ -76,10 +78,19 @@ def seconds_of(folder: Path, examples: int, batch: int, precision: str, variant:
     (spec,) = branch_specs(context, method)
     branch = method.dir.branch(0)
     spec.save(branch.spec)
+    return context.run, branch
+
+
+def seconds_of(folder: Path, examples: int, batch: int, precision: str, variant: str) -> tuple[float, float]:
+    """Seconds of the steps after the first, and the loss of the last one."""
+    folder.mkdir()
+    file = folder / "merit.yaml"
+    file.write_text(CONFIG.format(mixture=families(examples), batch=batch, precision=precision))
+    run, branch = joint_branch(file)
     trainer.may_pack, trainer.BranchTrainer.compute_loss = VARIANTS[variant]
     TOKENS.clear()
     trainer.BranchTrainer._collate = counted
-    train_branch(context.run, branch, base=folder)
+    train_branch(run, branch, base=folder)
     log = [json.loads(line) for line in branch.log.read_text().splitlines()]
     return log[-1]["seconds"] - log[SKIPPED - 1]["seconds"], log[-1]["loss"]
 

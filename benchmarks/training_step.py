@@ -28,15 +28,11 @@ from transformers import TrainerCallback
 
 import merit.train.branch as branch_module
 from merit.compute.head import innermost
-from merit.context import RunContext
-from merit.data import step as mixture_stage
 from merit.data.example import IGNORED
 from merit.models.loading import pick_precision
-from merit.split.splitter import SplitRequest, make_partition
-from merit.train.step import branch_specs
 from merit.train.trainer import BranchTrainer
+from training import SKIPPED, families, joint_branch
 
-FAMILIES = "base_conversion chain_sum family_relationships gcd number_filtering spell_backward syllogism time_intervals"
 CONFIG = """
 model: {model}
 mixture:
@@ -47,7 +43,6 @@ train: {{batch_tokens: {tokens}, micro_batch_tokens: {micro}, max_length: 512, l
         precision: {precision}, trl: {trl}}}
 """
 CLOCK = {False: time.perf_counter, True: time.process_time}
-SKIPPED = 2  # first steps, which allocate memory and choose kernels
 
 
 class Enough(Exception):
@@ -186,8 +181,7 @@ def mixture_of(options: argparse.Namespace) -> str:
     """The YAML of the datasets: the files that were given, or reasoning-gym families."""
     if options.data:
         return "\n".join(f"  {file.stem}: {{path: '{file.resolve()}'}}" for file in options.data)
-    each = 24 + options.steps
-    return "\n".join(f"  {name}: {{path: 'reasoning_gym:{name}', max_examples: {each}}}" for name in FAMILIES.split())
+    return families(24 + options.steps)
 
 
 def train(folder: Path, options: argparse.Namespace, watch: Watch) -> None:
@@ -202,13 +196,7 @@ def train(folder: Path, options: argparse.Namespace, watch: Watch) -> None:
             trl=options.trl,
         )
     )
-    context = RunContext.open(file)
-    mixture_stage.run(context)
-    method = context.methods[0]
-    make_partition("single", SplitRequest(context.mixture.planned_tokens, r=1, seed=0)).save(method.dir.partition)
-    (spec,) = branch_specs(context, method)
-    branch = method.dir.branch(0)
-    spec.save(branch.spec)
+    run, branch = joint_branch(file)
     callbacks, training_step = branch_module._callbacks, BranchTrainer.training_step
 
     def counted(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -218,7 +206,7 @@ def train(folder: Path, options: argparse.Namespace, watch: Watch) -> None:
     branch_module._callbacks = lambda *args: [*callbacks(*args), watch]
     BranchTrainer.training_step = counted
     try:
-        branch_module.train_branch(context.run, branch, base=folder)
+        branch_module.train_branch(run, branch, base=folder)
     except Enough:
         return
     raise SystemExit(f"the data ended after {len(watch.found)} timed steps; ask for fewer --steps")

@@ -18,6 +18,7 @@ from merit.config.run import resolve_paths
 from merit.config.sections import PrepareConfig
 from merit.data import build, store
 from merit.data.build import build_mixture, source_fingerprints
+from merit.data.check import check_mixture
 from merit.data.example import Example, Message
 from merit.data.mixture import Mixture
 from merit.data.reading import draw
@@ -222,6 +223,25 @@ LONG = {"question": "why? " * 200, "answer": "so"}
 def test_examples_without_a_supervised_token_are_left_out(tmp_path, run):
     summary, data = one(tmp_path, run, [*qa(40), LONG], base={"max_length": 64})
     assert (len(data), summary.dropped, summary.truncated) == (40, 1, 0)
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.999])
+def test_another_example_stands_in_for_the_only_one_that_is_left_out(tmp_path, run, fraction):
+    """It would be the one held out, or the one to train on, but its prompt leaves no room for an answer."""
+    order = sorted([*qa(30), LONG], key=lambda row: draw(Example((Message("user", row["question"]),), ()).prompt_key))
+    order = order[order.index(LONG) :] if fraction < 0.5 else order[order.index(LONG) :: -1]
+    bad = {"question": "", "answer": ""}
+    whole = config({"d": {"path": "d.jsonl", "on_bad_row": "skip"}}, max_length=64, fraction=fraction)
+    write(tmp_path / "d.jsonl", [bad, *order])
+    (summary,) = build_mixture(whole, tmp_path, run, make_tokenizer()).datasets
+    data = EncodedDataset.open(run.data("d"))
+    alone = data.held_out if fraction < 0.5 else data.train
+    assert [order[1]["question"] in data[int(row)].prompt_text for row in alone] == [True]
+    assert (len(data), summary.dropped, summary.bad_rows) == (len(order) - 1, 1, 1)
+    assert len(run.skipped_rows("d").read_text().splitlines()) == 1
+    report = check_mixture(whole, tmp_path, make_tokenizer())
+    assert report.ok
+    assert report.datasets[0].summary == summary
 
 
 @pytest.mark.parametrize(

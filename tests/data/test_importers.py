@@ -215,6 +215,19 @@ def test_llama_factorys_list_of_datasets_alone(project):
         imported(project, LLAMA_FACTORY)
 
 
+@pytest.mark.parametrize("trainer", ["trl", "axolotl"])
+def test_files_of_a_dataset_of_the_hub_are_not_looked_for_here(project, monkeypatch, trainer):
+    """A file of the same name that happens to be here is another one."""
+    monkeypatch.chdir(project / "data")
+    entry = "{path: org/set, data_files: [msgs.jsonl], type: chat_template}"
+    head = "model_name_or_path: m" if trainer == "trl" else "base_model: m"
+    files = "{path: json, data_files: [data/msgs.jsonl], type: chat_template}"
+    proposal, config = imported(project, f"{head}\ndatasets:\n  - {entry}\n  - {files}\n")
+    assert [item.path for item in config.mixture.values()] == ["../data/msgs.jsonl"]
+    (said,) = (note for note in proposal.notes if "data_files" in note)
+    assert "`datasets[0].data_files`: merit reads whole splits of org/set from the Hub" in said
+
+
 def test_trl(project):
     text = """
 model_name_or_path: data/model

@@ -21,7 +21,7 @@ build_report(finish_run(Path(sys.argv[1]), steps=2).root)
 def add(folder: Path, kind: str, name: str, text: str) -> None:
     """Writes the extension's one file below `folder`."""
     file = folder / "merit_ext" / kind / f"{name}.py"
-    file.parent.mkdir(parents=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
 
 

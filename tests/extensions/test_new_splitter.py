@@ -27,6 +27,12 @@ from merit.split.step import describe
 from pathlib import Path
 print(describe(RunContext.open(Path("runs/merit")).methods[0], 2))
 """
+DEPENDS = """
+from merit.context import RunContext
+from merit.split.step import depends
+from pathlib import Path
+print(depends(RunContext.open(Path("runs/merit")))["split"])
+"""
 
 
 @pytest.fixture
@@ -52,6 +58,16 @@ def test_a_run_uses_it(folder, tiny_model):
     report = (run / "report.html").read_text()
     assert "by the alphabet" in report
     assert "spelling, 2 groups" in report
+    add(folder, "splitters", "_order", "def order(names):\n    return sorted(names)\n")
+    file, helper = (folder / "merit_ext" / "splitters" / name for name in ("spelling.py", "_order.py"))
+    marks = [python(folder, "-c", DEPENDS)]
+    file.write_text(SPLITTER.replace("from merit", "from merit_ext.splitters._order import order\nfrom merit", 1))
+    marks.append(python(folder, "-c", DEPENDS))
+    helper.write_text("def order(names):\n    return sorted(names, reverse=True)\n")
+    marks.append(python(folder, "-c", DEPENDS))
+    file.with_name("another.py").write_text(SPLITTER)
+    assert python(folder, "-c", DEPENDS) == marks[-1]
+    assert len(set(marks)) == 3
 
 
 def test_the_configuration_asks_it(folder, tiny_model):

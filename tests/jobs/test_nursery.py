@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -143,6 +144,65 @@ def test_as_many_threads_as_the_user_has_set_are_no_reason_to_fork(tmp_path, env
             assert same.wait(30) == 0
     finally:
         found.close()
+
+
+def test_a_variable_that_is_gone_is_gone_for_the_job_too(tmp_path, environment, monkeypatch):
+    monkeypatch.setattr(nursery, "_ours", found := Nursery(["instead"], os.environ | {"OF_BEFORE": "1"}))
+    item = job(tmp_path / "a", "")
+    with_it = start_process(item, item.command, {"OF_BEFORE": "1"})
+    assert isinstance(with_it.process, nursery.Forked)
+    without = start_process(item, merit_command("--help"), {})
+    assert isinstance(without.process, subprocess.Popen)
+    stop_processes([with_it.process, without.process])
+    assert not found.closed
+    found.close()
+
+
+def test_every_job_draws_numbers_of_its_own(tmp_path, environment):
+    program = "import random, numpy; print(numpy.random.random(), random.random())"
+    found = Nursery(["instead", "numpy.random", "random"], environment)
+    try:
+        with (tmp_path / "output").open("ab") as output:
+            for _ in range(2):
+                process = found.fork(merit_command(program), environment, output)
+                assert process is not None
+                assert process.wait(30) == 0
+    finally:
+        found.close()
+    assert len(set((tmp_path / "output").read_text().split())) == 4
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_job_that_begins_too_late_is_watched_and_any_other_never_begins(late, tmp_path, environment):
+    """No job is started twice: the answer that came in the last moment counts."""
+    found = Nursery(["instead"], environment)
+    found._line.settimeout(0.0)  # it is patient no longer than this
+    part = found._line
+
+    class Line:
+        def recv(self, size):
+            if not hasattr(self, "over"):
+                self.over = True
+                deadline = time.monotonic() + 30
+                while late and not select.select([part], [], [], 0.1)[0]:
+                    assert time.monotonic() < deadline
+                raise TimeoutError
+            return part.recv(size)
+
+        def __getattr__(self, name):
+            return getattr(part, name)
+
+    found._line = Line()
+    with (tmp_path / "output").open("ab") as output:
+        process = found.fork(merit_command(HEAD + f"Path({str(tmp_path / 'begun')!r}).touch()"), environment, output)
+    assert found.closed
+    if late:
+        assert process is not None
+        assert process.wait(30) == 0
+    else:
+        assert process is None
+        assert found._process.returncode is not None
+    assert (tmp_path / "begun").exists() == late
 
 
 def test_jobs_start_by_themselves_when_the_nursery_is_gone(tmp_path, ours):

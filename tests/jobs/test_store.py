@@ -29,3 +29,27 @@ def test_a_file_that_is_gone_is_not_tried_again(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("merit.jobs.store.time", None)  # no waiting
     with pytest.raises(GoneFromHere):
         Store(f"file://{tmp_path}/far").put(tmp_path / "gone", "a")
+
+
+def test_two_jobs_of_one_machine_may_fetch_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither sees, nor takes away, the half that the other has got."""
+    store = Store(f"file://{tmp_path}/far")
+    (tmp_path / "near").write_bytes(b"twelve bytes")
+    store.put(tmp_path / "near", "a")
+    whole, calls = Store._get, []
+
+    def slowly(self: Store, source: str, part: Path) -> bool:
+        calls.append(part)
+        if len(calls) == 1:
+            part.write_bytes(b"twel")
+            with monkeypatch.context() as other:
+                other.setattr("merit.jobs.store.os.getpid", lambda: -1)
+                assert store.get("a", tmp_path / "back")
+            assert (tmp_path / "back").read_bytes() == b"twelve bytes"
+            assert part.read_bytes() == b"twel"
+        return whole(self, source, part)
+
+    monkeypatch.setattr(Store, "_get", slowly)
+    assert store.get("a", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == b"twelve bytes"
+    assert len(calls) == 2

@@ -462,3 +462,17 @@ def test_ends_of_a_model_are_told_by_its_class(tmp_path):
     close(read(tmp_path / "out"), merged[0])
     with pytest.raises(InputError, match=r"backbone.embeddings.weight is tied to the other end"):
         merge_checkpoints([tmp_path / "adapter1"], [1], {1.0: tmp_path / "wrong"}, base=base)
+
+
+def test_a_start_that_is_not_the_base_is_refused(tmp_path):
+    """Half of the arithmetic would take the adapter for a step from it."""
+    base_and_adapters(tmp_path, [KINDS["plain"], KINDS["plain"]], LlamaForCausalLM(LLAMA))
+    LlamaForCausalLM(LLAMA).save_pretrained(tmp_path / "start")
+    adapters = [tmp_path / "adapter0", tmp_path / "adapter1"]
+    with pytest.raises(InputError, match=r"adapter0: an adapter is a step from its base"):
+        merge_checkpoints(
+            *(adapters, [1, 1], {1.0: tmp_path / "out"}),
+            base=tmp_path / "base",
+            start=tmp_path / "start",
+            rule="actmat",
+        )

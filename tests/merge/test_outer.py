@@ -125,6 +125,20 @@ def test_momentum_of_another_model_is_refused_in_one_line(folders):
     assert not (folders / "out").exists()
 
 
+def test_a_momentum_beyond_float32_is_refused_in_one_line(tmp_path):
+    write(tmp_path / "base", {"up": torch.full((3,), 3e38)})
+    for name in ("a0", "b0"):
+        write(tmp_path / name, {"up": torch.full((3,), -3e38)})
+    with pytest.raises(InputError, match=r"`up`: the outer momentum is too large for float32"):
+        merge_checkpoints(
+            *([tmp_path / "a0", tmp_path / "b0"], WEIGHTS, {1.0: tmp_path / "out"}),
+            base=tmp_path / "base",
+            outer=Outer(OuterConfig(rate=0.5, momentum=0.1), None, tmp_path / "momentum"),
+        )
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "momentum").exists()
+
+
 # The second round, slowed down to about a second, with small blocks and a journal that is written all the time.
 SLOW = """
 import sys, time

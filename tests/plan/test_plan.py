@@ -255,6 +255,13 @@ def test_a_sketch_of_the_branches_inputs_is_counted(made: Plan) -> None:
     assert wanted.traffic is not None
     assert made.traffic is not None
     assert wanted.traffic.total == made.traffic.total + 2 * each
+    train = {"rounds": 3}
+    once, often = (
+        plan(config(merge=merge, train=train), MIXTURE, MODEL)
+        for merge in ({"also": ["regmean"]}, {"weights": "regmean"})
+    )
+    left = stage(plan(config(train=train), MIXTURE, MODEL), "train").disk_bytes
+    assert [stage(one, "train").disk_bytes - left for one in (once, often)] == [2 * each, 2 * 3 * each]
     (line,) = (line for line in wanted.assumptions if "sketch" in line)
     assert "inputs on 64 of its examples" in line
     assert "at most 400 kB beside its checkpoint" in line

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from synthetic import make_run
 from test_report_browser import BROWSER, check, use_page
+from test_report_content import chapter
 
 from merit.evaluate.scores import Table
 from merit.report.build import build_report, chapters
@@ -64,6 +65,21 @@ def test_the_words_beside_it_count_the_same(run: RunDir) -> None:
     assert "after each of 4 rounds" in text
     assert "4 × 7 × 4.1 kB = 115 kB" in text
     assert "115 kB, in 4 rounds" in text
+
+
+def test_the_time_of_every_round_counts(run: RunDir) -> None:
+    """The merges between two rounds, and that each round waits for its longest branch."""
+    record = run.method().merge_record
+    for number in (1, 2, 3, 4):  # the last is of an earlier run, with more rounds
+        target = run.method().round(number).merge_record
+        target.parent.mkdir(parents=True)
+        target.write_text(record.read_text().replace('"seconds": 2.0', f'"seconds": {10.0**number}'))
+    table = Table.load(run.table)
+    rows = [row.model_copy(update={"machine_seconds": 71.0} if row.label == "merit" else {}) for row in table.rows]
+    table.model_copy(update={"rows": rows}).save(run.table)
+    text = chapter(build_report(run.root).read_text(encoding="utf-8"), "cost")
+    assert "merging18 min 32 s" in text
+    assert "training, 4 machines1 min 11 s (the longest branch of each round)45 s at best1.58" in text
 
 
 def test_without_rounds_there_is_none(tmp_path: Path) -> None:

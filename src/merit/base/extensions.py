@@ -71,9 +71,42 @@ def foreign(kind: Kind) -> list[str]:
 
 @cache
 def marks(kind: Kind, name: str) -> tuple[str, ...]:
-    """What a fingerprint holds of an extension besides its name: the SHA-256 of a file in `merit_ext`, so that what an
-    edited one made is made again. Nothing of a built-in one."""
-    return (sha256_file(files(kind)[name]),) if name in foreign(kind) else ()
+    """What a fingerprint holds of an extension besides its name: the SHA-256 of its file in `merit_ext`, and of all
+    files there that it imports, so that what an edited one made is made again. Nothing of a built-in one."""
+    return tuple(map(sha256_file, _sources(files(kind)[name]))) if name in foreign(kind) else ()
+
+
+def _sources(file: Path) -> list[Path]:
+    """The file, and those below `merit_ext` that it imports, directly or not, by name."""
+    found, todo = [file], [file]
+    while todo:
+        one = todo.pop()
+        home = next(folder for folder in one.parents if folder.name == FOREIGN)
+        here = (FOREIGN, *one.relative_to(home).parts[:-1])
+        for module in sorted(_imported(one, here)):
+            path = home.parent.joinpath(*module.split("."))
+            known = (path.with_suffix(".py"), path / "__init__.py")
+            new = [item for item in known if item.is_file() and item not in found]
+            found += new
+            todo += new
+    return [file, *sorted(found[1:])]
+
+
+def _imported(file: Path, package: tuple[str, ...]) -> set[str]:
+    """The modules of `merit_ext` that a file of this package names when it imports; some may be objects in a module."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # importing it says so
+        return set()
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {item.name for item in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *filter(None, [node.module])])
+            names |= {module, *(f"{module}.{item.name}" for item in node.names)}
+    return {name for name in names if name.partition(".")[0] == FOREIGN}
 
 
 def stated(kind: Kind, name: str, keyword: str) -> Any:

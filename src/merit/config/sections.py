@@ -419,7 +419,9 @@ class MergeConfig(Section):
     def mark(self) -> dict[str, Any]:
         """What fingerprints hold of it. A further rule has a merge of its own, and changes no other."""
         own = extensions.marks("rules", self.weights)
-        return self.model_dump(mode="json", exclude={"also"}) | ({"rule": own[0]} if own else {})
+        return self.model_dump(mode="json", exclude={"also"}) | (
+            {"rule": own[0], **({"imports": own[1:]} if own[1:] else {})} if own else {}
+        )
 
     def by(self, own: RuleConfig | None) -> MergeConfig:
         """The same with a method's own rule, if it has one."""

@@ -68,9 +68,7 @@ class MethodConfig(Section):
         le=64,
         description="Train the branches in so many parts; after each they are merged by `merge`, and go on from there.",
     )
-    carry_optimizer: bool = Field(
-        default=True, description="With rounds: a branch keeps its optimizer's moments over a merge."
-    )
+    carry_optimizer: bool = Field(default=True, description=TrainConfig.model_fields["carry_optimizer"].description)
     branches: str | None = Field(
         default=None,
         description="Train nothing: merge the branches of this method once more. What it trains is that method's.",

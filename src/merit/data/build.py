@@ -8,6 +8,7 @@ import json
 import logging
 from array import array
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from merit.base.record import fingerprint
 from merit.config.run import RunConfig
 from merit.data.encode import Encoder, Layout, loses_reasoning
 from merit.data.example import Encoded, Example, Row
+from merit.data.format import format_marks
 from merit.data.image import BadImage, ImageChecker, Look
 from merit.data.mixture import DatasetSummary, Mixture, SplitCounts
 from merit.data.reading import DatasetReader, Selection, chosen_rows, is_skipped, select
@@ -130,8 +132,15 @@ def _write(
         found.append(encoding.summary())
         return found[0]
 
+    skipped = len(tell.skipped)
     rows = encoding.rows(tell, on_progress)
-    write_store(path, rows, depends=depends, summary=summary, images=encoder.image_tokens is not None)
+    try:
+        write_store(path, rows, depends=depends, summary=summary, images=encoder.image_tokens is not None)
+    except InputError:
+        if (again := encoding.again()) is None:
+            raise
+        del tell.skipped[skipped:]
+        return _write(path, again, depends, tell, on_progress)
     if left_out := encoding.bad_images + selection.bad_images:
         log.warning("%s: left out %d examples whose images cannot be used", reader.name, left_out)
     if tell.skipped:
@@ -147,7 +156,8 @@ def _depends(reader: DatasetReader, config: RunConfig, encoder: Encoder) -> str:
     # Not the weight, which only planning uses, nor the path, since a moved file has the same content.
     settings = {key: value for key, value in reader.config.mark.items() if key not in ("weight", "path")}
     share = None if reader.unseen else config.held_out_fraction
-    return fingerprint(VERSION, reader.source.fingerprint(), settings, share, encoder.fingerprint, encoder.max_length)
+    parts = (VERSION, reader.source.fingerprint(), settings, share, encoder.fingerprint, encoder.max_length)
+    return fingerprint(*parts, *format_marks([reader.config.format]))
 
 
 def _stored(run: RunDir, reader: DatasetReader, depends: str, limit: int) -> DatasetSummary | None:
@@ -241,6 +251,8 @@ class Encoding:
         self.bad_rows = 0
         self.seen: dict[str, tuple[int, int]] = {}  # what is done to images → how many, the first one's line
         self.counts = {False: [0, 0, 0], True: [0, 0, 0]}  # held out? → examples, tokens, supervised tokens
+        self._whole = False  # whether all rows are encoded
+        self._draws: list[int] = []  # the smallest and the largest of the encoded rows
         self._content = 0  # sum of the rows' digests: the order of the source does not matter
         self._shown: list[tuple[str, Example]] = []
 
@@ -279,9 +291,12 @@ class Encoding:
                     self.first_dropped = self.first_dropped or row.number
                     self.dropped += 1
             on_progress(chunk[-1].done)
+        self._whole = True
 
     def _stored(self, example: Example, encoded: Encoded, prompt_ids: list[int], prompt: str) -> StoredExample:
-        held_out = self.reader.unseen or example in self.held_out
+        drawn = self.held_out.draw(example)
+        self._draws = [min([drawn, *self._draws]), max([drawn, *self._draws])]
+        held_out = self.reader.unseen or drawn < self.held_out.cut
         stored = StoredExample(example.id, encoded, held_out, prompt_ids, prompt, example.reference, example.verifier)
         length = len(encoded.input_ids)
         self.lengths.append(length)
@@ -301,6 +316,17 @@ class Encoding:
             for note in (*facts.notes, *(["misnamed"] if facts.misnamed(ref.name) else [])):
                 count, first = self.seen.get(note, (0, row.number))
                 self.seen[note] = (count + 1, first)
+
+    def again(self) -> Encoding | None:
+        """The same with another cut, where of the rows to hold out, or of the others, all have been dropped. None where
+        not all rows are encoded, nothing is wrong, or fewer than two prompts are left."""
+        train, held_out = self.counts[False][0], self.counts[True][0]
+        if not self._whole or self.reader.unseen or min(train, held_out) > 0 or len(set(self._draws)) < 2:
+            return None
+        other = Encoding(self.reader, self.selection, self.encoder, 0.0)
+        low, high = self._draws
+        other.held_out = replace(self.held_out, cut=high if train == 0 else low + 1)
+        return other
 
     def problem(self) -> InputError | None:
         """What is wrong with the dataset as a whole."""

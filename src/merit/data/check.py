@@ -157,6 +157,10 @@ class _Check:
                 encoding = Encoding(reader, selection, self.encoder, self.config.held_out_fraction)
                 for _ in encoding.rows(self.add_row, lambda done: show(1 + done)):
                     pass
+                if (again := encoding.again()) is not None:
+                    encoding = again
+                    for _ in encoding.rows(lambda _: None, lambda done: show(1 + done)):  # they are told already
+                        pass
                 # Where rows are bad, that none is left says nothing new.
                 if (whole := encoding.problem()) is not None and not self.problems.lines:
                     self.problems.add(whole)

@@ -72,6 +72,13 @@ def known_formats() -> dict[FormatName, Format]:
     return dict(sorted(found.items(), key=lambda item: item[1].order))
 
 
+def format_marks(names: Sequence[FormatName | None]) -> list[str]:
+    """What fingerprints hold of the formats of these names; None: of any that rows may be recognised by."""
+    wanted = {name for name in names if name is not None}
+    wanted |= set(extensions.foreign("formats")) if None in names else set()
+    return [mark for name in sorted(wanted) for mark in extensions.marks("formats", name)]
+
+
 @dataclass(frozen=True)
 class RowFormat:
     """One dataset's format with its columns resolved; turns rows into examples.

@@ -86,6 +86,20 @@ class Foreign:
         except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, the home of a user who is none
             return None
 
+    def data_files(self, path: str, files: Sequence[str], *at: str | int) -> list[str]:
+        """The paths of these files, which are in the folder `path`, or anywhere if `path` is a loader such as `json`.
+
+        Raises:
+            InputError: they are files of a dataset of the Hub.
+        """
+        found = self.find(path)
+        if found is not None and found.is_dir():
+            return [f"{path}/{file}" for file in files]
+        if files and found is None and hub_id(path) == path:
+            said = f"merit reads whole splits of {path} from the Hub: download these files, and name them here"
+            raise self.error(said, *at, "data_files")
+        return list(files)
+
     def add(self, draft: Draft, item: Dataset, *at: str | int) -> None:
         """Adds a dataset whose `path` is as the configuration has it: a file, a folder of files, or a Hub id. Of the
         splits in a folder those for evaluation are no training data, and the others are not evaluated."""

@@ -180,8 +180,9 @@ class HoldOut:
     cut: int
     by_row: bool = False
 
-    def __contains__(self, example: Example) -> bool:
-        return draw(example.id if self.by_row else example.prompt_key) < self.cut
+    def draw(self, example: Example) -> int:
+        """The example's."""
+        return draw(example.id if self.by_row else example.prompt_key)
 
 
 def select(

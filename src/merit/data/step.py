@@ -8,6 +8,7 @@ from typing import Any
 from merit.base.record import fingerprint
 from merit.context import RunContext, Step
 from merit.data.build import build_mixture, source_fingerprints
+from merit.data.format import format_marks
 
 NAME = "mixture"
 
@@ -15,12 +16,14 @@ NAME = "mixture"
 def depends(context: RunContext) -> dict[str, str]:
     """The configuration of the datasets, the content of their sources, and the tokenizer."""
     config = context.config
+    datasets = [*config.mixture.values(), *config.evaluate.unseen.values()]
     return {
         "mixture": fingerprint(
             {name: item.mark for name, item in config.mixture.items()},
             {name: item.mark for name, item in config.evaluate.unseen.items()},
             config.held_out_fraction,
             config.train.max_length,
+            *format_marks([item.format for item in datasets]),
         ),
         "sources": fingerprint(source_fingerprints(config, context.base)),
         "model": fingerprint(context.model.fingerprint, config.model.chat_template),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from merit.base import extensions
 from merit.base.errors import InputError
 from merit.base.kept import kept
 from merit.base.record import fingerprint
@@ -170,7 +171,7 @@ class Bench:
         own: list[Any] = [*(getattr(self.config, key) for key in check.uses), *check.depends(self)]
         if self.settings is not None:
             own.append(self.settings)
-        return fingerprint(name, self.mark, self.precision, self.seed, own)
+        return fingerprint(name, self.mark, self.precision, self.seed, own, *extensions.marks("checks", name))
 
     def _losses(self, *, held_out: bool) -> LossSet:
         return LossSet.of(

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from merit.base import extensions
 from merit.base.errors import InputError
 from merit.base.files import sweep_parts
 from merit.base.record import fingerprint
@@ -37,11 +38,12 @@ def wanted(context: RunContext) -> bool:
 
 
 def depends(context: RunContext) -> dict[str, str]:
-    """Every model's weights, the data, and the checks' settings."""
+    """Every model's weights, the data, and the checks and their settings."""
+    files = [mark for check in context.config.diagnose.checks for mark in extensions.marks("checks", check)]
     return {
         "models": _models_mark(context),
         "mixture": fingerprint(context.data_fingerprints()),
-        "diagnose": fingerprint(context.config.diagnose, context.config.train.precision, context.config.seed),
+        "diagnose": fingerprint(context.config.diagnose, context.config.train.precision, context.config.seed, *files),
         "conflict": fingerprint(context.config.calibration, context.config.split.mark),
     }
 

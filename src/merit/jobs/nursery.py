@@ -33,6 +33,7 @@ _PER_JOB = ("MERIT_PARENT", "MERIT_OUTPUT")  # variables that nothing reads whil
 _SET_CHILD_SUBREAPER = 36  # of prctl: processes below this one become its children if their parent ends
 _PATIENCE_SECONDS = 60.0  # until it has done its imports and forks
 _POLL_SECONDS = 0.02
+_AMD = Path("/dev/kfd")  # the driver of AMD's GPUs, which `visible_gpus` does not know
 _HANDED_OVER_SECONDS = 0.0005  # between looks whether a fork has its parent
 
 
@@ -83,7 +84,7 @@ class Nursery:
     """
 
     def __init__(self, modules: Sequence[str], env: dict[str, str]) -> None:
-        self._env, self._before = env, dict(os.environ)
+        self._env, self._before, self._folder = env, dict(os.environ), _here()
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._line.settimeout(_PATIENCE_SECONDS)
         with theirs:
@@ -100,16 +101,15 @@ class Nursery:
 
     def fork(self, command: Sequence[str], env: dict[str, str], output: BinaryIO) -> Process | None:
         """Starts `merit …`, its output appended to `output`. None: this command is to be started as ever."""
-        head = merit_command()
+        head, folder = merit_command(), _here()
         changed = {name: value for name, value in env.items() if self._env.get(name) != value}
         own = [name for name in changed if name not in _PER_JOB and not self._set_since(name, changed[name])]
-        if self.closed or list(command[: len(head)]) != head or own:
+        own += self._env.keys() - env.keys()
+        # A folder that was removed: a process of its own can still be in it.
+        if self.closed or list(command[: len(head)]) != head or own or folder is None:
             return None
-        try:
-            folder = str(Path.cwd())
-        except FileNotFoundError:  # it was removed; a process of its own can still be in it
-            return None
-        request = {"arguments": command[len(head) :], "env": changed, "cwd": folder, "parent": os.getpid()}
+        enter = folder if folder != self._folder else None
+        request = {"arguments": command[len(head) :], "env": changed, "cwd": enter, "parent": os.getpid()}
         pid = self._ask(json.dumps(request).encode(), output.fileno())
         return Forked(pid) if pid else None
 
@@ -126,12 +126,22 @@ class Nursery:
             socket.send_fds(self._line, [request], [output])
             pid = int(self._line.recv(20) or 0)
         except OSError:  # it is gone, or takes too long
-            pass
+            pid = self._last_word()
         finally:  # also where a signal ends this process
             libc.prctl(_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
             if not pid:
                 self.close()  # what it answered late would be taken for the next job's
         return pid
+
+    def _last_word(self) -> int:
+        """The child that it has begun all the same, or 0: then it can begin none any more."""
+        try:
+            self._line.shutdown(socket.SHUT_RD)
+            return int(self._line.recv(20) or 0)
+        except OSError:
+            return 0
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Ends it. Jobs that it has forked are not its children, and go on."""
@@ -163,7 +173,9 @@ def open_nursery(env: dict[str, str]) -> None:
         env: variables that are added to this process's for every job.
     """
     global _ours
-    if _ours is not None or not _modules or OFF in os.environ or sys.platform != "linux" or visible_gpus():
+    if _ours is not None or not _modules or OFF in os.environ or sys.platform != "linux":
+        return
+    if visible_gpus() or _AMD.exists():
         return
     if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:  # as some parents leave it: then no fork's end can be told
         return
@@ -175,6 +187,14 @@ def open_nursery(env: dict[str, str]) -> None:
 def fork(command: Sequence[str], env: dict[str, str], output: BinaryIO) -> Process | None:
     """As `Nursery.fork`, of this process's nursery; None if it has none."""
     return None if _ours is None else _ours.fork(command, env, output)
+
+
+def _here() -> str | None:
+    """The current folder; None if it was removed."""
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return None
 
 
 def _main(line: socket.socket, modules: Sequence[str]) -> None:
@@ -214,10 +234,12 @@ def _begin(line: socket.socket, request: dict[str, Any], output: int) -> list[st
     line.close()
     if not mine:
         os._exit(1)
+    if (generators := sys.modules.get("numpy.random")) is not None:  # Python's own does so by itself
+        generators.seed()
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
-    if str(Path.cwd()) != request["cwd"]:  # after `sudo -u` both are where they may not go
+    if request["cwd"] is not None:  # not where both are already: after `sudo -u` they may not go there
         os.chdir(request["cwd"])
     os.environ.update(request["env"])
     arguments: list[str] = request["arguments"]

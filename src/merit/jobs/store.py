@@ -7,6 +7,7 @@ what they belong to last: what has its marker is complete.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -56,7 +57,7 @@ class Store:
             StageError: the store cannot be reached in several tries.
         """
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f"{file.name}.get.part")
+        part = file.with_name(f"{file.name}.{os.getpid()}.get.part")  # two jobs of one machine may fetch the same file
         try:
             found = self._again(f"get {name}", lambda: self._get(self._path(name), part))
             if found:

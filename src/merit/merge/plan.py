@@ -21,6 +21,7 @@ from merit.merge.rule import find_rule
 from merit.merge.side_files import check_side_files, side_marks
 from merit.merge.solver import Solver, make_solver
 from merit.merge.weights import check_weights, exact_factors, normalised
+from merit.models.adapter import is_adapter
 from merit.models.checkpoint import WHOLE, TensorInfo
 from merit.models.source import weights_fingerprint
 from merit.models.writer import ShardPlan, out_tensor
@@ -224,6 +225,8 @@ def prepare_merge(
     opened = open_inputs(paths if options.start is None else [*paths, options.start], options.base)
     start: Source | None = opened.base
     if options.start is not None:
+        if (adapter := next(filter(is_adapter, paths), None)) is not None:
+            raise InputError("an adapter is a step from its base: `start` is for whole models", file=adapter)
         *sources, start = opened.sources
         opened = replace(opened, sources=tuple(sources))
     solver = None if options.rule is None else _solver(options, weights, outputs, opened, start)
@@ -300,7 +303,7 @@ def assemble(
     known = {Path(item.path): item.fingerprint for item in inputs}
     mark = fingerprint(
         [_FORMAT, options.rounding, options.seed, options.shard_bytes, [output.label for output in outputs]],
-        [[tensor.name, tensor.dtype, tensor.factors, tensor.divisor] for tensor in tensors],
+        [[one.name, one.dtype, one.factors, one.divisor, *(["solved"] if one.solved else [])] for one in tensors],
         [[known.get(path.absolute()) or weights_fingerprint(path), _files(path)] for path in folders],
         [base.fingerprint, _files(Path(base.path))] if base is not None else None,
         len(plan.blocks),

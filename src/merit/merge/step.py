@@ -207,10 +207,11 @@ def _stop_at(folder: Path, token: int | None) -> None:
 
 
 def _clear(method: Method) -> None:
-    """Removes outputs of an earlier merge. Half a merge alone is kept, to be resumed; one that was killed while its
-    outputs were renamed into place is not worth telling apart."""
+    """Removes outputs of an earlier merge, and no copy that the user has put beside them. Half a merge alone is kept,
+    to be resumed; one that was killed while its outputs were renamed into place is not worth telling apart."""
     root = method.dir.root
-    outputs = [*root.glob("merged*"), *(root.glob(method.dir.momentum.name) if method.round < method.rounds else ())]
+    outputs = [*root.glob(method.dir.merged().name), *root.glob("merged@*")]
+    outputs += root.glob(method.dir.momentum.name) if method.round < method.rounds else ()
     for folder in [*outputs, *(root.glob(".*.merging") if outputs else ())]:
         shutil.rmtree(folder)
 

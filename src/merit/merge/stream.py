@@ -408,6 +408,11 @@ class Accumulator:
             if output.momentum:
                 out = self._out[: count * ITEM_BYTES["F32"]]
                 encode(momentum, "F32", out, self._scratch)
+                if not np.isfinite(out.view("<f4").sum(dtype="f8")):
+                    self._blame(files, tensor, start, count)
+                    raise InputError(
+                        "the outer momentum is too large for float32; lower `train.outer.momentum`", field=tensor.name
+                    )
                 yield number, out
 
     def _round(
@@ -445,7 +450,8 @@ class Accumulator:
     def _refuse(self, files: FilePool, tensor: TensorPlan, start: int, count: int, dtype: str) -> NoReturn:
         self._blame(files, tensor, start, count)
         if not np.isfinite(self._sum[:count].sum()):
-            raise InputError("the weighted sum overflows float64; use smaller weights", field=tensor.name)
+            less = "smaller weights" if self._plan.outer is None else "a smaller `train.outer.rate`"
+            raise InputError(f"the weighted sum overflows float64; use {less}", field=tensor.name)
         raise InputError(f"a merged value is too large for {dtype}; choose a wider type", field=tensor.name)
 
     def _blame(self, files: FilePool, tensor: TensorPlan, start: int, count: int) -> None:

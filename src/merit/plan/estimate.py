@@ -146,7 +146,7 @@ class Estimate:
                 machines=len(main.branches),
                 rounds=main.rounds,
                 tokens=tokens,
-                sketches=self._sketch * (main.rounds if self.config.merge.measured_examples is not None else 1),
+                sketches=self._sketches(main),
                 through_store=self.config.launch.store is not None,
             ),
             joint_steps,
@@ -222,7 +222,7 @@ class Estimate:
             disk_bytes=sum(len(method.branches) * method.rounds for method in self._configured)
             * FP32
             * model.parameters
-            + sum(len(method.branches) for method in self._configured if len(method.branches) > 1) * self._sketch
+            + sum(len(method.branches) * self._sketches(method) for method in self._configured)
             + min(self.at_once, len(branches)) * state
             + sum(len(method.branches) for method in self._configured if method.rounds > 1) * self._state,
         )
@@ -237,6 +237,13 @@ class Estimate:
         """Bytes of a branch's sketch of its inputs, at most; 0 if no merge rule weighs by them."""
         wanted = self.config.measured_examples is not None
         return round(SKETCH_SHARE * FP32 * self.model.parameters) if wanted else 0
+
+    def _sketches(self, method: MethodCost) -> int:
+        """Bytes of the sketches of one of the method's branches. If only further merges weigh by them, the rounds
+        before the last leave none."""
+        if len(method.branches) < 2:
+            return 0
+        return self._sketch * (method.rounds if self.config.merge.measured_examples is not None else 1)
 
     @property
     def _merging(self) -> StageCost:

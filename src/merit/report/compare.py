@@ -207,7 +207,7 @@ def _flatten(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
         yield ".".join(path), value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-HEADER = ["run", "branches", "supervised tokens", "training, all branches", "longest branch", "whole run", "moved once"]
+HEADER = ["run", "branches", "supervised tokens", "training, all branches", "longest branch", "whole run", "moved"]
 
 
 def cost_rows(sides: Sequence[Side]) -> list[list[str]]:

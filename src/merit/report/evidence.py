@@ -53,6 +53,7 @@ class MethodEvidence:
     partition: Partition | None
     branches: Sequence[BranchEvidence]
     weights: Sequence[float]  # of the branches in the merge; empty where nothing is merged
+    merging: Sequence[float] = ()  # seconds of its merges, round after round; the last one's is last
 
     @property
     def results(self) -> list[BranchResult]:
@@ -72,7 +73,7 @@ class MethodEvidence:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Of the largest branch."""
+        """Of the weights of the largest branch."""
         return max((branch.checkpoint_bytes for branch in self.branches), default=0)
 
     @property
@@ -242,7 +243,19 @@ def _method(reader: Reader, run: RunDir, name: str) -> MethodEvidence:
     weights = [plausible(weight) for weight in weights] if isinstance(weights, list) else []
     known = [weight for weight in weights if weight is not None]
     branches = [_branch(reader, method, k) for k in range(folders)]
-    return MethodEvidence(name, partition, branches, known if len(known) == len(weights) == folders else [])
+    return MethodEvidence(
+        name,
+        partition,
+        branches,
+        weights=known if len(known) == len(weights) == folders else [],
+        merging=_merging(reader, method),
+    )
+
+
+def _merging(reader: Reader, method: MethodDir) -> list[float]:
+    rounds = [method.round(number).merge_record for number in range(1, len([*method.rounds.glob("*/merge.json")]) + 1)]
+    found = [reader.attempt(record, read_json) for record in (*rounds, method.merge_record)]
+    return [plausible(item.get("seconds")) or 0.0 if isinstance(item, dict) else 0.0 for item in found]
 
 
 def _branch(reader: Reader, method: MethodDir, k: int) -> BranchEvidence:
@@ -251,7 +264,7 @@ def _branch(reader: Reader, method: MethodDir, k: int) -> BranchEvidence:
 
 
 def _checkpoint_bytes(branch: BranchDir) -> int:
-    return sum(file.stat().st_size for file in branch.checkpoint.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in branch.checkpoint.glob("*.safetensors"))
 
 
 def _scores(reader: Reader, run: RunDir) -> list[ModelScores]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from merit.base import extensions
 from merit.base.errors import InputError
 from merit.base.files import sha256_file
 from merit.base.record import fingerprint
@@ -36,7 +37,11 @@ def depends(context: RunContext) -> dict[str, str]:
     return {
         "split": fingerprint(
             [
-                [m.name, m.splitter, m.config.axes, m.config.file, *([m.config.draw] if m.config.draw > 1 else [])]
+                [
+                    *(m.name, m.splitter, m.config.axes, m.config.file),
+                    *([m.config.draw] if m.config.draw > 1 else []),
+                    *extensions.marks("splitters", m.splitter),
+                ]
                 for m in context.trained
             ]
         ),

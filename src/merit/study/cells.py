@@ -19,6 +19,8 @@ from merit.merge.rounds import run_rounds
 from merit.merge.step import MethodMerge, merge_methods
 from merit.run.layout import BranchDir
 from merit.split.partition import Partition
+from merit.train.carry import end_of_round
+from merit.train.checkpoints import newest_checkpoint
 from merit.train.spec import BranchSpec, damaged_files
 from merit.train.step import prepare_branch
 
@@ -142,7 +144,8 @@ class RoundsCell:
             reached = sum(done)
             if any(done[reached:]):
                 return True
-            states = [branch.training_state for branch in branches[max(0, reached - 1) : reached + 1]]
-            if here and 0 < reached < len(branches) and not any([*state.glob("checkpoint-*")] for state in states):
+            if not here or not 0 < reached < len(branches) or newest_checkpoint(branches[reached]) is not None:
+                continue
+            if end_of_round(branches[reached - 1], spec.model_copy(update={"round": reached})) is None:
                 return True
         return False

@@ -138,6 +138,11 @@ class Contender:
         ]
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """What its models are known by, seed by seed."""
+        return tuple(entry.scores.mark for entry in self.entries)
+
+    @property
     def choices(self) -> list[str]:
         """What validation chose, seed by seed."""
         if not self.chooses:
@@ -363,7 +368,10 @@ def shared_examples(study: Study) -> bool:
 
 
 def compare(study: Study, budget: str, competing: dict[str, Contender]) -> list[Comparison]:
-    """Every subject against every control, with Holm's correction over all comparisons of one face at this budget."""
+    """Every subject against every control, with Holm's correction over all comparisons of one face at this budget.
+
+    Two labels of the same models (`joint*`, where validation chose scale 1 for every seed) are one test, not two.
+    """
     faces, base, reference = competing[BASE].faces, competing[BASE], competing.get(study.config.reference)
     pairs = [(a, b) for a in _subjects(study, competing) for b in _controls(study, competing, a)]
     estimates = {(a, b, face): difference(study, competing[a], competing[b], face) for a, b in pairs for face in faces}
@@ -404,7 +412,7 @@ def _subjects(study: Study, competing: dict[str, Contender]) -> list[str]:
     labels += [name + CHOSEN if name + CHOSEN in competing else name for name in sorted(curved)]
     pools = {methods[name].pool for name in wanted} - {None}
     labels += [BEST + str(pool) for pool in sorted(str(item) for item in pools)]
-    return [label for label in dict.fromkeys(labels) if label in competing]
+    return _distinct(competing, labels)
 
 
 def _controls(study: Study, competing: dict[str, Contender], subject: str) -> list[str]:
@@ -429,7 +437,16 @@ def _controls(study: Study, competing: dict[str, Contender], subject: str) -> li
         labels += [label for name in plain for label in (name, name + CHOSEN)]
         alike = [n for n, m in random.items() if (m.merge, m.rounds) == (own.merge, own.rounds)]
         labels += [name + CHOSEN if name + CHOSEN in competing else name for name in alike]
-    return [label for label in dict.fromkeys(labels) if label in competing and label != subject]
+    return _distinct(competing, [subject, *labels])[1:]
+
+
+def _distinct(competing: dict[str, Contender], labels: Sequence[str]) -> list[str]:
+    """Those of the labels that compete, the first of each with the same models for all seeds."""
+    found: dict[tuple[str, ...], str] = {}
+    for label in labels:
+        if label in competing:
+            found.setdefault(competing[label].models, label)
+    return list(found.values())
 
 
 def difference(study: Study, a: Contender, b: Contender | None, face: str) -> Estimate:

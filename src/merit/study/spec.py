@@ -260,7 +260,9 @@ def job_mark(study: Study) -> str:
     config = scored_settings(study.config)
     methods = {name: item.model_dump(mode="json", exclude_defaults=True) for name, item in study.config.methods.items()}
     rules = sorted({item.merge for item in study.config.methods.values()})
+    splitters = sorted({item.splitter for item in study.config.methods.values()})
     files = [mark for name in rules for mark in extensions.marks("rules", name)]
+    files += [mark for name in splitters for mark in extensions.marks("splitters", name)]
     return fingerprint(VERSION, config, methods, study.theta0.fingerprint, *files)
 
 

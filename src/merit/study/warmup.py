@@ -21,6 +21,7 @@ from merit.config.run import RunConfig
 from merit.config.sections import ModelConfig
 from merit.config.study import StudyConfig, WarmupConfig
 from merit.data.build import build_mixture, open_readers
+from merit.models.loading import quiet_transformers
 from merit.models.source import resolve_model
 from merit.run.layout import BranchDir, RunDir
 from merit.study.spec import Study, branch_data, reseeded
@@ -134,6 +135,7 @@ def _random_model(folder: Path, warmup: WarmupConfig, texts: Iterator[str]) -> N
             pad_token_id=wrapped.pad_token_id,
         )
     )
+    quiet_transformers()
     model.save_pretrained(folder)
     count = sum(parameter.numel() for parameter in model.parameters())
     _log.info("a fresh model of %s parameters, %s tokens of vocabulary", f"{count:,}", f"{len(wrapped):,}")

@@ -45,21 +45,28 @@ def at_end(checkpoint: Path, spec: BranchSpec) -> bool:
     return step_of(checkpoint) >= last_step(spec, steps)
 
 
+def end_of_round(branch: BranchDir, spec: BranchSpec) -> tuple[Path, Counters] | None:
+    """The training checkpoint with which the branch's round ended. An earlier one, whole or not, is none: to go on from
+    it would train a part of the round twice."""
+    found = newest_checkpoint(branch)
+    return found if found is not None and at_end(found[0], spec) else None
+
+
 def go_on(run: RunDir, branch: BranchDir, spec: BranchSpec, start: Path) -> tuple[Path, Counters] | None:
     """Makes the training checkpoint from which a later round begins: that of the round before, with the weights of
     `start`. None in the first round.
 
     Raises:
-        StageError: the round before left no whole checkpoint.
+        StageError: the round before left no whole checkpoint of its last step.
     """
     if spec.round == 1:
         return None
-    home = MethodDir(_home(branch))
-    found = newest_checkpoint(home.round(spec.round - 1).branch(spec.branch))
+    earlier = _before(branch, spec)
+    found = end_of_round(earlier, spec.model_copy(update={"round": spec.round - 1}))
     if found is None:
         raise StageError(
-            f"{spec.method} branch {spec.branch}: the training state of round {spec.round - 1} is gone; run again with "
-            "`--from rounds`"
+            f"{spec.method} branch {spec.branch}: the training state that round {spec.round - 1} ended with is damaged "
+            "or gone; run again with `--from rounds`"
         )
     before, counters = found
     step = step_of(before)
@@ -75,23 +82,22 @@ def go_on(run: RunDir, branch: BranchDir, spec: BranchSpec, start: Path) -> tupl
         if not spec.train.carry_optimizer:
             _forget_moments(part / _OPTIMIZER)
     mark_whole(branch, step, counters)
-    log = home.round(spec.round - 1).branch(spec.branch).log
-    if log.is_file():  # one log over all rounds
-        shutil.copyfile(log, branch.log)
+    if earlier.log.is_file():  # one log over all rounds
+        shutil.copyfile(earlier.log, branch.log)
     return target, counters
 
 
 def drop_state_before(branch: BranchDir, spec: BranchSpec) -> None:
     """Removes the training state that a finished round went on from."""
     if spec.round > 1:
-        before = MethodDir(_home(branch)).round(spec.round - 1).branch(spec.branch)
-        shutil.rmtree(before.training_state, ignore_errors=True)
+        shutil.rmtree(_before(branch, spec).training_state, ignore_errors=True)
 
 
-def _home(branch: BranchDir) -> Path:
-    """The method's folder, of a branch of any round."""
-    root = branch.root.parents[1]
-    return root.parents[1] if root.parent.name == "rounds" else root
+def _before(branch: BranchDir, spec: BranchSpec) -> BranchDir:
+    """The branch in the round before. A folder of the user's may have any name, `rounds` too: the spec says how deep
+    `branch` lies."""
+    method = branch.root.parents[1] if spec.is_last else branch.root.parents[3]
+    return MethodDir(method).round(spec.round - 1).branch(spec.branch)
 
 
 def _is_weights(file: Path) -> bool:

@@ -81,15 +81,12 @@ def _add(foreign: Foreign, draft: Draft, item: Mapping[str, Any], at: tuple[str,
     label = Path(path).stem or where
     try:
         fields = _fields(foreign, item, at)
+        names = foreign.data_files(path, words(item.get("data_files")), *at)
     except InputError as error:
         draft.leave_out(label, error, unseen=unseen)
         return
-    files = words(item.get("data_files"))
-    names = [f"{path}/{file}" if (folder := foreign.find(path)) and folder.is_dir() else file for file in files] or [
-        path
-    ]
-    for name in names:
-        known = Dataset(Path(name).stem if files else label, name, fields=fields, unseen=unseen, remark=_remark(item))
+    for name in names or [path]:
+        known = Dataset(Path(name).stem if names else label, name, fields=fields, unseen=unseen, remark=_remark(item))
         foreign.add(draft, known, *at, "path")
     if left := [key for key, value in item.items() if value and key not in _CARRIED | _IDLE]:
         foreign.miss(f"{where}: {', '.join(left)}")

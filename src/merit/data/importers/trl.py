@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from merit.base.errors import InputError
 from merit.data.draft import Dataset, Draft
 from merit.data.folder import datasets_of, evaluated_of
 from merit.data.importer import Foreign, Importer, entries, words
@@ -78,9 +79,11 @@ def _add(foreign: Foreign, draft: Draft, item: Mapping[str, Any], index: int) ->
     if isinstance(files, Mapping):
         files = files.get(item.get("split") or "train")
     folder = _folder(foreign, path, item.get("data_dir"), index)
-    names = [
-        f"{folder}/{file}" if (found := foreign.find(str(folder))) and found.is_dir() else file for file in words(files)
-    ]
+    try:
+        names = foreign.data_files(folder, words(files), "datasets", index)
+    except InputError as error:
+        draft.leave_out(Path(path).stem, error)
+        return
     for name in names or [folder]:
         foreign.add(draft, Dataset(Path(name).stem, name, fields=fields), "datasets", index, "path")
     if left := [key for key, value in item.items() if value and key not in _CARRIED]:

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from merit.base.errors import InputError, StageError, first_line
+from merit.base.files import disk_errors
 from merit.base.machine import thread_environment
 from merit.config.launch import LaunchConfig, RayConfig, RayPool
 from merit.jobs.drive import DrivenExecutor, RetryPolicy, Slot
@@ -93,8 +95,7 @@ class RayBackend:
                 max_retries=0,  # merit counts restarts, and would not see Ray's own
             )
             printed = job.output.stat().st_size if job.output.exists() else 0
-            where = _elsewhere(job) if self._store else job
-            reference = task.remote(where, sys.executable, max(1, int(cpus)))
+            reference = task.remote(job, sys.executable, max(1, int(cpus)), elsewhere=self._store)
             self._tasks[job.name] = (reference, slot, printed)
             self._about[job.name] = (reference.task_id().hex(), slot.pool)
 
@@ -184,18 +185,27 @@ def pools_of(config: RayConfig) -> dict[str, RayPool]:
 
 
 def _elsewhere(job: Job) -> Job:
-    """The job for a machine that does not see the run directory: its files go to that machine's temporary folder."""
-    folder = Path("/tmp") / "merit-jobs" / hashlib.sha256(str(job.output).encode()).hexdigest()[:16]
+    """The job on this machine, which does not see the run directory: its files go to a temporary folder of the user."""
+    home = Path(tempfile.gettempdir()) / f"merit-jobs-{os.getuid()}"
+    with disk_errors(home):
+        home.mkdir(mode=0o700, exist_ok=True)
+    if home.is_symlink() or home.stat().st_uid != os.getuid():  # anyone can make one there
+        raise InputError("belongs to another user", file=home)
+    folder = home / hashlib.sha256(str(job.output).encode()).hexdigest()[:16]
     return replace(job, done=folder / "DONE", progress=folder / "progress.json", output=folder / "output.txt")
 
 
-def run_job(job: Job, driver_python: str, threads: int) -> tuple[End, str]:
+def run_job(job: Job, driver_python: str, threads: int, *, elsewhere: bool = False) -> tuple[End, str]:
     """Runs the job to its end, on a machine of the cluster; returns how it ended and where.
 
     A job is a process and not a Python call. So it is the same command on every engine, it always frees its GPU memory,
     and it cannot harm Ray's worker.
+
+    Args:
+        elsewhere: whether this machine does not see the run directory.
     """
     command = [sys.executable if part == driver_python else part for part in job.command]
+    job = _elsewhere(job) if elsewhere else job
     started = start_process(job, command, thread_environment(threads))
     code: int | None = None
     try:

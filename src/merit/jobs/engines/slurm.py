@@ -93,8 +93,8 @@ class SlurmBackend:
         self._printed: dict[str, int] = {}
         self._queue: dict[str, QueuedJob] = {}
         self._asked = self._answered = time.monotonic()
-        self._gone: dict[str, int] = {}  # job → how many answers in a row did not have it
-        self._fresh = False
+        self._answers = 0  # of the queue, so far
+        self._gone: dict[str, int] = {}  # job → the answer since which none has had it
         self._told: set[str] = set()  # reasons that the user has been told of
 
     def slots(self) -> Sequence[Slot]:
@@ -105,7 +105,7 @@ class SlurmBackend:
         queue = read_queue(known.values())
         fresh = []
         for job, _ in placed:
-            self._gone[job.name] = 0
+            self._gone.pop(job.name, None)
             self._printed[job.name] = job.output.stat().st_size if job.output.exists() else 0
             line = queue.get(known.get(job.name, ""))
             if line is not None and not line.over:
@@ -129,13 +129,11 @@ class SlurmBackend:
         if job.done.exists():
             end = End("done")
         elif line is not None and not line.over:
-            self._gone[job.name] = 0
+            self._gone.pop(job.name, None)
             return None
+        elif self._answers <= self._gone.setdefault(job.name, self._answers):
+            return None  # until one more answer: the marker may become visible here later than the end of the job
         else:
-            # The marker may become visible here later than the end of the job.
-            self._gone[job.name] += self._fresh
-            if self._gone[job.name] < 2:
-                return None
             end = self._why(job, line)
         self._open.discard(job.name)
         return end
@@ -174,16 +172,14 @@ class SlurmBackend:
 
     def _refresh(self) -> None:
         now = time.monotonic()
-        self._fresh = now - self._asked >= self._poll_seconds
-        if not self._fresh:
+        if now - self._asked < self._poll_seconds:
             return
         self._asked = now
         try:
             self._queue = read_queue(self._ids[name] for name in self._open)
-            self._answered = now
+            self._answers, self._answered = self._answers + 1, now
             self._tell_stuck()
         except StageError:
-            self._fresh = False
             if now - self._answered > _UNANSWERED_SECONDS:
                 raise
 

@@ -19,7 +19,7 @@ from merit.report.drawing import DataTable, Figure, row_axis, share
 from merit.report.evidence import Evidence, MethodEvidence
 from merit.report.fit import plausible
 from merit.report.page import Section, missing
-from merit.report.sections.rounds import moved_by, rounds_figure, rounds_of, synchronised
+from merit.report.sections.rounds import merging_seconds, moved_by, rounds_figure, rounds_of, synchronised
 from merit.run.events import is_job
 
 ID, TITLE = "cost", "What it cost"
@@ -196,14 +196,22 @@ def _lines(
     if workers < 2:
         return
     # Joint training on K machines is given a perfect speed-up and a free network: nobody can do better.
-    longest, best = f"{duration(max(ours))} (the longest branch)", f"{duration(theirs / workers)} at best"
-    yield f"training, {workers} machines", longest, best, max(ours), theirs / workers
-    if merge := seconds.get("merge", 0.0):
-        yield "merging", duration(merge), NONE, 0, 0
+    rounds, best = rounds_of(evidence, main.name), f"{duration(theirs / workers)} at best"
+    waited = _until_the_last(evidence, main)
+    longest = f"{duration(waited)} (the longest branch{'' if rounds == 1 else ' of each round'})"
+    yield f"training, {workers} machines", longest, best, waited, theirs / workers
+    if merging := merging_seconds(evidence, main):
+        yield "merging", duration(merging), NONE, 0, 0
     steps = sum(result.steps for result in joint.results)
     sent, exchanged = moved_by(evidence, main), synchronised(evidence, joint, workers)
     if sent and exchanged:
-        rounds = rounds_of(evidence, main.name)
         often = "once" if rounds == 1 else f"in {rounds} rounds"
         in_steps = f"{data_size(exchanged)}, in {count(steps)} steps"
         yield f"bytes between {workers} machines", f"{data_size(sent)}, {often}", in_steps, sent, exchanged
+
+
+def _until_the_last(evidence: Evidence, method: MethodEvidence) -> float:
+    """Seconds until the last of its branches is trained, a machine each. The table knows how long rounds waited."""
+    rows = evidence.table.rows if evidence.table else []
+    told = [row.machine_seconds for row in rows if row.kind == "merge" and row.label == method.name]
+    return next((seconds for seconds in told if seconds), max(result.seconds for result in method.results))

@@ -39,6 +39,12 @@ def moved_by(evidence: Evidence, method: MethodEvidence) -> int:
     return moved(len(method.branches), rounds_of(evidence, method.name), method.checkpoint_bytes)
 
 
+def merging_seconds(evidence: Evidence, method: MethodEvidence) -> float:
+    """Of all merges of a method, those between two rounds too."""
+    *before, last = method.merging or [0.0]
+    return sum(before[: rounds_of(evidence, method.name) - 1]) + last
+
+
 def synchronised(evidence: Evidence, joint: MethodEvidence, machines: int) -> int:
     """Bytes that joint training would exchange on so many data-parallel machines; 0 where that is not known."""
     steps = sum(result.steps for result in joint.results)
