@@ -136,8 +136,8 @@ def demo(
         bool, typer.Option("--quick", help="Use four tasks and few examples, to see that it works.")
     ] = False,
 ) -> None:
-    """Runs a built-in example: SmolLM2-135M on twelve task families; MERIT, joint, WiSE-FT and a random split. With
-    `--vision`: a tiny model that first learns to see, on eleven tasks about pictures."""
+    """Runs a built-in example: SmolLM2-135M on twelve task families; MERIT with two merges, as published, and joint
+    training. With `--vision`: a tiny model that first learns to see, on eleven tasks about pictures."""
     if quick and vision:
         raise InputError("the demo with pictures has no quick form", field="--quick")
     source = resources.files("merit.cli").joinpath("demo_vision.yaml" if vision else "demo.yaml")
