@@ -30,8 +30,8 @@
     at[last] = value;
   };
 
-  // A title longer than a phone is wide goes on in a second line.
-  const folded = (text) => text?.replace(new RegExp(`^(?=.{${FOLD}})([^<]{1,${FOLD - 1}}) +`), "$1<br>");
+  // A title longer than a phone is wide goes on in a second line: with what stands in brackets, or where it must.
+  const folded = (text) => text?.replace(new RegExp(`^(?=.{${FOLD}})([^<]+(?=  \\()|[^<]{1,${FOLD - 1}}) +`), "$1<br>");
 
   const themed = (layout, style, narrow) => {
     const colour = (name) => style.getPropertyValue(name).trim();
