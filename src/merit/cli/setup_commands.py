@@ -176,6 +176,8 @@ def _print_counts(report: CheckReport) -> None:
         counts = [item.train.examples, item.held_out.examples, item.train.supervised_tokens]
         name = item.name + (" (unseen)" if dataset.unseen else "")
         rows.append([name, item.format, *(f"{count:,}" for count in counts), *lengths, f"{item.truncated:,}"])
+    if all(row[-1] in ("0", "–") for row in rows[1:]):  # nothing was cut
+        rows = [row[:-1] for row in rows]
     print_table(rows)
 
 
