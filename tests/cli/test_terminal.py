@@ -73,6 +73,7 @@ def test_bars(monkeypatch):
     progress = console.TerminalProgress()
     with progress.live(), progress.bar(HOSTILE, total=2) as bar:
         bar.update(1, note=HOSTILE)
+        progress._progress.refresh()
     text = screen.getvalue()
     assert text.count(SHOWN) >= 2
     assert "\x1b[2J" not in text
@@ -226,17 +227,129 @@ sys.exit(answer(action))
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
-def test_a_bar_is_one_line_on_any_terminal(monkeypatch, width):
+@pytest.mark.parametrize("name", ["merit branch 0", "a-baseline-with-a-name/round-1 branch 0"])
+def test_a_bar_is_one_line_on_any_terminal(monkeypatch, width, name):
     clock = [0.0]
     screen = io.StringIO()
     monkeypatch.setattr(console, "stderr", Console(file=screen, width=width, highlight=False))
     progress = console.TerminalProgress(lambda: clock[0])
-    with progress.bar("merit branch 0", total=1_204_000, unit="tok") as bar:
+    with progress.bar(name, total=1_204_000, unit="tok") as bar:
         for done in (0, 1_000, 200_000):
             bar.update(done, note="loss 1.234, a long note about what is being done at the moment")
-            clock[0] += 400
+            clock[0] += 10
         console.stderr.print(progress._progress.get_renderable())
     lines = screen.getvalue().splitlines()
     assert len(lines) == 1
-    assert "200,000/1,204,000 tok" in lines[0]
-    assert "left" in lines[0]
+    assert "200,000/1,204,000 tok, 19,900 tok/s" in lines[0]
+    assert "0:00:51 left" in lines[0]
+    assert ("0:00:30" in lines[0]) is (width >= 100)  # what has passed
+
+
+def test_a_bar_that_has_ended_makes_room(monkeypatch):
+    """Forty bars one after another on a screen of 25 lines: the one that runs is always seen."""
+    clock = [0.0]
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=120, height=25, highlight=False)
+    monkeypatch.setattr(console, "stderr", terminal)
+    progress = console.TerminalProgress(lambda: clock[0])
+    with progress.live():
+        for number in range(40):
+            with progress.bar(f"branch {number}", total=2, unit="step") as bar:
+                for done in (0, 1, 2):
+                    bar.update(done)
+                    clock[0] += number / 4
+                assert [task.description for task in progress._progress.tasks] == [f"branch {number}"]
+    told = re.findall(r"branch (\d+): 2/2 step, [\d.]+ step/s, (\d+:\d\d:\d\d)", screen.getvalue())
+    assert [int(number) for number, _ in told] == [*range(2, 40)]  # the first two took a moment
+    assert told[-1][1] == "0:00:20"
+
+
+def test_a_bar_that_was_cut_short_claims_nothing(monkeypatch):
+    clock = [0.0]
+    screen = on_a_terminal(monkeypatch)
+    progress = console.TerminalProgress(lambda: clock[0])
+    with progress.live(), progress.bar("merit branch 0", total=50, unit="step") as bar:
+        bar.update(20)
+        clock[0] = 60
+    assert "50/50" not in screen.getvalue()
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def on_a_screen(monkeypatch, stream: str, width: int, **options: bool) -> Screen:
+    screen = Screen()
+    monkeypatch.setattr(console, stream, Console(file=screen, width=width, highlight=False, **options))
+    return screen
+
+
+def test_a_terminal_breaks_lines_between_words(monkeypatch):
+    path = f"/folder/{'long' * 20}/report.html"
+    for stream, print_lines in (("stdout", console.say), ("stderr", console.complain)):
+        screen = on_a_screen(monkeypatch, stream, 40)
+        print_lines(f"  {'word ' * 12}\nreport: {path}")
+        lines = screen.getvalue().splitlines()
+        assert lines == ["  " + " ".join(["word"] * 7), "  " + " ".join(["word"] * 5), "report:", path]
+
+
+def test_what_others_wrote_is_not_broken(monkeypatch):
+    screen = on_a_screen(monkeypatch, "stdout", 40)
+    console.say_as_is("word " * 20)
+    assert screen.getvalue() == f"{'word ' * 20}\n"
+
+
+NOTEBOOK = {"TERM": "xterm-color", "GIT_PAGER": "cat"}
+
+
+@pytest.mark.parametrize(
+    ("env", "moving"),
+    [
+        ({}, True),
+        ({"JPY_PARENT_PID": "1"}, False),
+        (NOTEBOOK, False),
+        ({"GIT_PAGER": "cat"}, True),
+        ({"TERM": "dumb"}, False),
+    ],
+)
+def test_bars_move_on_terminals_alone(monkeypatch, env, moving):
+    for name in ("JPY_PARENT_PID", "GIT_PAGER", "NO_COLOR", "FORCE_COLOR", *console._OTHERS_BARS):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in {"TERM": "xterm", **env}.items():
+        monkeypatch.setenv(name, value)
+    screen = on_a_screen(monkeypatch, "stderr", 80)
+    with console.show_progress() as progress:
+        assert isinstance(progress, console.TerminalProgress) is moving
+    assert ("\x1b" in screen.getvalue()) is moving
+
+
+def test_a_log_has_no_bars_even_where_colour_is_forced(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(console, "stderr", Console(stderr=True, highlight=False))
+    assert console.stderr.is_terminal
+    with console.show_progress() as progress, progress.bar("train", total=2) as bar:
+        bar.update(1)
+    assert "\x1b" not in capsys.readouterr().err
+
+
+TABLE = [
+    ["stage", "supervised tokens", "time", "what is moved"],
+    ["train merit (2 branches)", "3,878 k", "12 s", "561 kB for all methods"],
+    ["train joint", "3,878 k", "12 s", "11 MB"],
+]
+
+
+@pytest.mark.parametrize("width", [30, 50, 70, 200])
+def test_a_table_loses_nothing_on_a_narrow_terminal(monkeypatch, width):
+    screen = on_a_screen(monkeypatch, "stdout", width, force_terminal=False)
+    console.print_table(TABLE)
+    text = screen.getvalue()
+    assert "…" not in text
+    assert all(len(line) <= width for line in text.splitlines())
+    flat = " ".join(text.split())
+    for row in TABLE[1:]:
+        for cell in row:
+            assert cell in flat
+    assert ("what is moved 561 kB" in flat) is (width < 70)

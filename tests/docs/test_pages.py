@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 import yaml
-from pages import DOCS, Block, Page, all_pages, is_shown, session
+from pages import DOCS, ROOT, Block, Page, all_pages, is_shown, session
 
 import merit
+from merit.cli.main import app
 from merit.config import RunConfig
 from merit.config.study import StudyConfig
 
@@ -44,6 +46,32 @@ def test_every_command_of_merit_stands_in_a_block_that_is_known() -> None:
         for block in page.blocks:
             if block.language not in ("bash", "console"):
                 assert not re.search(r"^\$? ?(merit|pip|make) [a-z]", block.text, flags=re.M), block.place
+
+
+def _mentioned(page: Page) -> list[list[str]]:
+    """The words of each `merit …`, in the text and in the blocks, those that are not run included."""
+    found = re.findall(r"`(merit [^`]+)`", re.sub(r"```.*?```", "", page.text, flags=re.S))
+    for block in page.blocks:
+        if block.language in ("bash", "console"):
+            found += re.findall(r"^(?:\$ )?(merit [a-z].*)$", block.text, flags=re.M)
+    return [command.split("#")[0].split() for command in found]
+
+
+@pytest.mark.parametrize("name", ["README.md", "benchmarks/README.md", "docs"])
+def test_every_command_that_is_mentioned_exists_with_its_options(name: str) -> None:
+    pages = [Page(path) for path in (sorted(DOCS.rglob("*.md")) if name == "docs" else [ROOT / name])]
+    program = typer.main.get_command(app)
+    count = 0
+    for page in pages:
+        for _, command, *words in _mentioned(page):
+            if not command.startswith("-"):
+                found = program.get_command(None, command)  # type: ignore[attr-defined]
+                assert found is not None, f"{page.name}: merit {command}"
+                known = {option for item in found.params for option in (*item.opts, *item.secondary_opts)} | {"--help"}
+                given = {word.split("=")[0] for word in words if re.fullmatch(r"--?[a-z][a-z-]*(=.*)?", word)}
+                assert given <= known, f"{page.name}: merit {command} {given - known}"
+                count += 1
+    assert count > 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

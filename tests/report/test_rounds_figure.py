@@ -60,6 +60,26 @@ def test_every_round_stands_where_its_bytes_are(run: RunDir) -> None:
                                                     "random"]  # fmt: skip
 
 
+def test_a_merge_of_anothers_branches_is_there_too(run: RunDir) -> None:
+    """It has no training of its own; the table has its bytes."""
+    table = Table.load(run.table)
+    merit = next(row for row in table.rows if row.label == "merit")
+    again = {"label": "once", "method": "once", "branches": "random", "bytes_moved": 7_000, "in_mixture": 2.1}
+    table.model_copy(update={"rows": [*table.rows, merit.model_copy(update=again)]}).save(run.table)
+    found = figure(run)
+    assert found is not None
+    traces = {trace["name"]: trace for trace in found.traces}
+    assert (traces["once"]["x"], traces["once"]["y"]) == ([7_000], [2.1])
+    assert found.table.rows[-1][0] == "once"
+
+
+def test_labels_of_points_above_each_other_stand_apart(run: RunDir) -> None:
+    found = figure(run)
+    assert found is not None
+    places = {trace["name"]: trace["textposition"] for trace in found.traces}
+    assert places == {"merit": ["top right"] * 4, "joint": ["top left"], "random": ["bottom right"]}
+
+
 def test_the_words_beside_it_count_the_same(run: RunDir) -> None:
     text = build_report(run.root).read_text(encoding="utf-8")
     assert "after each of 4 rounds" in text

@@ -54,7 +54,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the branch is done.")] = False,
 ) -> None:
     """Shows the output of a branch."""
-    from merit.cli.console import say
+    from merit.cli.console import say_as_is
     from merit.run.guard import refuse_links
     from merit.run.layout import RunDir
 
@@ -72,7 +72,7 @@ def logs(
             whole = text if finished or not follow else text[: text.rfind(b"\n") + 1]
             seen += len(whole)
             if whole:
-                say(whole.decode("utf-8", errors="replace").rstrip("\n"))
+                say_as_is(whole.decode("utf-8", errors="replace").rstrip("\n"))
         if finished or not follow:
             return
         time.sleep(_SECONDS)

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
 from rich.measure import Measurement
-from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Column
 from rich.table import Table as RichTable
@@ -30,6 +31,9 @@ _PIPE_WIDTH = 200
 _TABLE_WIDTH = 100  # of a table whose columns may go below it: what a mail, an issue or a split screen holds
 _BAR_REST = 70  # characters of a bar's line besides the bar itself and its note
 _BAR_LEAST = 6
+_BAR_FIGURES = 46  # `200,000/1,204,000 tok, 381 tok/s 0:01:40 left`
+_BAR_WIDE = 100  # a line with less shows no elapsed time
+_BAR_TOLD = 1.0  # seconds: what took less leaves no line behind
 _HEADER = 10  # a header is not broken to be narrower than this
 _OTHERS_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")  # they would fill a log
 
@@ -64,24 +68,34 @@ class _Amount(ProgressColumn):
         return Text(_amount(task.completed, task.total or 0, str(task.fields["unit"]), task.speed))
 
 
+class _Left(ProgressColumn):
+    """The time that is left; nothing while nobody knows."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        seconds = task.time_remaining
+        return Text("" if seconds is None else f"{timedelta(seconds=int(seconds))} left", style="cyan")
+
+
 class TerminalProgress:
-    """Live bars with their rate, elapsed and remaining time."""
+    """Live bars with their rate and the time that is left, and a line for each that has ended."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         spare = max(0, stderr.width - _BAR_REST)
+        width = max(_BAR_LEAST, min(28, spare // 2))
+        wide = stderr.width >= _BAR_WIDE
+        # A line that is too long takes it from the bar, the only column that may be narrower than what is in it.
+        self._names = max(1, stderr.width - _BAR_FIGURES - width - wide * 8 - 3)  # with the notes
+        self._name = Column(no_wrap=True, max_width=self._names)
+        self._note = Column(no_wrap=True)
         self._progress = RichProgress(
-            TextColumn("{task.description}", style="bold", markup=False),
-            BarColumn(bar_width=max(_BAR_LEAST, min(28, spare // 2))),
+            TextColumn("{task.description}", style="bold", markup=False, table_column=self._name),
+            BarColumn(bar_width=width),
             _Amount(table_column=Column(no_wrap=True)),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            TextColumn(
-                "{task.fields[note]}",
-                style="dim",
-                markup=False,
-                table_column=Column(no_wrap=True, max_width=max(_BAR_LEAST, spare // 2)),
-            ),
+            *([TimeElapsedColumn(table_column=Column(no_wrap=True))] if wide else []),
+            _Left(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[note]}", style="dim", markup=False, table_column=self._note),
             console=stderr,
             transient=False,
             get_time=clock,
@@ -95,11 +109,24 @@ class TerminalProgress:
 
     @contextlib.contextmanager
     def bar(self, name: str, *, total: float, unit: str = "") -> Iterator[Bar]:
-        task = self._progress.add_task(printable(name), total=total, note="", unit=unit)
-        yield _RichBar(self._progress, task)
-        with contextlib.suppress(IndexError):
-            self._progress.update(task, completed=self._progress.tasks[task].total)
-            self._progress.stop_task(task)
+        number = self._progress.add_task(printable(name), total=total, note="", unit=unit)
+        self._fit()
+        yield _RichBar(self._progress, number)
+        # Bars that have ended would soon fill the screen, and hide those that run.
+        task = next((task for task in self._progress.tasks if task.id == number), None)
+        if task is None:
+            return
+        self._progress.remove_task(number)
+        self._fit()
+        self._progress.refresh()
+        if task.finished and (seconds := round(task.finished_time or 0.0)) >= _BAR_TOLD:
+            amount = _amount(task.completed, task.total or 0, unit, task.finished_speed or task.speed)
+            complain(f"{task.description}: {amount}, {timedelta(seconds=seconds)}")
+
+    def _fit(self) -> None:
+        """Gives the notes what the names leave."""
+        longest = max((len(task.description) for task in self._progress.tasks), default=0)
+        self._note.max_width = max(1, self._names - longest)
 
 
 class _PlainBar:
@@ -133,14 +160,26 @@ class PlainProgress:
         yield _PlainBar(name, total, unit)
 
 
+def _is_screen(console: Console) -> bool:
+    """Whether a person reads it. `is_terminal` says so of a log, too, where FORCE_COLOR is set."""
+    return console.file.isatty()
+
+
+def _in_notebook() -> bool:
+    """Whether this is `!merit …` in a notebook. It has a terminal, but every frame of a bar would stay on the page."""
+    launched = {"TERM": "xterm-color", "GIT_PAGER": "cat"}  # what ipykernel sets, whoever starts it
+    return "JPY_PARENT_PID" in os.environ or all(os.environ.get(name) == value for name, value in launched.items())
+
+
 @contextlib.contextmanager
 def show_progress() -> Iterator[Progress]:
     """Bars for a person, lines for a log; merit's own messages go the same way."""
     show_messages()
-    if not stderr.is_terminal:
+    moving = _is_screen(stderr) and stderr.is_interactive and not _in_notebook()
+    if not moving:
         for name in _OTHERS_BARS:
             os.environ.setdefault(name, "1")
-    display = TerminalProgress() if stderr.is_terminal else PlainProgress()
+    display = TerminalProgress() if moving else PlainProgress()
     with display.live() as progress:
         yield progress
 
@@ -148,24 +187,28 @@ def show_progress() -> Iterator[Progress]:
 def print_table(rows: list[list[str]], *, legend: Sequence[int] = ()) -> None:
     """A table on stdout; the first row is the header, the first column is text, the others are figures.
 
+    What does not fit goes below the table, a line a row.
+
     Args:
         rows: cells, all strings.
-        legend: columns that go below the table, a line a row, where it would be wider than the terminal or than 100
-            characters; in the order in which they go.
+        legend: columns that go below where the table would be wider than the terminal or than 100 characters, in the
+            order in which they go. The others follow, from the right, where no word can be broken any more.
     """
-    below = 0
-    if legend:
-        limit = min(stdout.width, _TABLE_WIDTH)
+    limit = min(stdout.width, _TABLE_WIDTH)
+    if legend or _width(rows) > stdout.width:
         head = [_broken(title, [row[index] for row in rows[1:]]) for index, title in enumerate(rows[0])]
         rows = [head, *rows[1:]]
-        while below < len(legend) and _width(_table(_without(rows, legend[:below]))) > limit:
-            below += 1
-    stdout.print(_table(_without(rows, legend[:below])))
+    below: list[int] = []
+    while len(below) < len(legend) and _width(_without(rows, below)) > limit:
+        below.append(legend[len(below)])
+    for column in reversed(range(1, len(rows[0]))):
+        if column not in below and _least_width(_without(rows, below)) > stdout.width:
+            below.append(column)
+    stdout.print(_table(_without(rows, below)))
     for row in rows[1:] if below else ():
-        parts = (
-            f"{rows[0][index]} {row[index]}".strip() for index in sorted(legend[:below]) if row[index] not in ("", "–")
-        )
-        say(f"  {row[0]}: {', '.join(parts)}")
+        parts = (f"{rows[0][index]} {row[index]}".strip() for index in sorted(below) if row[index] not in ("", "–"))
+        if told := ", ".join(" ".join(part.split()) for part in parts):
+            say(f"  {row[0]}: {told}")
 
 
 def _broken(title: str, cells: Sequence[str]) -> str:
@@ -179,8 +222,24 @@ def _without(rows: list[list[str]], columns: Sequence[int]) -> list[list[str]]:
     return [[cell for index, cell in enumerate(row) if index not in columns] for row in rows]
 
 
-def _width(table: RichTable) -> int:
-    return Measurement.get(stdout, stdout.options.update(max_width=_PIPE_WIDTH), table).maximum
+def _width(rows: list[list[str]]) -> int:
+    return Measurement.get(stdout, stdout.options.update(max_width=10 * _PIPE_WIDTH), _table(rows)).maximum
+
+
+def _least_width(rows: list[list[str]]) -> int:
+    """How narrow the table can be without breaking a word or a figure."""
+    width = 0
+    for index in range(len(rows[0])):
+        parts = [
+            part for row in rows for part in (row[index].split("\n") if _is_whole(rows, index) else row[index].split())
+        ]
+        width += max(map(cell_len, parts), default=0) + 2
+    return width
+
+
+def _is_whole(rows: list[list[str]], index: int) -> bool:
+    """Whether no cell of a column may be broken: names and figures."""
+    return index == 0 or all(_is_figure(row[index]) for row in rows[1:])
 
 
 def watch_tables(rows: Callable[[], list[list[str]]], seconds: float) -> None:
@@ -204,9 +263,9 @@ def _amount(done: float, total: float, unit: str, speed: float | None) -> str:
 def _table(rows: list[list[str]]) -> RichTable:
     table = RichTable(header_style="bold", box=None, padding=(0, 1))
     for index, cell in enumerate(rows[0]):
-        words = any(not _is_figure(row[index]) for row in rows[1:])
+        figures = all(_is_figure(row[index]) for row in rows[1:])
         title = Text("\n".join(map(printable, cell.split("\n"))))
-        table.add_column(title, justify="left" if words else "right", no_wrap=index == 0)
+        table.add_column(title, justify="right" if figures else "left", no_wrap=_is_whole(rows, index))
     for row in rows[1:]:
         table.add_row(*(Text(printable(cell)) for cell in row))
     return table
@@ -217,7 +276,12 @@ def _is_figure(cell: str) -> bool:
 
 
 def say(text: str) -> None:
-    """Lines on stdout, not wrapped, with control characters escaped."""
+    """Lines on stdout with control characters escaped; on a terminal they are broken between words."""
+    _print(stdout, text)
+
+
+def say_as_is(text: str) -> None:
+    """Lines that somebody else wrote, on stdout: only control characters are escaped."""
     stdout.print(_lines(text), soft_wrap=True)
 
 
@@ -228,7 +292,22 @@ def say_json(value: Any) -> None:
 
 def complain(text: str) -> None:
     """Lines on stderr, where bars may be live."""
-    stderr.print(_lines(text), soft_wrap=True)
+    _print(stderr, text)
+
+
+def _print(console: Console, text: str) -> None:
+    if _is_screen(console):
+        text = "\n".join(_broken_line(line, console.width) for line in text.split("\n"))
+    console.print(_lines(text), soft_wrap=True)
+
+
+def _broken_line(line: str, width: int) -> str:
+    """A path stays whole, for copying."""
+    indent = line[: len(line) - len(line.lstrip())]
+    broken = textwrap.wrap(
+        line, width, subsequent_indent=indent, replace_whitespace=False, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(broken)
 
 
 class _Handler(logging.Handler):

@@ -136,8 +136,8 @@ def demo(
         bool, typer.Option("--quick", help="Use four tasks and few examples, to see that it works.")
     ] = False,
 ) -> None:
-    """Runs a built-in example: SmolLM2-135M on twelve task families; MERIT, joint, WiSE-FT and a random split. With
-    `--vision`: a tiny model that first learns to see, on eleven tasks about pictures."""
+    """Runs a built-in example: SmolLM2-135M on twelve task families; MERIT with two merges, as published, and joint
+    training. With `--vision`: a tiny model that first learns to see, on eleven tasks about pictures."""
     if quick and vision:
         raise InputError("the demo with pictures has no quick form", field="--quick")
     source = resources.files("merit.cli").joinpath("demo_vision.yaml" if vision else "demo.yaml")
@@ -146,9 +146,9 @@ def demo(
         text = _quick(text)
     output = output or Path("runs/demo-vision" if vision else "runs/demo")
     if config:
-        from merit.cli.console import say
+        from merit.cli.console import say_as_is
 
-        say(text.rstrip())
+        say_as_is(text.rstrip())
         return
     if engine not in names("engines"):
         raise InputError(f"no engine {engine!r}; there are: {', '.join(names('engines'))}", field="--engine")
@@ -227,12 +227,13 @@ def push(
     with show_progress() as progress:
         contents = gather(run, model_only=model_only)
         contents, notes = check_contents(contents, license=license, progress=progress)
-        if not json:
-            print_table(_rows(contents))
-            for note in notes:
-                say(f"· {note}")
-        url = None
-        if not dry_run:
+    if not json:
+        print_table(_rows(contents))
+        for note in notes:
+            say(f"· {note}")
+    url = None
+    if not dry_run:
+        with show_progress():
             url = push_items(
                 contents.items,
                 repo,

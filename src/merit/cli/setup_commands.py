@@ -106,20 +106,24 @@ def plan(
     if json:
         say_json(result.model_dump(mode="json"))
     else:
-        print_table(plan_rows(result))
+        rows = plan_rows(result)
+        print_table(rows, legend=[rows[0].index(title) for title in _BELOW])
         for line in (result.memory.sentence, *result.assumptions):
             say(f"· {line}")
     result.memory.check()
+
+
+_BELOW = ("supervised", "FLOPs", "disk", "longest branch")  # of a plan, where the terminal is narrow
 
 
 def schema() -> None:
     """Prints the JSON Schema of the configuration, for editors."""
     import json as json_module
 
-    from merit.cli.console import say
+    from merit.cli.console import say_as_is
     from merit.config import RunConfig
 
-    say(json_module.dumps(RunConfig.model_json_schema(), indent=2, ensure_ascii=False))
+    say_as_is(json_module.dumps(RunConfig.model_json_schema(), indent=2, ensure_ascii=False))
 
 
 _MARK = ("⟦", "⟧")
@@ -172,12 +176,14 @@ def _print_counts(report: CheckReport) -> None:
         counts = [item.train.examples, item.held_out.examples, item.train.supervised_tokens]
         name = item.name + (" (unseen)" if dataset.unseen else "")
         rows.append([name, item.format, *(f"{count:,}" for count in counts), *lengths, f"{item.truncated:,}"])
+    if all(row[-1] in ("0", "–") for row in rows[1:]):  # nothing was cut
+        rows = [row[:-1] for row in rows]
     print_table(rows)
 
 
 def _print_examples(report: CheckReport, show: Sequence[str]) -> None:
     """Examples as the model sees them: those of the named datasets, or one each of the first three datasets."""
-    from merit.cli.console import say
+    from merit.cli.console import say, say_as_is
 
     found = [(item.name, item.summary.rendered) for item in report.datasets if item.summary and item.summary.rendered]
     if show:
@@ -191,7 +197,7 @@ def _print_examples(report: CheckReport, show: Sequence[str]) -> None:
     say(f"Examples as the model sees them; {_MARK[0]}what carries loss{_MARK[1]}{more}:")
     for name, rendered in shown:
         say(f"── {name}")
-        say(_marked(rendered))
+        say_as_is(_marked(rendered))
 
 
 def _marked(rendered: Rendered) -> str:

@@ -262,7 +262,7 @@ def merge(
         )
     if adapter is not None:
         refuse_given(context, *_OF_WHOLE_MODELS, why="is for whole models; leave out --adapter, or this")
-    from merit.cli.console import say, show_progress
+    from merit.cli.console import say, say_as_is, show_progress
     from merit.cli.merge_command import Merging, merge_models, verify_models
 
     wanted = Merging(
@@ -281,7 +281,10 @@ def merge(
     )
     with show_progress() as progress:
         result = verify_models(inputs, output, progress) if verify else merge_models(inputs, wanted, progress)
-    for line in [result.record.model_dump_json()] if json else result.lines:
+    if json:
+        say_as_is(result.record.model_dump_json())
+        return
+    for line in result.lines:
         say(line)
 
 

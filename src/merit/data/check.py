@@ -14,6 +14,7 @@ from pydantic import Field
 from merit.base.errors import InputError
 from merit.base.progress import SILENT, Progress
 from merit.base.record import Record
+from merit.base.words import plural
 from merit.config.run import RunConfig
 from merit.data.build import Encoding
 from merit.data.encode import Encoder
@@ -225,14 +226,19 @@ def _warnings(
     if selection.unanswered:
         lines.append(f"{selection.unanswered:,} entries are left out: the generator gives no answer to them")
     if selection.duplicates:
-        lines.append(f"{selection.duplicates:,} rows repeat another one and are left out")
+        told = plural(selection.duplicates, "row repeats", "rows repeat")
+        lines.append(f"{told} another one and {'is' if selection.duplicates == 1 else 'are'} left out")
     if not unseen and summary.train.examples < _FEW:
-        lines.append(f"only {summary.train.examples} examples to train on")
+        lines.append(f"only {plural(summary.train.examples, 'example')} to train on")
     elif not unseen and summary.train.examples < config.calibration.examples:
         have, wanted = summary.train.examples, config.calibration.examples
-        lines.append(f"only {have} training examples to measure the gradient on; `calibration.examples` is {wanted}")
+        lines.append(
+            f"only {plural(have, 'training example')} to measure the gradient on; `calibration.examples` is {wanted}"
+        )
     if summary.held_out.examples < _FEW_HELD_OUT:
-        lines.append(f"only {summary.held_out.examples} held-out examples: its results will be very uncertain")
+        lines.append(
+            f"only {plural(summary.held_out.examples, 'held-out example')}: its results will be very uncertain"
+        )
     return lines
 
 

@@ -84,6 +84,7 @@ class _Running:
     since: float
     first: float | None = None  # share done at this start's first report
     share: float = 0.0
+    total: float = 1.0
 
 
 @dataclass
@@ -175,6 +176,7 @@ class Drive:
         state = self.backend.state(item.job)
         with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
             item.share = min(1.0, state["done"] / state["total"])
+            item.total = state["total"]
             item.first = item.share if item.first is None else item.first
             self.tally[item.job.name].share = item.share
             item.bar.update(state["done"], total=state["total"], note=state.get("note"))
@@ -183,6 +185,8 @@ class Drive:
         job, tally = item.job, self.tally[item.job.name]
         if end.kind != "done" and self.policy.fetch(job):
             end = End("done", end.code)
+        if end.kind == "done":
+            item.bar.update(item.total, total=item.total)  # the last that it said may be older
         self._drop(item)
         if end.kind == "done":
             self._note(job, "done")

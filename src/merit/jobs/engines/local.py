@@ -9,6 +9,7 @@ from typing import Any
 
 from merit.base.files import disk_errors
 from merit.base.machine import local_slots, slot_environments, usable_cores, visible_gpus
+from merit.base.words import plural
 from merit.jobs.drive import DrivenExecutor, RetryPolicy, Slot
 from merit.jobs.engine import Engine
 from merit.jobs.job import End, Job
@@ -79,7 +80,7 @@ def _environments(parallel: int | None) -> list[dict[str, str]]:
 
 ENGINE = Engine(
     executor=lambda launch, policy, _: LocalExecutor(parallel=launch.parallel, policy=policy),
-    about=lambda: f"this machine, {local_slots(None)} jobs at once",
+    about=lambda: f"this machine, {plural(local_slots(None), 'job')} at once",
     expect=lambda launch: open_nursery(_environments(launch.parallel)[0]),
     on_this_machine=True,
 )

@@ -1,6 +1,7 @@
 "use strict";
 (() => {
   const FOUND = 5; // datasets framed at most
+  const FOLD = 36; // characters of an axis title on a phone's line
   const NARROW = 560; // CSS pixels of a plot, below which its phone layout is used
   const root = document.documentElement;
   const figures = () => [...document.querySelectorAll(".figure")];
@@ -29,12 +30,15 @@
     at[last] = value;
   };
 
+  // A title longer than a phone is wide goes on in a second line: with what stands in brackets, or where it must.
+  const folded = (text) => text?.replace(new RegExp(`^(?=.{${FOLD}})([^<]+(?=  \\()|[^<]{1,${FOLD - 1}}) +`), "$1<br>");
+
   const themed = (layout, style, narrow) => {
     const colour = (name) => style.getPropertyValue(name).trim();
     const axis = (own = {}) => ({
       gridcolor: colour("--line"), zerolinecolor: colour("--faint"), linecolor: colour("--line"), tickcolor: colour("--line"),
       automargin: true, zeroline: false, fixedrange: narrow, ...own,
-      title: { standoff: 8, ...own.title, font: { size: 12, color: colour("--muted") } },
+      title: { standoff: 8, ...own.title, ...(narrow && { text: folded(own.title?.text) }), font: { size: 12, color: colour("--muted") } },
     });
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, dragmode: narrow ? false : "zoom",

@@ -59,8 +59,12 @@ def rounds_figure(evidence: Evidence) -> Figure | None:
     lines = [line for method in evidence.methods if (line := _line(evidence, method, machines))]
     if not any(len(line) > 1 for line in lines):
         return None
+    lines += _merged_again(evidence)
     points = [point for line in lines for point in line]
     methods = list(dict.fromkeys(point.row.method for point in points if point.row.method != "merit"))
+    below = {
+        (a.label, a.moved) for a in points for b in points if a.moved == b.moved and a.row.in_mixture < b.row.in_mixture
+    }
     least, most = min(point.moved for point in points), max(point.moved for point in points)
     return Figure(
         id="rounds",
@@ -68,7 +72,7 @@ def rounds_figure(evidence: Evidence) -> Figure | None:
         alt=f"Line chart of the loss in the mixture after each round, {plural(len(points), 'model')}, over the bytes "
         f"moved between {machines} machines until then, {data_size(least)} to {data_size(most)} on a logarithmic "
         "scale, with 95% intervals. Down and to the left is better.",
-        traces=[_trace(line, methods, most) for line in lines if line],
+        traces=[_trace(line, methods, most, below) for line in lines if line],
         layout={
             "xaxis": {
                 "title": {"text": f"bytes between {machines} machines, logarithmic  (← fewer)"},
@@ -106,6 +110,17 @@ def _line(evidence: Evidence, method: MethodEvidence, machines: int) -> list[_Po
     return [_Point(*item) for item in zip(found, labels, bytes_moved, strict=True) if item[2] > 0]
 
 
+def _merged_again(evidence: Evidence) -> list[list[_Point]]:
+    """Methods that merge another's branches: the report has no training of theirs, the table has their bytes."""
+    trained = {method.name for method in evidence.methods}
+    rows = evidence.table.rows if evidence.table else []
+    return [
+        [_Point(row, row.label, row.bytes_moved)]
+        for row in rows
+        if row.kind == "merge" and row.label == row.method and row.method not in trained and row.bytes_moved
+    ]
+
+
 def _ticks(least: int, most: int) -> dict[str, Any]:
     """A tick a power of ten; where these are few, one at 2 and 5 times each, too."""
     first, last = math.floor(math.log10(least)), math.ceil(math.log10(most))
@@ -115,7 +130,8 @@ def _ticks(least: int, most: int) -> dict[str, Any]:
     return {"tickmode": "array", "tickvals": values, "ticktext": [data_size(value) for value in values]}
 
 
-def _trace(line: Sequence[_Point], methods: Sequence[str], most: int) -> dict[str, Any]:
+def _trace(line: Sequence[_Point], methods: Sequence[str], most: int, below: set[tuple[str, int]]) -> dict[str, Any]:
+    """The merges of a method; labels stand beside the whisker, and `below` their point where another is above it."""
     name = line[0].row.method
     colour = method_colour(name, methods)
     errors = [half_width(point.row.in_mixture_se or 0.0) for point in line]
@@ -127,7 +143,10 @@ def _trace(line: Sequence[_Point], methods: Sequence[str], most: int) -> dict[st
         "y": [point.row.in_mixture for point in line],
         "error_y": error_bars(errors, colour),
         "text": [plotly_text(point.label) for point in line],
-        "textposition": ["top left" if point.moved == most else "top right" for point in line],  # beside the whisker
+        "textposition": [
+            f"{'bottom' if (point.label, point.moved) in below else 'top'} {'left' if point.moved == most else 'right'}"
+            for point in line
+        ],
         "cliponaxis": False,
         "line": {"color": colour, "width": 2},
         "marker": {"color": colour, "size": 11, "symbol": method_symbol(name, methods)},
