@@ -178,6 +178,27 @@ def test_cancelled_jobs_leave_the_queue(slurm, tmp_path):
     assert record.state == "cancelled"
 
 
+def test_a_job_that_somebody_cancels_is_not_sent_again(slurm, tmp_path):
+    one, other = counting(tmp_path, "one", 600), counting(tmp_path, "other", 20)
+    begun, cancelled = tmp_path / "one" / "count", []
+
+    def cancel() -> str | None:
+        if begun.exists() and not cancelled:
+            cancelled.append(slurm_id(one))
+            slurm.call("scancel", cancelled[0])
+        return None
+
+    with pytest.raises(StageError) as caught:
+        executor(tmp_path, RetryPolicy(retries=5, stop=cancel)).run([one, other])
+    said = f"one failed (job {cancelled[0]} was cancelled in Slurm; run again to resume); see "
+    assert str(caught.value).startswith(said)
+    assert starts_of(one) == 1
+    assert other.done.exists()  # nobody has cancelled this one
+    record = JobRecord.load(one.record)
+    assert record is not None
+    assert record.state == "cancelled"
+
+
 def test_a_job_that_will_never_start_is_spoken_of(slurm, tmp_path, caplog):
     deadline = time.monotonic() + 40
 

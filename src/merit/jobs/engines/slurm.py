@@ -191,6 +191,11 @@ class SlurmBackend:
                 _log.warning("Slurm does not start a job (%s): %s", line.reason, _STUCK[line.reason])
 
     def _why(self, job: Job, line: QueuedJob | None) -> End:
+        # Slurm's word first: a job that it asks to end exits as if by itself.
+        if line is not None and line.state in MACHINE_LOST:
+            return End("lost", None, f"Slurm: {line.state}")
+        if line is not None and line.state == "CANCELLED":
+            return End("cancelled", None, f"job {self._ids[job.name]} was cancelled in Slurm; run again to resume")
         with contextlib.suppress(InputError, TypeError):
             return End(**read_json(self._exit_file(job)))
         # A job that printed nothing may never have begun: Slurm's own log says why (srun, the setup's commands).
@@ -198,8 +203,6 @@ class SlurmBackend:
         said = last_line(job.output, self._printed[job.name]) or last_line(log)
         if line is None:
             return End("lost", None, said or "gone from Slurm's queue")
-        if line.state in MACHINE_LOST:
-            return End("lost", None, f"Slurm: {line.state}")
         words = f"Slurm: {line.state}" + (f" ({line.reason})" if line.reason not in ("", "None") else "")
         return End("died", None, f"{words}: {said}" if said else words)
 
@@ -275,6 +278,7 @@ class JobCommand:
 
     def __call__(self) -> None:
         """Runs the job to its end."""
+        self.exit_file.unlink(missing_ok=True)  # of a start before Slurm requeued it
         command = [sys.executable if part == self.driver_python else part for part in self.job.command]
         started = start_process(self.job, command, thread_environment(self.threads))
         self._process = started.process
