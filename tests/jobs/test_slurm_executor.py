@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,23 @@ def test_cancelled_jobs_leave_the_queue(slurm, tmp_path):
     record = JobRecord.load(item.record)
     assert record is not None
     assert record.state == "cancelled"
+
+
+def test_an_interrupted_driver_leaves_what_the_next_one_finds(slurm, tmp_path, caplog):
+    found = counting(tmp_path, "branch", 600)
+    worker = replace(counting(tmp_path, "worker", 600), record=None)
+
+    def interrupt() -> str | None:
+        if all((tmp_path / name / "count").exists() for name in ("branch", "worker")):
+            raise KeyboardInterrupt
+        return None
+
+    with pytest.raises(KeyboardInterrupt):
+        executor(tmp_path, RetryPolicy(stop=interrupt)).run([found, worker])
+    assert "1 job stays in Slurm's queue; run again to go on watching" in caplog.text
+    wait_until(lambda: slurm.call("squeue", "--noheader", "--array", "--format=%i").split() == [slurm_id(found)])
+    cancel_jobs([slurm_id(found)])
+    wait_until(lambda: not slurm.call("squeue", "--noheader").strip())
 
 
 def test_a_job_that_somebody_cancels_is_not_sent_again(slurm, tmp_path):

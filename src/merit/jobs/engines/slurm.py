@@ -23,6 +23,7 @@ from typing import Any
 from merit.base.errors import InputError, StageError, first_line
 from merit.base.files import read_json, safe_name, write_json
 from merit.base.machine import thread_environment
+from merit.base.words import plural
 from merit.config.launch import LaunchConfig, SlurmConfig
 from merit.jobs.drive import DrivenExecutor, RetryPolicy, Slot
 from merit.jobs.engine import Engine, Queue, QueuedJob
@@ -90,6 +91,7 @@ class SlurmBackend:
         self._slots = [Slot(NAME, index) for index in range(_MANY)]
         self._ids: dict[str, str] = {}  # of every job that was started
         self._open: set[str] = set()  # names of those that have not ended
+        self._recorded: set[str] = set()  # names of those that a later driver can find
         self._printed: dict[str, int] = {}
         self._queue: dict[str, QueuedJob] = {}
         self._asked = self._answered = time.monotonic()
@@ -121,6 +123,7 @@ class SlurmBackend:
         for job, ident in zip(fresh, self._submit(commands) if commands else [], strict=True):
             self._ids[job.name] = ident
         self._open |= {job.name for job, _ in placed}
+        self._recorded |= {job.name for job, _ in placed if job.record is not None}
         self._asked = 0.0
 
     def poll(self, job: Job) -> End | None:
@@ -155,14 +158,14 @@ class SlurmBackend:
         cancel_and_wait(self._ids[job.name])
 
     def close(self, cancel: bool) -> None:
-        if not self._open:
-            return
         if cancel:
             cancel_jobs(self._ids[name] for name in self._open)
-        else:
-            _log.warning(
-                "%d jobs stay in Slurm's queue; run again to go on watching, `merit cancel` ends them", len(self._open)
-            )
+            return
+        with contextlib.suppress(StageError):  # why this driver ends matters more
+            cancel_jobs(self._ids[name] for name in self._open - self._recorded)
+        if stay := len(self._open & self._recorded):
+            told = plural(stay, "job stays", "jobs stay")
+            _log.warning("%s in Slurm's queue; run again to go on watching, `merit cancel` ends them", told)
 
     def pause(self) -> None:
         time.sleep(min(_TICK_SECONDS, self._poll_seconds))
