@@ -196,6 +196,33 @@ def test_an_interrupted_driver_leaves_what_the_next_one_finds(slurm, tmp_path, c
     wait_until(lambda: not slurm.call("squeue", "--noheader").strip())
 
 
+STUBBORN = """
+from merit.jobs.process import die_with_parent
+die_with_parent()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm kills it after KillWait; until then it is COMPLETING
+if not (here / 'begun').exists():
+    (here / 'begun').touch()
+    time.sleep(600)
+"""
+
+
+def test_a_job_that_is_just_ending_is_sent_again(slurm, tmp_path):
+    item = job(tmp_path, "a", STUBBORN + DONE)
+
+    def interrupt() -> str | None:
+        if (tmp_path / "a" / "begun").exists():
+            raise KeyboardInterrupt
+        return None
+
+    with pytest.raises(KeyboardInterrupt):
+        executor(tmp_path, RetryPolicy(stop=interrupt)).run([item])
+    before = slurm_id(item)
+    slurm.call("scancel", before)
+    executor(tmp_path, RetryPolicy(retries=0)).run([item])
+    assert item.done.exists()
+    assert slurm_id(item) != before
+
+
 def test_a_job_that_somebody_cancels_is_not_sent_again(slurm, tmp_path):
     one, other = counting(tmp_path, "one", 600), counting(tmp_path, "other", 20)
     begun, cancelled = tmp_path / "one" / "count", []

@@ -40,7 +40,7 @@ def complete_branch(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]
     if run is None:
         return []
     method = run.method(str(ctx.params.get("method") or MAIN_METHOD))
-    specs = {}
+    specs: dict[int, Path] = {}
     for home in (*map(MethodDir, _folders(method.rounds)), method):  # in the first round there is no other
         specs |= {
             int(folder.name): BranchDir(folder).spec for folder in _folders(home.branches) if folder.name.isdecimal()

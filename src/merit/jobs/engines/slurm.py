@@ -104,7 +104,7 @@ class SlurmBackend:
 
     def start(self, placed: Sequence[tuple[Job, Slot]]) -> None:
         known = {job.name: ident for job, _ in placed if (ident := recorded_id(job.record)) is not None}
-        queue = read_queue(known.values())
+        queue = settled_queue(known.values())
         fresh = []
         for job, _ in placed:
             self._gone.pop(job.name, None)
@@ -351,6 +351,18 @@ def read_queue(ids: Iterable[str]) -> dict[str, QueuedJob]:
         if name in wanted and len(parts := rest.split("|")) == 3:
             found[name] = _queued(*parts)
     return found
+
+
+def settled_queue(ids: Iterable[str]) -> dict[str, QueuedJob]:
+    """As `read_queue`, once it is known of jobs that are just ending how they end: one that was cancelled is sent again,
+    one that is requeued is not."""
+    wanted, deadline = list(ids), time.monotonic() + _SECONDS
+    while True:
+        queue = read_queue(wanted)
+        ending = any(line.state == "COMPLETING" for line in queue.values())
+        if not ending or time.monotonic() > deadline:
+            return queue
+        time.sleep(_TICK_SECONDS)
 
 
 def cancel_jobs(ids: Iterable[str]) -> None:
