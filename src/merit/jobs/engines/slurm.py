@@ -354,8 +354,8 @@ def read_queue(ids: Iterable[str]) -> dict[str, QueuedJob]:
 
 
 def settled_queue(ids: Iterable[str]) -> dict[str, QueuedJob]:
-    """As `read_queue`, once it is known of jobs that are just ending how they end: one that was cancelled is sent again,
-    one that is requeued is not."""
+    """As `read_queue`, once Slurm knows how jobs end that are just ending: a cancelled one is sent again, a requeued one is
+    not."""
     wanted, deadline = list(ids), time.monotonic() + _SECONDS
     while True:
         queue = read_queue(wanted)
