@@ -354,8 +354,8 @@ def read_queue(ids: Iterable[str]) -> dict[str, QueuedJob]:
 
 
 def settled_queue(ids: Iterable[str]) -> dict[str, QueuedJob]:
-    """As `read_queue`, once Slurm knows how jobs end that are just ending: a cancelled one is sent again, a requeued one is
-    not."""
+    """As `read_queue`, but waits for jobs that are just ending: only then can a cancelled one, which is sent again, be
+    told from one that is requeued."""
     wanted, deadline = list(ids), time.monotonic() + _SECONDS
     while True:
         queue = read_queue(wanted)
