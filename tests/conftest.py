@@ -22,6 +22,7 @@ os.environ["MERIT_COLD_JOBS"] = "1"  # each test would do the imports once more,
 # Files that take longest go first, so that no worker is left alone with one of them (seconds on one core).
 _SECONDS = {
     "pipeline/test_engines.py": 150,
+    "pipeline/test_rounds_engines.py": 100,
     "jobs/test_ray_executor.py": 80,
     "pipeline/test_measured_run.py": 65,
     "cli/test_interrupts.py": 55,

@@ -74,6 +74,13 @@ def test_what_is_offered(place: Path, monkeypatch, capsys, line: str, expected: 
     assert offered(line, monkeypatch, capsys) == expected
 
 
+def test_in_the_first_round_its_branches_are_offered(place: Path, monkeypatch, capsys):
+    run = place / "runs" / "demo"
+    (run / "rounds" / "01").mkdir(parents=True)
+    (run / "branches").rename(run / "rounds" / "01" / "branches")
+    assert offered("merit logs runs/demo ", monkeypatch, capsys) == ["0", "1"]
+
+
 def test_a_branch_says_what_it_is_trained_on(place: Path, monkeypatch, capsys):
     monkeypatch.setenv("_MERIT_COMPLETE", "complete_zsh")
     monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "merit logs runs/demo ")

@@ -119,6 +119,12 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
             for done in range(400, 500):  # it resumed at step 400
                 bar.update(done, total=1000, note="loss 1.2")
                 clock[0] += 1
+        with progress.bar("merit branch 1", total=1, unit="step") as bar:
+            bar.update(0, total=1, note="Slurm: pending (Resources)")
+            clock[0] += 100
+            for done in range(400, 420):
+                bar.update(done, total=1000)
+                clock[0] += 1
         with progress.bar("data", total=4.0) as bar:
             for share in (0.0, 1.0, 2.0):
                 bar.update(share)
@@ -126,6 +132,8 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines() == [
         *(f"merit branch 0: {400 + n}/1,000 step, 1 step/s, 0:0{(600 - n) // 60}:{(600 - n) % 60:02d} left, loss 1.2"
           for n in range(15, 100, 15)),
+        "merit branch 1: 401/1,000 step, 1 step/s, 0:09:59 left",
+        "merit branch 1: 416/1,000 step, 1 step/s, 0:09:44 left",
         "data: 25%, 0:01:00 left",
         "data: 50%, 0:00:40 left",
     ]  # fmt: skip

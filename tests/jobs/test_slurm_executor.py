@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,71 @@ def test_cancelled_jobs_leave_the_queue(slurm, tmp_path):
         executor(tmp_path, policy).run([item])
     wait_until(lambda: not slurm.call("squeue", "--noheader", "--states=RUNNING,PENDING").strip())
     record = JobRecord.load(item.record)
+    assert record is not None
+    assert record.state == "cancelled"
+
+
+def test_an_interrupted_driver_leaves_what_the_next_one_finds(slurm, tmp_path, caplog):
+    found = counting(tmp_path, "branch", 600)
+    worker = replace(counting(tmp_path, "worker", 600), record=None)
+
+    def interrupt() -> str | None:
+        if all((tmp_path / name / "count").exists() for name in ("branch", "worker")):
+            raise KeyboardInterrupt
+        return None
+
+    with pytest.raises(KeyboardInterrupt):
+        executor(tmp_path, RetryPolicy(stop=interrupt)).run([found, worker])
+    assert "1 job stays in Slurm's queue; run again to go on watching" in caplog.text
+    wait_until(lambda: slurm.call("squeue", "--noheader", "--array", "--format=%i").split() == [slurm_id(found)])
+    cancel_jobs([slurm_id(found)])
+    wait_until(lambda: not slurm.call("squeue", "--noheader").strip())
+
+
+STUBBORN = """
+from merit.jobs.process import die_with_parent
+die_with_parent()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm kills it after KillWait; until then it is COMPLETING
+if not (here / 'begun').exists():
+    (here / 'begun').touch()
+    time.sleep(600)
+"""
+
+
+def test_a_job_that_is_just_ending_is_sent_again(slurm, tmp_path):
+    item = job(tmp_path, "a", STUBBORN + DONE)
+
+    def interrupt() -> str | None:
+        if (tmp_path / "a" / "begun").exists():
+            raise KeyboardInterrupt
+        return None
+
+    with pytest.raises(KeyboardInterrupt):
+        executor(tmp_path, RetryPolicy(stop=interrupt)).run([item])
+    before = slurm_id(item)
+    slurm.call("scancel", before)
+    executor(tmp_path, RetryPolicy(retries=0)).run([item])
+    assert item.done.exists()
+    assert slurm_id(item) != before
+
+
+def test_a_job_that_somebody_cancels_is_not_sent_again(slurm, tmp_path):
+    one, other = counting(tmp_path, "one", 600), counting(tmp_path, "other", 20)
+    begun, cancelled = tmp_path / "one" / "count", []
+
+    def cancel() -> str | None:
+        if begun.exists() and not cancelled:
+            cancelled.append(slurm_id(one))
+            slurm.call("scancel", cancelled[0])
+        return None
+
+    with pytest.raises(StageError) as caught:
+        executor(tmp_path, RetryPolicy(retries=5, stop=cancel)).run([one, other])
+    said = f"one failed (job {cancelled[0]} was cancelled in Slurm; run again to resume); see "
+    assert str(caught.value).startswith(said)
+    assert starts_of(one) == 1
+    assert other.done.exists()  # nobody has cancelled this one
+    record = JobRecord.load(one.record)
     assert record is not None
     assert record.state == "cancelled"
 

@@ -9,10 +9,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import warm
 from merit.base.machine import merit_command
 from merit.cli.main import run
+from merit.evaluate.scores import Table
+from merit.run.layout import RunDir
 
 # To be formatted with `model`; the four files of four_files.py, cut in two.
 HEAD = """
@@ -78,3 +81,8 @@ def weights_of(run: Path) -> dict[str, str]:
     """Every model below `run` → SHA-256 of its weights."""
     files = sorted(run.rglob("model*.safetensors"))
     return {file.relative_to(run).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def rows_of(run: RunDir) -> list[dict[str, Any]]:
+    """The rows of its table, without the seconds of training."""
+    return [row.model_dump(exclude={"train_seconds", "machine_seconds"}) for row in Table.load(run.table).rows]

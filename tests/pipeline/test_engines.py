@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import HEAD, start, weights_of
+from runs import HEAD, rows_of, start, weights_of
 
 import warm
 from four_files import write_four_files
@@ -25,7 +25,6 @@ from merit.base.errors import InputError, StageError
 from merit.base.files import read_json
 from merit.base.locks import is_locked
 from merit.context import RunContext
-from merit.evaluate.scores import Table
 from merit.pipeline import run_pipeline
 from merit.run.events import read_events
 from merit.run.layout import RunDir
@@ -121,10 +120,6 @@ def evaluate_with_jobs(context: RunContext) -> list[dict[str, Any]]:
     run_pipeline(context, until="evaluate")
     assert [finished(context.run, f"evaluate worker {worker}") for worker in (0, 1)] == [1, 1]
     return rows_of(context.run)
-
-
-def rows_of(run: RunDir) -> list[dict[str, Any]]:
-    return [row.model_dump(exclude={"train_seconds", "machine_seconds"}) for row in Table.load(run.table).rows]
 
 
 def test_ray_loses_a_machine(folder: Path, tiny_model: Path, local: RunDir, undisturbed: dict[str, str]) -> None:

@@ -114,10 +114,29 @@ def test_branches_go_on_from_the_merge(four: Path, tiny_model: Path) -> None:
     status = merit_here("status", run.root)
     assert "merit 0 round 1" in status
     assert "merit 1 round 2" in status
+    ends = [line for line in merit_here("logs", run.root, "1").splitlines() if line.startswith("merit branch 1: ")]
+    assert [f" {result(method, 1).steps} steps" in line for method, line in zip((first, home), ends, strict=True)] == [
+        True,
+        True,
+    ]
     assert merit(["handover", str(run.root), "--to", "trl"]) == 2  # another trainer knows of no rounds
     before = weights_of(run.root)
     assert "unchanged" in _said(four / "twice.yaml")
     assert weights_of(run.root) == before
+
+
+def test_the_first_round_is_watched_and_fewer_rounds_leave_none_of_the_others(
+    four: Path, tiny_model: Path, warm_jobs: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = recipe(four, tiny_model, "fewer", train=", rounds: 3")
+    run = finished(file, "--until", "rounds")
+    assert not run.method().branches.exists()  # those of the last round
+    assert merit_here("logs", run.root, "1").count("merit branch 1: ") == 2
+    assert merit(["logs", str(run.root), "2"]) == 2
+    assert "no branch 2 of 'merit' is planned here" in capsys.readouterr().err
+    recipe(four, tiny_model, "fewer", train=", rounds: 2")
+    finished(file, "--until", "rounds")
+    assert [folder.name for folder in run.method().rounds.iterdir()] == ["01"]
 
 
 def test_every_round_is_in_the_table_and_a_baseline_may_have_its_own(

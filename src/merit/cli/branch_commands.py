@@ -53,29 +53,38 @@ def logs(
     method: Method = "merit",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the branch is done.")] = False,
 ) -> None:
-    """Shows the output of a branch."""
+    """Shows the output of a branch, in all its rounds."""
     from merit.cli.console import say_as_is
     from merit.run.guard import refuse_links
     from merit.run.layout import RunDir
+    from merit.train.spec import BranchSpec
 
     refuse_links(run)
-    folder = RunDir(run).method(method).branch(branch)
-    if not folder.spec.is_file():
+    home = RunDir(run).method(method)
+    if not home.planned(branch):
         raise InputError(f"no branch {branch} of {method!r} is planned here", file=run)
-    seen = 0
+    seen: Counter[Path] = Counter()  # bytes that have been shown
     while True:
-        finished = folder.done.is_file()
-        if folder.output.is_file():
-            with folder.output.open("rb") as handle:
-                handle.seek(seen)
-                text = handle.read()
-            whole = text if finished or not follow else text[: text.rfind(b"\n") + 1]
-            seen += len(whole)
-            if whole:
-                say_as_is(whole.decode("utf-8", errors="replace").rstrip("\n"))
-        if finished or not follow:
+        folders = home.planned(branch)
+        done = [folder.done.is_file() for folder in folders]  # before its output is read: then that is the whole
+        for folder, whole in zip(folders, done, strict=True):
+            if text := _more(folder.output, seen, whole=whole or not follow):
+                say_as_is(text)
+        if not follow or (folders and all(done) and BranchSpec.load(folders[-1].spec).is_last):
             return
         time.sleep(_SECONDS)
+
+
+def _more(file: Path, seen: Counter[Path], *, whole: bool) -> str:
+    """What a file has after what was `seen` of it; only its finished lines, unless `whole`."""
+    if not file.is_file():
+        return ""
+    with file.open("rb") as handle:
+        handle.seek(seen[file])
+        data = handle.read()
+    data = data if whole else data[: data.rfind(b"\n") + 1]
+    seen[file] += len(data)
+    return data.decode("utf-8", errors="replace").rstrip("\n")
 
 
 def cancel(run: Run) -> None:

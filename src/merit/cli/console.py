@@ -136,7 +136,8 @@ class _PlainBar:
         self._first: tuple[float, float] | None = None  # when the first news came, and how much was done then
 
     def update(self, done: float, *, total: float | None = None, note: str | None = None) -> None:
-        self._total = total or self._total
+        if total and total != self._total:  # so far it waited, and its work was not known; rich does the same
+            self._total, self._first = total, None
         now = time.monotonic()
         since, before = self._first = self._first or (now, done)  # a job that resumes does not start at 0
         if now - self._said < _PLAIN_SECONDS or done <= before:

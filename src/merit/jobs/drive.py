@@ -205,7 +205,7 @@ class Drive:
             self._note(job, "queued", failure.reason)
         else:
             failed.append(failure)
-            self._note(job, "failed", failure.reason)
+            self._note(job, "cancelled" if end.kind == "cancelled" else "failed", failure.reason)
 
     def _drop(self, item: _Running) -> None:
         item.stack.close()

@@ -57,12 +57,13 @@ class End:
     """How one start of a job ended.
 
     Attributes:
-        kind: `done`; `died` by itself (an error, out of memory); `lost`: its machine went away, or it was preempted.
+        kind: `done`; `died` by itself (an error, out of memory); `lost`: its machine went away, or it was preempted;
+            `cancelled`: somebody took it out of the engine's queue.
         code: exit code, negative for a signal; None if unknown.
         said: the last line that it printed, or what the engine says about it.
     """
 
-    kind: Literal["done", "died", "lost"]
+    kind: Literal["done", "died", "lost", "cancelled"]
     code: int | None = None
     said: str = ""
 
@@ -129,8 +130,8 @@ class Failure:
 
     @property
     def may_pass(self) -> bool:
-        """Whether another start may succeed."""
-        return self.end.code != BAD_INPUT and not self.disk_full
+        """Whether another start may succeed, and nobody minds."""
+        return self.end.kind != "cancelled" and self.end.code != BAD_INPUT and not self.disk_full
 
     @property
     def reason(self) -> str:

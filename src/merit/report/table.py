@@ -73,7 +73,8 @@ def shown_columns(rows: Sequence[TableRow]) -> list[Column]:
 
 
 def is_best(row: TableRow, column: Column, rows: Sequence[TableRow]) -> bool:
-    """Whether `row` has the best figure of a column with a direction. Branches do not compete, ties all win."""
+    """Whether `row` has the best figure of a column with a direction. Branches and earlier rounds do not compete; ties
+    all win."""
     contenders = [
         (column.value(other), other)
         for other in rows

@@ -60,6 +60,12 @@ class MethodDir:
     def branch(self, k: int) -> BranchDir:
         return BranchDir(self.branches / f"{k:02d}")
 
+    def planned(self, k: int) -> list[BranchDir]:
+        """Branch `k` in every round that is planned so far, the last round at the end."""
+        rounds = [self.round(int(folder.name)) for folder in sorted(self.rounds.glob("[0-9][0-9]"))]
+        found = [method.branch(k) for method in (*rounds, self)]
+        return [branch for branch in found if branch.spec.is_file()]
+
     def merged(self, scale: float = 1.0) -> Path:
         """The merge, or the point β = `scale` on its ray."""
         return self.root / ("merged" if scale == 1.0 else f"merged@{scale:g}")

@@ -17,7 +17,7 @@ from merit.context import Method, RunContext, Step
 from merit.jobs.drive import RetryPolicy
 from merit.jobs.engine import engine_named, make_executor, release
 from merit.jobs.job import Job
-from merit.run.layout import BranchDir, relative
+from merit.run.layout import BranchDir, MethodDir, relative
 from merit.split.partition import Partition
 from merit.split.splitter import find_splitter
 from merit.train.carry import drop_state_before
@@ -101,6 +101,7 @@ def train_methods(context: RunContext, methods: Sequence[Method]) -> int:
     for method in methods:
         specs = branch_specs(context, method)
         drop_surplus(method, len(specs))
+        drop_surplus_rounds(method)
         for spec in specs:
             branch = method.dir.branch(spec.branch)
             if prepare_branch(branch, spec, measured_examples(context, method)):
@@ -336,6 +337,16 @@ def drop_surplus(method: Method, count: int) -> None:
     for folder in method.dir.branches.glob("*"):
         if folder not in keep:
             release(BranchDir(folder).job)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def drop_surplus_rounds(method: Method) -> None:
+    """Removes rounds of an earlier configuration, which had more of them."""
+    rounds = MethodDir(method.dir.whole or method.dir.source).rounds
+    for folder in rounds.glob("[0-9][0-9]"):
+        if int(folder.name) >= method.rounds:
+            for branch in MethodDir(folder).branches.glob("*"):
+                release(BranchDir(branch).job)
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -126,7 +126,7 @@ def _status(
     elif state in ("running", "queued") and not watched:
         state = "interrupted"
         note = "run again to resume"
-    elif state == "failed" and record is not None:
+    elif state in ("failed", "cancelled") and record is not None:
         note = record.said
     return BranchStatus(
         method=spec.method,

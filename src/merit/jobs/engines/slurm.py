@@ -23,6 +23,7 @@ from typing import Any
 from merit.base.errors import InputError, StageError, first_line
 from merit.base.files import read_json, safe_name, write_json
 from merit.base.machine import thread_environment
+from merit.base.words import plural
 from merit.config.launch import LaunchConfig, SlurmConfig
 from merit.jobs.drive import DrivenExecutor, RetryPolicy, Slot
 from merit.jobs.engine import Engine, Queue, QueuedJob
@@ -90,6 +91,7 @@ class SlurmBackend:
         self._slots = [Slot(NAME, index) for index in range(_MANY)]
         self._ids: dict[str, str] = {}  # of every job that was started
         self._open: set[str] = set()  # names of those that have not ended
+        self._recorded: set[str] = set()  # names of those that a later driver can find
         self._printed: dict[str, int] = {}
         self._queue: dict[str, QueuedJob] = {}
         self._asked = self._answered = time.monotonic()
@@ -102,7 +104,7 @@ class SlurmBackend:
 
     def start(self, placed: Sequence[tuple[Job, Slot]]) -> None:
         known = {job.name: ident for job, _ in placed if (ident := recorded_id(job.record)) is not None}
-        queue = read_queue(known.values())
+        queue = settled_queue(known.values())
         fresh = []
         for job, _ in placed:
             self._gone.pop(job.name, None)
@@ -121,6 +123,7 @@ class SlurmBackend:
         for job, ident in zip(fresh, self._submit(commands) if commands else [], strict=True):
             self._ids[job.name] = ident
         self._open |= {job.name for job, _ in placed}
+        self._recorded |= {job.name for job, _ in placed if job.record is not None}
         self._asked = 0.0
 
     def poll(self, job: Job) -> End | None:
@@ -155,14 +158,14 @@ class SlurmBackend:
         cancel_and_wait(self._ids[job.name])
 
     def close(self, cancel: bool) -> None:
-        if not self._open:
-            return
         if cancel:
             cancel_jobs(self._ids[name] for name in self._open)
-        else:
-            _log.warning(
-                "%d jobs stay in Slurm's queue; run again to go on watching, `merit cancel` ends them", len(self._open)
-            )
+            return
+        with contextlib.suppress(StageError):  # why this driver ends matters more
+            cancel_jobs(self._ids[name] for name in self._open - self._recorded)
+        if stay := len(self._open & self._recorded):
+            told = plural(stay, "job stays", "jobs stay")
+            _log.warning("%s in Slurm's queue; run again to go on watching, `merit cancel` ends them", told)
 
     def pause(self) -> None:
         time.sleep(min(_TICK_SECONDS, self._poll_seconds))
@@ -191,6 +194,11 @@ class SlurmBackend:
                 _log.warning("Slurm does not start a job (%s): %s", line.reason, _STUCK[line.reason])
 
     def _why(self, job: Job, line: QueuedJob | None) -> End:
+        # Slurm's word first: a job that it asks to end exits as if by itself.
+        if line is not None and line.state in MACHINE_LOST:
+            return End("lost", None, f"Slurm: {line.state}")
+        if line is not None and line.state == "CANCELLED":
+            return End("cancelled", None, f"job {self._ids[job.name]} was cancelled in Slurm; run again to resume")
         with contextlib.suppress(InputError, TypeError):
             return End(**read_json(self._exit_file(job)))
         # A job that printed nothing may never have begun: Slurm's own log says why (srun, the setup's commands).
@@ -198,8 +206,6 @@ class SlurmBackend:
         said = last_line(job.output, self._printed[job.name]) or last_line(log)
         if line is None:
             return End("lost", None, said or "gone from Slurm's queue")
-        if line.state in MACHINE_LOST:
-            return End("lost", None, f"Slurm: {line.state}")
         words = f"Slurm: {line.state}" + (f" ({line.reason})" if line.reason not in ("", "None") else "")
         return End("died", None, f"{words}: {said}" if said else words)
 
@@ -275,6 +281,7 @@ class JobCommand:
 
     def __call__(self) -> None:
         """Runs the job to its end."""
+        self.exit_file.unlink(missing_ok=True)  # of a start before Slurm requeued it
         command = [sys.executable if part == self.driver_python else part for part in self.job.command]
         started = start_process(self.job, command, thread_environment(self.threads))
         self._process = started.process
@@ -344,6 +351,18 @@ def read_queue(ids: Iterable[str]) -> dict[str, QueuedJob]:
         if name in wanted and len(parts := rest.split("|")) == 3:
             found[name] = _queued(*parts)
     return found
+
+
+def settled_queue(ids: Iterable[str]) -> dict[str, QueuedJob]:
+    """As `read_queue`, but waits for jobs that are just ending: only then can a cancelled one, which is sent again, be
+    told from one that is requeued."""
+    wanted, deadline = list(ids), time.monotonic() + _SECONDS
+    while True:
+        queue = read_queue(wanted)
+        ending = any(line.state == "COMPLETING" for line in queue.values())
+        if not ending or time.monotonic() > deadline:
+            return queue
+        time.sleep(_TICK_SECONDS)
 
 
 def cancel_jobs(ids: Iterable[str]) -> None:
