@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from merit.compute import decoding
 from merit.compute.decoding import Decoding, decodes, greedy
+from merit.evaluate import answers
+from merit.evaluate.answers import greedy_answers
 from merit.models.loading import load_model
 from prompted import PROMPT
 
@@ -98,6 +101,19 @@ def test_a_model_that_is_not_packed_is_left_to_generate(tiny_model: Path) -> Non
     other = load_model(tiny_model).eval()
     other.set_attn_implementation("eager")
     assert not decodes(other)
+
+
+def test_the_models_own_generation_config_changes_nothing(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where merit decodes nor where `generate` does, which fills what it is not told from there."""
+    monkeypatch.setattr(answers, "end_tokens", lambda *_: set())  # a model without any answers at full length
+    wanted = [alone(load_model(tiny_model).eval(), prompt, 12) for prompt in PROMPTS]
+    for attention in ("sdpa", "eager"):
+        model = load_model(tiny_model).eval()
+        model.set_attn_implementation(attention)
+        own = GenerationConfig(repetition_penalty=9.0, no_repeat_ngram_size=1, suppress_tokens=[wanted[0][0]])
+        model.generation_config = own
+        assert greedy_answers(model, None, PROMPTS, max_new_tokens=12, batch_tokens=10_000) == wanted
+        assert model.generation_config is own
 
 
 def test_a_cache_that_forgets_is_noticed(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
