@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from gradients.tiny_models import tiny
 from merit.compute import decoding
 from merit.compute.decoding import Decoding, decodes, greedy
 from merit.evaluate import answers
@@ -94,6 +95,28 @@ def test_the_cache_is_bounded(model, monkeypatch: pytest.MonkeyPatch, prompts: l
     wanted = [alone(model, prompt, 3) for prompt in prompts]
     assert greedy(model, prompts, [3] * len(prompts), Decoding((), 120)) == wanted
     assert max(held) <= 4 * 120
+
+
+def test_windows_shorter_than_the_prompts() -> None:
+    model = tiny("Mistral", vocab_size=300, sliding_window=5).eval()
+    wanted = [alone(model, prompt, 12) for prompt in PROMPTS]
+    assert decodes(model)
+    assert greedy(model, PROMPTS, [12] * len(PROMPTS), Decoding((), 40)) == wanted
+    wide = tiny("Mistral", vocab_size=300, sliding_window=60).eval()
+    assert [alone(wide, prompt, 12) for prompt in PROMPTS] != wanted
+
+
+def test_a_cache_without_a_window_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the window, beside the few tokens of a trial."""
+    forward = decoding._forward
+
+    def unwindowed(model, rows):
+        with monkeypatch.context() as patch:
+            patch.setattr(model.config, "sliding_window", 1000)
+            return forward(model, rows)
+
+    monkeypatch.setattr(decoding, "_forward", unwindowed)
+    assert not decodes(tiny("Mistral", vocab_size=300, sliding_window=60).eval())
 
 
 def test_a_model_that_is_not_packed_is_left_to_generate(tiny_model: Path) -> None:

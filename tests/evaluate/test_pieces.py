@@ -14,9 +14,11 @@ from merit.base.errors import StageError
 from merit.base.locks import claim
 from merit.context import RunContext
 from merit.evaluate import measure as module
-from merit.evaluate.measure import measure, missing, subjects
+from merit.evaluate.measure import measure, missing, spread
 from merit.evaluate.pieces import Evaluation
 from merit.evaluate.scores import ModelScores
+from merit.evaluate.subjects import subjects
+from merit.run.events import read_events
 
 OLD = Path(__file__).parents[1] / "run" / "old_run"  # finished by an earlier merit, which measured model by model
 PIECES = ["answers-0", "answers-1", "in_mixture-0", "in_mixture-1", "drift"]
@@ -86,6 +88,16 @@ def test_a_worker_helps_with_a_model_that_another_measures(context, whole, measu
     measured.clear()
     assert measure(context, share=True) == 1
     assert measured == [("base", "answers-0")]
+    assert scores(context) == whole
+
+
+def test_two_workers_measure_the_same_bits(context, whole, warm_jobs):
+    launch = context.config.launch.model_copy(update={"parallel": 2})
+    context.config = context.config.model_copy(update={"launch": launch})
+    spread(context, len(missing(context)))
+    assert missing(context) == []
+    ended = {event["stage"] for event in read_events(context.run.events) if event["event"] == "end"}
+    assert {"evaluate worker 0", "evaluate worker 1"} <= ended
     assert scores(context) == whole
 
 

@@ -20,8 +20,9 @@ from merit.cli.main import run as cli
 from merit.context import RunContext
 from merit.data.mixture import Mixture
 from merit.evaluate import answers, measure, vllm_engine
-from merit.evaluate.measure import answer, missing, subjects
+from merit.evaluate.measure import answer, missing
 from merit.evaluate.scores import ModelScores
+from merit.evaluate.subjects import subjects
 from merit.evaluate.vllm_engine import VLLM_ENVIRONMENT, answers_by_vllm, check_engine, picked_engine
 from merit.jobs.job import Job
 from merit.models.loading import load_model

@@ -234,7 +234,10 @@ def answer(context: RunContext) -> None:
         from merit.models.loading import free_cached_memory
 
         free_cached_memory()
-        run_jobs(context, jobs)
+        try:
+            run_jobs(context, jobs)
+        except StageError as error:  # perhaps a model that vLLM does not know
+            raise StageError(f"{error}; `evaluate.engine: hf` does without vLLM") from error
 
 
 def run_answer_job(root: Path, label: str, precision: str | None = None) -> None:
@@ -263,6 +266,7 @@ def _answer(evaluation: Evaluation) -> None:
     from merit.models.loading import generation_config_of, positions_of
 
     context, folder, started = evaluation.context, evaluation.subject.folder, time.monotonic()
+    trusted = context.model.trust_remote_code
     prompts = [example.prompt_ids for _, example in evaluation.asked]
     positions = positions_of(context.model)
     longest, most = positions.count if positions else sys.maxsize, context.config.evaluate.max_new_tokens
@@ -271,8 +275,8 @@ def _answer(evaluation: Evaluation) -> None:
             folder,
             prompts,
             [min(most, longest - len(prompt)) for prompt in prompts],
-            end_tokens(generation_config_of(folder), context.tokenizer),
-            trust_remote_code=context.model.trust_remote_code,
+            end_tokens(generation_config_of(folder, trust_remote_code=trusted), context.tokenizer),
+            trust_remote_code=trusted,
         )
         bar.update(len(prompts))
     evaluation.save_answers(answers, time.monotonic() - started)

@@ -183,12 +183,13 @@ def positions_by(config: PreTrainedConfig, tensors: Iterable[str]) -> Positions 
     return Positions(count, table=True) if table else None
 
 
-def generation_config_of(folder: Path) -> GenerationConfig:
-    """What `load_model` would give the model in `folder` as its generation_config."""
+def generation_config_of(folder: Path, *, trust_remote_code: bool = False) -> GenerationConfig:
+    """What a model that is loaded from `folder` has as its generation_config."""
     try:
         return GenerationConfig.from_pretrained(str(folder), local_files_only=True)
-    except OSError:
-        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(str(folder), local_files_only=True))
+    except OSError:  # there is none
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
+        return GenerationConfig.from_model_config(config)
 
 
 def best_device() -> torch.device:
