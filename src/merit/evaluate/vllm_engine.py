@@ -95,7 +95,7 @@ def answers_by_vllm(
     """The token ids of the greedy answer of the model in `folder` to each prompt (token ids), its end token included.
 
     It decodes as `greedy_answers` does: in float32, without sampling and penalties, whatever the model's own
-    generation_config says, so that answers differ only where two tokens are equally likely.
+    generation_config says, so that answers differ only where two tokens are almost equally likely.
 
     Args:
         room: the most tokens of each answer; none for 0 or less.
