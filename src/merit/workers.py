@@ -11,6 +11,7 @@ from pathlib import Path
 
 from merit.base.errors import InputError
 from merit.base.machine import local_slots, merit_command
+from merit.config.launch import LaunchConfig
 from merit.context import RunContext
 from merit.jobs.drive import RetryPolicy
 from merit.jobs.engine import engine_named, make_executor
@@ -36,7 +37,25 @@ def run_workers(context: RunContext, pieces: int, job: Callable[[int], Job]) -> 
     workers = min(devices, pieces)
     if workers < 2 or (launch.store is not None and not here):
         return
-    jobs = [job(worker) for worker in range(workers)]
+    _run(context, launch, [job(worker) for worker in range(workers)])
+
+
+def run_jobs(context: RunContext, jobs: Sequence[Job]) -> None:
+    """Starts jobs that need a whole device each, and waits for all. Where the cluster's machines do not see the run
+    directory, they run here.
+
+    Raises:
+        InputError, StageError: a job failed for good.
+    """
+    launch = context.config.launch
+    if launch.store is not None and not engine_named(launch.engine).on_this_machine:
+        launch = launch.model_copy(update={"engine": "local"})
+    if engine_named(launch.engine).on_this_machine:  # `parallel` may put several jobs on one GPU
+        launch = launch.model_copy(update={"parallel": None})
+    _run(context, launch, jobs)
+
+
+def _run(context: RunContext, launch: LaunchConfig, jobs: Sequence[Job]) -> None:
     for item in jobs:
         item.done.unlink(missing_ok=True)
     policy = RetryPolicy(retries=launch.retries, preemption_retries=launch.preemption_retries)

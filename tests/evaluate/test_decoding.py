@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
+from gradients.tiny_models import tiny
 from merit.compute import decoding
 from merit.compute.decoding import Decoding, decodes, greedy
+from merit.evaluate import answers
+from merit.evaluate.answers import greedy_answers
 from merit.models.loading import load_model
 from prompted import PROMPT
 
@@ -93,11 +97,46 @@ def test_the_cache_is_bounded(model, monkeypatch: pytest.MonkeyPatch, prompts: l
     assert max(held) <= 4 * 120
 
 
+def test_windows_shorter_than_the_prompts() -> None:
+    model = tiny("Mistral", vocab_size=300, sliding_window=5).eval()
+    wanted = [alone(model, prompt, 12) for prompt in PROMPTS]
+    assert decodes(model)
+    assert greedy(model, PROMPTS, [12] * len(PROMPTS), Decoding((), 40)) == wanted
+    wide = tiny("Mistral", vocab_size=300, sliding_window=60).eval()
+    assert [alone(wide, prompt, 12) for prompt in PROMPTS] != wanted
+
+
+def test_a_cache_without_a_window_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the window, beside the few tokens of a trial."""
+    forward = decoding._forward
+
+    def unwindowed(model, rows):
+        with monkeypatch.context() as patch:
+            patch.setattr(model.config, "sliding_window", 1000)
+            return forward(model, rows)
+
+    monkeypatch.setattr(decoding, "_forward", unwindowed)
+    assert not decodes(tiny("Mistral", vocab_size=300, sliding_window=60).eval())
+
+
 def test_a_model_that_is_not_packed_is_left_to_generate(tiny_model: Path) -> None:
     assert decodes(load_model(tiny_model).eval())
     other = load_model(tiny_model).eval()
     other.set_attn_implementation("eager")
     assert not decodes(other)
+
+
+def test_the_models_own_generation_config_changes_nothing(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where merit decodes nor where `generate` does, which fills what it is not told from there."""
+    monkeypatch.setattr(answers, "end_tokens", lambda *_: set())  # a model without any answers at full length
+    wanted = [alone(load_model(tiny_model).eval(), prompt, 12) for prompt in PROMPTS]
+    for attention in ("sdpa", "eager"):
+        model = load_model(tiny_model).eval()
+        model.set_attn_implementation(attention)
+        own = GenerationConfig(repetition_penalty=9.0, no_repeat_ngram_size=1, suppress_tokens=[wanted[0][0]])
+        model.generation_config = own
+        assert greedy_answers(model, None, PROMPTS, max_new_tokens=12, batch_tokens=10_000) == wanted
+        assert model.generation_config is own
 
 
 def test_a_cache_that_forgets_is_noticed(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,20 @@ def test_losses_are_those_of_examples_alone(tiny_model: Path, packing: bool, bat
 
 
 @pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_shares_add_up_to_the_same_bits(tiny_model: Path, packing: bool, precision) -> None:
+    model = load_model(tiny_model).eval()
+    how = {"batch_tokens": 60, "precision": precision, "packing": packing}
+    losses, tokens, _ = example_scores(model, ROWS, **how)
+    seen: list[int] = []
+    shares = [example_scores(model, ROWS, **how, advance=seen.append, share=(k, 2)) for k in range(2)]
+    assert [sum(values) for values in zip(*(share[0] for share in shares), strict=True)] == losses
+    assert [sum(values) for values in zip(*(share[1] for share in shares), strict=True)] == tokens
+    assert all(0 < sum(share[1]) < sum(tokens) for share in shares)
+    assert sum(seen) == len(ROWS)
+
+
+@pytest.mark.parametrize("packing", [True, False])
 def test_exact_is_what_greedy_decoding_would_write(tiny_model: Path, packing: bool) -> None:
     model = load_model(tiny_model).eval()
     prompts = [PROMPT, [*PROMPT, 50], [60, 61, 62]]

@@ -127,19 +127,27 @@ def evaluate(
     file: File,
     output: Output = None,
     worker: Worker = None,
+    answers: Annotated[
+        str | None, typer.Option(help="Let vLLM answer for the model of this name. merit starts such jobs itself.")
+    ] = None,
     precision: Precision = None,
+    engine: Annotated[str | None, typer.Option(help="With --worker: hf or vllm, as in the main process.")] = None,
     redo: Redo = False,
     json: Json = False,
 ) -> None:
     """Evaluates every model of the run. Merges first."""
-    if worker is not None:
+    if worker is not None or answers is not None:
         from merit.cli.console import show_messages
-        from merit.evaluate.measure import run_worker
+        from merit.evaluate.measure import run_answer_job, run_worker
 
         show_messages()
-        run_worker(file, worker, precision)
+        if answers is not None:
+            run_answer_job(file, answers, precision)
+        elif worker is not None:
+            run_worker(file, worker, precision, engine)
         return
     refuse_given(context, "precision", why=_CONFIGURED.format("train.precision"))
+    refuse_given(context, "engine", why=_CONFIGURED.format("evaluate.engine"))
     _stage("evaluate", file, output, redo, json=json)
 
 

@@ -181,7 +181,7 @@ def _packs(model: Any, ids: Tensor) -> bool:
         return False
     segments = (Segment(0, 3), Segment(3, 8, 0, 3), Segment(8, 12, 0, 3))
     positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 3, 4, 5, 6]], device=ids.device)
-    with torch.no_grad(), _short_windows(model):
+    with torch.no_grad(), short_windows(model):
         try:
             with segmented(model, segments, ids.device):
                 together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0].float()
@@ -193,7 +193,7 @@ def _packs(model: Any, ids: Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def _short_windows(model: Any) -> Iterator[None]:
+def short_windows(model: Any) -> Iterator[None]:
     """Sliding windows are shorter than the trial's examples inside: some models tell attention of their window only by
     a mask, which packed rows have none of."""
     config = model.config.get_text_config()

@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from merit.compute.abilities import close, some_tokens, takes_packed_rows
+from merit.compute.abilities import close, short_windows, some_tokens, takes_packed_rows
 from merit.compute.batches import packed_task, segmented
 from merit.compute.head import only_positions
 from merit.compute.packing import Packed, pack
@@ -168,13 +168,14 @@ def _tried(model: Any) -> bool:
     ids = some_tokens(model, model.device)[0].tolist()
     prompts = [ids[:9], [*ids[:5], *ids[9:11]]]
     (row,) = pack([_asked(prompt) for prompt in prompts], len(ids) * 2)
-    try:
-        rows = _begin(model, row, 1)
-        found = _forward(model, rows)
-    except (ValueError, RuntimeError, IndexError, TypeError, AttributeError):  # its cache is of another kind
-        return False
-    texts = [[*prompts[owner], int(token)] for owner, token in zip(rows.owners, rows.tokens, strict=True)]
-    alone = [model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1].float() for text in texts]
+    with short_windows(model):  # shorter than the prompts
+        try:
+            rows = _begin(model, row, 1)
+            found = _forward(model, rows)
+        except (ValueError, RuntimeError, IndexError, TypeError, AttributeError):  # its cache is of another kind
+            return False
+        texts = [[*prompts[owner], int(token)] for owner, token in zip(rows.owners, rows.tokens, strict=True)]
+        alone = [model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1].float() for text in texts]
     return close(found, torch.stack(alone), model.dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -69,26 +70,29 @@ def example_scores(
     precision: Precision,
     advance: Callable[[int], None] = lambda _: None,
     packing: bool = True,
+    share: tuple[int, int] = (0, 1),
 ) -> tuple[list[float], list[int], list[float]]:
     """As `example_losses`, and whether greedy decoding would give each example's reference answer (1 or 0).
+
+    With `share` (k, n), only the batches k, k + n, … of all rows' batches run. The other examples have loss 0 and 0
+    tokens, so losses and tokens of all n shares add up to what one call gives, to the bit.
 
     Greedy decoding writes the reference, including its end, exactly if every reference token is the most likely one
     after the tokens before it. So one pass is enough, and nothing is generated. A right answer in other words counts as
     wrong.
     """
     sums, misses, counts = torch.zeros((3, len(rows)), dtype=torch.float64)
-    done = 0
-    for task in _tasks(model, rows, batch_tokens, packing):
+    first, of = share
+    for task in itertools.islice(_tasks(model, rows, batch_tokens, packing), first, None, of):
         with autocast(precision):
             logits = task_logits(model, task)
         nll = torch.nn.functional.cross_entropy(logits, task.targets, reduction="none").double().cpu()
         sums.index_add_(0, task.owner, nll)
         misses.index_add_(0, task.owner, (logits.argmax(dim=-1) != task.targets).double().cpu())
         counts.index_add_(0, task.owner, torch.ones_like(nll))
-        count = len(task.owner.unique())
-        done += count
-        advance(count)
-    advance(len(rows) - done)  # those without a supervised token
+        advance(len(task.owner.unique()))
+    if first == 0:
+        advance(sum(not row.supervised for row in rows))
     losses = sums / counts.clamp(min=1)
     return losses.tolist(), counts.int().tolist(), (misses == 0).double().tolist()
 

@@ -452,6 +452,11 @@ class EvaluateConfig(Section):
         default=16, ge=0, description="How many of them to answer by greedy decoding for exact match. 0: none."
     )
     max_new_tokens: int = Field(default=64, ge=1, description="Longest answer of greedy decoding, in tokens.")
+    engine: Literal["auto", "hf", "vllm"] = Field(
+        default="auto",
+        description="What decodes: `hf`, transformers or merit's own decoding on a CPU; `vllm`, on a GPU where it is "
+        "installed. `auto`: `vllm` where it can.",
+    )
     unseen: dict[str, DatasetConfig] = Field(
         default_factory=dict, description="Datasets that no branch trains on; they are only evaluated."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -47,7 +48,8 @@ def greedy_answers(
     Decoding is fixed here, whatever the model's own generation_config says: no sampling, no penalties. A score
     depends on such settings by tens of points, so every model of a run gets the same.
     """
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model.generation_config, tokenizer)
+    pad = min(ends, default=0)
     answers: list[list[int]] = [[] for _ in prompts]
     vision = images_of(model)
     lengths = [len(prompt) for prompt in prompts]
@@ -66,10 +68,10 @@ def greedy_answers(
             advance(len(batch))
             continue
         config = GenerationConfig(
-            do_sample=False, num_beams=1, max_new_tokens=room, eos_token_id=sorted(ends), pad_token_id=min(ends)
+            do_sample=False, num_beams=1, max_new_tokens=room, eos_token_id=sorted(ends) or None, pad_token_id=pad
         )
         width = max(len(prompts[index]) for index in batch)
-        ids = torch.full((len(batch), width), min(ends), dtype=torch.long)
+        ids = torch.full((len(batch), width), pad, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for position, index in enumerate(batch):
             start = width - len(prompts[index])
@@ -79,13 +81,26 @@ def greedy_answers(
         if vision is not None:
             found = vision.inputs(ids, [images[index] if images else () for index in batch])
             inputs |= {name: in_dtype(value, model) for name, value in found.items()}
-        output = model.generate(
-            **{name: value.to(model.device) for name, value in inputs.items()}, generation_config=config
-        )
+        with _neutral(model):
+            output = model.generate(
+                **{name: value.to(model.device) for name, value in inputs.items()}, generation_config=config
+            )
         for position, index in enumerate(batch):
             answers[index] = _until_end(output[position, width:].tolist(), ends)
         advance(len(batch))
     return answers
+
+
+@contextlib.contextmanager
+def _neutral(model: PreTrainedModel) -> Iterator[None]:
+    """Without the model's own generation_config: `generate` takes from it, for example a penalty on repetition, what
+    the configuration that it is given leaves open."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _batches(
@@ -100,12 +115,12 @@ def _batches(
             yield batch
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Those that the model and its tokenizer name, and the one that ends a turn of the chat template: with that one a
-    tuned base model ends its turns."""
-    own = model.generation_config.eos_token_id if model.generation_config is not None else None
+def end_tokens(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Those that the model's generation_config and its tokenizer name, and the one that ends a turn of the chat
+    template: with that one a tuned base model ends its turns."""
+    own = config.eos_token_id if config is not None else None
     ends = set(own if isinstance(own, list) else [own]) | {tokenizer.eos_token_id, template_by(tokenizer).end_token}
-    return {token for token in ends if token is not None} or {0}
+    return {token for token in ends if token is not None}
 
 
 def _until_end(ids: list[int], ends: set[int]) -> list[int]:

@@ -8,9 +8,11 @@ from typing import Any
 from merit.base.record import fingerprint
 from merit.context import Method, RunContext, Step
 from merit.evaluate.effort import effort_apart
-from merit.evaluate.measure import measure, missing, round_label, spread, subjects
+from merit.evaluate.measure import answer, measure, missing, settings_of, spread
 from merit.evaluate.scores import ModelScores
+from merit.evaluate.subjects import round_label, subjects
 from merit.evaluate.table import MethodFacts, make_table
+from merit.evaluate.vllm_engine import check_engine
 from merit.merge.step import MethodMerge, merge_words, merged_branches
 from merit.split.partition import Partition
 from merit.split.step import describe
@@ -22,7 +24,7 @@ def depends(context: RunContext) -> dict[str, str]:
     """Every model's weights, the data, and what is measured."""
     return {
         "models": fingerprint([[item.label, item.fingerprint] for item in subjects(context)]),
-        "evaluate": fingerprint(context.config.evaluate, context.config.train.precision),
+        "evaluate": fingerprint(settings_of(context, context.config.evaluate.engine), context.config.train.precision),
         "mixture": fingerprint(context.data_fingerprints()),
     }
 
@@ -35,7 +37,9 @@ def files(context: RunContext) -> list[Path]:
 
 def run(context: RunContext) -> dict[str, Any]:
     """Writes evaluation/*.json. A model whose scores still hold is not loaded again."""
+    check_engine(context, data=True)
     todo = len(missing(context))
+    answer(context)
     spread(context, todo)
     measure(context)
     scores = [ModelScores.load(context.run.evaluation(subject.label)) for subject in subjects(context)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 from collections.abc import Collection, Iterable
@@ -14,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -181,6 +183,15 @@ def positions_by(config: PreTrainedConfig, tensors: Iterable[str]) -> Positions 
     return Positions(count, table=True) if table else None
 
 
+def generation_config_of(folder: Path, *, trust_remote_code: bool = False) -> GenerationConfig:
+    """What a model that is loaded from `folder` has as its generation_config."""
+    try:
+        return GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+    except OSError:  # there is none
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
+        return GenerationConfig.from_model_config(config)
+
+
 def best_device() -> torch.device:
     """The current accelerator, or the CPU."""
     # A CUDA build names its accelerator on a machine without one, too.
@@ -204,6 +215,13 @@ def pick_precision(wanted: Literal["auto", "bf16", "fp32"]) -> Precision:
 def autocast(precision: Precision) -> Any:
     """The context in which forward passes run; weights stay fp32, matrix products run in bf16 where asked."""
     return torch.autocast(best_device().type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def free_cached_memory() -> None:
+    """Gives the GPU memory of what this process needs no longer back to the machine, for other processes."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def quiet_transformers() -> None:

@@ -12,6 +12,7 @@ from merit.base.progress import SILENT, Progress
 from merit.context import RunContext
 from merit.data.check import CheckReport, check_mixture
 from merit.data.encode import POSITIONS, Encoder, Positions
+from merit.evaluate.vllm_engine import check_engine
 from merit.merge import rounds
 from merit.merge.rule import find_rule
 from merit.models.architecture import architecture_of
@@ -24,7 +25,7 @@ from merit.train.spec import BranchSpec
 def preflight_problems(context: RunContext) -> list[InputError]:
     """Everything that is wrong, an error each."""
     found: list[InputError] = []
-    checks: tuple[Callable[[RunContext], None], ...] = (_model, _merge, _proxy, _trl, _groups, _rounds)
+    checks: tuple[Callable[[RunContext], None], ...] = (_model, _merge, _proxy, _trl, _groups, _rounds, _generation)
     for check in checks:
         try:
             check(context)
@@ -154,6 +155,12 @@ def _rounds(context: RunContext) -> None:
         said = "a round starts from all branches of the round before; leave this out, or set `train.rounds` to 1"
         raise InputError(said, field="--partial")
     check_whole(context.config.launch, context.base)
+
+
+def _generation(context: RunContext) -> None:
+    """A run that is evaluated already may be read where it could not be evaluated."""
+    if not context.run.table.is_file():
+        check_engine(context, data=False)
 
 
 def check_run(path: Path, progress: Progress = SILENT) -> CheckReport:

@@ -120,6 +120,7 @@ class RunDir:
     evaluations = _At("evaluation")
     table = _At("evaluation", "table.json")
     drift = _At("evaluation", "drift-set.json")  # θ0's own answers to the general prompts, on which drift is measured
+    pieces = _At("evaluation", "jobs", "pieces")  # scores of models that are not measured in full yet
     diagnostics = _At("diagnostics")
     report = _At("report.html")
     card = _At("README.md")
@@ -154,6 +155,10 @@ class RunDir:
     def evaluation(self, model: str) -> Path:
         """The results of one evaluated model; `model` is a label such as `base`, `merit`, `joint@0.5`."""
         return self.evaluations / f"{safe_name(model)}.json"
+
+    def piece(self, model: str, piece: str) -> Path:
+        """A part of the results of a model that is being evaluated."""
+        return self.pieces / f"{safe_name(model)}.{piece}.json"
 
     def diagnostic(self, check: str) -> Path:
         """The result of one check, such as `lmc` or `displacement`."""
