@@ -102,14 +102,14 @@ def test_wandb(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (file,) = run.method().branch(k).root.glob("wandb/offline-run-*/*.wandb")
         assert file.name == f"run-{ident}.wandb"
     # Started again after a kill, a branch goes on in the run that it had.
-    monkeypatch.setattr(branch, "finished_branch", lambda *_: None)
+    monkeypatch.setattr(branch, "trained_branch", lambda *_: None)
     train_branch(run, run.method().branch(1), base=tmp_path)
     assert started[2] == started[1] != started[0]
 
 
 def test_mlflow(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     run = train_two(tmp_path, tiny_model, "mlflow")
     client = mlflow.MlflowClient()
 
@@ -120,7 +120,7 @@ def test_mlflow(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     assert [item.info.run_name for item in runs()] == NAMES
     # Started again after a kill, a branch has a second run of its name.
-    monkeypatch.setattr(branch, "finished_branch", lambda *_: None)
+    monkeypatch.setattr(branch, "trained_branch", lambda *_: None)
     train_branch(run, run.method().branch(1), base=tmp_path)
     assert [item.info.run_name for item in runs()] == [*NAMES, NAMES[1]]
     assert {item.info.status for item in runs()} == {"FINISHED"}
