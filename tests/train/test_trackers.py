@@ -56,7 +56,7 @@ def test_every_round_and_every_cell_of_a_study_has_a_name_of_its_own(tmp_path: P
     write_four_files(tmp_path)
     file = tmp_path / "merit.yaml"
     file.write_text(CONFIG.format(model=tiny_model, tracker="none"))
-    context = RunContext.open(file, output=tmp_path / "spring")
+    context = RunContext.open(file, output=tmp_path / "rounds" / "spring")  # a folder that looks like a round's
     mixture_stage.run(context)
     method, run = context.methods[0], context.run
     make_partition("random", SplitRequest(context.mixture.planned_tokens, r=1, seed=0)).save(method.dir.partition)

@@ -89,10 +89,7 @@ def group_name(run: RunDir) -> str:
 def branch_name(run: RunDir, branch: BranchDir, spec: BranchSpec) -> str:
     """The branch's name in its group. A study trains a method many times, so its cells add their folder's name."""
     name = f"{spec.method}-{spec.branch:02d}"
-    home = branch.root
-    if home.parent.name == "branches":
-        home = home.parents[1]
-        home = home.parents[1] if home.parent.name == "rounds" else home
+    home = branch.root.parents[1 if spec.is_last else 3]  # the method's folder: METHOD/[rounds/NN/]branches/KK
     if home != run.method(spec.method).root:
         name = f"{name}-{home.name}"
     return f"{name}-round-{spec.round}" if spec.train.rounds > 1 else name
