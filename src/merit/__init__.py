@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from merit.split.splitter import SplitRequest, make_partition
     from merit.train.branch import train_branch
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "RunConfig": "merit.config",

@@ -32,6 +32,7 @@ from merit.run.events import stage_events
 from merit.run.guard import Before, run_lock
 from merit.run.layout import JOB, RunDir
 from merit.split import step as split
+from merit.track import step as track
 from merit.train import prepare
 from merit.train import step as train
 
@@ -48,6 +49,7 @@ STEPS = (
     evaluate.STEP,
     diagnose.STEP,
     report.STEP,
+    track.STEP,
 )
 STAGE_NAMES = tuple(step.name for step in STEPS)
 _CHANGES = 5  # changed settings that are named

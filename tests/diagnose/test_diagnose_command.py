@@ -106,7 +106,7 @@ def test_a_kill_costs_one_segment(copy: RunDir, capsys: Capture, monkeypatch: py
 
 
 def test_the_stage_is_off_unless_checks_are_listed(copy: RunDir) -> None:
-    assert STAGE_NAMES[-2:] == ("diagnose", "report")
+    assert STAGE_NAMES[-3:] == ("diagnose", "report", "track")
     context = RunContext.open(copy.root)
     assert not diagnose.wanted(context)
     copy.config.write_text(copy.config.read_text().replace("checks: []", "checks: [displacement]"))

@@ -43,7 +43,7 @@ def test_a_rerun_redoes_nothing(old_run, merit):
     done = merit("run", old_run)
     assert done.code == 0, done.err
     for stage in STAGE_NAMES:
-        if stage not in ("prepare", "gate", "rounds", "report"):  # not in this run; made at every call
+        if stage not in ("prepare", "gate", "rounds", "track", "report"):  # not in this run; made at every call
             assert f"{stage}: unchanged, kept" in done.err
     assert contents(old_run) == before
     assert "joint training" in (old_run / "report.html").read_text()

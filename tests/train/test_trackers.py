@@ -17,6 +17,7 @@ from merit.split.splitter import SplitRequest, make_partition
 from merit.train import branch
 from merit.train.branch import train_branch
 from merit.train.step import branch_specs
+from merit.train.trackers import branch_name
 
 CONFIG = """
 model: {model}
@@ -48,8 +49,26 @@ def train_two(folder: Path, model: Path, tracker: str) -> RunDir:
 
 
 def variables() -> dict[str, str]:
-    ours = ("WANDB_RUN_GROUP", "WANDB_RUN_ID", "WANDB_DIR", "MLFLOW_EXPERIMENT_NAME", "TENSORBOARD_LOGGING_DIR")
-    return {key: value for key, value in os.environ.items() if key in ours}
+    return {key: value for key, value in os.environ.items() if key.startswith(("WANDB_", "MLFLOW_", "TENSORBOARD_"))}
+
+
+def test_every_round_and_every_cell_of_a_study_has_a_name_of_its_own(tmp_path: Path, tiny_model: Path) -> None:
+    write_four_files(tmp_path)
+    file = tmp_path / "merit.yaml"
+    file.write_text(CONFIG.format(model=tiny_model, tracker="none"))
+    context = RunContext.open(file, output=tmp_path / "rounds" / "spring")  # a folder that looks like a round's
+    mixture_stage.run(context)
+    method, run = context.methods[0], context.run
+    make_partition("random", SplitRequest(context.mixture.planned_tokens, r=1, seed=0)).save(method.dir.partition)
+    spec = branch_specs(context, method)[1]
+    assert branch_name(run, run.method().branch(1), spec) == "merit-01"
+    cell = run.method("5eed")  # where a study keeps one
+    assert branch_name(run, cell.branch(1), spec) == "merit-01-5eed"
+    cut = spec.model_copy(update={"train": spec.train.model_copy(update={"rounds": 2})})
+    assert branch_name(run, run.method().round(1).branch(1), cut) == "merit-01-round-1"
+    assert branch_name(run, cell.round(1).branch(1), cut) == "merit-01-5eed-round-1"
+    last = cut.model_copy(update={"round": 2})
+    assert branch_name(run, run.method().branch(1), last) == "merit-01-round-2"
 
 
 def test_tensorboard(tiny_model: Path, tmp_path: Path) -> None:
@@ -72,6 +91,7 @@ def test_wandb(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     def recorded(*arguments: Any, **options: Any) -> Any:
         found = init(*arguments, **options)
+        assert found.settings.run_job_type == "branch"
         started.append((found.name, found.group, found.id))
         return found
 
@@ -82,14 +102,14 @@ def test_wandb(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (file,) = run.method().branch(k).root.glob("wandb/offline-run-*/*.wandb")
         assert file.name == f"run-{ident}.wandb"
     # Started again after a kill, a branch goes on in the run that it had.
-    monkeypatch.setattr(branch, "finished_branch", lambda *_: None)
+    monkeypatch.setattr(branch, "trained_branch", lambda *_: None)
     train_branch(run, run.method().branch(1), base=tmp_path)
     assert started[2] == started[1] != started[0]
 
 
 def test_mlflow(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     run = train_two(tmp_path, tiny_model, "mlflow")
     client = mlflow.MlflowClient()
 
@@ -100,10 +120,12 @@ def test_mlflow(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     assert [item.info.run_name for item in runs()] == NAMES
     # Started again after a kill, a branch has a second run of its name.
-    monkeypatch.setattr(branch, "finished_branch", lambda *_: None)
+    monkeypatch.setattr(branch, "trained_branch", lambda *_: None)
     train_branch(run, run.method().branch(1), base=tmp_path)
     assert [item.info.run_name for item in runs()] == [*NAMES, NAMES[1]]
     assert {item.info.status for item in runs()} == {"FINISHED"}
+    tags = {"merit.group": "spring", "merit.kind": "branch", "merit.method": "merit", "merit.branch": "1"}
+    assert tags.items() <= runs()[1].data.tags.items()
     for item, k in zip(runs(), (0, 1, 1), strict=True):
         history = client.get_metric_history(item.info.run_id, "loss")
         assert [(entry.step, entry.value) for entry in history] == logged(run, k)

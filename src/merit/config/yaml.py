@@ -19,7 +19,7 @@ from merit.base.errors import InputError, Problems, did_you_mean
 from merit.config.run import RunConfig
 from merit.config.sections import REFUSED, Location, Section
 
-# Old name → new name of keys that were renamed in 0.1.0. The next version refuses the old names.
+# Old name → new name of keys that were renamed in 0.2.0. The next version refuses the old names.
 RENAMED: dict[Location, Location] = {("launch", "losses"): ("launch", "preemption_retries")}
 # Setting → old value → new value: of a run's configuration, and of a study's.
 _CENTRES = {True: "both", False: "none"}

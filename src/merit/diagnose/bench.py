@@ -75,9 +75,7 @@ class Bench:
         """
         self.models.check()
         check, path = find_check(name), self.run.diagnostic(name)
-        self.settings = getattr(self.config.settings, name) if check.settings is not None else None
-        depends = self._depends(name, check)
-        stored: CheckResult | None = kept(path, check.result, {"fingerprint": depends}).record
+        stored, depends = self._stored(name, check)
         if stored is not None and not redo:
             _log.info("%s: unchanged, kept", name)
             return stored
@@ -89,6 +87,17 @@ class Bench:
         result.save(path)
         self.journal.close()
         return result
+
+    def stored(self, name: CheckName) -> CheckResult | None:
+        """The result of a check, if it is there and nothing that it depends on has changed."""
+        return self._stored(name, find_check(name))[0]
+
+    def _stored(self, name: CheckName, check: Check[Any]) -> tuple[CheckResult | None, str]:
+        """As `stored`, and the fingerprint that a result has now."""
+        self.settings = getattr(self.config.settings, name) if check.settings is not None else None
+        depends = self._depends(name, check)
+        stored: CheckResult | None = kept(self.run.diagnostic(name), check.result, {"fingerprint": depends}).record
+        return stored, depends
 
     @cached_property
     def live(self) -> LiveModel:

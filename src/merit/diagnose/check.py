@@ -67,6 +67,7 @@ class Check(Part[R]):
         depends: what else it depends on: JSON values or pydantic models.
         settings: its own settings, `diagnose.settings.NAME`, all with defaults.
         also: further questions that the same result answers.
+        tracked: the figures that trackers get, by name.
         order: checks run, and are reported, in this order.
     """
 
@@ -77,6 +78,7 @@ class Check(Part[R]):
     depends: Callable[[Bench], Sequence[Any]] = lambda bench: ()
     settings: type[Section] | None = None
     also: Sequence[Part[R]] = ()
+    tracked: Callable[[R], Mapping[str, float]] = lambda result: {}
     order: int = 100
 
 

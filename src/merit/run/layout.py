@@ -122,6 +122,7 @@ class RunDir:
     drift = _At("evaluation", "drift-set.json")  # θ0's own answers to the general prompts, on which drift is measured
     pieces = _At("evaluation", "jobs", "pieces")  # scores of models that are not measured in full yet
     diagnostics = _At("diagnostics")
+    tracking = _At("tracking")  # what trackers keep on this disk of the run `merge`
     report = _At("report.html")
     card = _At("README.md")
     events = _At("events.jsonl")
@@ -180,7 +181,13 @@ class RunDir:
         """What a run writes at its top level, and may replace."""
         main = self.method()
         folders = [self.data_folder, self.gradients, self.conflict.parent, self.baselines, self.evaluations]
-        folders += [self.diagnostics, self.prepare.root, self.gate_record.parent, self.handover("x", "x", 0).parents[1]]
+        folders += [
+            self.diagnostics,
+            self.tracking,
+            self.prepare.root,
+            self.gate_record.parent,
+            self.handover("x", "x", 0).parents[1],
+        ]
         files = [self.config, self.mixture, self.report, self.card, self.events, main.merge_record]
         return [*files, *folders, main.partition.parent, main.branches, main.rounds, main.merged()]
 

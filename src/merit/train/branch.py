@@ -37,8 +37,9 @@ from merit.train.carry import at_end, drop_state_before, go_on
 from merit.train.checkpoints import Counters, newest_checkpoint
 from merit.train.rows import branch_rows, plan_batching, row_without_loss
 from merit.train.spec import BranchResult, BranchSpec, trained_branch
+from merit.train.trackers import tracked_branch
 from merit.train.trainer import BranchTrainer
-from merit.train.trl_arguments import Training, sft_config, tracked
+from merit.train.trl_arguments import Training, sft_config
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def train_branch(run: RunDir, branch: BranchDir, *, base: Path, model: Path | No
     data = branch_rows(run, spec)
     resumed = newest_checkpoint(branch) or go_on(run, branch, spec, theta0.path)
     counters = resumed[1] if resumed else Counters()
-    with tracked(run, branch, spec):
+    with tracked_branch(run, branch, spec).variables():
         trainer = _make_trainer(_Branch(run, branch, spec, theta0, counters), data)
         if resumed and at_end(resumed[0], spec):  # it was killed after its last step
             trainer.take(resumed[0])

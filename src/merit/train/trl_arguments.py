@@ -1,14 +1,11 @@
-"""TRL's arguments: those that merit sets, the check of those that a user sets, and what trackers get."""
+"""TRL's arguments: those that merit sets, and the check of those that a user sets."""
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import os
-import sys
 import typing
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -16,11 +13,11 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl import SFTConfig
 
 from merit.base.errors import InputError
-from merit.base.record import fingerprint
 from merit.config.sections import TrainConfig
 from merit.models.loading import pick_precision
 from merit.run.layout import BranchDir, RunDir
 from merit.train.spec import BranchSpec
+from merit.train.trackers import branch_name, group_name
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 # Only the machine that trains can tell whether it supports these; it need not be this one.
@@ -96,7 +93,7 @@ OWNED: dict[str, _Owned] = {
 # Where merit only prefers another default than TRL, `train.trl` overrides it.
 PREFERRED: dict[str, Callable[[Training], Any]] = {
     "report_to": lambda t: "none",
-    "run_name": lambda t: run_name(t.run, t.branch, t.spec),
+    "run_name": lambda t: branch_name(t.run, t.branch, t.spec),
     "project": lambda t: group_name(t.run),
     "disable_tqdm": lambda t: True,
     "gradient_checkpointing": lambda t: t.on_gpu,
@@ -147,42 +144,3 @@ def sft_config(training: Training) -> SFTConfig:
     owned = {key: item.value(training) for key, item in OWNED.items() if item.value is not None}
     preferred = {key: value(training) for key, value in PREFERRED.items()}
     return SFTConfig(**{**preferred, **training.spec.train.trl, **owned})
-
-
-def group_name(run: RunDir) -> str:
-    """The tracker's project, group or experiment of this run's branches."""
-    return run.root.resolve().name
-
-
-def run_name(run: RunDir, branch: BranchDir, spec: BranchSpec) -> str:
-    """The branch's name in its group. A study trains a method many times, so its cells add their folder's name."""
-    name = f"{spec.method}-{spec.branch:02d}"
-    return name if branch == run.method(spec.method).branch(spec.branch) else f"{name}-{branch.root.name}"
-
-
-@contextlib.contextmanager
-def tracked(run: RunDir, branch: BranchDir, spec: BranchSpec) -> Iterator[None]:
-    """Sets the variables that trackers read, unless the user has, and restores them for the next branch.
-
-    A branch that resumes continues its run in Weights & Biases, because the run's id follows from the branch's spec.
-    """
-    group = group_name(run)
-    values = {
-        "WANDB_RUN_GROUP": group,
-        "WANDB_RUN_ID": fingerprint(group, run_name(run, branch, spec), spec),
-        "WANDB_RESUME": "allow",
-        "WANDB_DIR": str(branch.root),
-        "MLFLOW_EXPERIMENT_NAME": group,
-        "TENSORBOARD_LOGGING_DIR": str(branch.tensorboard),
-    }
-    ours = {key: value for key, value in values.items() if key not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for key in ours:
-            os.environ.pop(key, None)
-        if "wandb" in sys.modules:
-            # transformers leaves the run open, and wandb reads the environment once: the next branch would continue it.
-            sys.modules["wandb"].finish()
-            sys.modules["wandb"].teardown()

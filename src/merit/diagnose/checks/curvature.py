@@ -287,6 +287,11 @@ def _figure(result: CurvatureResult, draw: ModuleType) -> Any:
     )
 
 
+def _tracked(result: CurvatureResult) -> dict[str, float]:
+    gains = {"gain_top": result.gain_top, "gain_quadratic": result.gain_quadratic, "gain": result.gain_measured}
+    return gains | {"trace": result.trace, "largest_eigenvalue": result.eigenvalues[0]}
+
+
 CHECK = Check(
     title="Do the conflict axes lie where the loss bends?",
     result=CurvatureResult,
@@ -294,6 +299,7 @@ CHECK = Check(
     rows=_rows,
     reading=_reading,
     figure=_figure,
+    tracked=_tracked,
     uses=(
         "examples",
         "matrix",

@@ -163,6 +163,13 @@ def _figure(result: GainResult, draw: ModuleType) -> Any:
     )
 
 
+def _tracked(result: GainResult) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for face, losses in (("held_out", result.held_out), ("train", result.train)):
+        found |= {face: losses.gain.value, f"{face}_low": losses.gain.low, f"{face}_high": losses.gain.high}
+    return found
+
+
 CHECK = Check(
     title="Is the merge better than its parts?",
     result=GainResult,
@@ -170,6 +177,7 @@ CHECK = Check(
     rows=_rows,
     reading=_reading,
     figure=_figure,
+    tracked=_tracked,
     uses=("examples",),
     order=2,
 )

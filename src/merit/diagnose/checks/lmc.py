@@ -216,6 +216,12 @@ def _kind(segment: Segment) -> str:
     return "branch to merge" if segment.b == "merge" else "between branches"
 
 
+def _tracked(result: LmcResult) -> dict[str, float]:
+    faces = {"held_out": result.held_out, "train": result.train}
+    highest = {f"barrier_{face}": max((item.barrier for item in found), default=0.0) for face, found in faces.items()}
+    return highest | {"barriers_held_out": len(barriers(result.held_out))}
+
+
 CHECK = Check(
     title="Is there a hill between the models?",
     result=LmcResult,
@@ -223,6 +229,7 @@ CHECK = Check(
     rows=_rows,
     reading=_reading,
     figure=_figure,
+    tracked=_tracked,
     uses=("examples", "points"),
     order=1,
 )

@@ -1,0 +1,1 @@
+"""The merge in the trackers that show the branches."""
