@@ -449,7 +449,9 @@ class EvaluateConfig(Section):
 
     held_out: int = Field(default=64, ge=1, description="At most this many held-out examples per dataset for the loss.")
     generate: int = Field(
-        default=16, ge=0, description="How many of them to answer by greedy decoding for exact match. 0: none."
+        default=16,
+        ge=0,
+        description="How many of them to answer by greedy decoding, in the mixture, for exact match. 0: none.",
     )
     max_new_tokens: int = Field(default=64, ge=1, description="Longest answer of greedy decoding, in tokens.")
     engine: Literal["auto", "hf", "vllm"] = Field(

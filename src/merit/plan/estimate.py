@@ -278,7 +278,7 @@ class Estimate:
         drift = config.drift * config.max_new_tokens
         scoring = _total(_some(item.held_out, config.held_out) for item in datasets) + drift
         answering = 0.0  # the prompts, and every answer at its longest
-        for item in datasets:
+        for item in self.mixture.datasets:
             if item.scoring:
                 part = _some(item.held_out, config.generate)
                 answers = min(config.generate, item.held_out.examples)
