@@ -92,6 +92,11 @@ class Mixture(Record):
     def planned_examples(self) -> dict[str, int]:
         return {dataset.name: dataset.planned_examples for dataset in self.datasets}
 
+    @property
+    def answered(self) -> list[DatasetSummary]:
+        """The datasets whose examples can be answered and found right or wrong. Exact match is theirs alone."""
+        return [dataset for dataset in self.datasets if dataset.scoring]
+
     def sizes(self, balance: Balance) -> dict[str, int]:
         """Dataset → what it weighs in a cut."""
         return self.planned_examples if balance == "samples" else self.planned_tokens

@@ -225,8 +225,8 @@ class Evaluation:
 
     def _datasets(self, kind: Kind) -> list[DatasetSummary]:
         mixture = self._mixture
-        if kind == "answers":  # exact match is reported of the mixture alone
-            return [item for item in mixture.datasets if item.scoring]
+        if kind == "answers":
+            return mixture.answered
         return mixture.datasets if kind == "in_mixture" else mixture.unseen
 
     def _limit(self, kind: Kind) -> int:

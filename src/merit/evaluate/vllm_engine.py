@@ -40,9 +40,7 @@ def picked_engine(context: RunContext) -> GenerationEngine:
 
 def _scored(context: RunContext) -> list[DatasetSummary]:
     """The datasets of which examples are answered."""
-    if not context.config.evaluate.generate:
-        return []
-    return [item for item in (*context.mixture.datasets, *context.mixture.unseen) if item.scoring]
+    return context.mixture.answered if context.config.evaluate.generate else []
 
 
 def check_engine(context: RunContext, *, data: bool) -> None:

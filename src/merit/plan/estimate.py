@@ -278,11 +278,10 @@ class Estimate:
         drift = config.drift * config.max_new_tokens
         scoring = _total(_some(item.held_out, config.held_out) for item in datasets) + drift
         answering = 0.0  # the prompts, and every answer at its longest
-        for item in self.mixture.datasets:
-            if item.scoring:
-                part = _some(item.held_out, config.generate)
-                answers = min(config.generate, item.held_out.examples)
-                answering += part[0] - part[1] + answers * config.max_new_tokens
+        for item in self.mixture.answered:
+            part = _some(item.held_out, config.generate)
+            answers = min(config.generate, item.held_out.examples)
+            answering += part[0] - part[1] + answers * config.max_new_tokens
         count = scoring * (whole + losses_only) + np.array([answering * whole, 0.0])
         memory = FP32 * (self.model.parameters + config.batch_tokens * self.model.hidden.get("vocab_size", 0))
         return self._stage("evaluate", count, FORWARD, memory, 0)
