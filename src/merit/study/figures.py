@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from merit.study.results import Ray, Results, Row
 
 _log = logging.getLogger(__name__)
 _COLOURS = {"joint": "#1b6ca8", "merit": "#c0392b", "random": "#7f8c8d", "soup": "#8e44ad", "other": "#2d8a4e"}
-_NAMES = {**FACE_NAMES, "unseen": "unseen families"}
 _SALT = "merit"  # of ids in the SVG: the same results give the same file
 
 
@@ -67,7 +67,7 @@ def _forest(results: Results, budget: str) -> Any:
                 item.difference, row, "o", ms=3.5, color=colour, mfc="white" if item.verdict == "undecided" else colour
             )
         axis.axvline(0, color="black", lw=0.8)
-        axis.set_title(_NAMES[face])
+        axis.set_title(FACE_NAMES[face])
         axis.set_xlabel("difference of loss, nats")
     axes[0][0].set_yticks(range(len(pairs)), [f"{a}  −  {b}" for a, b in pairs], fontsize=7)
     axes[0][0].set_ylim(len(pairs) - 0.5, -0.5)
@@ -88,17 +88,10 @@ def _pareto(results: Results, budget: str) -> Any:
                 _draw_ray(axis, ray, base, face)
         for row in rows:
             axis.plot(row.faces["in_mixture"].value, row.faces[face].value, "o", ms=4, color=_colour(row.label))
-            axis.annotate(
-                row.label,
-                (row.faces["in_mixture"].value, row.faces[face].value),
-                fontsize=6,
-                xytext=(3, 2),
-                textcoords="offset points",
-                color=_colour(row.label),
-            )
         axis.set_xlabel("in-mixture test loss")
-        axis.set_ylabel(f"{_NAMES[face]} test loss")
+        axis.set_ylabel(f"{FACE_NAMES[face]} test loss")
         _zoom(axis, rows, face)
+        _name(axis, [(row.label, row.faces["in_mixture"].value, row.faces[face].value) for row in rows])
     return figure
 
 
@@ -134,20 +127,35 @@ def _bytes(results: Results, budget: str) -> Any:
     faces = [*(face for face, count in results.datasets.items() if count), AVERAGE]
     figure, axes = plt.subplots(1, len(faces), figsize=(4.2 * len(faces), 3.8), squeeze=False)
     for axis, face in zip(axes[0], faces, strict=True):
+        ends = []
         for row in methods:
             path = [other for other in rows if other.label.startswith(f"{row.label}@")] + [row]
             points = [(item.bytes_moved, (item.faces | {AVERAGE: item.average})[face].value) for item in path]
             axis.plot(*zip(*points, strict=True), marker=".", ms=3, lw=0.9, alpha=0.6, color=_colour(row.label))
             axis.plot(*points[-1], "o", ms=4, color=_colour(row.label))
-            axis.annotate(
-                row.label, points[-1], fontsize=6, xytext=(3, 2), textcoords="offset points", color=_colour(row.label)
-            )
+            ends.append((row.label, *points[-1]))
         axis.set_xscale("log")
         axis.margins(x=0.15)  # room for the names
-        axis.set_title(_NAMES[face])
+        _name(axis, ends)
+        axis.set_title(FACE_NAMES[face])
         axis.set_xlabel("bytes moved")
     axes[0][0].set_ylabel("test loss")
     return figure
+
+
+def _name(axis: Any, points: Sequence[tuple[str, float, float]]) -> None:
+    """Writes each point's name beside it; a name that would lie on another one moves up. Limits must be final."""
+    placed: list[Any] = []  # where names are, in pixels
+    for label, x, y in sorted(points, key=lambda point: point[2]):
+        name = axis.annotate(
+            label, (x, y), fontsize=6, xytext=(4, -2), textcoords="offset points", color=_colour(label)
+        )
+        box = name.get_window_extent()
+        start = box.y0
+        while below := [other for other in placed if box.overlaps(other)]:
+            box = box.translated(0, max(other.y1 for other in below) - box.y0 + 0.5)
+        name.set_position((4, -2 + (box.y0 - start) * 72 / axis.figure.dpi))
+        placed.append(box)
 
 
 def _harm(results: Results) -> Any:
