@@ -42,8 +42,8 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/dev.stamp
-	for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+bench: $(VENV)/dev.stamp  # exit code 2: this machine has no GPU
+	for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || [ $$? = 2 ] || exit 1; done
 
 docs: $(VENV)/dev.stamp
 	$(BIN)/python docs/generate_configuration.py > docs/configuration.md

@@ -117,6 +117,22 @@ def test_16_bit_branches_are_multiplied_in_float32(shape):
     assert 0 < error(rows(0, shape[0]), reference(steps, [0.25] * 4, 0.1)) < 1e-5
 
 
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("shape", [(24, 24), (60, 20), (24, 40), (210, 12)])
+def test_a_device_of_torch_solves_the_same(shape, zero):
+    random = np.random.default_rng(sum(shape))
+    steps = [random.standard_normal(shape) * (not zero) for _ in range(3)]
+    rows = actmat.solve_on(asked(steps, [0.5, 0.2, 0.3], 0.1, short=True), "cpu")
+    parts = [rows(first, min(first + 7, shape[0])) for first in range(0, shape[0], 7)]
+    by_rows = shape == (210, 12)  # on the processor, where 16-bit weights are multiplied in float32
+    assert error(np.concatenate(parts), reference(steps, [0.5, 0.2, 0.3], 0.1)) < (1e-5 if by_rows else 1e-12)
+
+
+def test_a_ridge_too_small_for_the_device_is_one_line():
+    with pytest.raises(InputError, match=r"1e-40 is too small for `w`: its system cannot be solved"):
+        actmat.solve_on(asked([np.ones((9, 8))] * 2, [0.5, 0.5], 1e-40), "cpu")
+
+
 def test_one_branch_alone_and_a_huge_ridge_are_the_average():
     random = np.random.default_rng(0)
     steps = [random.standard_normal((20, 30)) for _ in range(3)]
@@ -202,6 +218,16 @@ def test_a_small_memory_changes_nothing(models):
         branches(models), WEIGHTS, {1.0: models / "out"}, base=models / "base", rule="actmat", memory_bytes=4_000_000
     )
     close(models / "out", wanted(models))
+
+
+def test_a_merge_on_a_device_is_the_same_merge(models):
+    calm = {"base": models / "base", "rule": "actmat"}
+    merge_checkpoints(branches(models), WEIGHTS, {1.0: models / "plain"}, **calm)
+    merge_checkpoints(branches(models), WEIGHTS, {1.0: models / "out"}, **calm, device="cpu")
+    close(models / "out", wanted(models))
+    verify_models([str(models / "out")], None)  # by the processor's arithmetic
+    marks = [load_record(models / name).result.mark for name in ("plain", "out")]
+    assert marks[0] != marks[1]  # a killed merge does not go on elsewhere
 
 
 def test_tensors_side_by_side_or_one_by_one(models, monkeypatch):
@@ -357,6 +383,10 @@ def test_bad_input(models, capsys):
     assert "`ridge`: nan is not a positive number" in said(*three, *rule, "--base", base, "--ridge", "nan")
     assert "nothing to merge it with" in said(three[0], *rule, "--base", base)
     assert "name one with --rule" in said(*three, "-o", out, "--ridge", "0.1")
+    assert "`device`: 'abacus' cannot solve" in said(*three, *rule, "--base", base, "--device", "abacus")
+    assert "`device`: 'cuda:99' cannot solve" in said(*three, *rule, "--base", base, "--device", "cuda:99")
+    assert "name one with --rule" in said(*three, "-o", out, "--device", "cuda")
+    assert "neither ridge nor device" in said(*three, "-o", out, "--rule", "uniform", "--device", "cuda")
     assert "nothing was trained" in said(*three[:2], base, *rule, "--base", base)
     assert "leave this out" in said(*three, *rule, "--base", base, "--keep-sums", models / "sums")
     assert "no rule 'actmatt'" in said(*three, "-o", out, "--rule", "actmatt", "--base", base)

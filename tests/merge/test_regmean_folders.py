@@ -75,6 +75,16 @@ def test_every_linear_layer_is_solved(branches):
     assert "random blocks" in verify_models([str(branches / "out")], None).lines[0]
 
 
+def test_a_device_of_torch_gives_the_same_bits_where_it_is_the_processor(branches):
+    folders = [branches / "b0", branches / "b1"]
+    for k, folder in enumerate(folders):
+        sketch(folder, k)
+    calm = {"base": branches / "base", "rule": "regmean"}
+    plain = merge_checkpoints(folders, WEIGHTS, {1.0: branches / "plain"}, **calm)
+    found = merge_checkpoints(folders, WEIGHTS, {1.0: branches / "out"}, **calm, device="cpu")
+    assert plain.checksums == found.checksums
+
+
 def test_without_sketches_or_with_a_strangers(branches):
     wanted = Merging(branches / "out", rule="regmean", base=str(branches / "base"))
     sketch(branches / "b0", 0)

@@ -39,6 +39,7 @@ class Merging:
         scale: every β to write.
         base: θ0.
         rule: the name of a rule that is no average, and its ridge.
+        device: of torch, that solves the rule's linear layers.
         adapter: `exact` or a rank: LoRA folders become one LoRA folder instead of a whole model.
         memory: of all buffers, such as `512MB`.
     """
@@ -50,6 +51,7 @@ class Merging:
     dtype: str = "input"
     rule: str | None = None
     ridge: float | None = None
+    device: str | None = None
     adapter: str | None = None
     partial: bool = False
     stochastic: bool = False
@@ -97,6 +99,7 @@ def merge_models(inputs: Sequence[str], wanted: Merging, progress: Progress = SI
             rules=rules,
             rule=rule,
             ridge=wanted.ridge,
+            device=wanted.device,
             partial=wanted.partial,
             keep_sums=wanted.keep_sums,
             rounding="stochastic" if wanted.stochastic else "nearest",
@@ -110,7 +113,7 @@ def merge_models(inputs: Sequence[str], wanted: Merging, progress: Progress = SI
         there = [folder for folder in (*folders, *([base] if base is not None else [])) if folder.is_dir()]
         marks = [recorded(folder, 0.0, 0.0).fingerprint for folder in there]
         depends = [list(map(str, folders)), wanted.weights, wanted.base, wanted.dtype, wanted.stochastic, marks]
-        depends += [rule, str(wanted.ridge)] if rule is not None else []
+        depends += [rule, str(wanted.ridge), *filter(None, [wanted.device])] if rule is not None else []
         result = send_merge(merge, urls, depends, progress)
     else:
         result = merge(outputs)
@@ -145,13 +148,15 @@ def _rule_of(wanted: Merging, folders: Sequence[Path]) -> tuple[Merging, str | N
         InputError: no such rule, one that needs the branches' data, or an option that it cannot have.
     """
     if wanted.rule is None:
-        if wanted.ridge is not None:
-            raise InputError("a ridge is of a rule: name one with --rule", field="ridge")
+        for field in ("ridge", "device"):
+            if getattr(wanted, field) is not None:
+                raise InputError(f"a {field} is of a rule: name one with --rule", field=field)
         return wanted, None
     rule = find_rule(wanted.rule)
     if rule.is_average:
-        if wanted.weights is not None or wanted.ridge is not None:
-            raise InputError(f"{wanted.rule!r} is an average: it has no ridge, and weights of its own", field="rule")
+        if wanted.weights is not None or wanted.ridge is not None or wanted.device is not None:
+            said = f"{wanted.rule!r} is an average: it has weights of its own, and neither ridge nor device"
+            raise InputError(said, field="rule")
         return replace(wanted, weights=wanted.rule), None
     if not rule.is_solved:
         raise InputError(

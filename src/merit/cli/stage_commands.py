@@ -151,9 +151,11 @@ def evaluate(
     _stage("evaluate", file, output, redo, json=json)
 
 
-_OF_FOLDERS = ("weights", "scale", "base", "dtype", "adapter", "partial", "stochastic", "keep_sums", "memory")
+_OF_FOLDERS = (
+    *("weights", "scale", "base", "dtype", "device", "adapter", "partial", "stochastic", "keep_sums", "memory"),
+)
 _OF_CHECKPOINTS = (*_OF_FOLDERS, "rule", "ridge")
-_OF_WHOLE_MODELS = ("rule", "ridge", "scale", "dtype", "partial", "stochastic", "keep_sums", "memory")
+_OF_WHOLE_MODELS = ("rule", "ridge", "device", "scale", "dtype", "partial", "stochastic", "keep_sums", "memory")
 _AS_CONFIGURED = "a run is merged as its configuration says (section `merge`); this option is for checkpoints"
 
 
@@ -232,6 +234,9 @@ def merge(
         ),
     ] = None,
     ridge: Annotated[float | None, typer.Option(help="With --rule: the pull toward the average.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="With --rule: solves linear layers here, e.g. cuda. Default: the processor.")
+    ] = None,
     scale: Annotated[list[float] | None, typer.Option(help="β of θ0 + β(merge − θ0); may be repeated.")] = None,
     base: Annotated[str | None, typer.Option(help="θ0, for --rule, --scale and the figures.")] = None,
     dtype: Annotated[str, typer.Option(help="input, float32, bfloat16 or float16.")] = "input",
@@ -281,6 +286,7 @@ def merge(
         dtype=dtype,
         rule=rule,
         ridge=ridge,
+        device=device,
         adapter=adapter,
         partial=partial,
         stochastic=stochastic,

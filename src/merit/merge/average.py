@@ -65,6 +65,7 @@ def merge_checkpoints(
     rules: Sequence[WeightRule] = (),
     rule: str | None = None,
     ridge: float | None = None,
+    device: str | None = None,
     start: Path | None = None,
     outer: Outer | None = None,
     trust_remote_code: bool = False,
@@ -91,6 +92,7 @@ def merge_checkpoints(
         rules: other weights for some tensors.
         rule: a merge rule that is no average, by its name; it needs `base`, and `weights` weigh what it averages.
         ridge: of that rule; None: its default.
+        device: of torch, such as `cuda`, that solves the rule's linear layers; the last bits of the sums may differ.
         start: what the branches were trained from, and the rule's steps are taken from, where it is not `base`.
         outer: an outer step from `start` toward the merge, instead of the merge itself; it needs `base`.
         trust_remote_code: the base's own code may say which tensors are linear layers' weights.
@@ -119,6 +121,7 @@ def merge_checkpoints(
         tuple(rules),
         rule=rule,
         ridge=ridge,
+        device=device,
         start=start,
         outer=outer,
         trust_remote_code=trust_remote_code,

@@ -65,7 +65,13 @@ class LayerSketches(Sequence[Sketch]):
         return found
 
 
-def regmean_step(steps: Sequence[Tensor], grams: Sequence[Sketch], shares: Sequence[float], ridge: float) -> Tensor:
+def regmean_step(
+    steps: Sequence[Tensor],
+    grams: Sequence[Sketch],
+    shares: Sequence[float],
+    ridge: float,
+    device: str | None = None,
+) -> Tensor:
     """The RegMean step of one linear layer from θ0, (m, d) float64.
 
     It solves (Σ_k w_k G_k + μ I) Δᵀ = (Σ_k w_k δ_k G_k + μ Δ̄)ᵀ, G_k ≈ S_kᵀS_k + diag(ρ_k), Δ̄ = Σ_k w_k δ_k, with μ =
@@ -79,16 +85,17 @@ def regmean_step(steps: Sequence[Tensor], grams: Sequence[Sketch], shares: Seque
         grams: (S_k, ρ_k), float64.
         shares: w_k; their sum is 1.
         ridge: > 0.
+        device: where it is solved, and the result is; None: where the inputs are.
 
     Raises:
         StageError: a step or a sketch is not finite.
     """
-    system = _sum(grams, shares)
+    system = _sum(grams, shares, device)
     level = ridge * float(system.diagonal().mean())
     system.diagonal().add_(level)
     total = None
     for number, share in enumerate(shares):
-        (rows, rest), step = grams[number], steps[number].double()
+        rows, rest, step = (part.to(device=device) for part in (*grams[number], steps[number].double()))
         if total is None:
             total = torch.zeros_like(step)
         total.addmm_(step @ rows.T, rows, alpha=share)
@@ -106,11 +113,11 @@ def regmean_step(steps: Sequence[Tensor], grams: Sequence[Sketch], shares: Seque
     return total
 
 
-def _sum(grams: Sequence[Sketch], shares: Sequence[float]) -> Tensor:
+def _sum(grams: Sequence[Sketch], shares: Sequence[float], device: str | None) -> Tensor:
     """Σ_k w_k G_k, (d, d)."""
     system = None
     for number, share in enumerate(shares):
-        rows, rest = grams[number]
+        rows, rest = (part.to(device=device) for part in grams[number])
         if system is None:
             system = torch.zeros(len(rest), len(rest), dtype=torch.float64, device=rest.device)
         system.addmm_(rows.T, rows, alpha=share)

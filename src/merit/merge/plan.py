@@ -146,6 +146,7 @@ class MergeOptions:
     as_given: bool = False  # keep equal weights as they are, instead of as ones
     rule: str | None = None  # that is no average
     ridge: float | None = None  # None: the rule's default
+    device: str | None = None  # of torch, that solves the rule's linear layers
     start: Path | None = None  # what the rule's steps are taken from, where it is not `base`
     trust_remote_code: bool = False
     outer: Outer | None = None
@@ -263,7 +264,9 @@ def _solver(
         what = "rules" if options.rules else "keep_sums"
         raise InputError(f"the {rule.label} is no weighted sum of the branches: leave this out", field=what)
     ridge = rule.ridge if options.ridge is None else options.ridge
-    return make_solver(rule, weights, ridge, opened, start, trust_remote_code=options.trust_remote_code)
+    return make_solver(
+        *(rule, weights, ridge, opened, start), device=options.device, trust_remote_code=options.trust_remote_code
+    )
 
 
 def assemble(
@@ -312,6 +315,7 @@ def assemble(
         side_marks(sides),
         *([[options.rule, solver.ridge, solver.shares]] if solver is not None else []),
         *extensions.marks("rules", str(options.rule)),
+        *([options.device] if options.device is not None else []),
         *([[_text(sketch.file) for sketch in solver.sketches]] if solver is not None and solver.sketches else []),
         *([weights_fingerprint(options.start)] if options.start is not None else []),
         *(_outer_mark(options.outer) if options.outer is not None else []),

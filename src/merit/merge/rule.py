@@ -82,6 +82,7 @@ class MergeRule:
         needs_tokens: the weights follow from the tokens that the branches were trained on.
         tensor: gives the merged step of one tensor from θ0, float64; beside `layer`, of all that is no linear layer.
         layer: gives rows of the merged step of one linear layer's weight, (outputs × inputs), float64.
+        on_device: the same as `layer`, by a device of torch, such as `cuda`; other sums, so other last bits.
         on_one_core: `layer` may be called by several threads at once, and starts none but those of BLAS.
         ridge: `merge.ridge`, where nobody sets it.
         needs_inputs: every branch leaves a sketch of what its layers are given on its own data, for `layer` to read.
@@ -94,6 +95,7 @@ class MergeRule:
     needs_tokens: bool = True
     tensor: Callable[[TensorSteps], Tensor] | None = None
     layer: Callable[[TensorSteps], Rows] | None = None
+    on_device: Callable[[TensorSteps, str], Rows] | None = None
     on_one_core: bool = False
     ridge: float = 0.1
     needs_inputs: bool = False

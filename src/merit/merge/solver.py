@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from merit.base.errors import InputError, StageError
+from merit.base.errors import InputError, StageError, first_line
 from merit.merge.codec import Float64s, Scratch
 from merit.merge.inputs import OpenedInputs, Source
 from merit.merge.rule import MergeRule
@@ -37,6 +37,7 @@ class Solver:
         short: every input has 16-bit weights.
         sketches: of the branches' inputs, where the rule needs them.
         start: what the rule's steps are taken from: θ0, or the merge that the branches went on from.
+        device: of torch, which solves linear layers by `rule.on_device`; None: `rule.layer` does.
     """
 
     rule: MergeRule
@@ -46,6 +47,7 @@ class Solver:
     short: bool
     start: Source
     sketches: tuple[InputSketch, ...] = ()
+    device: str | None = None
 
     def treats(self, info: TensorInfo) -> bool:
         """Whether the rule merges this tensor; all others are averaged."""
@@ -80,7 +82,8 @@ class Solver:
 
     def _step(self, of: TensorSteps) -> Merged:
         if self.rule.layer is not None and of.is_linear:
-            rows = self.rule.layer(of)
+            on_device = self.rule.on_device if self.device is not None else None
+            rows = self.rule.layer(of) if on_device is None else on_device(of, str(self.device))
             if of.transposed:
                 return self._flat(of, rows(0, of.size[0]).T)
             inputs = of.size[1]
@@ -114,13 +117,14 @@ def make_solver(
     opened: OpenedInputs,
     start: Source | None,
     *,
+    device: str | None = None,
     trust_remote_code: bool = False,
 ) -> Solver:
     """A solver for the inputs of one merge, as steps from `start`.
 
     Raises:
         InputError: no base; a ridge that is no positive number; one input, or one that equals the base; no linear layer
-            for a rule by layers; a branch without the sketch that the rule needs.
+            for a rule by layers; a branch without the sketch that the rule needs; a device that cannot solve.
     """
     if opened.base is None or start is None:
         raise InputError(f"the {rule.label} is a step from θ0: name it with --base", field="base")
@@ -128,6 +132,8 @@ def make_solver(
         raise InputError(f"{ridge:g} is not a positive number", field="ridge")
     if len(opened.sources) < 2:
         raise InputError("one branch: there is nothing to merge it with", file=opened.sources[0].path)
+    if device is not None:
+        _check_device(rule, device)
     own = weights_fingerprint(start.path)
     for source in opened.sources:
         if weights_fingerprint(source.path) == own:
@@ -147,4 +153,15 @@ def make_solver(
         layers = {
             n: turned for n, turned in layers.items() if any(s.tensors[n].name in k.facts.layers for s, k in pairs)
         }
-    return Solver(rule, shares, ridge, layers, types <= {"BF16", "F16"}, start, sketches)
+    return Solver(rule, shares, ridge, layers, types <= {"BF16", "F16"}, start, sketches, device)
+
+
+def _check_device(rule: MergeRule, device: str) -> None:
+    import torch
+
+    if rule.on_device is None:
+        raise InputError(f"the {rule.label} is not solved on a device", field="device")
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device).cpu()
+    except (RuntimeError, TypeError, AssertionError) as error:  # unknown, not there, or without float64
+        raise InputError(f"{device!r} cannot solve: {first_line(error)}", field="device") from None

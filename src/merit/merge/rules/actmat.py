@@ -103,6 +103,39 @@ def _solve(of: TensorSteps, dtype: np.dtype[Any]) -> Rows:
     return lambda first, last: solved[first:last]
 
 
+def solve_on(of: TensorSteps, device: str) -> Rows:
+    """The closed form as it stands, all in float64, on `device`: a few n × n and m × n there, whatever K.
+
+    Layers of many outputs and LoRA are left to `solve`, which needs much less memory for them, or time.
+
+    Raises:
+        InputError: the ridge is too small for float64.
+    """
+    import torch
+
+    outputs, inputs = of.size
+    if outputs > _TALL * inputs or all(of.factors(k) is not None for k in range(len(of.shares))):
+        return solve(of)
+    total = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
+    pulled, mean = total.new_zeros(outputs, inputs), total.new_zeros(outputs, inputs)
+    for k, share in enumerate(of.shares):
+        step = torch.from_numpy(of.step(k)).to(device)
+        covariance = step.T @ step
+        total += covariance
+        pulled.addmm_(step, covariance) if outputs >= inputs else pulled.addmm_(step @ step.T, step)
+        mean.add_(step, alpha=share)
+    level = of.ridge * float(total.diagonal().mean())
+    if level == 0:
+        return lambda first, last: np.zeros((last - first, inputs))
+    pulled.add_(mean, alpha=level)
+    total.diagonal().add_(level)
+    factor, info = torch.linalg.cholesky_ex(total)
+    if int(info):
+        raise InputError(f"{of.ridge:g} is too small for `{of.name}`: its system cannot be solved", field="ridge")
+    solved = cast(Float64s, torch.cholesky_solve(pulled.T, factor).T.cpu().numpy())
+    return lambda first, last: solved[first:last]
+
+
 def _add_gram(total: Float64s, x: _Matrix) -> None:
     """Adds xᵀ x to `total`, which is in columns; in float64 to its lower half alone."""
     if x.dtype == np.float64:
@@ -182,5 +215,6 @@ RULE = MergeRule(
     label="actmat merge",
     how="with every linear layer solved for the directions that each branch has learned in",
     layer=solve,
+    on_device=solve_on,
     on_one_core=True,
 )

@@ -34,7 +34,7 @@ class _Steps(Sequence["Tensor"]):
         return torch.from_numpy(self._of.step(index))
 
 
-def solve(of: TensorSteps) -> Rows:
+def solve(of: TensorSteps, device: str | None = None) -> Rows:
     """The merged step of one linear layer; the average where no branch's data reach it."""
     from merit.merge.curvature import regmean_step
 
@@ -42,7 +42,7 @@ def solve(of: TensorSteps) -> Rows:
     if grams is None:
         step = cast("Float64s", of.mean.numpy())
     else:
-        step = cast("Float64s", regmean_step(_Steps(of), grams, of.shares, of.ridge).numpy())
+        step = cast("Float64s", regmean_step(_Steps(of), grams, of.shares, of.ridge, device).cpu().numpy())
     return lambda first, last: step[first:last]
 
 
@@ -50,6 +50,7 @@ RULE = MergeRule(
     label="RegMean merge",
     how="with every linear layer solved for the inputs that it sees on the branches' own training data",
     layer=solve,
+    on_device=solve,
     ridge=0.01,
     needs_inputs=True,
 )
