@@ -118,12 +118,12 @@ def test_other_trainers_get_what_they_read(trainer: str, copied: RunDir) -> None
 
 
 def test_workers_share_the_models_to_evaluate(copied: RunDir) -> None:
-    """One model is in another worker's hand; what the worker has measured is not measured again."""
+    """A piece of one model is in another worker's hand; what the worker has measured is not measured again."""
     table = copied.table.read_bytes()
     shutil.rmtree(copied.evaluations)
     copied.stage("evaluate").unlink()
     precision = RunContext.open(copied.root).config.train.precision
-    with claim(copied.evaluations / "jobs" / "base.lock") as mine:
+    with claim(copied.piece("base", "in_mixture-0").with_suffix(".lock")) as mine:
         assert mine
         assert merit(["evaluate", str(copied.root), "--worker", "0", "--precision", precision]) == 0
     assert not copied.evaluation("base").exists()
