@@ -330,6 +330,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=18, help="of --rule --big; the whole model has 36")
     parser.add_argument("--work", type=Path, default=None, help="scratch folder; default: a temporary one")
     options = parser.parse_args()
+    if options.work:
+        Path(options.work).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.work) as name:
         size, rounds = (QUICK, 1) if options.quick else (FULL, 5)
         if options.rule:
