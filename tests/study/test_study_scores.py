@@ -16,7 +16,7 @@ from merit.cli.main import app
 from merit.study.job import Job
 from merit.study.results import Results
 from merit.study.run import run_job, summary, summary_so_far
-from merit.study.scores import MethodScores, SeedScores, adopt_scores, export_scores, tell_measured_again
+from merit.study.scores import MethodScores, SeedScores, _placeless, adopt_scores, export_scores, tell_measured_again
 from merit.study.spec import Study
 from merit.study.tables import publish
 
@@ -157,6 +157,14 @@ def test_tables_need_no_data(measured, tmp_path, tiny_model):
     (other.base / "sums.jsonl").write_text(sums(10))
     adopt_scores(other, other.base / "scores")
     assert summary(other, 0, "whole") is not None
+
+
+def test_where_a_file_lies_decides_nothing():
+    """It is found beside the study file, or it is not there at all."""
+    for path in ("/home/me/mixture/sums.jsonl", "data/mixture/sums.jsonl", "sums.jsonl"):
+        assert _placeless({"path": path, "weight": 2}) == {"path": "sums.jsonl", "weight": 2}
+    for path in ("org/name", "reasoning_gym:gcd"):
+        assert _placeless({"path": path}) == {"path": path}
 
 
 def test_what_a_job_measures_again_is_told(measured, tmp_path, tiny_model, told):

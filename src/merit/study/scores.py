@@ -207,10 +207,11 @@ def _settings(study: Study, name: str, budget: str) -> dict[str, str]:
 
 
 def _placeless(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """A dataset's settings without the folder of its file."""
+    """A dataset's settings without the folder of its file, which need not be there."""
     found = {key: value for key, value in dataset.items() if key != "image_folder"}
     path = Path(found["path"])
-    return found | {"path": path.name} if path.is_absolute() else found
+    is_file = path.is_absolute() or (path.suffix and ":" not in found["path"])
+    return found | {"path": path.name} if is_file else found
 
 
 def _rests_on(study: Study, seed: int, found: Sequence[Summary]) -> SeedScores:
