@@ -130,7 +130,7 @@ def _bytes(results: Results, budget: str) -> Any:
         ends = []
         for row in methods:
             path = [other for other in rows if other.label.startswith(f"{row.label}@")] + [row]
-            points = [(item.bytes_moved, (item.faces | {AVERAGE: item.average})[face].value) for item in path]
+            points = [(item.bytes_moved or 0, (item.faces | {AVERAGE: item.average})[face].value) for item in path]
             axis.plot(*zip(*points, strict=True), marker=".", ms=3, lw=0.9, alpha=0.6, color=_colour(row.label))
             axis.plot(*points[-1], "o", ms=4, color=_colour(row.label))
             ends.append((row.label, *points[-1]))
