@@ -148,14 +148,8 @@ def study(
 
 
 _CHOICES = ("choice, in-mixture", "choice, unseen", "choice, retention")
-_BELOW = (
-    "‖θ−θ0‖",
-    "tokens",
-    "bytes",
-    "drift",
-    "exact",
-    *_CHOICES,
-)  # columns of a study's table that make room for the losses
+# Columns of a study's table that make room for the losses.
+_BELOW = ("‖θ−θ0‖", "tokens", "bytes", "drift", "exact", *_CHOICES)
 
 
 def _export(study: Study, folder: Path, json: bool) -> None:

@@ -151,11 +151,10 @@ def evaluate(
     _stage("evaluate", file, output, redo, json=json)
 
 
-_OF_FOLDERS = (
-    *("weights", "scale", "base", "dtype", "device", "adapter", "partial", "stochastic", "keep_sums", "memory"),
-)
+_OF_MERGES = ("device", "dtype", "keep_sums", "memory", "partial", "scale", "stochastic")
+_OF_FOLDERS = ("adapter", "base", "weights", *_OF_MERGES)
 _OF_CHECKPOINTS = (*_OF_FOLDERS, "rule", "ridge")
-_OF_WHOLE_MODELS = ("rule", "ridge", "device", "scale", "dtype", "partial", "stochastic", "keep_sums", "memory")
+_OF_WHOLE_MODELS = ("rule", "ridge", *_OF_MERGES)
 _AS_CONFIGURED = "a run is merged as its configuration says (section `merge`); this option is for checkpoints"
 
 

@@ -418,10 +418,10 @@ class MergeConfig(Section):
     @property
     def mark(self) -> dict[str, Any]:
         """What fingerprints hold of it. A further rule has a merge of its own, and changes no other."""
-        own = extensions.marks("rules", self.weights)
-        return self.model_dump(mode="json", exclude={"also"}) | (
-            {"rule": own[0], **({"imports": own[1:]} if own[1:] else {})} if own else {}
-        )
+        found = self.model_dump(mode="json", exclude={"also"})
+        rule, *imports = extensions.marks("rules", self.weights) or [None]
+        found |= {"rule": rule} if rule else {}
+        return found | ({"imports": tuple(imports)} if imports else {})
 
     def by(self, own: RuleConfig | None) -> MergeConfig:
         """The same with a method's own rule, if it has one."""
@@ -451,7 +451,7 @@ class EvaluateConfig(Section):
     generate: int = Field(
         default=16,
         ge=0,
-        description="How many of them to answer by greedy decoding, in the mixture, for exact match. 0: none.",
+        description="Answers for each dataset of the mixture, by greedy decoding, for exact match. 0: none.",
     )
     max_new_tokens: int = Field(default=64, ge=1, description="Longest answer of greedy decoding, in tokens.")
     engine: Literal["auto", "hf", "vllm"] = Field(

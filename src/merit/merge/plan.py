@@ -264,9 +264,8 @@ def _solver(
         what = "rules" if options.rules else "keep_sums"
         raise InputError(f"the {rule.label} is no weighted sum of the branches: leave this out", field=what)
     ridge = rule.ridge if options.ridge is None else options.ridge
-    return make_solver(
-        *(rule, weights, ridge, opened, start), device=options.device, trust_remote_code=options.trust_remote_code
-    )
+    device, trusted = options.device, options.trust_remote_code
+    return make_solver(rule, weights, ridge, opened, start, device=device, trust_remote_code=trusted)
 
 
 def assemble(

@@ -67,7 +67,7 @@ def run_branch_job(
     with job_lock(branch.root / "lock"), stage_events(run.events, f"train {method} {k}") as facts:
         sweep_parts(branch.root, but=branch.job.name)  # the driver writes that one
         if trained_branch(branch, fingerprint(BranchSpec.load(branch.spec))) is not None:
-            facts |= {"found": True}  # by a job of an earlier driver, while this one waited for the lock
+            facts |= {"found": True}  # an earlier driver's job has trained it, while this one waited for the lock
         if ranks is not None and ranks.several:
             arguments = ["train", str(root), "--branch", str(k), "--method", method]
             arguments += ["--model", str(model)] if model is not None else []
