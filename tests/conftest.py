@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# A shell starts what it puts into the background with Ctrl-C ignored; what tests start and interrupt must not be so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["MERIT_COLD_JOBS"] = "1"  # each test would do the imports once more, for a job or two (tests/warm.py)
 
 # Files that take longest go first, so that no worker is left alone with one of them (seconds on one core).

@@ -20,6 +20,7 @@ import pytest
 from runs import HEAD, rows_of, start, weights_of
 
 import warm
+from apart import apart
 from four_files import write_four_files
 from merit.base.errors import InputError, StageError
 from merit.base.files import read_json
@@ -122,7 +123,8 @@ def evaluate_with_jobs(context: RunContext) -> list[dict[str, Any]]:
     return rows_of(context.run)
 
 
-def test_ray_loses_a_machine(folder: Path, tiny_model: Path, local: RunDir, undisturbed: dict[str, str]) -> None:
+def lose_a_machine_of_ray(folder: Path, model: Path) -> tuple[list[dict[str, Any]], Path]:
+    """The rows of the table, and the run directory."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -130,15 +132,20 @@ def test_ray_loses_a_machine(folder: Path, tiny_model: Path, local: RunDir, undi
         cluster.add_node(num_cpus=1)
         spot = cluster.add_node(num_cpus=1)
         launch = {"engine": "ray", "retries": 0, "ray": {"address": cluster.address}}
-        context = context_of(folder, tiny_model, "ray", launch)
+        context = context_of(folder, model, "ray", launch)
         with once_training(context.run, (0, 1), lambda: cluster.remove_node(spot, allow_graceful=False)):
             run_pipeline(context, until="merge")
         cluster.add_node(num_cpus=1)
-        assert evaluate_with_jobs(context) == rows_of(local)
+        return evaluate_with_jobs(context), context.run.root
     finally:
         cluster.shutdown()
-    assert weights_of(context.run.root) == undisturbed
-    assert trained(context.run) == [1, 1]
+
+
+def test_ray_loses_a_machine(folder: Path, tiny_model: Path, local: RunDir, undisturbed: dict[str, str]) -> None:
+    rows, root = apart(lose_a_machine_of_ray, folder, tiny_model)
+    assert rows == rows_of(local)
+    assert weights_of(root) == undisturbed
+    assert trained(RunDir(root)) == [1, 1]
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))

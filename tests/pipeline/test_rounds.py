@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import subprocess
 import time
@@ -371,18 +372,18 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(four: Path, tiny_model: Pat
     begun = time.monotonic()
     assert start_warm("run", file, "-o", four / "undisturbed").wait() == 0
     whole = time.monotonic() - begun
-    rng, kills = random.Random(7), 0
-    while kills < 6:
+    rng, kills, wanted = random.Random(7), 0, int(os.environ.get("MERIT_KILLS", "6"))
+    while kills < wanted:
         process = start_warm("run", file, "-o", four / "killed")
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=rng.uniform(0.02, 0.3) * whole)
+            process.wait(timeout=rng.uniform(0.1, 1.8) / wanted * whole)
         if process.poll() is not None:
             assert process.returncode == 0
             break
         process.kill()
         process.wait()
         kills += 1
-    assert kills >= 2
+    assert kills >= wanted / 3
     assert start_warm("run", file, "-o", four / "killed").wait() == 0
     assert weights_of(four / "killed") == weights_of(four / "undisturbed")
     events = [json.loads(line) for line in (four / "killed" / "events.jsonl").read_text().splitlines()]

@@ -13,6 +13,7 @@ import pytest
 from runs import HEAD, merit_here, rows_of, start_warm, weights_of
 
 import warm
+from apart import apart
 from four_files import write_four_files
 from merit.run.events import read_events
 from merit.run.layout import RunDir
@@ -69,7 +70,8 @@ def times(run: RunDir, event: str, branch: int) -> int:
     return sum((item["event"], item["stage"]) == (event, f"train merit {branch}") for item in read_events(run.events))
 
 
-def test_ray_with_two_workers(folder: Path, tiny_model: Path, here: RunDir) -> None:
+def run_on_ray(folder: Path, model: Path, here: Path) -> list[int]:
+    """How often each branch was trained to its end."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -77,10 +79,15 @@ def test_ray_with_two_workers(folder: Path, tiny_model: Path, here: RunDir) -> N
         for _ in range(2):
             cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
-        run = check(recipe(folder, tiny_model, "ray", {"engine": "ray", "ray": {"address": cluster.address}}), here)
+        launch = {"engine": "ray", "ray": {"address": cluster.address}}
+        run = check(recipe(folder, model, "ray", launch), RunDir(here))
     finally:
         cluster.shutdown()
-    assert [times(run, "end", k) for k in (0, 1)] == [4, 4]
+    return [times(run, "end", k) for k in (0, 1)]
+
+
+def test_ray_with_two_workers(folder: Path, tiny_model: Path, here: RunDir) -> None:
+    assert apart(run_on_ray, folder, tiny_model, here.root) == [4, 4]
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
