@@ -17,7 +17,7 @@ demo: $(VENV)/demo.stamp $(if $(filter ray slurm,$(ENGINE)),$(VENV)/$(ENGINE).st
 	$(BIN)/merit demo --engine $(ENGINE)
 
 test: $(VENV)/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # What `merit handover` writes, against the schemas of the trainers that it is for.
 test-trainers: $(VENV)/trainers.stamp
@@ -53,7 +53,7 @@ docs: $(VENV)/dev.stamp
 
 # Every command, Python block and notebook of the documentation, as written; `make test` runs the quick ones.
 docs-test: $(VENV)/dev.stamp
-	MERIT_DOCS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs -n 2 --dist loadgroup
+	MERIT_DOCS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs -n 2 --dist loadgroup --max-worker-restart 0
 
 # What is published: sdist, the wheel made from it, and in dist/tree the wheel made from here, which must be the same.
 .PHONY: dist dist-test sbom test-min test-new
@@ -77,10 +77,10 @@ sbom: $(VENV)/release.stamp $(VENV)-runtime/stamp
 
 # The lowest versions that pyproject.toml allows, and the newest there are.
 test-min: $(VENV)-min/stamp
-	OMP_NUM_THREADS=1 $(VENV)-min/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(VENV)-min/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test-new: $(VENV)-new/stamp
-	OMP_NUM_THREADS=1 $(VENV)-new/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(VENV)-new/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 clean:
 	rm -rf $(VENV) $(VENV)-* dist .pytest_cache .mypy_cache .ruff_cache
