@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import Field
 from merit.base.errors import InputError
 from merit.base.files import sweep_parts, write_text
 from merit.base.kept import Files, Kept, keep, kept
+from merit.base.machine import busy_elsewhere, usable_cores, visible_gpus
 from merit.base.record import Record
 from merit.base.words import series
 from merit.config.changes import changed_settings
@@ -87,6 +89,8 @@ def run_pipeline(context: RunContext, *, start: str | None = None, until: str | 
             write_text(run.config, dump_config(context.config, context.base))
             seen = _look_ahead(context, stages)
             _tell_plan(context, seen, changes)
+            if not all(state.fresh for _, state in seen.values()) or context.redo:
+                _tell_company(context)
             for stage in stages:
                 if stage.name in _FIRST and stage.wanted(context):
                     _run_stage(context, stage, seen.get(stage.name), jobs_follow=trains)
@@ -136,6 +140,20 @@ def _tell_plan(context: RunContext, seen: Mapping[str, _Seen], changes: Sequence
     parts = [f"keeps {', '.join(kept)}"] if kept else []
     reason = f" ({why})" if why else ""
     _log.info("%s", "; ".join([*parts, f"does {redone[0]}{reason} and what depends on it"]))
+
+
+def _tell_company(context: RunContext) -> None:
+    """Threads that share a core with another program keep all others waiting, several times in every layer."""
+    cores = usable_cores()
+    if context.config.launch.engine != "local" or cores == 1 or "OMP_NUM_THREADS" in os.environ or visible_gpus():
+        return
+    if busy := min(round(busy_elsewhere()), cores - 1):
+        _log.info(
+            "other programs keep %d of %d cores busy: OMP_NUM_THREADS=%d is faster beside them",
+            busy,
+            cores,
+            cores - busy,
+        )
 
 
 def _run_stage(context: RunContext, stage: Step, seen: _Seen | None = None, *, jobs_follow: bool = False) -> None:

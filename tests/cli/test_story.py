@@ -114,6 +114,18 @@ def test_a_changed_setting_is_told_before_the_run_goes_on(recipe, merit):
     assert not re.search("changed since|^keeps", merit("run", recipe).err, re.MULTILINE)
 
 
+def test_programs_that_share_the_cores_are_told(recipe, merit, monkeypatch):
+    monkeypatch.setattr("merit.pipeline.usable_cores", lambda: 4)
+    monkeypatch.setattr("merit.pipeline.busy_elsewhere", lambda: 1.2)
+    said = "other programs keep 1 of 4 cores busy: OMP_NUM_THREADS=3 is faster beside them"
+    change(recipe, "evaluate", held_out=3)
+    assert said not in merit("run", recipe).err  # the user has said how many threads
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert said not in merit("run", recipe).err  # nothing to do
+    change(recipe, "evaluate", held_out=4)
+    assert said in merit("run", recipe).err.splitlines()
+
+
 def test_a_changed_learning_rate_keeps_the_gradients(recipe, merit):
     change(recipe, "train", learning_rate=1e-3)
     told = merit("run", recipe, "--until", "train").err

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from merit.base import machine
 from merit.base.errors import InputError, StageError
 from merit.base.machine import gpu_names, slot_environments, usable_cores, visible_gpus
 from merit.jobs.drive import RetryPolicy
@@ -171,7 +172,9 @@ def test_progress_is_shown_and_half_written_progress_is_passed_over(tmp_path):
     assert {entry[1] for entry in bars.seen if entry[0] == "a"} == {3, 7}  # what it said, and that it is done
 
 
-def test_what_a_job_is_given(tmp_path):
+def test_what_a_job_is_given(tmp_path, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
     program = (
         "keys = ('OMP_NUM_THREADS', 'OMP_WAIT_POLICY', 'MERIT_PARENT', 'MINE')\n"
         "(here / 'env.json').write_text(json.dumps([{key: os.environ[key] for key in keys}, sys.stdin.read()]))\n"
@@ -199,11 +202,38 @@ def test_what_a_job_is_given(tmp_path):
         (3, ["GPU-a", "GPU-b"], 9, ["3", "3", "3"], ["GPU-a", "GPU-b", "GPU-a"]),
     ],
 )
-def test_slots(parallel, gpus, cores, threads, devices):
+def test_slots(parallel, gpus, cores, threads, devices, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
     slots = slot_environments(parallel, gpus, cores)
     assert [slot["OMP_NUM_THREADS"] for slot in slots] == threads
     assert [slot["MKL_NUM_THREADS"] for slot in slots] == threads
     assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in slots] == devices
+
+
+@pytest.mark.parametrize(("asked", "threads"), [("3", "3"), ("16", "8"), ("", "8"), ("two", "8"), ("0", "8")])
+def test_the_users_own_threads_and_waiting_hold_for_jobs(asked, threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert slot_environments(None, [], 8) == [{"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}]
+
+
+def test_cores_that_others_keep_busy(tmp_path, monkeypatch):
+    """For a tenth of a second one core worked, another for half of it, one nicely, and one that is not ours."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2, 3})
+    now, stat, tick = [0.0], tmp_path / "stat", os.sysconf("SC_CLK_TCK") // 10
+    monkeypatch.setattr("merit.base.machine.time", SimpleNamespace(process_time=lambda: 0, perf_counter=lambda: now[0]))
+    lines = "cpu 9 9 9 9\ncpu0 {} 0 0 5\ncpu1 {} 0 0 5\ncpu2 0 0 {} 5\ncpu3 0 {} 0 5\n\nintr 1\n"
+    stat.write_text(lines.format(0, 0, 0, 0))
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        stat.write_text(lines.format(tick, tick, tick // 2, tick))
+
+    machine.time.sleep = sleep
+    assert machine.busy_elsewhere(0.1, stat) == pytest.approx(1.5)
+    assert machine.busy_elsewhere(0.1, tmp_path / "none") == 0
+    stat.write_text("cpu0 nonsense\n")
+    assert machine.busy_elsewhere(0.1, stat) == 0
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 # With `-m` alone Python looks for modules in the current folder first, which may hold a stranger's `torch.py`.
 PYTHON = (sys.executable, "-P")
@@ -32,6 +34,25 @@ def free_memory() -> int:
 def usable_cores() -> int:
     """Cores that this process may use; a scheduler or `taskset` may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def busy_elsewhere(seconds: float = 0.2, stat: Path = Path("/proc/stat")) -> float:
+    """How many of the cores that this process may use others keep busy, measured for so long; 0 where the system does
+    not say."""
+
+    def busy() -> float:
+        ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+        lines = [line.split() for line in stat.read_text().splitlines()]
+        # User and system time; who is nice gives way.
+        ticks = sum(int(line[1]) + int(line[3]) for line in lines if line and line[0] in ours)
+        return ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+    try:
+        before, begun = busy(), time.perf_counter()
+        time.sleep(seconds)
+        return max(0.0, (busy() - before) / (time.perf_counter() - begun))
+    except (OSError, ValueError, AttributeError):  # the last: no Linux
+        return 0.0
 
 
 def merit_command(*arguments: str) -> list[str]:
@@ -96,9 +117,16 @@ def local_slots(parallel: int | None) -> int:
 _WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "20000"}
 
 
+def _user_waits() -> bool:
+    return "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ
+
+
 def thread_environment(threads: int) -> dict[str, str]:
-    """Variables for a job that may use `threads` cores."""
-    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **_WAITING}
+    """Variables for a job that may use `threads` cores; fewer, and other ways to wait, if this process's own say so."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked):
+        threads = min(threads, int(asked))
+    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **({} if _user_waits() else _WAITING)}
 
 
 def wait_passively() -> None:
@@ -106,5 +134,5 @@ def wait_passively() -> None:
 
     Call it before torch is imported: OpenMP reads it then.
     """
-    if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
+    if not _user_waits():
         os.environ |= _WAITING
