@@ -32,6 +32,7 @@ ID, TITLE = "conflict", "What conflicts"
 
 _PAIRS = 3
 _ENDS = 4
+_LAYER_LABELS = 16  # more run into each other on a phone
 
 
 def conflict(evidence: Evidence) -> Section:
@@ -296,6 +297,7 @@ def layers_figure(explanation: Explanation) -> Figure:
     layers = explanation.layers
     largest = max(layers, key=lambda layer: layer.share)
     axes = len(layers[0].axes)
+    every = math.ceil(len(layers) / _LAYER_LABELS)
     return Figure(
         id="layers",
         title="Where in the model the conflict is",
@@ -314,7 +316,9 @@ def layers_figure(explanation: Explanation) -> Figure:
         ],
         layout={
             "xaxis": {
-                **column_axis([_short(layer.name) for layer in layers]),
+                **column_axis(
+                    [_short(layers[i].name) if (len(layers) - 1 - i) % every == 0 else "" for i in range(len(layers))]
+                ),
                 "title": {"text": "layer" if layers[-1].name.startswith("layer ") else "layer (rest: outside them)"},
             },
             "yaxis": {"tickformat": ".0%", "title": {"text": "share of the conflict"}, "rangemode": "tozero"},
@@ -329,7 +333,7 @@ def layers_figure(explanation: Explanation) -> Figure:
 
 
 def _short(name: str) -> str:
-    """For under a narrow bar, where Plotly leaves out what does not fit."""
+    """For under a narrow bar."""
     return name.removeprefix("layer ") if name.startswith("layer ") else "rest"
 
 
