@@ -241,3 +241,20 @@ def test_export_by_the_command(measured, tmp_path):
     gone = str(tmp_path / "gone")
     done = CliRunner().invoke(app, ["study", str(study.base / "study.yaml"), *out, "--scores", gone])
     assert isinstance(done.exception, InputError)
+
+
+def test_a_changed_study_says_what_it_leaves_out(measured, tmp_path, told):
+    study, _, _ = measured
+    file = tmp_path / "study.yaml"
+    text = (
+        (study.base / "study.yaml")
+        .read_text()
+        .replace("\nmethods:", "\nmethods:\n  random-2: {splitter: random, axes: 1}")
+    )
+    file.write_text(text)
+    for name in ("sums.jsonl", "theta0"):
+        (tmp_path / name).symlink_to(study.base / name)
+    changed = Study.open(file, output=study.dir.root)
+    with pytest.raises(InputError, match="nothing to export"):
+        export_scores(changed, tmp_path / "scores")
+    assert "seed 0, whole: left out, the study has changed since" in told()

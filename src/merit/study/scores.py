@@ -101,7 +101,16 @@ def export_scores(study: Study, folder: Path) -> int:
     """
     written = 0
     for seed in study.config.seeds:
-        found = {b: item for b in study.config.budgets if (item := summary_so_far(study, seed, b)) is not None}
+        found = {}
+        for budget in study.config.budgets:
+            if (item := summary_so_far(study, seed, budget)) is not None:
+                found[budget] = item
+            elif study.dir.summary(seed, budget).is_file() or study.dir.so_far(seed, budget).is_file():
+                _log.warning(
+                    "seed %d, %s: left out, the study has changed since; `merit study` measures what is missing",
+                    seed,
+                    budget,
+                )
         if not found:
             continue
         rests = _rests_on(study, seed, [*found.values()])
