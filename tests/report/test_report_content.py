@@ -49,7 +49,7 @@ def test_split(page: str) -> None:
 
 def test_training_passes_over_torn_lines(page: str) -> None:
     text = chapter(page, "training")
-    assert "What each branch weighs in the merge" in text
+    assert "What each branch weighs where the merge is an average" in text
     assert "not finished" not in text
 
 
@@ -65,7 +65,7 @@ def test_gains(page: str) -> None:
     text = chapter(page, "gains")
     assert "Against joint training (joint):" in text
     assert "worse in the mixture (+0.540 ± 0.020)" in text
-    assert "The merge stays 3.2× closer to θ0" in text
+    assert "The merge lies 3.2× closer to θ0" in text
     assert "Merging gain" in text
     assert "One run has one seed" in text
 

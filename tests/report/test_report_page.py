@@ -21,7 +21,7 @@ WHOLE = ["asked", "conflict", "split", "gate", "training", "diagnostics", "gains
 STATES = {
     "mixture": "The run has begun.",
     "conflict": "the mixture has not been split yet",
-    "split": "no branch has been trained yet",
+    "split": "no branch of the main method is trained to its end yet",
     "train": "nothing has been evaluated yet",
     "merge": "nothing has been evaluated yet",
     "evaluate": "better than joint training",

@@ -51,6 +51,21 @@ def test_a_rival_that_dominates_is_named(evidence: Evidence) -> None:
     assert any("`joint@0.5`" in line and "nothing here speaks for the merge" in line for line in verdict.remarks)
 
 
+def test_a_better_merge_of_the_same_branches_is_in_the_headline(evidence: Evidence) -> None:
+    assert evidence.table is not None
+    row = next(row for row in evidence.table.rows if row.label == "joint@0.5")
+    also = row.model_copy(update={"label": "merit-actmat", "method": "merit-actmat", "branches": "merit"})
+    there = replace(evidence, table=evidence.table.model_copy(update={"rows": [*evidence.table.rows, also]}))
+    found = [("joint", "in_mixture", 0.3, 0.01), ("merit-actmat", "in_mixture", 0.3, 0.01)]
+    verdict = judged(there, *found, ("merit-actmat", "unseen", 0.3, 0.01), ("merit-actmat", "drift", 0.0, 0.01))
+    assert verdict.headline == (
+        "The merge of 4 branches is worse than joint training in the mixture. Of the same branches, `merit-actmat` is "
+        "the better merge in the mixture and on unseen datasets."
+    )
+    drifts = judged(there, *found, ("merit-actmat", "drift", -0.3, 0.01))
+    assert drifts.headline == "The merge of 4 branches is worse than joint training in the mixture."
+
+
 def test_without_joint_training_the_gap_is_admitted(evidence: Evidence) -> None:
     alone = replace(evidence, methods=[evidence.main])
     verdict = reach_verdict(alone)

@@ -46,7 +46,7 @@ def test_the_page_and_its_state(tmp_path: Path) -> None:
         status, headers, page = get(server, "/")
         assert status == 200
         assert "default-src 'none'" in headers["Content-Security-Policy"]
-        assert "no branch has been trained yet" in page
+        assert "no branch of the main method is trained to its end yet" in page
         state = json.loads(get(server, "/state")[2])["state"]
         assert f'<meta name="merit-state" content="{state}">' in page
         run.method().branch(0).log.parent.mkdir(parents=True)

@@ -79,7 +79,7 @@ def _state(evidence: Evidence) -> str:
         told = "Branches have" if main.finished else f"{main.told_branches} branches have"
         return f"{told} been trained; nothing has been evaluated yet."
     if evidence.main.partition:
-        return "The mixture has been split; no branch has been trained yet."
+        return "The mixture has been split; no branch of the main method is trained to its end yet."
     if evidence.conflict:
         return "Conflict has been measured; the mixture has not been split yet."
     return "The run has begun."

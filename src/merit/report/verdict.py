@@ -86,7 +86,7 @@ def reach_verdict(evidence: Evidence) -> Verdict | None:
     if not against:
         return None
     return Verdict(
-        headline=_headline(evidence, against),
+        headline=_headline(evidence, against) + _better_merge(against),
         merge=merge,
         against=against,
         remarks=[
@@ -134,7 +134,7 @@ def _headline(evidence: Evidence, against: Sequence[Against]) -> str:
     count = len(evidence.main.branches)
     subject = f"The merge of {count} branches" if count > 1 else "The merge"
     parts = [
-        f"{word} {series([_FACES[item.face] for item in items])}"
+        f"{word} {series(_words(items))}"
         for word, items in ((f"better than {name}", rival.better), ("worse", rival.worse))
         if items
     ]
@@ -142,8 +142,21 @@ def _headline(evidence: Evidence, against: Sequence[Against]) -> str:
         return f"{subject} cannot be told apart from {name} on these examples."
     told = f"{subject} is {', and '.join(parts)}"
     told = told if rival.better else told.replace(" is worse", f" is worse than {name}")
-    rest = series([_FACES[item.face] for item in rival.open])
+    rest = series(_words(rival.open))
     return f"{told}; {rest} the two cannot be told apart." if rest else f"{told}."
+
+
+def _better_merge(against: Sequence[Against]) -> str:
+    """The merge of the same branches to take instead: better on most measures, worse on none."""
+    better = [item for item in against if item.other.branches == MAIN and item.worse and not item.better]
+    if not better:
+        return ""
+    best = max(better, key=lambda item: len(item.worse))
+    return f" Of the same branches, {code(best.other.label)} is the better merge {series(_words(best.worse))}."
+
+
+def _words(items: Sequence[Comparison]) -> list[str]:
+    return [_FACES[item.face] for item in items]
 
 
 def _dominance(against: Sequence[Against]) -> list[str]:
@@ -203,7 +216,7 @@ def _displacement(evidence: Evidence, merge: TableRow) -> list[str]:
     near, far = sorted((merge.displacement, row.displacement))
     way = f"{far / near:.1f}× {'closer to' if near == merge.displacement else 'further from'}"
     return [
-        f"The merge stays {way} θ0 than joint training (‖θ − θ0‖ = {merge.displacement:.2f} against "
+        f"The merge lies {way} θ0 than joint training (‖θ − θ0‖ = {merge.displacement:.2f} against "
         f"{row.displacement:.2f}; the paper reports 2.4–2.9× closer)."
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from merit.base.words import code, count, decimal, duration, plural, series, shorten
@@ -28,12 +28,19 @@ def training(evidence: Evidence) -> Section:
         return missing(ID, TITLE, "No branch has been trained in this run yet.")
     context = {
         "count": len(evidence.main.branches),
+        "rounds": _rounds(evidence.config),
         "figures": figures,
         "smoothed": any(is_smoothed(branch) for method in methods for branch in method.branches),
         "unfinished": [words for method in methods if (words := _unfinished(method))],
         "weights": _weights(evidence.main),
     }
     return Section(ID, TITLE, "training", context)
+
+
+def _rounds(config: Mapping[str, Any]) -> int:
+    train = config.get("train")
+    rounds = train.get("rounds") if isinstance(train, Mapping) else None
+    return rounds if isinstance(rounds, int) else 1
 
 
 def _unfinished(method: MethodEvidence) -> str | None:
