@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from merit.report.build import running_now
+from merit.report.build import _earlier, running_now
 
 
 def event(kind: str, stage: str, time: float) -> dict[str, Any]:
@@ -43,3 +43,13 @@ def event(kind: str, stage: str, time: float) -> dict[str, Any]:
 )
 def test_what_is_said(events: list[dict[str, Any]], said: str) -> None:
     assert running_now(events, 60.0) == said
+
+
+def test_results_that_a_run_is_about_to_replace_are_told() -> None:
+    done = [event(kind, stage, 0) for stage in ("mixture", "train", "evaluate", "report") for kind in ("start", "end")]
+    assert _earlier(done) == ""
+    assert _earlier([*done, event("start", "evaluate", 1), event("start", "train merit 0", 1)]) == ""
+    anew = [*done, event("start", "train", 1), event("failed", "train", 2)]
+    assert _earlier(anew) == "The run has begun anew and is not finished; these results are of before. "
+    assert _earlier([*anew, event("start", "report", 3)]) == ""
+    assert _earlier([*anew, event("end", "evaluate", 3)]) == ""

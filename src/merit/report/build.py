@@ -48,7 +48,7 @@ def render_report(evidence: Evidence, *, follow: str | None = None) -> str:
         follow=follow,
         now=running_now(evidence.events, time.time()) if follow else None,
         name=evidence.run.root.resolve().name,
-        headline=verdict.headline if verdict else _state(evidence),
+        headline=_earlier(evidence.events) + verdict.headline if verdict else _state(evidence),
         measures=_measures(evidence, verdict),
         sections=chapters(evidence, verdict),
     )
@@ -68,6 +68,21 @@ def chapters(evidence: Evidence, verdict: Verdict | None = None) -> list[Section
         cost(evidence),
         reproduce(evidence),
     ]
+
+
+_BEFORE_RESULTS = frozenset({"mixture", "conflict", "split", "rounds", "train"})
+
+
+def _earlier(events: Sequence[dict[str, Any]]) -> str:
+    """Said before results that a later run, which has not come to its end, is about to replace."""
+    later = False
+    for event in events:
+        kind, stage = event.get("event"), event.get("stage")
+        if kind == "start" and stage in _BEFORE_RESULTS:
+            later = True
+        elif stage == "report" or (kind, stage) == ("end", "evaluate"):
+            later = False
+    return "The run has begun anew and is not finished; these results are of before. " if later else ""
 
 
 def _state(evidence: Evidence) -> str:
