@@ -13,6 +13,7 @@ from merit.base.errors import InputError
 from merit.base.files import is_url, url_of
 from merit.base.progress import SILENT, Progress
 from merit.base.record import Record
+from merit.base.words import plural
 from merit.config.sections import MEMORY_BYTES, DtypeName, ModelConfig
 from merit.merge.average import merge_checkpoints
 from merit.merge.lora import merge_adapters, recorded
@@ -270,7 +271,7 @@ def _merge_adapters(
 def _lines(result: MergeResult, places: Mapping[str, str]) -> list[str]:
     names = short_names([item.path for item in result.inputs])
     lines = [
-        f"merged {len(result.inputs)} inputs, {result.parameters:,} parameters in {result.dtype}, "
+        f"merged {plural(len(result.inputs), 'input')}, {result.parameters:,} parameters in {result.dtype}, "
         f"in {result.seconds:.1f} s"
         + (f"; {result.solved} of {result.tensors} tensors by {result.rule}, the rest averaged" if result.rule else "")
     ]
