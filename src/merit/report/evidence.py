@@ -147,6 +147,13 @@ class Evidence:
     problems: Sequence[str]
 
     @property
+    def rivals(self) -> list[str]:
+        """All methods but the main one and θ0, always in this order: a method has one colour in all figures."""
+        rows = self.table.rows if self.table else []
+        names = [*(method.name for method in self.methods[1:]), *(row.method for row in rows)]
+        return [name for name in dict.fromkeys(names) if name not in ("base", MAIN_METHOD)]
+
+    @property
     def main(self) -> MethodEvidence:
         return self.methods[0]
 

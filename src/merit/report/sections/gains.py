@@ -83,10 +83,10 @@ def _figures(evidence: Evidence, verdict: Verdict | None) -> list[Figure | None]
     return [
         forest_figure(verdict.comparisons) if verdict else None,
         *(forest_figure(items, id=f"forest-{n}") for n, items in enumerate(compared)),
-        tradeoff_figure(rows, "unseen"),
-        tradeoff_figure(rows, "drift"),
-        dataset_figure(scores, find_grouping(evidence, known).names, unseen=False),
-        dataset_figure(scores, unseen, unseen=True),
+        tradeoff_figure(rows, "unseen", evidence.rivals),
+        tradeoff_figure(rows, "drift", evidence.rivals),
+        dataset_figure(scores, find_grouping(evidence, known).names, evidence.rivals, unseen=False),
+        dataset_figure(scores, unseen, evidence.rivals, unseen=True),
     ]
 
 
@@ -126,12 +126,11 @@ def forest_figure(comparisons: Sequence[Comparison], *, id: str = "forest") -> F
     )
 
 
-def tradeoff_figure(rows: Sequence[TableRow], face: str) -> Figure | None:
+def tradeoff_figure(rows: Sequence[TableRow], face: str, methods: Sequence[str]) -> Figure | None:
     """In-mixture loss of tuned models against the loss on another face; down and left is better."""
     kept = [row for row in rows if getattr(row, face) is not None and row.kind != "base"]
     if len(kept) < 2:
         return None
-    methods = list(dict.fromkeys(row.method for row in kept if row.method not in ("base", "merit")))
     traces = []
     labels = [shorten(row.label, 24) for row in kept]
     spots = place_labels([(row.in_mixture, getattr(row, face)) for row in kept], labels, size=(220, 180))
@@ -184,14 +183,15 @@ def tradeoff_figure(rows: Sequence[TableRow], face: str) -> Figure | None:
     )
 
 
-def dataset_figure(scores: Sequence[ModelScores], order: Sequence[str], *, unseen: bool) -> Figure | None:
+def dataset_figure(
+    scores: Sequence[ModelScores], order: Sequence[str], methods: Sequence[str], *, unseen: bool
+) -> Figure | None:
     """Held-out loss of every dataset under every model: a row a dataset, a marker a model."""
     kept = [item for item in scores if item.kind != "branch"]
     by_model = {item.label: {s.name: s.loss for s in (item.unseen if unseen else item.in_mixture)} for item in kept}
     names = [name for name in order if any(name in losses for losses in by_model.values())]
     if not names:
         return None
-    methods = list(dict.fromkeys(item.method for item in kept if item.method not in ("base", "merit")))
     where = {name: position for position, name in enumerate(names)}
     traces: list[dict[str, Any]] = []
     for item in kept:

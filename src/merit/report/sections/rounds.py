@@ -61,7 +61,7 @@ def rounds_figure(evidence: Evidence) -> Figure | None:
         return None
     lines += _merged_again(evidence)
     points = [point for line in lines for point in line]
-    methods = list(dict.fromkeys(point.row.method for point in points if point.row.method != "merit"))
+    methods = evidence.rivals
     below = {
         (a.label, a.moved) for a in points for b in points if a.moved == b.moved and a.row.in_mixture < b.row.in_mixture
     }

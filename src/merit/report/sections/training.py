@@ -23,7 +23,11 @@ ID, TITLE = "training", "How the branches trained"
 def training(evidence: Evidence) -> Section:
     """How the branches trained."""
     methods = evidence.methods
-    figures = [figure for figure in (branch_curves(evidence.main), baseline_curves(methods[1:])) if figure is not None]
+    figures = [
+        figure
+        for figure in (branch_curves(evidence.main), baseline_curves(methods[1:], evidence.rivals))
+        if figure is not None
+    ]
     if not figures and not any(method.results for method in methods):
         return missing(ID, TITLE, "No branch has been trained in this run yet.")
     context = {
@@ -74,9 +78,8 @@ def branch_curves(method: MethodEvidence) -> Figure | None:
     return _figure("curves", "Training loss of each branch", "branches", traces, [method])
 
 
-def baseline_curves(methods: Sequence[MethodEvidence]) -> Figure | None:
+def baseline_curves(methods: Sequence[MethodEvidence], names: Sequence[str]) -> Figure | None:
     """The baselines' branches: a colour a method, a dash a branch."""
-    names = [method.name for method in methods]
     traces = []
     for method in methods:
         for branch in method.branches:
