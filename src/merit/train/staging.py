@@ -7,6 +7,7 @@ marker, the branch's DONE. A job that starts on another machine resumes from the
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from merit.base.errors import InputError, StageError
 from merit.base.files import disk_errors, inside, is_own, is_url
 from merit.base.kept import damaged, kept
+from merit.base.locks import claim
 from merit.base.machine import merit_command
 from merit.base.record import fingerprint
 from merit.context import RunContext
@@ -104,6 +106,18 @@ def _stage_in(store: Store, run: RunDir, branch: BranchDir, method: str, k: int)
     spec = BranchSpec.load(branch.spec)
     if not store.get(relative(branch.measure, run.root), branch.measure):
         branch.measure.unlink(missing_ok=True)
+    with claim(run.root / "fetch.lock", wait_seconds=math.inf):  # jobs of one machine fetch what they share once
+        _shared_in(store, run, spec)
+    _newest_checkpoint_in(store, run, branch)
+    if spec.round > 1 and not any(branch.training_state.glob("*")):
+        before = run.method(method).round(spec.round - 1).branch(k)
+        if not any(before.training_state.glob("*")):
+            _newest_checkpoint_in(store, run, before)
+    return spec
+
+
+def _shared_in(store: Store, run: RunDir, spec: BranchSpec) -> None:
+    """Fetches the datasets and θ0, unless another branch has fetched them to this machine."""
     for item in spec.data:
         file = inside(run.root, item.data)
         # Another branch may have fetched this dataset already; a file of other content has another mark beside it.
@@ -116,12 +130,6 @@ def _stage_in(store: Store, run: RunDir, branch: BranchDir, method: str, k: int)
         target = inside(run.root, file_name)
         if not target.is_file():
             store.get(file_name, target)
-    _newest_checkpoint_in(store, run, branch)
-    if spec.round > 1 and not any(branch.training_state.glob("*")):
-        before = run.method(method).round(spec.round - 1).branch(k)
-        if not any(before.training_state.glob("*")):
-            _newest_checkpoint_in(store, run, before)
-    return spec
 
 
 def _is_fresh(file: Path, mark: str) -> bool:

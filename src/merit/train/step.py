@@ -110,9 +110,11 @@ def train_methods(context: RunContext, methods: Sequence[Method]) -> int:
     try:
         run_jobs(context, jobs)
     except (StageError, InputError) as error:
-        if not _goes_on(context, methods):
+        late = any(left_out(method) for method in methods)  # the last may have been done while the rest was stopped
+        if (late or context.run.cancel.exists()) and not _goes_on(context, methods):
             raise
-        _log.warning("continuing without the branches that failed or were late: %s", error)
+        if late:
+            _log.warning("continuing without the branches that failed or were late: %s", error)
     measure_branches(context, methods)
     return len(jobs)
 
@@ -251,6 +253,10 @@ def measure_branches(context: RunContext, methods: Sequence[Method]) -> int:
 def run_jobs(context: RunContext, jobs: Sequence[tuple[BranchDir, Job]]) -> None:
     """Runs the jobs. Checkpoints from other machines are verified here; a damaged one is trained again."""
     launch = context.config.launch
+    here = engine_named(launch.engine).on_this_machine
+    # No job of this machine outlives its run, so there is none to stop: after the deadline nothing begins.
+    if jobs and here and (reason := _why_stop(context)) is not None:
+        raise StageError(reason)
     staging = Staging(context) if launch.store is not None and jobs else None
     folders = {job.name: branch for branch, job in jobs}
     if staging is not None:
@@ -267,7 +273,7 @@ def run_jobs(context: RunContext, jobs: Sequence[tuple[BranchDir, Job]]) -> None
     todo = list(jobs)
     for _ in range(_ARRIVALS):
         make_executor(launch, policy, context.run.engine).run([job for _, job in todo], context.progress)
-        if engine_named(launch.engine).on_this_machine:
+        if here:
             return
         todo = [(branch, job) for branch, job in todo if _arrived_damaged(branch, job)]
         if not todo:
