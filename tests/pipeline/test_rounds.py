@@ -134,7 +134,7 @@ def test_the_first_round_is_watched_and_fewer_rounds_leave_none_of_the_others(
     assert not run.method().branches.exists()  # those of the last round
     assert merit_here("logs", run.root, "1").count("merit branch 1: ") == 2
     assert merit(["logs", str(run.root), "2"]) == 2
-    assert "no branch 2 of 'merit' is planned here" in capsys.readouterr().err
+    assert "no branch 2 of 'merit' is planned here; planned are 0 and 1" in capsys.readouterr().err
     recipe(four, tiny_model, "fewer", train=", rounds: 2")
     finished(file, "--until", "rounds")
     assert [folder.name for folder in run.method().rounds.iterdir()] == ["01"]

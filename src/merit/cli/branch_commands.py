@@ -55,14 +55,14 @@ def logs(
 ) -> None:
     """Shows the output of a branch, in all its rounds."""
     from merit.cli.console import say_as_is
-    from merit.run.guard import refuse_links
+    from merit.run.guard import refuse_links, require_run, unplanned
     from merit.run.layout import RunDir
     from merit.train.spec import BranchSpec
 
+    home = require_run(run).method(method)
     refuse_links(run)
-    home = RunDir(run).method(method)
     if not home.planned(branch):
-        raise InputError(f"no branch {branch} of {method!r} is planned here", file=run)
+        raise unplanned(RunDir(run), method, branch, "`merit train` plans branches")
     seen: Counter[Path] = Counter()  # bytes that have been shown
     while True:
         folders = home.planned(branch)

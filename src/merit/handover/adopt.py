@@ -18,7 +18,7 @@ from merit.models.adapter import is_adapter
 from merit.models.checkpoint import Checkpoint
 from merit.models.input_sketch import InputSketch
 from merit.run.events import append_event
-from merit.run.guard import run_lock
+from merit.run.guard import run_lock, unplanned
 from merit.run.layout import BranchDir
 from merit.train import step as train
 from merit.train.spec import BranchResult, BranchSpec, finished_branch
@@ -54,9 +54,7 @@ def adopt_branch(
     chosen = find_method(context, method)
     branch = chosen.dir.branch(k)
     if not branch.spec.is_file():
-        raise InputError(
-            f"no branch {k} of {method!r} is planned here; `merit handover` plans branches", file=branch.root
-        )
+        raise unplanned(context.run, method, k, "`merit handover` plans branches")
     spec = BranchSpec.load(branch.spec)
     with run_lock(context.run), job_lock(branch.root / "lock", wait_seconds=0):
         if finished_branch(branch, fingerprint(spec)) is not None and not redo:

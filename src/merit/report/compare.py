@@ -22,8 +22,7 @@ from merit.report.page import Section, render_page
 from merit.report.sections.cost import hosts, spent_on
 from merit.report.sections.rounds import moved_by
 from merit.run.events import is_job
-from merit.run.guard import refuse_links
-from merit.run.layout import RunDir
+from merit.run.guard import refuse_links, require_run
 from merit.split.partition import Partition
 
 _SETTINGS = 20  # in the terminal; the page has all
@@ -138,8 +137,7 @@ def read_sides(roots: Sequence[Path]) -> list[Side]:
         raise InputError("a comparison needs at least two runs", field="RUN")
     places = [root.resolve() for root in roots]
     for root, place in zip(roots, places, strict=True):
-        if not RunDir(root).config.is_file():
-            raise InputError("not a run directory: there is no config.yaml in it", file=root)
+        require_run(root)
         refuse_links(root)
         if places.count(place) > 1:
             raise InputError("the same run is given twice", file=root)

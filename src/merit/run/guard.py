@@ -12,6 +12,7 @@ from pathlib import Path
 from merit.base.errors import InputError
 from merit.base.files import disk_errors, write_bytes
 from merit.base.locks import claim
+from merit.base.words import series
 from merit.run.layout import RunDir
 
 _LOOK_SECONDS = 0.3  # `merit status` takes the lock for a moment, to see whether it is free
@@ -31,6 +32,30 @@ def refuse_foreign(run: RunDir) -> None:
                 f"holds `{path.name}`, but is no run directory; a run would replace it: choose another folder with -o",
                 file=run.root,
             )
+
+
+def require_run(root: Path) -> RunDir:
+    """The run in a folder.
+
+    Raises:
+        InputError: `root` is no run directory.
+    """
+    run = RunDir(root)
+    if run.config.is_file():
+        return run
+    if root.is_file():
+        raise InputError(
+            f"is a file, not a run directory; a configuration's run is `output`, by default runs/{root.stem} beside it",
+            file=root,
+        )
+    raise InputError("not a run directory: there is no config.yaml in it", file=root)
+
+
+def unplanned(run: RunDir, method: str, k: int, hint: str) -> InputError:
+    """The error that no round plans branch `k` of this method. It names those that are planned; `hint` if none is."""
+    there = [str(number) for number in run.method(method).planned_numbers()]
+    known = f"planned are {series(there, limit=16)}" if there else hint
+    return InputError(f"no branch {k} of {method!r} is planned here; {known}", file=run.root)
 
 
 def refuse_links(root: Path) -> None:

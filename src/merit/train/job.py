@@ -17,7 +17,7 @@ from merit.context import Method, RunContext
 from merit.jobs.job import Job
 from merit.jobs.process import die_with_parent, job_lock
 from merit.run.events import stage_events
-from merit.run.guard import refuse_links
+from merit.run.guard import refuse_links, unplanned
 from merit.run.layout import BranchDir, RunDir
 from merit.train.spec import BranchResult, BranchSpec, trained_branch
 from merit.train.staging import store_url
@@ -63,7 +63,7 @@ def run_branch_job(
     die_with_parent()
     refuse_links(root)
     if not branch.spec.is_file():
-        raise InputError(f"no branch {k} of {method!r} is planned here; `merit split` plans branches", file=root)
+        raise unplanned(run, method, k, "`merit train` plans branches")
     with job_lock(branch.root / "lock"), stage_events(run.events, f"train {method} {k}") as facts:
         sweep_parts(branch.root, but=branch.job.name)  # the driver writes that one
         if trained_branch(branch, fingerprint(BranchSpec.load(branch.spec))) is not None:

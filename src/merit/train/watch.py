@@ -13,7 +13,7 @@ from merit.base.files import read_json, write_text
 from merit.base.locks import is_locked
 from merit.jobs.engine import QueuedJob, queue_of
 from merit.jobs.job import JobRecord
-from merit.run.guard import refuse_links
+from merit.run.guard import refuse_links, require_run
 from merit.run.layout import BranchDir, RunDir
 from merit.train.spec import BranchResult, BranchSpec
 
@@ -48,8 +48,7 @@ def run_status(run: RunDir) -> list[BranchStatus]:
     Raises:
         InputError: this is no run, or no branch is planned yet.
     """
-    if not run.config.is_file():
-        raise InputError("not a run directory: there is no config.yaml in it", file=run.root)
+    require_run(run.root)
     refuse_links(run.root)
     branches = branch_folders(run)
     if not branches:
