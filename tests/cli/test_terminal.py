@@ -139,6 +139,21 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
     ]  # fmt: skip
 
 
+def test_a_log_tells_the_time_left_by_the_speed_of_now(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    with console.PlainProgress().live() as progress, progress.bar("merit branch 0", total=100_000, unit="step") as bar:
+        done = 0
+        for speed, seconds in ((1, 3600), (10, 600)):  # another program has ended
+            for _ in range(seconds):
+                bar.update(done)
+                clock[0] += 1
+                done += speed
+    said = capsys.readouterr().err.splitlines()
+    assert "1 step/s" in said[200]
+    assert "10 step/s" in said[-1]
+
+
 def test_a_log_gets_no_bars_of_other_libraries(monkeypatch):
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         monkeypatch.setenv(name, "")  # so that it is put back

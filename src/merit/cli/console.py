@@ -9,6 +9,7 @@ import os
 import sys
 import textwrap
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -27,6 +28,7 @@ from merit.base.errors import printable
 from merit.base.progress import Bar, Progress
 
 _PLAIN_SECONDS = 15
+_SPEED_SECONDS = 300  # over which a job's speed is the mean: a machine that was busy an hour ago may be idle now
 _PIPE_WIDTH = 200
 _TABLE_WIDTH = 100  # of a table whose columns may go below it: what a mail, an issue or a split screen holds
 _BAR_REST = 70  # characters of a bar's line besides the bar itself and its note
@@ -133,16 +135,22 @@ class _PlainBar:
     def __init__(self, name: str, total: float, unit: str) -> None:
         self._name, self._total, self._unit = printable(name), total, unit
         self._said = time.monotonic()
-        self._first: tuple[float, float] | None = None  # when the first news came, and how much was done then
+        self._past: deque[tuple[float, float]] = deque()  # when a line was due, and how much was done then
 
     def update(self, done: float, *, total: float | None = None, note: str | None = None) -> None:
         if total and total != self._total:  # so far it waited, and its work was not known; rich does the same
-            self._total, self._first = total, None
+            self._total = total
+            self._past.clear()
         now = time.monotonic()
-        since, before = self._first = self._first or (now, done)  # a job that resumes does not start at 0
+        if not self._past:
+            self._past.append((now, done))  # a job that resumes does not start at 0
+        while len(self._past) > 1 and now - self._past[1][0] >= _SPEED_SECONDS:
+            self._past.popleft()
+        since, before = self._past[0]
         if now - self._said < _PLAIN_SECONDS or done <= before:
             return
         self._said = now
+        self._past.append((now, done))
         speed = (done - before) / (now - since)
         left = timedelta(seconds=round((self._total - done) / speed))
         amount = _amount(done, self._total, self._unit, speed)
