@@ -108,7 +108,7 @@ def _mixture(names: Sequence[str], tokens: dict[str, int], text: str) -> Mixture
     def summary(name: str, supervised: int) -> DatasetSummary:
         return DatasetSummary(
             name=name,
-            source=f"reasoning_gym:{name}",
+            source="/srv/people/ann/tuning/arithmetic.jsonl" if name == NAMES[0] else f"reasoning_gym:{name}",
             format="qa",
             weight=1.0,
             train=SplitCounts(examples=500, tokens=supervised * 4, supervised_tokens=supervised),

@@ -23,6 +23,8 @@ def test_asked(page: str) -> None:
     assert "2 unseen datasets only measured" in text
     assert "full fine-tuning, 1 epoch, learning rate 5e-05" in text
     assert "3 truncated" in text
+    assert "…/tuning/arithmetic.jsonl" in text
+    assert "/srv/people" not in text
     assert any(element.text == "5<|end|>" for element in Page(page).all("mark"))
 
 

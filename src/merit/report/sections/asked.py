@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from merit.base import extensions
@@ -105,7 +106,7 @@ def _table(datasets: list[DatasetSummary], *, trained: bool = True) -> DataTable
     for item in datasets:
         row = [
             item.name,
-            item.source,
+            _short_path(item.source),
             item.format,
             *([count(item.train.examples)] if trained else []),
             count(item.held_out.examples),
@@ -115,6 +116,12 @@ def _table(datasets: list[DatasetSummary], *, trained: bool = True) -> DataTable
         row += [f"{item.weight:g}"] * weighted + [_dropped(item)] * dropped
         rows.append(row)
     return DataTable(header + ["weight"] * weighted + ["left out or cut"] * dropped, rows)
+
+
+def _short_path(source: str) -> str:
+    """A file's name and folder: a whole path is wider than all other columns. Other sources as they are."""
+    path = Path(source)
+    return str(Path("…", *path.parts[-2:])) if path.is_absolute() and len(path.parts) > 3 else source
 
 
 def _dropped(item: DatasetSummary) -> str:
