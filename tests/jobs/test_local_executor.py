@@ -217,6 +217,16 @@ def test_the_users_own_threads_and_waiting_hold_for_jobs(asked, threads, monkeyp
     assert slot_environments(None, [], 8) == [{"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}]
 
 
+def test_threads_that_are_to_wait_passively_spin_a_moment_before_they_sleep(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    [slot] = slot_environments(None, [], 2)
+    assert (slot["OMP_WAIT_POLICY"], slot["GOMP_SPINCOUNT"]) == ("passive", "20000")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "0")
+    [slot] = slot_environments(None, [], 2)
+    assert "GOMP_SPINCOUNT" not in slot  # the job inherits the user's
+
+
 def test_cores_that_others_keep_busy(tmp_path, monkeypatch):
     """For a tenth of a second one core worked, another for half of it, one nicely, and one that is not ours."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2, 3})

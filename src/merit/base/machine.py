@@ -111,14 +111,14 @@ def local_slots(parallel: int | None) -> int:
     return len(slot_environments(parallel, visible_gpus(), usable_cores()))
 
 
-# Idle OpenMP threads spin for microseconds and then sleep. If they spun on, everything else on the machine would be ten
-# times slower, and they themselves beside another process three times; if they slept at once, a step would take a
-# quarter longer.
+# Idle OpenMP threads spin for microseconds and then sleep. If they spun on, everything else on the machine would wait
+# for them; if they slept at once, a training step on two cores would take twice as long.
 _WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "20000"}
 
 
 def _user_waits() -> bool:
-    return "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ
+    """Whether the user wants another way. A bare `passive` would have them sleep at once; it is kept with our spin."""
+    return "GOMP_SPINCOUNT" in os.environ or os.environ.get("OMP_WAIT_POLICY", "passive").lower() != "passive"
 
 
 def thread_environment(threads: int) -> dict[str, str]:
