@@ -16,7 +16,7 @@ import yaml
 from runs import HEAD, weights_of
 
 from four_files import write_four_files
-from merit.base.errors import InputError
+from merit.base.errors import InputError, StageError
 from merit.base.files import read_json
 from merit.base.locks import claim
 from merit.cli.main import run as merit
@@ -26,6 +26,7 @@ from merit.handover.adopt import adopt_branch
 from merit.pipeline import run_pipeline
 from merit.run.layout import RunDir
 from merit.split.partition import Partition
+from merit.train import step as train_step
 from merit.train.job import Ranks, run_branch_job
 from merit.train.spec import BranchResult
 
@@ -188,6 +189,7 @@ def test_a_partial_run_says_so_everywhere(copied: RunDir, capsys: pytest.Capture
     # A deadline that has passed before anything is trained.
     assert merit(["run", str(run.root), "--partial", "--deadline", "0s"]) == 0
     out, err = capsys.readouterr()
+    assert not run.method().branch(1).job.exists()  # it did not begin
     assert "continuing without the branches that failed or were late: the deadline has passed" in err
     assert "Partial: `merit` is merged without branch 1, which was not done in time." in out
     assert "only 1 of 2 branches" in Table.load(run.table).rows[1].description
@@ -200,6 +202,21 @@ def test_a_partial_run_says_so_everywhere(copied: RunDir, capsys: pytest.Capture
     # The next run trains what is missing, and is whole again.
     assert merit(["run", str(run.root)]) == 0
     assert "Partial" not in capsys.readouterr().out
+
+
+def test_what_is_done_when_the_deadline_passes_counts(
+    copied: RunDir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def late(*_: object) -> None:
+        raise StageError("the deadline has passed")
+
+    monkeypatch.setattr(train_step, "run_jobs", late)
+    context = RunContext.open(copied.root)
+    assert train_step.train_methods(context, context.trained) == 0
+    assert "continuing with all branches" in caplog.text
+    copied.method().branch(1).done.unlink()
+    with pytest.raises(StageError, match="the deadline has passed"):
+        train_step.train_methods(context, context.trained)
 
 
 def test_a_dataset_more_and_one_less(copied: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,11 +110,12 @@ def train_methods(context: RunContext, methods: Sequence[Method]) -> int:
     try:
         run_jobs(context, jobs)
     except (StageError, InputError) as error:
-        late = any(left_out(method) for method in methods)  # the last may have been done while the rest was stopped
-        if (late or context.run.cancel.exists()) and not _goes_on(context, methods):
-            raise
-        if late:
+        if context.run.cancel.exists() or any(left_out(method) for method in methods):
+            if not _goes_on(context, methods):
+                raise
             _log.warning("continuing without the branches that failed or were late: %s", error)
+        else:  # the last was done in the moment before the jobs were stopped
+            _log.warning("continuing with all branches: they were done when the jobs ended (%s)", error)
     measure_branches(context, methods)
     return len(jobs)
 

@@ -1,12 +1,13 @@
 """Python imports this file at its start where its folder is on PYTHONPATH: a store that counts.
 
-`counted://PATH` is the folder PATH. A line of the file $COUNTED is what one copy moved: into it (`put`) or out of it
-(`get`), bytes, and the name.
+`counted://PATH` is the folder PATH, slow to give θ0, so that two jobs want the same file at once. A line of the file
+$COUNTED is what one copy moved: into it (`put`) or out of it (`get`), bytes, and the name.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class CountedFileSystem(LocalFileSystem):
         self._count("put", source, target)
 
     def get_file(self, source: str, target: str, *args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.2 if "/theta0/" in source else 0)
         super().get_file(source, target, *args, **kwargs)
         self._count("get", target, source)
 
