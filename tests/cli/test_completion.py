@@ -31,7 +31,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             planned_tokens=1,
             seed=0,
         ).save(root / "branches" / f"{k:02d}" / "spec.json")
-    (root / "baselines" / "joint" / "branches" / "00").mkdir(parents=True)
+    joint = root / "baselines" / "joint" / "branches" / "00"
+    joint.mkdir(parents=True)
+    (joint / "spec.json").touch()
     (root / "config.yaml").touch()
     (root / "mixture.json").write_text(json.dumps({"datasets": [{"name": name} for name in ("gcd", "lcm", "\x1b[2J")]}))
     (tmp_path / "data").mkdir()

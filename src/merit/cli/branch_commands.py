@@ -55,14 +55,13 @@ def logs(
 ) -> None:
     """Shows the output of a branch, in all its rounds."""
     from merit.cli.console import say_as_is
-    from merit.run.guard import refuse_links, require_run, unplanned
-    from merit.run.layout import RunDir
+    from merit.run.guard import require_run, unplanned
     from merit.train.spec import BranchSpec
 
-    home = require_run(run).method(method)
-    refuse_links(run)
+    found = require_run(run)
+    home = found.method(method)
     if not home.planned(branch):
-        raise unplanned(RunDir(run), method, branch, "`merit train` plans branches")
+        raise unplanned(found, method, branch, "`merit train` plans branches")
     seen: Counter[Path] = Counter()  # bytes that have been shown
     while True:
         folders = home.planned(branch)

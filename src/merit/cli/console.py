@@ -135,7 +135,7 @@ class _PlainBar:
     def __init__(self, name: str, total: float, unit: str) -> None:
         self._name, self._total, self._unit = printable(name), total, unit
         self._said = time.monotonic()
-        self._past: deque[tuple[float, float]] = deque()  # when a line was due, and how much was done then
+        self._past: deque[tuple[float, float]] = deque()  # times of the lines of late, and what was done then
 
     def update(self, done: float, *, total: float | None = None, note: str | None = None) -> None:
         if total and total != self._total:  # so far it waited, and its work was not known; rich does the same

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from merit.base.errors import InputError, printable
-from merit.run.layout import MAIN_METHOD, BranchDir, MethodDir, RunDir
+from merit.run.layout import MAIN_METHOD, RunDir
 
 _PLACES = ("", "runs")  # where runs lie, as seen from the folder that is typed
 _MOST = 200  # entries of a folder that are looked at
@@ -39,13 +39,8 @@ def complete_branch(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]
     run = _run(ctx)
     if run is None:
         return []
-    method = run.method(str(ctx.params.get("method") or MAIN_METHOD))
-    specs: dict[int, Path] = {}
-    for home in (*map(MethodDir, _folders(method.rounds)), method):  # in the first round there is no other
-        specs |= {
-            int(folder.name): BranchDir(folder).spec for folder in _folders(home.branches) if folder.name.isdecimal()
-        }
-    return [(str(k), _datasets(specs[k])) for k in sorted(specs) if str(k).startswith(incomplete)]
+    planned = run.method(str(ctx.params.get("method") or MAIN_METHOD)).planned_branches()
+    return [(str(k), _datasets(planned[k].spec)) for k in sorted(planned) if str(k).startswith(incomplete)]
 
 
 def complete_method(ctx: typer.Context, incomplete: str) -> list[str]:

@@ -38,22 +38,22 @@ def require_run(root: Path) -> RunDir:
     """The run in a folder.
 
     Raises:
-        InputError: `root` is no run directory.
+        InputError: `root` is no run directory, or a link in it leads out of it.
     """
     run = RunDir(root)
     if run.config.is_file():
+        refuse_links(root)
         return run
     if root.is_file():
-        raise InputError(
-            f"is a file, not a run directory; a configuration's run is `output`, by default runs/{root.stem} beside it",
-            file=root,
-        )
+        where = f"its run lies where its `output` says, by default in runs/{root.stem} beside it"
+        hint = f"; if this is a configuration, {where}" if root.suffix in (".yaml", ".yml") else ""
+        raise InputError(f"is a file, not a run directory{hint}", file=root)
     raise InputError("not a run directory: there is no config.yaml in it", file=root)
 
 
 def unplanned(run: RunDir, method: str, k: int, hint: str) -> InputError:
-    """The error that no round plans branch `k` of this method. It names those that are planned; `hint` if none is."""
-    there = [str(number) for number in run.method(method).planned_numbers()]
+    """The error for a branch `k` that no round plans. It names those that are planned, or gives `hint` if none is."""
+    there = [str(number) for number in sorted(run.method(method).planned_branches())]
     known = f"planned are {series(there, limit=16)}" if there else hint
     return InputError(f"no branch {k} of {method!r} is planned here; {known}", file=run.root)
 

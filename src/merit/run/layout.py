@@ -66,10 +66,11 @@ class MethodDir:
         found = [method.branch(k) for method in (*rounds, self)]
         return [branch for branch in found if branch.spec.is_file()]
 
-    def planned_numbers(self) -> list[int]:
-        """The branches that some round plans so far."""
-        folders = [self, *(self.round(int(folder.name)) for folder in self.rounds.glob("[0-9][0-9]"))]
-        return sorted({int(spec.parent.name) for one in folders for spec in one.branches.glob("[0-9][0-9]/spec.json")})
+    def planned_branches(self) -> dict[int, BranchDir]:
+        """The branches that some round plans so far, each in its last such round."""
+        rounds = [self.round(int(folder.name)) for folder in sorted(self.rounds.glob("[0-9][0-9]"))]
+        specs = [spec for method in (*rounds, self) for spec in method.branches.glob("*/spec.json")]
+        return {int(spec.parent.name): BranchDir(spec.parent) for spec in specs if spec.parent.name.isdecimal()}
 
     def merged(self, scale: float = 1.0) -> Path:
         """The merge, or the point β = `scale` on its ray."""

@@ -13,7 +13,7 @@ from merit.base.files import read_json, write_text
 from merit.base.locks import is_locked
 from merit.jobs.engine import QueuedJob, queue_of
 from merit.jobs.job import JobRecord
-from merit.run.guard import refuse_links, require_run
+from merit.run.guard import require_run
 from merit.run.layout import BranchDir, RunDir
 from merit.train.spec import BranchResult, BranchSpec
 
@@ -49,7 +49,6 @@ def run_status(run: RunDir) -> list[BranchStatus]:
         InputError: this is no run, or no branch is planned yet.
     """
     require_run(run.root)
-    refuse_links(run.root)
     branches = branch_folders(run)
     if not branches:
         raise InputError("no branch is planned here yet; `merit train` plans and trains them", file=run.root)
