@@ -8,7 +8,9 @@ from pathlib import Path
 from parsing import Page
 from synthetic import NAMES, make_run
 
-from merit.report.build import build_report
+from merit.report.build import build_report, chapters
+from merit.report.evidence import read_evidence
+from merit.report.export import figures_of
 from merit.run.layout import RunDir
 
 
@@ -102,6 +104,18 @@ def test_no_comparison_of_costs_while_branches_train(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     run.method().branch(1).done.unlink()
     assert "at best" not in chapter(build_report(run.root).read_text(encoding="utf-8"), "cost")
+
+
+def test_a_method_has_one_colour_in_all_figures(tmp_path: Path) -> None:
+    colours: dict[str, set[str]] = {}
+    for figure in figures_of(chapters(read_evidence(make_run(tmp_path / "run").root))):
+        for trace in figure.traces:
+            marker, line = trace.get("marker", {}), trace.get("line", {})
+            method = str(trace.get("name")).split(" ")[0]  # "random 2" is its branch 2
+            if method in ("joint", "random") and figure.id != "forest":
+                colours.setdefault(method, set()).add(marker.get("color") or line["color"])
+    assert sorted(colours) == ["joint", "random"]
+    assert [len(found) for found in colours.values()] == [1, 1], colours
 
 
 def test_reproduce(page: str) -> None:

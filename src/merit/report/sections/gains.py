@@ -126,7 +126,7 @@ def forest_figure(comparisons: Sequence[Comparison], *, id: str = "forest") -> F
     )
 
 
-def tradeoff_figure(rows: Sequence[TableRow], face: str, methods: Sequence[str]) -> Figure | None:
+def tradeoff_figure(rows: Sequence[TableRow], face: str, rivals: Sequence[str]) -> Figure | None:
     """In-mixture loss of tuned models against the loss on another face; down and left is better."""
     kept = [row for row in rows if getattr(row, face) is not None and row.kind != "base"]
     if len(kept) < 2:
@@ -145,13 +145,13 @@ def tradeoff_figure(rows: Sequence[TableRow], face: str, methods: Sequence[str])
                 "text": [plotly_text(label)],
                 "textposition": spot,
                 "cliponaxis": False,
-                "error_x": _whisker(row.in_mixture_se, row.method, methods),
-                "error_y": _whisker(getattr(row, f"{face}_se"), row.method, methods),
+                "error_x": _whisker(row.in_mixture_se, row.method, rivals),
+                "error_y": _whisker(getattr(row, f"{face}_se"), row.method, rivals),
                 "marker": {
                     "size": 13 if row.method == "merit" else 10,
-                    "color": method_colour(row.method, methods),
-                    "symbol": method_symbol(row.method, methods),
-                    "line": {"width": 2 if row.method == "base" else 0, "color": method_colour(row.method, methods)},
+                    "color": method_colour(row.method, rivals),
+                    "symbol": method_symbol(row.method, rivals),
+                    "line": {"width": 2 if row.method == "base" else 0, "color": method_colour(row.method, rivals)},
                 },
                 "hovertemplate": f"<b>{plotly_text(row.label)}</b><br>in the mixture %{{x:.3f}}"
                 f"<br>{LOSS_FACES[face]} %{{y:.3f}}<extra></extra>",
@@ -184,7 +184,7 @@ def tradeoff_figure(rows: Sequence[TableRow], face: str, methods: Sequence[str])
 
 
 def dataset_figure(
-    scores: Sequence[ModelScores], order: Sequence[str], methods: Sequence[str], *, unseen: bool
+    scores: Sequence[ModelScores], order: Sequence[str], rivals: Sequence[str], *, unseen: bool
 ) -> Figure | None:
     """Held-out loss of every dataset under every model: a row a dataset, a marker a model."""
     kept = [item for item in scores if item.kind != "branch"]
@@ -206,8 +206,8 @@ def dataset_figure(
                 "y": [where[name] for name, _ in found],
                 "marker": {
                     "size": 11 if item.method == "merit" else 9,
-                    "color": method_colour(item.method, methods),
-                    "symbol": method_symbol(item.method, methods) + ("-open" if hollow else ""),
+                    "color": method_colour(item.method, rivals),
+                    "symbol": method_symbol(item.method, rivals) + ("-open" if hollow else ""),
                     "line": {"width": 2 if hollow or item.method == "base" else 0},
                 },
                 "hovertemplate": f"%{{y}}<br><b>{plotly_text(item.label)}</b> %{{x:.3f}}<extra></extra>",
@@ -234,8 +234,8 @@ def dataset_figure(
     )
 
 
-def _whisker(error: float | None, method: str, methods: Sequence[str]) -> dict[str, Any]:
-    return error_bars([half_width(error)] if error is not None else [], method_colour(method, methods))
+def _whisker(error: float | None, method: str, rivals: Sequence[str]) -> dict[str, Any]:
+    return error_bars([half_width(error)] if error is not None else [], method_colour(method, rivals))
 
 
 def _verdict(item: Comparison) -> str:

@@ -61,7 +61,6 @@ def rounds_figure(evidence: Evidence) -> Figure | None:
         return None
     lines += _merged_again(evidence)
     points = [point for line in lines for point in line]
-    methods = evidence.rivals
     below = {
         (a.label, a.moved) for a in points for b in points if a.moved == b.moved and a.row.in_mixture < b.row.in_mixture
     }
@@ -72,7 +71,7 @@ def rounds_figure(evidence: Evidence) -> Figure | None:
         alt=f"Line chart of the loss in the mixture after each round, {plural(len(points), 'model')}, over the bytes "
         f"moved between {machines} machines until then, {data_size(least)} to {data_size(most)} on a logarithmic "
         "scale, with 95% intervals. Down and to the left is better.",
-        traces=[_trace(line, methods, most, below) for line in lines if line],
+        traces=[_trace(line, evidence.rivals, most, below) for line in lines if line],
         layout={
             "xaxis": {
                 "title": {"text": f"bytes between {machines} machines, logarithmic  (← fewer)"},
@@ -130,10 +129,10 @@ def _ticks(least: int, most: int) -> dict[str, Any]:
     return {"tickmode": "array", "tickvals": values, "ticktext": [data_size(value) for value in values]}
 
 
-def _trace(line: Sequence[_Point], methods: Sequence[str], most: int, below: set[tuple[str, int]]) -> dict[str, Any]:
+def _trace(line: Sequence[_Point], rivals: Sequence[str], most: int, below: set[tuple[str, int]]) -> dict[str, Any]:
     """The merges of a method; labels stand beside the whisker, and `below` their point where another is above it."""
     name = line[0].row.method
-    colour = method_colour(name, methods)
+    colour = method_colour(name, rivals)
     errors = [half_width(point.row.in_mixture_se or 0.0) for point in line]
     return {
         "type": "scatter",
@@ -149,7 +148,7 @@ def _trace(line: Sequence[_Point], methods: Sequence[str], most: int, below: set
         ],
         "cliponaxis": False,
         "line": {"color": colour, "width": 2},
-        "marker": {"color": colour, "size": 11, "symbol": method_symbol(name, methods)},
+        "marker": {"color": colour, "size": 11, "symbol": method_symbol(name, rivals)},
         "customdata": [[plotly_text(point.row.label), data_size(point.moved)] for point in line],
         "hovertemplate": "<b>%{customdata[0]}</b><br>%{customdata[1]} moved<br>loss %{y:.3f}<extra></extra>",
     }

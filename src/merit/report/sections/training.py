@@ -78,13 +78,13 @@ def branch_curves(method: MethodEvidence) -> Figure | None:
     return _figure("curves", "Training loss of each branch", "branches", traces, [method])
 
 
-def baseline_curves(methods: Sequence[MethodEvidence], names: Sequence[str]) -> Figure | None:
+def baseline_curves(methods: Sequence[MethodEvidence], rivals: Sequence[str]) -> Figure | None:
     """The baselines' branches: a colour a method, a dash a branch."""
     traces = []
     for method in methods:
         for branch in method.branches:
             label = method.name if len(method.branches) == 1 else f"{method.name} {branch.index}"
-            traces += _curve(label, branch, method_colour(method.name, names), dash(branch.index))
+            traces += _curve(label, branch, method_colour(method.name, rivals), dash(branch.index))
     return _figure("baseline-curves", "Training loss of the baselines", "baseline branches", traces, methods)
 
 
