@@ -112,12 +112,12 @@ def local_slots(parallel: int | None) -> int:
 
 
 # Idle OpenMP threads spin for microseconds and then sleep. If they spun on, everything else on the machine would wait
-# for them; if they slept at once, a training step on two cores would take twice as long.
+# for them; if they slept at once, a training step on two cores would take up to twice as long.
 _WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "20000"}
 
 
 def _user_waits() -> bool:
-    """Whether the user wants another way. A bare `passive` would have them sleep at once; it is kept with our spin."""
+    """Whether the user has chosen how threads wait. `passive` alone is our choice too, but they would sleep at once."""
     return "GOMP_SPINCOUNT" in os.environ or os.environ.get("OMP_WAIT_POLICY", "passive").lower() != "passive"
 
 
